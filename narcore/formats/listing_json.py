@@ -1,0 +1,114 @@
+"""Reading of ``.ls`` files: from JSON to the events of the NAR that it describes.
+
+``{"version":1,"root":node}``, a node being one of these (Nix: src/libutil/nar-listing.cc); other fields are ignored::
+
+    {"type":"regular","size":N,"executable":bool?,"narOffset":N?}
+    {"type":"directory","entries":{name:node}}
+    {"type":"symlink","target":s}
+
+Bytes that are no UTF-8 may stand there as they are, as Nix 2.8 writes them, or escaped as ``\\udc80`` to ``\\udcff``.
+"""
+
+import json
+from collections.abc import Iterator
+from operator import itemgetter
+
+from narcore.errors import ListingError
+from narcore.formats.nar import wire
+from narcore.formats.nar.events import Directory, DirectoryEnd, NarEvent, Regular, Symlink
+
+
+def events(data: bytes) -> Iterator[NarEvent]:
+    """The events of the NAR, in its order and within its rules, without Data and End.
+
+    ``nar_offset`` is what the file says, or 0. ListingError if the file breaks the format, is not complete, or is of
+    something that no NAR can hold.
+    """
+    return _events(_root(data))
+
+
+def _root(data: bytes) -> object:
+    """The root node of an ``.ls`` file as parsed JSON."""
+    try:
+        listing = json.loads(data.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError) as error:  # ValueError also for integers of thousands of digits
+        raise ListingError("not JSON that can be read") from error
+    if not isinstance(listing, dict):
+        raise ListingError("not a JSON object")
+    version = listing.get("version")
+    if type(version) is not int or version != 1:
+        raise ListingError("not version 1", where="field version")
+    return listing.get("root")
+
+
+def _events(root: object) -> Iterator[NarEvent]:
+    # Without recursion: how deep it goes is up to whoever wrote the file.
+    pending: list[Iterator[tuple[bytes, object]]] = [iter([(b"", root)])]
+    while pending:
+        for name, node in pending[-1]:
+            if not isinstance(node, dict):
+                raise ListingError("a node that is no JSON object", where=shown(name))
+            kind = node.get("type")
+            if kind == "regular":
+                yield _regular(name, node)
+            elif kind == "symlink":
+                yield Symlink(name, _checked_target(name, node.get("target")))
+            elif kind == "directory":
+                yield Directory(name)
+                pending.append(_entries(name, node.get("entries"), len(pending)))
+                break
+            else:
+                raise ListingError("no type, or an unknown one", where=shown(name))
+        else:
+            pending.pop()
+            if pending:
+                yield DirectoryEnd()
+
+
+def _regular(name: bytes, node: dict[str, object]) -> Regular:
+    size, executable, nar_offset = node.get("size"), node.get("executable", False), node.get("narOffset")
+    if type(size) is not int or not 0 <= size <= wire.SIZE_MAX:  # not isinstance: True is an int as well
+        raise ListingError("no size, or a bad one", where=shown(name))
+    if not isinstance(executable, bool):
+        raise ListingError("executable is not true or false", where=shown(name))
+    if nar_offset is None:
+        return Regular(name, executable, size)
+    if type(nar_offset) is not int or nar_offset <= 0:
+        raise ListingError("a bad narOffset", where=shown(name))
+    return Regular(name, executable, size, nar_offset)
+
+
+def _checked_target(name: bytes, target: object) -> bytes:
+    raw = _encoded(target, name)
+    if fault := wire.target_fault(raw):
+        raise ListingError(fault, where=shown(name))
+    return raw
+
+
+def _entries(name: bytes, entries: object, depth: int) -> Iterator[tuple[bytes, object]]:
+    """The entries of the directory ``name``, which are at ``depth``, as a NAR has them: bytes, in order, checked."""
+    if not isinstance(entries, dict):
+        raise ListingError("a directory without entries: the listing is not complete", where=shown(name))
+    if entries and depth > wire.DEPTH_MAX:
+        raise ListingError(f"nested deeper than {wire.DEPTH_MAX}", where=shown(name))
+    members = sorted(((_encoded(key, name), node) for key, node in entries.items()), key=itemgetter(0))
+    previous = b""
+    for key, _ in members:
+        if fault := wire.name_fault(key) or wire.order_fault(key, previous):
+            raise ListingError(fault, where=shown(name))
+        previous = key
+    return iter(members)
+
+
+def _encoded(text: object, name: bytes) -> bytes:
+    if not isinstance(text, str):
+        raise ListingError("no target, or a bad one", where=shown(name))
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:  # an escaped surrogate that stands for no byte
+        raise ListingError("text that stands for no bytes", where=shown(name)) from error
+
+
+def shown(name: bytes) -> str:
+    """A node for a message, by its own name: its whole path would have to be kept for that."""
+    return f"entry {name!r}" if name else "root"
