@@ -11,7 +11,7 @@
     listing     NarListing, Node, ListingBuilder: what is in a NAR, and where (.ls files); listing_json reads the JSON
     nar/        the archive itself: grammar, events, parser, writer
 
-Each value has ``parse`` and its inverse, is checked when it is made, and raises a FormatError, or the subclass of it that
-belongs to the format, for anything else. Import from the modules: this file stays empty of names, so that a program loads
-what it needs.
+Each value has ``parse`` and its inverse, is checked when it is made, and raises a FormatError, or the subclass of it
+that belongs to the format, for anything else. Import from the modules: this file stays empty of names, so that a
+program loads what it needs.
 """
