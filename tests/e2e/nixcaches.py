@@ -1,8 +1,8 @@
 """Binary caches that a real Nix wrote, and variants of them that other programs write.
 
 `build` makes all of them once and keeps them in the user's cache directory, under a hash of everything that they are
-made from; `E2E_CACHE_DIR` moves that directory. Nix runs on a store below a temporary root: no daemon, no network, nothing
-under /nix.
+made from; `E2E_CACHE_DIR` moves that directory. Nix runs on a store below a temporary root: no daemon, no network,
+nothing under /nix.
 """
 
 import fcntl
@@ -264,7 +264,7 @@ class _Nix:
 
     def import_path(self, tree: Path, store_path: str, references: Iterable[str]) -> None:
         """Add a tree under a store path of our choice, with references, out of what `nix-store --export` writes."""
-        command = ["nix-store", "--dump", tree]
+        command = ["nix-store", "--dump", str(tree)]
         dump = subprocess.run(command, stdout=subprocess.PIPE, env=self._environ, check=True).stdout
         texts = sorted(reference.encode() for reference in references)
         exported = [_u64(1), dump, _u64(0x4558494E), _string(store_path.encode()), _u64(len(texts))]
