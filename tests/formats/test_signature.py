@@ -1,0 +1,129 @@
+import subprocess
+import sys
+from base64 import b64encode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from narcore.errors import FormatError
+from narcore.formats.signature import PublicKey, SecretKey, Signature, parse_public_keys
+
+# RFC 8032, section 7.1, test 2.
+SEED = bytes.fromhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb")
+PUBLIC = bytes.fromhex("3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c")
+SIGNATURE = bytes.fromhex(
+    "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da"
+    "085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"
+)
+KEY = SecretKey("test-1", SEED)
+
+
+def test_agrees_with_rfc_8032() -> None:
+    assert KEY.public_key == PublicKey("test-1", PUBLIC)
+    assert KEY.sign(b"\x72") == Signature("test-1", SIGNATURE)
+    assert KEY.public_key.verify(b"\x72", Signature("test-1", SIGNATURE))
+
+
+def test_verify_says_no() -> None:
+    key, signature = KEY.public_key, KEY.sign(b"message")
+    flipped = Signature("test-1", bytes([signature.sig[0] ^ 1]) + signature.sig[1:])
+    assert key.verify(b"message", signature)
+    assert not key.verify(b"massage", signature)
+    assert not key.verify(b"message", flipped)
+    assert not SecretKey.generate("test-1").public_key.verify(b"message", signature)
+    for name in ("test-2", "test", "TEST-1", "test-1\u200b"):
+        assert not PublicKey(name, key.key).verify(b"message", signature)
+
+
+@given(st.binary(min_size=32, max_size=32), st.binary(min_size=64, max_size=64), st.binary(max_size=40))
+def test_verify_never_raises(key: bytes, sig: bytes, message: bytes) -> None:
+    assert not PublicKey("x", key).verify(message, Signature("x", sig))
+
+
+def test_text_forms() -> None:
+    signature = KEY.sign(b"x")
+    assert str(signature) == f"test-1:{b64encode(signature.sig).decode()}"
+    assert Signature.parse(str(signature)) == signature
+    assert str(KEY.public_key) == f"test-1:{b64encode(PUBLIC).decode()}"
+    assert PublicKey.parse(str(KEY.public_key)) == KEY.public_key
+    assert KEY.to_text() == f"test-1:{b64encode(SEED + PUBLIC).decode()}"
+    assert SecretKey.parse(KEY.to_text()) == KEY
+
+
+def test_generated_keys_differ_and_can_be_read_back() -> None:
+    one, other = SecretKey.generate("a"), SecretKey.generate("a")
+    assert one != other
+    assert SecretKey.parse(one.to_text()) == one
+
+
+def test_a_secret_key_does_not_show_itself() -> None:
+    for shown in (str(KEY), repr(KEY), f"{KEY}"):
+        assert "test-1" in shown
+        assert b64encode(SEED).decode()[:8] not in shown
+        assert repr(SEED)[2:-1] not in shown
+
+
+def b64(size: int) -> str:
+    return b64encode(bytes(size)).decode()
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "where"),
+    [(Signature, 64, "signature"), (PublicKey, 32, "public key"), (SecretKey, 64, "secret key")],
+)
+def test_refuses(kind: type[Signature | PublicKey | SecretKey], size: int, where: str) -> None:
+    good = b64(size)
+    bad = [
+        "",
+        "x",
+        ":",
+        "x:",
+        f":{good}",
+        f" :{good}",
+        f"a b:{good}",
+        f"a\n:{good}",
+        good,
+        f"x:{good}:y",
+        f"x:{good[:-1]}",
+    ]
+    bad += [
+        f"x:{b64(size - 1)}",
+        f"x:{b64(size + 1)}",
+        f"x: {good}",
+        f"x:{good}\n",
+        "x:" + "!" * len(good),
+        f"x:\u00e9{good}",
+    ]
+    for text in bad:
+        with pytest.raises(FormatError) as caught:
+            kind.parse(text)
+        assert caught.value.where == where, text
+
+
+def test_a_secret_key_with_another_public_half_is_refused() -> None:
+    with pytest.raises(FormatError):
+        SecretKey.parse(f"x:{b64encode(SEED + bytes(32)).decode()}")
+
+
+def test_parse_public_keys() -> None:
+    other = SecretKey.generate("b").public_key
+    assert parse_public_keys(f"\n {KEY.public_key}\t{other} \n") == (KEY.public_key, other)
+    assert parse_public_keys(" ") == ()
+    with pytest.raises(FormatError):
+        parse_public_keys(f"{other} rubbish")
+
+
+@given(st.text() | st.text("x:A=+/", min_size=40))
+def test_reads_or_refuses(text: str) -> None:
+    for kind in (Signature, PublicKey):
+        try:
+            parsed = kind.parse(text)
+        except FormatError:
+            continue
+        assert kind.parse(str(parsed)) == parsed
+
+
+def test_cryptography_is_loaded_at_first_use_only() -> None:
+    program = "import sys, narcore.formats.narinfo; sys.exit('cryptography' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
