@@ -1,0 +1,381 @@
+"""NAR bytes in, events out: a parser that never waits and never recurses.
+
+Modelled on h11's ``Connection``: it does no I/O, so the same code reads a NAR from a disk, from a socket and, in the
+tests, byte by byte.
+
+Strategy:
+
+- Each state is a method that stands for one place in the grammar. It either makes an event, or says how many bytes it
+  must see to go on, and is called again from its start when they are there. It moves the position only once it has
+  matched. As it begins again a fixed number of times for each token, any chunking takes linear time.
+- A state looks for a whole merged token with ``startswith``. Only when that fails is it worth finding out whether bytes
+  are missing or wrong (`_mismatch`).
+- Chunks wait in a queue. One at a time is the buffer, uncopied; a token that lies across a chunk's end, and nothing but
+  that token, is put together from its parts. So the parser holds one token and the chunks it was given, and contents
+  are never copied.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import NoReturn
+
+from narcore.errors import NarError
+from narcore.formats.nar.events import (
+    NEED_DATA,
+    Data,
+    Directory,
+    DirectoryEnd,
+    End,
+    NarEvent,
+    NeedData,
+    Regular,
+    Symlink,
+    close,
+)
+from narcore.formats.nar.wire import (
+    CLOSE,
+    DEPTH_MAX,
+    DIRECTORY,
+    ENTRY,
+    EXECUTABLE,
+    NAME_MAX,
+    PADDED_CLOSE,
+    PADDED_CLOSE_ENTRY,
+    PADDED_NODE,
+    REGULAR,
+    ROOT,
+    SIZE_MAX,
+    SYMLINK,
+    TARGET_MAX,
+    U64,
+    first_difference,
+    name_fault,
+    order_fault,
+    target_fault,
+)
+
+# Half the time of a named tuple goes into its Python-level __new__, hence this.
+_new = tuple.__new__
+_read_u64 = U64.unpack_from
+_DIRECTORY_END = DirectoryEnd()
+
+Step = NarEvent | None
+"""What a state comes to: an event, or None when it must see more bytes first."""
+
+
+class NarParser:
+    """Turns the bytes of one NAR into events.
+
+    Call `receive_data` with the next bytes and then `next_event` until it answers NEED_DATA, or loop over `events`;
+    call `receive_eof` when there are no more bytes. With ``contents=False`` a Regular is not followed by Data: its
+    contents are stepped over, and still checked for their length and padding.
+
+    Every break of the format is a NarError whose ``where`` is ``"offset N"``, raised again whenever the parser is asked
+    again.
+    """
+
+    __slots__ = (
+        "_base",
+        "_buffer",
+        "_contents",
+        "_eof",
+        "_left",
+        "_name",
+        "_need",
+        "_padding",
+        "_position",
+        "_queue",
+        "_queued",
+        "_siblings",
+        "_starved",
+        "_state",
+        "_taken",
+        "_trouble",
+    )
+
+    def __init__(self, contents: bool = True) -> None:
+        self._buffer = b""
+        self._position = 0  # in the buffer: everything before it is consumed
+        self._base = 0  # the buffer's offset in the NAR
+        self._need = 0  # how many bytes behind the position the state must see to go on
+        self._queue: deque[bytes] = deque()  # chunks not yet looked at,
+        self._queued = 0  # how many bytes they hold,
+        self._taken = 0  # not counting these at the start of the first chunk, which are in the buffer already
+        self._eof = False
+        self._starved = True  # everything received is used up, no event is left
+        self._trouble = ("", "")  # the fault and the place, once there is one
+
+        # A function and not a bound method, which would be a reference cycle that keeps the chunks alive.
+        self._state: Callable[[NarParser], Step] = NarParser._root
+        self._contents = NarParser._data if contents else NarParser._skip
+        self._siblings: list[bytes] = []  # for each open directory, the name that its last entry had
+        self._name = b""  # of the node that begins
+        self._left = 0  # bytes of contents still to come
+        self._padding = 0  # behind the contents or target
+
+    @property
+    def offset(self) -> int:
+        """How many bytes of the NAR are consumed, that is, covered by the events made so far."""
+        return self._base + self._position
+
+    def receive_data(self, data: bytes | bytearray | memoryview) -> None:
+        """Takes the next bytes of the NAR. ``bytes`` are kept as they are, anything that can change is copied."""
+        if self._eof:
+            raise RuntimeError("receive_data after receive_eof")
+        if data:
+            self._queue.append(bytes(data))
+            self._queued += len(self._queue[-1])
+            self._starved = False
+
+    def receive_eof(self) -> None:
+        """There are no more bytes.
+
+        If that leaves the NAR incomplete it is a NarError: at once, or from `next_event` if there are events before it.
+        """
+        self._eof = True
+        if self._starved:
+            self._starve()
+
+    def next_event(self) -> NarEvent | NeedData:
+        """The next event, or NEED_DATA. Behind End there are no events, and any more bytes are a NarError."""
+        while True:
+            event = self._state(self)
+            if event is not None:
+                return event
+            if not self._refill():
+                return self._starve()
+
+    def events(self) -> Iterator[NarEvent]:
+        """The events that can be made of what was received: `next_event` up to NEED_DATA."""
+        while (event := self.next_event()) is not NEED_DATA:
+            yield event
+
+    # The states, in the order of the grammar.
+
+    def _root(self) -> Step:
+        if not self._buffer.startswith(ROOT, self._position):
+            return self._mismatch("the head of a NAR", ROOT)
+        self._position += len(ROOT)
+        self._state = NarParser._node
+        return self._node()
+
+    def _node(self) -> Step:
+        buffer, start = self._buffer, self._position
+        if buffer.startswith(REGULAR, start):
+            return self._regular(start + len(REGULAR), False)
+        if buffer.startswith(DIRECTORY, start):
+            return self._directory(start + len(DIRECTORY))
+        if buffer.startswith(EXECUTABLE, start):
+            return self._regular(start + len(EXECUTABLE), True)
+        if buffer.startswith(SYMLINK, start):
+            return self._symlink(start + len(SYMLINK))
+        return self._mismatch("a regular file, a symlink or a directory", REGULAR, EXECUTABLE, SYMLINK, DIRECTORY)
+
+    def _regular(self, at: int, executable: bool) -> Step:
+        begin = at + 8
+        if len(self._buffer) < begin:
+            return self._wait(begin)
+        size: int = _read_u64(self._buffer, at)[0]
+        if size > SIZE_MAX:  # the Lix advisory of 2026-05: 2^64-8 and its padding, added in 64 bits, make 0
+            self._refuse(f"a file of {size} bytes is longer than any file can be", at)
+        self._position = begin
+        self._left = size
+        self._padding = -size & 7
+        self._state = self._contents if size else NarParser._leaf_end
+        return _new(Regular, (self._name, executable, size, self._base + begin))
+
+    def _data(self) -> Step:
+        buffer, start = self._buffer, self._position
+        end = min(start + self._left, len(buffer))
+        if start == end:
+            return self._wait(start + 1)
+        self._position = end
+        self._left -= end - start
+        if not self._left:
+            self._state = NarParser._leaf_end
+        return _new(Data, (memoryview(buffer)[start:end],))
+
+    def _skip(self) -> Step:
+        end = min(self._position + self._left, len(self._buffer))
+        self._left -= end - self._position
+        self._position = end
+        if self._left:
+            return self._wait(end + 1)
+        self._state = NarParser._leaf_end
+        return self._leaf_end()
+
+    def _symlink(self, at: int) -> Step:
+        buffer, begin = self._buffer, at + 8
+        if len(buffer) < begin:
+            return self._wait(begin)
+        length = _read_u64(buffer, at)[0]
+        if length > TARGET_MAX:
+            self._refuse(f"a symlink's target has {length} bytes, and {TARGET_MAX} is the limit", at)
+        end = begin + length
+        if len(buffer) < end:
+            return self._wait(end)
+        target = buffer[begin:end]
+        if fault := target_fault(target):
+            self._refuse(fault, at)
+        self._position = end
+        self._padding = -length & 7
+        self._state = NarParser._leaf_end
+        return _new(Symlink, (self._name, target))
+
+    def _leaf_end(self) -> Step:
+        """Behind the contents or the target: padding, the end of the node, and of the entry that it is in."""
+        nested = bool(self._siblings)
+        close = (PADDED_CLOSE_ENTRY if nested else PADDED_CLOSE)[self._padding]
+        if not self._buffer.startswith(close, self._position):
+            return self._mismatch("the end of a node", close, padding=self._padding)
+        self._position += len(close)
+        if not nested:
+            return self._end()
+        self._state = NarParser._entry
+        return self._entry()
+
+    def _directory(self, end: int) -> NarEvent:
+        self._position = end
+        self._siblings.append(b"")
+        self._state = NarParser._entry
+        return _new(Directory, (self._name,))
+
+    def _entry(self) -> Step:
+        """In a directory: the next entry up to the type of its node, or the end of the directory."""
+        buffer, start = self._buffer, self._position
+        at = start + len(ENTRY)
+        begin = at + 8
+        if not buffer.startswith(ENTRY, start):
+            return self._directory_end()
+        if len(buffer) < begin:
+            return self._wait(begin)
+        length = _read_u64(buffer, at)[0]
+        if length > NAME_MAX:
+            self._refuse(f"an entry's name has {length} bytes, and {NAME_MAX} is the limit", at)
+        end = begin + length
+        node = PADDED_NODE[-length & 7]
+        if not buffer.startswith(node, end):
+            return self._mismatch("a node", node, at=end, padding=-length & 7)
+        self._enter(buffer[begin:end], at)
+        self._position = end + len(node)
+        self._state = NarParser._node
+        return self._node()
+
+    def _enter(self, name: bytes, at: int) -> None:
+        siblings = self._siblings
+        if fault := name_fault(name) or order_fault(name, siblings[-1]):
+            self._refuse(fault, at)
+        if len(siblings) > DEPTH_MAX:
+            self._refuse(f"nodes are nested deeper than {DEPTH_MAX}", at)
+        self._name = siblings[-1] = name
+
+    def _directory_end(self) -> Step:
+        if not self._buffer.startswith(CLOSE, self._position):
+            return self._mismatch("an entry or the end of a directory", ENTRY, CLOSE)
+        self._position += len(CLOSE)
+        self._siblings.pop()
+        self._state = NarParser._directory_entry_end if self._siblings else NarParser._end
+        return _DIRECTORY_END
+
+    def _directory_entry_end(self) -> Step:
+        if not self._buffer.startswith(CLOSE, self._position):
+            return self._mismatch("the end of an entry", CLOSE)
+        self._position += len(CLOSE)
+        self._state = NarParser._entry
+        return self._entry()
+
+    def _end(self) -> NarEvent:
+        self._state = NarParser._ended
+        return End(self.offset)
+
+    def _ended(self) -> Step:
+        if len(self._buffer) > self._position:
+            self._refuse("there are bytes behind the NAR", self._position)
+        return self._wait(self._position + 1)
+
+    def _failed(self) -> NoReturn:
+        fault, where = self._trouble
+        raise NarError(fault, where=where)
+
+    # What a state does when it can't go on.
+
+    def _wait(self, end: int) -> Step:
+        """The bytes up to ``end`` (in the buffer) must be there first."""
+        self._need = end - self._position
+        return None
+
+    def _mismatch(self, expected: str, *tokens: bytes, at: int | None = None, padding: int = 0) -> Step:
+        """None of ``tokens`` stands at ``at`` (default: the position): bytes of it are missing, or wrong."""
+        at = self._position if at is None else at
+        found = self._buffer[at : at + max(map(len, tokens))]
+        possible = [len(fixed) for fixed in tokens if fixed.startswith(found)]
+        if possible:
+            return self._wait(at + min(possible))
+        if any(found[:padding]):
+            return self._refuse("padding is not zero", at)
+        start, fault = first_difference(found[padding:], [fixed[padding:] for fixed in tokens])
+        return self._refuse(f"where {expected} should be, {fault}", at + padding + start)
+
+    def _refuse(self, fault: str, at: int) -> NoReturn:
+        """``at`` counts from the start of the buffer."""
+        # Not the exception itself: it holds the frames, they hold the parser, and the circle would hold the chunks.
+        self._trouble = (fault, f"offset {self._base + at}")
+        self._state = NarParser._failed
+        self._failed()
+
+    def _starve(self) -> NeedData:
+        """No event can be made of what was received."""
+        if self._eof and self._state is not NarParser._ended:
+            self._refuse("the NAR ends early", len(self._buffer) + self._queued)
+        self._starved = True
+        return NEED_DATA
+
+    # The buffer.
+
+    def _refill(self) -> bool:
+        """Makes ready what the state needs to see; False if that much was not received yet."""
+        rest = len(self._buffer) - self._position
+        if rest + self._queued < self._need:
+            return False
+        self._base += self._position
+        if rest:
+            self._buffer = self._buffer[self._position :] + self._take(self._need - rest)
+            self._position = 0
+            return True
+        self._buffer = self._queue.popleft()
+        self._position = self._taken
+        self._base -= self._taken
+        self._queued -= len(self._buffer) - self._taken
+        self._taken = 0
+        return True
+
+    def _take(self, size: int) -> bytes:
+        """Exactly ``size`` bytes out of the queue."""
+        self._queued -= size
+        parts = []
+        while size:
+            head = self._queue[0]
+            part = head[self._taken : self._taken + size]
+            parts.append(part)
+            size -= len(part)
+            self._taken += len(part)
+            if self._taken == len(head):
+                self._queue.popleft()
+                self._taken = 0
+        return b"".join(parts)
+
+
+def parse_nar(chunks: Iterable[bytes], contents: bool = True) -> Iterator[NarEvent]:
+    """The events of the NAR that ``chunks`` make up, in any cut; ``chunks`` are closed at the end if they can be.
+
+    Raises NarError for anything but one whole NAR. The events before the fault have been given by then.
+    """
+    parser = NarParser(contents)
+    try:
+        for chunk in chunks:
+            parser.receive_data(chunk)
+            yield from parser.events()
+        parser.receive_eof()
+        yield from parser.events()
+    finally:
+        close(chunks)
