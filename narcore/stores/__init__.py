@@ -1,0 +1,36 @@
+"""Where bytes come from: the files of a binary cache, by relative path."""
+
+from narcore.errors import SettingsError
+from narcore.stores.base import BinaryCacheStore, StoreFile, read_file
+from narcore.stores.http import HttpBinaryCacheStore
+from narcore.stores.local import LocalBinaryCacheStore
+from narcore.stores.memory import MemoryStore
+from narcore.stores.urls import redacted
+
+__all__ = [
+    "BinaryCacheStore",
+    "HttpBinaryCacheStore",
+    "LocalBinaryCacheStore",
+    "MemoryStore",
+    "StoreFile",
+    "open_store",
+    "read_file",
+]
+
+_USE = "use http://, https://, file:// or an absolute path"
+
+
+def open_store(url: str) -> BinaryCacheStore:
+    """The store that a store URL names; nothing is connected to yet. Raises ``SettingsError``."""
+    if url.startswith("/"):
+        return LocalBinaryCacheStore(url)
+    scheme, colon, _ = url.partition(":")
+    match scheme.lower() if colon else "":
+        case "http" | "https":
+            return HttpBinaryCacheStore(url)
+        case "file":
+            return LocalBinaryCacheStore(url)
+        case "s3" | "gs" | "az" as scheme:
+            raise SettingsError(f"{redacted(url)!r}: {scheme}:// stores are not supported; {_USE}")
+        case _:
+            raise SettingsError(f"not a store URL: {redacted(url)!r}; {_USE}")

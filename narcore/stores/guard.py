@@ -1,0 +1,120 @@
+"""Which hosts a redirect may lead to.
+
+A cache may redirect to another host (cachix and S3 do). A hostile or compromised one could so make us fetch from what
+only we can reach: this machine, its network, a cloud's metadata service. So a connection to a host that is not the
+store's own is only made to an address of a kind that the store itself has: a public cache leads to public addresses, a
+cache in a private network also to private ones.
+
+The name is resolved here and the connection is made to the very address that was checked: a name that changes its
+address in between (DNS rebinding) gains nothing. Behind a proxy the proxy resolves names; there only a host that is
+written as a number is checked.
+
+Imports urllib3: only ``httpclient`` imports this module.
+"""
+
+import ipaddress
+import socket
+from collections.abc import Callable
+from enum import StrEnum
+
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.util.connection import create_connection
+
+from narcore.errors import StoreForbidden
+
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+class Kind(StrEnum):
+    PUBLIC = "public"
+    PRIVATE = "private"
+    LOOPBACK = "loopback"
+    LINK_LOCAL = "link-local"
+    RESERVED = "reserved"
+
+
+def kind_of(address: str) -> Kind:
+    """The kind of an IP address; an IPv4 address inside an IPv6 one counts as itself."""
+    ip = _unwrapped(ipaddress.ip_address(address))
+    if ip.is_loopback:
+        return Kind.LOOPBACK
+    if ip.is_link_local:
+        return Kind.LINK_LOCAL
+    if ip.is_unspecified or ip.is_multicast or ip.is_reserved:  # unspecified: 0.0.0.0 is this machine on Linux
+        return Kind.RESERVED
+    if isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local:
+        return Kind.PRIVATE
+    return Kind.PUBLIC if ip.is_global else Kind.PRIVATE
+
+
+def _unwrapped(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip
+    if ip in _NAT64:
+        return ipaddress.IPv4Address(ip.packed[-4:])
+    return ip.ipv4_mapped or ip.sixtofour or ip
+
+
+def addresses(host: str, *, numeric: bool = False) -> list[str]:
+    """The addresses of a host; none if it has none. ``numeric``: only for a host that is an address, in any notation.
+
+    getaddrinfo is asked about those too: it is what connects, and it reads ``127.1`` and ``0x7f000001``.
+    """
+    flags = socket.AI_NUMERICHOST if numeric else 0
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM, flags=flags)
+    except (OSError, UnicodeError):  # UnicodeError: a label that is too long, or empty
+        return []
+    return [str(sockaddr[0]) for *_, sockaddr in found]
+
+
+def check(host: str, found: list[str], allowed: frozenset[Kind]) -> None:
+    """Raise ``StoreForbidden`` if one of the addresses ``found`` of ``host`` is of a kind that is not allowed."""
+    for address in found:
+        if (kind := kind_of(address)) not in allowed:
+            raise StoreForbidden(f"a redirect to {host}, which is a {kind} address")
+
+
+def guarded_adapter(allowed: Callable[[], frozenset[Kind]], *, pool_maxsize: int) -> HTTPAdapter:
+    """An adapter whose direct connections go to addresses of an allowed kind only."""
+
+    class Connection(HTTPConnection):
+        def _new_conn(self) -> socket.socket:
+            return _connect(self, allowed())
+
+    class TlsConnection(HTTPSConnection):
+        def _new_conn(self) -> socket.socket:
+            return _connect(self, allowed())
+
+    class Pool(HTTPConnectionPool):
+        ConnectionCls = Connection
+
+    class TlsPool(HTTPSConnectionPool):
+        ConnectionCls = TlsConnection
+
+    adapter = HTTPAdapter(pool_maxsize=pool_maxsize)
+    adapter.poolmanager.pool_classes_by_scheme = {"http": Pool, "https": TlsPool}
+    return adapter
+
+
+def _connect(connection: HTTPConnection, allowed: frozenset[Kind]) -> socket.socket:
+    """What ``HTTPConnection._new_conn`` does, but to the addresses that were checked."""
+    found = addresses(connection.host)
+    check(connection.host, found, allowed)
+    error: ConnectTimeoutError | NewConnectionError = NewConnectionError(connection, "the host name is not known")
+    for address in found:
+        try:
+            return create_connection(
+                (address, connection.port or connection.default_port),
+                connection.timeout,
+                connection.source_address,
+                connection.socket_options,
+            )
+        except TimeoutError:
+            error = ConnectTimeoutError(connection, "connecting timed out")
+        except OSError:
+            error = NewConnectionError(connection, "connecting failed")
+    raise error

@@ -1,0 +1,130 @@
+"""A binary cache in a directory, as ``nix copy --to file:///path`` writes it."""
+
+import errno
+import os
+import stat
+from io import FileIO
+from pathlib import Path
+from typing import Self
+from urllib.parse import unquote, urlsplit
+
+from narcore.errors import FileNotInStore, RangeNotSupported, SettingsError, StoreForbidden, StoreUnavailable
+from narcore.stores.base import CHUNK_SIZE, StoreFile, check_part
+from narcore.stores.names import file_names
+from narcore.stores.urls import redacted
+
+# O_NONBLOCK: opening a FIFO returns at once, and fstat then refuses it. O_NOFOLLOW: the path was resolved before, so a
+# link in its last place came there in between.
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
+
+# Why a name can't be opened although nothing is wrong with the directory: there is no regular file of that name.
+# (ENXIO: a socket. ELOOP: links in a circle.)
+_NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO}
+
+
+class LocalBinaryCacheStore:
+    """The files below one directory. Symlinks are followed as long as they stay inside it.
+
+    ``location`` is ``file:///path`` (percent-encoded) or an absolute path; parameters behind ``?`` are ignored. The
+    directory need not be there yet (a disk may be mounted later): while it is not, the store is unavailable.
+    """
+
+    def __init__(self, location: str) -> None:
+        self._root = _directory(location)
+        self.url = Path(self._root).as_uri()
+
+    def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
+        check_part(start, stop)
+        file = self._open(path)
+        if file is None:
+            raise FileNotInStore(f"{self.url}: no file {path}")
+        size = os.fstat(file.fileno()).st_size
+        end = size if stop is None else stop
+        if end > size or (start and start >= end):
+            file.close()
+            raise RangeNotSupported(f"{self.url}: {path} has {size} bytes, not {start} to {end}")
+        file.seek(start)
+        return StoreFile(_FileBody(file, f"{self.url}: {path}", end - start), size=size)
+
+    def file_exists(self, path: str) -> bool:
+        file = self._open(path)
+        if file is None:
+            return False
+        file.close()
+        return True
+
+    def close(self) -> None:
+        """There is nothing to close: every file is closed by its reader."""
+
+    def _open(self, path: str) -> FileIO | None:
+        root = os.path.realpath(self._root)
+        for name in file_names(path):
+            file = self._open_name(root, name)
+            if file is not None:
+                return file
+        if not Path(root).is_dir():
+            raise StoreUnavailable(f"{self.url}: there is no such directory")
+        return None
+
+    def _open_name(self, root: str, name: str) -> FileIO | None:
+        try:
+            real = os.path.realpath(f"{root}/{name}")
+            if os.path.commonpath((root, real)) != root:
+                raise StoreForbidden(f"{self.url}: {name!r} is a link out of the store")
+            return _regular_file(os.open(real, _FLAGS))
+        except UnicodeEncodeError:  # lone surrogates: text that can't be a file name
+            return None
+        except OSError as error:
+            if error.errno in _NO_SUCH_FILE:
+                return None
+            raise StoreUnavailable(f"{self.url}: can't open {name!r}: {error.strerror}") from error
+
+
+def _directory(location: str) -> str:
+    if location.startswith("/"):
+        path, host = location.partition("?")[0], ""
+    else:
+        parts = urlsplit(location)
+        path, host = unquote(parts.path, errors="surrogateescape"), parts.netloc
+    if host not in ("", "localhost") or not path.startswith("/") or "\0" in path:
+        raise SettingsError(f"not the URL of a directory: {redacted(location)!r}; write file:///absolute/path")
+    return path
+
+
+def _regular_file(descriptor: int) -> FileIO | None:
+    # Checked before FileIO sees it: FileIO refuses a directory, and leaves the descriptor open.
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return FileIO(descriptor)
+    os.close(descriptor)
+    return None
+
+
+class _FileBody:
+    """The next ``left`` bytes of an open file, which it closes."""
+
+    def __init__(self, file: FileIO, what: str, left: int) -> None:
+        self._file = file
+        self._what = what
+        self._left = left
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        if not self._left:
+            self._file.close()
+            raise StopIteration
+        chunk = self._read(min(self._left, CHUNK_SIZE))
+        if not chunk:
+            raise StoreUnavailable(f"{self._what}: the file shrank while it was read")
+        self._left -= len(chunk)
+        return chunk
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._file.read(size) or b""  # None (it would block) can't be: the file is a regular one
+        except OSError as error:
+            raise StoreUnavailable(f"{self._what}: can't read: {error.strerror}") from error
+
+    def close(self) -> None:
+        self._file.close()
