@@ -1,0 +1,205 @@
+"""Bodies that are cut, stall, change or trickle."""
+
+import random
+import threading
+import time
+from collections.abc import Iterable
+
+import pytest
+
+from narcore.errors import StoreError, StoreTimeout, StoreUnavailable
+from narcore.stores import StoreFile, read_file
+from narcore.stores.base import CHUNK_SIZE
+from tests.stores.conftest import OpenHttp, Serve
+from tests.stores.flaky_server import Act, FlakyFile, Request, Step, head
+
+CONTENT = random.Random(1).randbytes(400_000)
+LAST_MODIFIED = "Last-Modified: Mon, 06 Jan 2025 10:00:00 GMT"
+LATER = "Date: Mon, 06 Jan 2025 11:00:00 GMT"
+
+
+@pytest.mark.parametrize("end", [Act.CUT, Act.CLOSE])
+@pytest.mark.parametrize("cuts", [[0], [1], [399_999], [100_000, 0, 1], [5, 5, 5, 5][:3]])
+def test_a_cut_body_goes_on(serve: Serve, open_http: OpenHttp, cuts: list[int], end: Act) -> None:
+    script = FlakyFile(CONTENT, cuts, end=end)
+    server = serve(script)
+    with open_http(server.url).get_file("x") as file:
+        assert file.size == len(CONTENT)
+        assert b"".join(file) == CONTENT
+    if end is Act.CLOSE:  # a reset may also swallow the head of a response, and then it is just asked again
+        assert script.if_range == ['"v1"'] * len(cuts)
+
+
+def test_a_cut_part_goes_on_to_its_own_end(serve: Serve, open_http: OpenHttp) -> None:
+    server = serve(FlakyFile(CONTENT, [1000, 70_000]))
+    with open_http(server.url).get_file("x", 1234, 300_000) as file:
+        assert file.size == len(CONTENT)
+        assert b"".join(file) == CONTENT[1234:300_000]
+    first = [request.range for request in server.requests if request.range]
+    assert first[0] == (1234, 299_999)
+    assert {last for _, last in first} == {299_999}
+
+
+def test_a_body_in_chunks_shows_its_end_and_goes_on(serve: Serve, open_http: OpenHttp) -> None:
+    ranged = FlakyFile(CONTENT)
+
+    def script(request: Request) -> Iterable[Step]:
+        if request.range:
+            return ranged(request)
+        chunk = CONTENT[:65536]
+        return [head(200, "Transfer-Encoding: chunked", 'ETag: "v1"') + b"10000\r\n" + chunk + b"\r\n", Act.CLOSE]
+
+    server = serve(script)
+    with open_http(server.url).get_file("x") as file:
+        assert file.size is None
+        assert b"".join(file) == CONTENT
+    assert server.requests[1].headers["range"] == "bytes=65536-"
+
+
+def test_a_stalled_body_goes_on(serve: Serve, open_http: OpenHttp) -> None:
+    server = serve(FlakyFile(CONTENT, [150_000], end=Act.STALL))
+    with open_http(server.url, read_timeout=0.2).get_file("x") as file:
+        assert b"".join(file) == CONTENT
+    assert len(server.requests) == 2
+
+
+def test_a_body_that_always_stalls_is_a_timeout(serve: Serve, open_http: OpenHttp) -> None:
+    server = serve(FlakyFile(CONTENT, [0] * 9, end=Act.STALL))
+    with open_http(server.url, read_timeout=0.05).get_file("x") as file, pytest.raises(StoreTimeout):
+        b"".join(file)
+
+
+@pytest.mark.parametrize(
+    ("validators", "if_range"),
+    [
+        (['ETag: "a"', LAST_MODIFIED, LATER], '"a"'),
+        (['ETag: W/"a"', LAST_MODIFIED, LATER], "Mon, 06 Jan 2025 10:00:00 GMT"),
+        ([LAST_MODIFIED, LATER], "Mon, 06 Jan 2025 10:00:00 GMT"),
+        ([LAST_MODIFIED, "Date: Mon, 06 Jan 2025 10:00:00 GMT"], None),
+        ([LAST_MODIFIED], None),
+        (["Last-Modified: yesterday", LATER], None),
+        (['ETag: W/"a"'], None),
+        ([], None),
+    ],
+)
+def test_only_a_strong_validator_lets_it_go_on(
+    serve: Serve, open_http: OpenHttp, validators: list[str], if_range: str | None
+) -> None:
+    script = FlakyFile(CONTENT, [1000], tags=[""], extra=validators)
+    with open_http(serve(script).url).get_file("x") as file:
+        if if_range is None:
+            with pytest.raises(StoreUnavailable):
+                b"".join(file)
+        else:
+            assert b"".join(file) == CONTENT
+    assert script.if_range == ([if_range] if if_range else [])
+
+
+def cut_then(*reply: Step) -> list[list[Step]]:
+    return [[head(200, 'ETag: "v1"', length=10), b"0123", Act.CLOSE], list(reply)]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        pytest.param([head(200, 'ETag: "v1"', length=10), b"0123456789"], id="no ranges"),
+        pytest.param([head(200, 'ETag: "v2"', length=10), b"abcdefghij"], id="changed"),
+        pytest.param([head(206, "Content-Range: bytes 0-9/10", length=10), b"0123456789"], id="another start"),
+        pytest.param([head(206, "Content-Range: bytes 4-8/10", length=5), b"45678"], id="another end"),
+        pytest.param([head(206, "Content-Range: bytes 4-9/11", length=6), b"456789"], id="another total"),
+        pytest.param([head(206, "Content-Range: bytes 4-9/10", 'ETag: "v2"', length=6), b"456789"], id="another tag"),
+        pytest.param(
+            [head(206, "Content-Range: bytes 4-9/10", "Content-Encoding: br", length=6), b"456789"], id="encoded"
+        ),
+        pytest.param([head(206, length=6), b"456789"], id="no Content-Range"),
+        pytest.param([head(416, "Content-Range: bytes */3", length=0)], id="416"),
+        pytest.param([head(404, length=0)], id="gone"),
+        pytest.param([head(302, "Location: file:///etc/passwd", length=0)], id="led astray"),
+    ],
+)
+def test_what_does_not_go_on_is_an_error(serve: Serve, open_http: OpenHttp, reply: list[Step]) -> None:
+    replies = cut_then(*reply)
+    file = open_http(serve(lambda _: replies.pop(0)).url).get_file("x")
+    chunks = iter(file)
+    assert next(chunks) == b"0123"
+    for _ in range(2):  # asked again, it fails again: a short body never ends cleanly
+        with pytest.raises(StoreError):
+            next(chunks)
+    file.close()
+
+
+def test_a_resumed_body_may_leave_out_the_total_and_the_tag(serve: Serve, open_http: OpenHttp) -> None:
+    replies = cut_then(head(206, "Content-Range: bytes 4-9/*", length=6), b"456789")
+    assert read_file(open_http(serve(lambda _: replies.pop(0)).url), "x", 10) == b"0123456789"
+
+
+def test_resumptions_without_progress_are_bounded(serve: Serve, open_http: OpenHttp, slept: list[float]) -> None:
+    server = serve(FlakyFile(CONTENT, [1] * 1000))
+    with open_http(server.url).get_file("x") as file, pytest.raises(StoreUnavailable):
+        b"".join(file)
+    assert len(server.requests) == 5
+    assert len(slept) == 3
+
+
+def test_progress_earns_more_resumptions_but_not_endless_ones(serve: Serve, open_http: OpenHttp) -> None:
+    content = bytes(100 << 20)
+    server = serve(FlakyFile(content, [1 << 20] * 20))
+    with open_http(server.url).get_file("x", 0, 30 << 20) as file:
+        assert sum(map(len, file)) == 30 << 20
+    assert len(server.requests) == 21
+    server = serve(FlakyFile(content, [1 << 20] * 1000))
+    with open_http(server.url).get_file("x") as file, pytest.raises(StoreUnavailable):
+        for _ in file:
+            pass
+    assert len(server.requests) == 51
+
+
+def test_without_a_length_the_end_of_the_connection_is_the_end(serve: Serve, open_http: OpenHttp) -> None:
+    server = serve(lambda _: [head(200, 'ETag: "v1"') + CONTENT[:1000], Act.CLOSE])
+    with open_http(server.url).get_file("x") as file:
+        assert (file.size, b"".join(file)) == (None, CONTENT[:1000])
+
+
+def test_bytes_behind_the_length_are_not_read(serve: Serve, open_http: OpenHttp) -> None:
+    server = serve(lambda _: [head(200, length=4) + b"0123HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx", Act.CLOSE])
+    store = open_http(server.url)
+    assert read_file(store, "x", 99) == b"0123"
+
+
+def test_every_chunk_is_passed_on_as_it_comes(serve: Serve, open_http: OpenHttp) -> None:
+    more = threading.Event()
+    server = serve(lambda _: [head(200, length=10), b"01234", more, b"56789"])
+    with open_http(server.url).get_file("x") as file:
+        chunks = iter(file)
+        began = time.monotonic()
+        assert next(chunks) == b"01234"
+        assert time.monotonic() - began < 1
+        more.set()
+        assert b"".join(chunks) == b"56789"
+
+
+def test_chunks_are_bounded(serve: Serve, open_http: OpenHttp) -> None:
+    server = serve(FlakyFile(bytes(8 << 20)))
+    with open_http(server.url).get_file("x") as file:
+        assert 0 < max(len(chunk) for chunk in file) <= CHUNK_SIZE
+
+
+def test_leaving_early_closes_the_connection_and_reading_on_fails(serve: Serve, open_http: OpenHttp) -> None:
+    server = serve(FlakyFile(bytes(64 << 20)))
+    file: StoreFile = open_http(server.url).get_file("x")
+    chunks = iter(file)
+    next(chunks)
+    file.close()
+    file.close()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        next(chunks)
+
+
+def test_read_file_has_a_limit_with_and_without_a_length(serve: Serve, open_http: OpenHttp) -> None:
+    store = open_http(serve(FlakyFile(b"0123456789")).url)
+    assert read_file(store, "x", 10) == b"0123456789"
+    with pytest.raises(StoreError, match="10 bytes"):
+        read_file(store, "x", 9)
+    endless = serve(lambda _: [head(200), *[b"x" * 65536] * 1000, Act.CLOSE])
+    with pytest.raises(StoreError, match="more than"):
+        read_file(open_http(endless.url), "x", 1000)

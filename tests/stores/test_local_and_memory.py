@@ -1,0 +1,139 @@
+"""Files out of a directory and out of memory: whole, in parts, missing, shrinking; and ``open_store``."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from narcore.errors import FileNotInStore, RangeNotSupported, SettingsError, StoreError, StoreUnavailable
+from narcore.stores import (
+    BinaryCacheStore,
+    HttpBinaryCacheStore,
+    LocalBinaryCacheStore,
+    MemoryStore,
+    open_store,
+    read_file,
+)
+from narcore.stores.base import CHUNK_SIZE
+
+CONTENT = random.Random(2).randbytes(2 * CHUNK_SIZE + 17)
+FILES = {"nar/x": CONTENT, "empty": b""}
+
+
+@pytest.fixture(scope="module", params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BinaryCacheStore:
+    if request.param == "memory":
+        return MemoryStore(FILES)
+    root = tmp_path_factory.mktemp("a cache")
+    for name, content in FILES.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(content)
+    return open_store(root.as_uri())
+
+
+@given(start=st.integers(0, len(CONTENT) + 2), length=st.none() | st.integers(1, len(CONTENT) + 2))
+def test_parts(store: BinaryCacheStore, start: int, length: int | None) -> None:
+    stop = None if length is None else start + length
+    if (stop or 0) > len(CONTENT) or start >= len(CONTENT):
+        with pytest.raises(RangeNotSupported):
+            store.get_file("nar/x", start, stop)
+        return
+    with store.get_file("nar/x", start, stop) as file:
+        chunks = list(file)
+    assert file.size == len(CONTENT)
+    assert b"".join(chunks) == CONTENT[start:stop]
+    assert all(0 < len(chunk) <= CHUNK_SIZE for chunk in chunks)
+
+
+def test_whole_missing_and_empty(store: BinaryCacheStore) -> None:
+    assert read_file(store, "nar/x", len(CONTENT)) == CONTENT
+    assert read_file(store, "empty", 0) == b""
+    assert store.file_exists("empty")
+    assert not store.file_exists("nar/y")
+    with pytest.raises(FileNotInStore, match="nar/y"):
+        store.get_file("nar/y")
+    with pytest.raises(StoreError, match="allowed"):
+        read_file(store, "nar/x", len(CONTENT) - 1)
+    with pytest.raises(ValueError, match="part"):
+        store.get_file("nar/x", 5, 5)
+    store.close()
+
+
+def test_memory_tells_an_encoding_and_sees_what_is_added() -> None:
+    files = {"x": b"1"}
+    store = MemoryStore(files, content_encodings={"x": "br"})
+    files["y"] = b"2"
+    with store.get_file("x") as file:
+        assert file.content_encoding == "br"
+    assert read_file(store, "y", 1) == b"2"
+
+
+def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    store = LocalBinaryCacheStore(str(tmp_path / "later"))
+    for ask in (store.get_file, store.file_exists):
+        with pytest.raises(StoreUnavailable, match="no such directory"):
+            ask("x")
+    (tmp_path / "later").mkdir()
+    assert not store.file_exists("x")
+
+
+def test_a_directory_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "x").write_bytes(b"1")
+    (tmp_path / "link").symlink_to("real")
+    assert read_file(LocalBinaryCacheStore(str(tmp_path / "link")), "x", 1) == b"1"
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(CONTENT)
+    with LocalBinaryCacheStore(str(tmp_path)).get_file("x") as file:
+        chunks = iter(file)
+        next(chunks)
+        os.truncate(tmp_path / "x", CHUNK_SIZE)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="shrank"):
+                next(chunks)
+
+
+def test_a_file_that_grows_keeps_its_size(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"1")
+    with LocalBinaryCacheStore(str(tmp_path)).get_file("x") as file:
+        with (tmp_path / "x").open("ab") as more:
+            more.write(b"2")
+        assert b"".join(file) == b"1"
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "shown"),
+    [
+        ("https://cache.nixos.org", HttpBinaryCacheStore, "https://cache.nixos.org"),
+        ("HTTP://Cache.example:80/x/?priority=3", HttpBinaryCacheStore, "http://cache.example:80/x"),
+        ("http://[::1]:8080/", HttpBinaryCacheStore, "http://[::1]:8080"),
+        ("file:///var/a%20cache?trusted=1", LocalBinaryCacheStore, "file:///var/a%20cache"),
+        ("file://localhost/var/cache/", LocalBinaryCacheStore, "file:///var/cache"),
+        ("/var/a cache?priority=3", LocalBinaryCacheStore, "file:///var/a%20cache"),
+    ],
+)
+def test_open_store(url: str, kind: type, shown: str) -> None:
+    store = open_store(url)
+    assert type(store) is kind
+    assert store.url == shown
+
+
+@pytest.mark.parametrize("url", ["s3://bucket?region=x", "GS://bucket", "az://container"])
+def test_object_stores_are_refused_by_name(url: str) -> None:
+    with pytest.raises(SettingsError, match="not supported") as caught:
+        open_store(url)
+    assert url in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "var/cache", "file:var/cache", "file://host/var", "file:///x%00y", "daemon", "ssh://h", "cache.nixos.org"],
+)
+def test_open_store_refuses(url: str) -> None:
+    with pytest.raises(SettingsError):
+        open_store(url)
