@@ -1,0 +1,41 @@
+"""Values into responses: the only place that knows Range, ETag, Cache-Control and media types.
+
+======================  ================================================================
+files                   a regular file: conditions, ranges, bytes
+listing                 a directory: HTML, or JSON for programs
+redirects, pages        a link; the landing page
+templates               how our own pages and their static files are rendered and sent
+base                    what all answers have in common
+conditional, ranges     RFC 9110, sections 13 and 14; pure
+negotiation             the Accept header; pure
+mediatypes, text        Content-Type; names in URLs, headers and pages; pure
+body                    bytes on their way to the WSGI server
+======================  ================================================================
+"""
+
+from api.responses.base import NodeRef, Response, options_response, text_response
+from api.responses.files import file_response
+from api.responses.listing import FORMATS, listing_response, prefers_json, requested_format
+from api.responses.pages import landing_response
+from api.responses.redirects import redirect_response, script_root
+from api.responses.templates import STATIC_PREFIX, static_response
+from api.responses.text import display, quote_path
+
+__all__ = [
+    "FORMATS",
+    "STATIC_PREFIX",
+    "NodeRef",
+    "Response",
+    "display",
+    "file_response",
+    "landing_response",
+    "listing_response",
+    "options_response",
+    "prefers_json",
+    "quote_path",
+    "redirect_response",
+    "requested_format",
+    "script_root",
+    "static_response",
+    "text_response",
+]

@@ -1,0 +1,109 @@
+"""What every answer has in common: the Response class, the headers for safety and for caches, and the way to a 304."""
+
+import time
+from dataclasses import dataclass
+
+import flask
+from werkzeug.datastructures import Headers
+from werkzeug.exceptions import PreconditionFailed
+from werkzeug.http import http_date
+from werkzeug.wrappers import Request
+
+from api.responses.conditional import STORE_DATE, Outcome, Validators, evaluate, make_etag
+
+YEAR = 365 * 24 * 3600
+
+# Our own pages run no script at all, ours or anybody's, and load nothing but our style sheet and icon.
+OWN_CSP = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+# All store paths share one origin, so what comes out of one must not act in the name of that origin. A sandbox without
+# allow-same-origin gives each document an opaque origin; documentation with scripts, forms and links goes on working.
+CONTENT_CSP = (
+    "sandbox allow-scripts allow-forms allow-popups allow-popups-to-escape-sandbox allow-modals allow-downloads "
+    "allow-pointer-lock allow-presentation"
+)
+
+# Not on the safelist of Fetch, but a script needs them: to read in parts, to know the size and what it got.
+_EXPOSED = "Accept-Ranges, Content-Disposition, Content-Length, Content-Range, ETag, NAR-Executable, NAR-File-Size"
+ALLOWED_METHODS = "GET, HEAD, OPTIONS"
+
+
+class Response(flask.Response):
+    """A response without a Content-Type unless one is set: Flask's text/html would be a wrong guess about a file."""
+
+    default_mimetype = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRef:
+    """Which node of which NAR an answer is about: what its ETag, its file name and its title come from.
+
+    ``path`` is relative to the store path, without slashes at its ends; "" is the root. ``store_path`` is the full
+    path.
+    """
+
+    nar_hash: str  # nix32 digits
+    store_path: str
+    path: str = ""
+
+    @property
+    def name(self) -> str:
+        return (self.path or self.store_path).rpartition("/")[2]
+
+    @property
+    def store_dir(self) -> str:
+        return self.store_path.rpartition("/")[0]
+
+    def validators(self, representation: str = "") -> Validators:
+        """Of the file's bytes, or of another ``representation`` of the node."""
+        return Validators(make_etag(self.nar_hash, self.path, representation), STORE_DATE)
+
+
+def safe_headers(csp: str | None = OWN_CSP) -> Headers:
+    """What every answer carries. CORS is on errors and redirects too: a fetch follows and reads those as well."""
+    headers = Headers({"X-Content-Type-Options": "nosniff"})
+    if csp is not None:
+        headers["Content-Security-Policy"] = csp
+    headers["Access-Control-Allow-Origin"] = "*"
+    headers["Access-Control-Expose-Headers"] = _EXPOSED
+    return headers
+
+
+def cache_forever(headers: Headers) -> None:
+    """For answers that a store path decides: it never changes what it holds."""
+    headers["Cache-Control"] = f"public, max-age={YEAR}, immutable"
+    headers["Expires"] = http_date(time.time() + YEAR)
+
+
+def set_validators(headers: Headers, validators: Validators) -> None:
+    headers["ETag"] = validators.etag
+    if validators.last_modified is not None:
+        headers["Last-Modified"] = http_date(validators.last_modified)
+
+
+def not_modified(request: Request, validators: Validators, headers: Headers) -> Response | None:
+    """The 304 if the client has it already; ``headers`` are those of a 200. Raises PreconditionFailed (412)."""
+    outcome = evaluate(request.headers, validators)
+    if outcome is Outcome.PRECONDITION_FAILED:
+        raise PreconditionFailed
+    return Response(status=304, headers=headers) if outcome is Outcome.NOT_MODIFIED else None
+
+
+def text_response(text: str, *, cache_control: str = "no-store") -> Response:
+    """A few lines of plain text, such as /healthz and /robots.txt."""
+    headers = safe_headers()
+    headers["Cache-Control"] = cache_control
+    headers["Content-Type"] = "text/plain; charset=utf-8"
+    return Response(text, headers=headers)
+
+
+def options_response() -> Response:
+    """The answer to OPTIONS, also to a browser that asks before it sends a conditional request for another origin."""
+    headers = safe_headers()
+    headers["Allow"] = ALLOWED_METHODS
+    headers["Access-Control-Allow-Methods"] = ALLOWED_METHODS
+    headers["Access-Control-Allow-Headers"] = "*"
+    headers["Access-Control-Max-Age"] = "86400"
+    return Response(status=204, headers=headers)

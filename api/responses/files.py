@@ -1,0 +1,128 @@
+"""A regular file as an answer: conditions first, then ranges, then bytes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from werkzeug.datastructures import Headers
+from werkzeug.exceptions import RequestedRangeNotSatisfiable
+from werkzeug.wrappers import Request
+
+from api.responses.base import CONTENT_CSP, NodeRef, Response, cache_forever, not_modified, safe_headers, set_validators
+from api.responses.body import FileWindow, MultipartBody, Read, StreamBody, open_body, read_head
+from api.responses.conditional import Validators, range_applies
+from api.responses.mediatypes import SNIFF_LENGTH, type_by_content, type_by_name
+from api.responses.ranges import ByteRange, UnsatisfiableRangeError, parse_ranges
+from api.responses.text import content_disposition
+from narcore.formats.listing import Node
+
+# What is handed to a server at a time where it does not use sendfile.
+_BLOCK = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A regular file that is to be sent."""
+
+    name: str
+    size: int
+    read: Read
+
+    def head(self) -> bytes:
+        return read_head(self.read, self.size)
+
+    def type_by_head(self, head: bytes) -> str:
+        return type_by_content(head, complete=self.size <= SNIFF_LENGTH)
+
+    def is_told_by(self, part: ByteRange) -> bool:
+        """Whether ``part`` holds all the bytes that tell the type: it must be the same for every range."""
+        return part.start == 0 and part.stop >= min(self.size, SNIFF_LENGTH)
+
+
+def file_response(
+    request: Request, node: Node, ref: NodeRef, read: Read, *, own_origin: bool = False, at_hand: bool = False
+) -> Response:
+    """The answer to a GET or HEAD of a regular file: 200, 206 or 304.
+
+    ``read`` is called only when bytes are needed. ``own_origin``: the request is on the path's own host name, so no
+    sandbox. ``at_hand``: reading costs next to nothing, so a HEAD may do it to tell the Content-Type. Raises
+    PreconditionFailed (412), RequestedRangeNotSatisfiable (416), and what ``read`` raises before the first byte.
+    """
+    validators = ref.validators()
+    headers = safe_headers(None if own_origin else CONTENT_CSP)
+    cache_forever(headers)
+    set_validators(headers, validators)
+    unchanged = not_modified(request, validators, headers)
+    if unchanged:
+        return unchanged
+    _describe(headers, node)
+    if "download" in request.args:
+        headers["Content-Disposition"] = content_disposition(ref.name)
+    file = _File(ref.name, node.size, read)
+    if request.method == "HEAD":
+        return _head_only(headers, file, at_hand=at_hand)
+    parts = _wanted_parts(request, validators, node.size)
+    if parts is not None and len(parts) > 1:
+        return _many_parts(headers, file, parts)
+    return _one_part(request, headers, file, parts[0] if parts else None)
+
+
+def _describe(headers: Headers, node: Node) -> None:
+    headers["Accept-Ranges"] = "bytes"
+    # API Gateway renames Content-Length on HEAD, and a 206 says only the part's: this one is always the file's size.
+    headers["NAR-File-Size"] = str(node.size)
+    if node.executable:
+        headers["NAR-Executable"] = "1"
+
+
+def _wanted_parts(request: Request, validators: Validators, size: int) -> list[ByteRange] | None:
+    """What Range asks for, or None for the whole (RFC 9110 13.2.2 step 5, and 14.2)."""
+    header = request.headers.get("Range")
+    if header is None or not range_applies(request.headers, validators):
+        return None
+    try:
+        return parse_ranges(header, size)
+    except UnsatisfiableRangeError as error:
+        raise RequestedRangeNotSatisfiable(length=size) from error
+
+
+def _head_only(headers: Headers, file: _File, *, at_hand: bool) -> Response:
+    content_type = type_by_name(file.name)
+    if content_type is None and (at_hand or not file.size):
+        content_type = file.type_by_head(file.head())
+    if content_type is not None:
+        headers["Content-Type"] = content_type
+    headers["Content-Length"] = str(file.size)
+    return Response(headers=headers)
+
+
+def _one_part(request: Request, headers: Headers, file: _File, part: ByteRange | None) -> Response:
+    """The whole file, or the single ``part`` of it."""
+    sent = part or ByteRange(0, file.size)
+    content_type = type_by_name(file.name)
+    if content_type is None and not file.is_told_by(sent):
+        content_type = file.type_by_head(file.head())
+    body = open_body(file.read, sent, request.environ) if sent.length else None
+    if content_type is None:
+        content_type = file.type_by_head(body.peek(SNIFF_LENGTH) if body else b"")
+    headers["Content-Type"] = content_type
+    headers["Content-Length"] = str(sent.length)
+    if part:
+        headers["Content-Range"] = part.content_range(file.size)
+    return _sending(request, headers, body, HTTPStatus.PARTIAL_CONTENT if part else HTTPStatus.OK)
+
+
+def _sending(request: Request, headers: Headers, body: StreamBody | FileWindow | None, status: HTTPStatus) -> Response:
+    if isinstance(body, FileWindow):
+        # Nothing around it: a server takes its own wrapper as the sign that it may use sendfile (PEP 3333).
+        wrapped: Iterable[bytes] = request.environ["wsgi.file_wrapper"](body, _BLOCK)
+        return Response(wrapped, status=status, headers=headers, direct_passthrough=True)
+    return Response(body if body is not None else b"", status=status, headers=headers)
+
+
+def _many_parts(headers: Headers, file: _File, parts: list[ByteRange]) -> Response:
+    content_type = type_by_name(file.name) or file.type_by_head(file.head())
+    body = MultipartBody(file.read, parts, file.size, content_type)
+    headers["Content-Type"] = f"multipart/byteranges; boundary={body.boundary}"
+    headers["Content-Length"] = str(body.length)
+    return Response(body, status=HTTPStatus.PARTIAL_CONTENT, headers=headers)

@@ -1,0 +1,286 @@
+"""A directory as a page and as JSON."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from html.parser import HTMLParser
+from urllib.parse import unquote_to_bytes, urljoin
+
+import pytest
+
+from api.responses import listing_response
+from narcore.formats.listing import NarListing
+from tests.api.support import STORE_PATH, Answer, Headers, answer, listing_of, ref, request
+
+TREE = {
+    "bin": {"hello": b"#!/bin/sh", "sh": "../lib/sh", "abs": "/nix/store/1bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb-bash/bin/sh"},
+    "lib": {"sh": 2048, "self": ".", "up": "../bin/", "out": "../../1bbb-x/y", "maze": "a/../b", "etc": "/etc/passwd"},
+    "lib.d": {},
+    "lib64": "lib",
+    "one": 1,
+}
+HOSTILE = [
+    "<script>alert(1)<b>",
+    "<img src=x onerror=alert(1)>",
+    "a&amp;b",
+    "\"'>",
+    "new\nline",
+    "\udcff\udcfe",
+    "{{ 7*7 }}",
+    "%41",
+    "a?b#c",
+    "javascript:alert(1)",
+    "http:",
+    " ",
+    "grün",
+    "\u202egnp.exe",
+    "-->",
+]
+
+
+class Page(HTMLParser):
+    """What a browser makes of it: the tags, and the links with their texts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.links: list[tuple[str, str]] = []
+        self.title = ""
+        self._text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag in ("a", "title"):
+            self._text = ""
+            self._href = dict(attrs).get("href") or ""
+
+    def handle_data(self, data: str) -> None:
+        self._text += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "a":
+            self.links.append((self._text, self._href))
+        elif tag == "title":
+            self.title = self._text
+
+
+def get(
+    listing: NarListing,
+    path: str = "",
+    query: str = "",
+    headers: Headers | None = None,
+    method: str = "GET",
+    environ: Mapping[str, object] | None = None,
+) -> Answer:
+    node = listing.root
+    for name in filter(None, path.split("/")):
+        found = listing.child(node, name)
+        assert found is not None
+        node = found
+    return answer(
+        request(f"/x/{query}", method, headers, environ),
+        lambda asked: listing_response(asked, listing, node, ref(path)),
+    )
+
+
+def page_of(tree: object, path: str = "", script_name: str = "") -> Page:
+    return Page(get(listing_of(tree), path, environ={"SCRIPT_NAME": script_name}).text)
+
+
+def test_the_page() -> None:
+    result = get(listing_of(TREE))
+    assert result.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert result.headers["Content-Length"] == str(len(result.body))
+    assert result.headers["Vary"] == "Accept"
+    assert result.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    assert result.headers["Last-Modified"]
+    assert result.headers["X-Content-Type-Options"] == "nosniff"
+    page = Page(result.text)
+    assert page.title == f"{STORE_PATH}/"
+    entries = [link for link in page.links if link[1].startswith("./") and link[0] != STORE_PATH.rpartition("/")[2]]
+    assert entries == [
+        ("bin/", "./bin/"),
+        ("lib/", "./lib/"),
+        ("lib.d/", "./lib.d/"),
+        ("lib64", "./lib64"),
+        ("lib", "./lib"),
+        ("one", "./one"),
+    ]
+    assert '<td class="size" title="1 byte">1 B</td>' in result.text
+
+
+def test_a_directory_further_down() -> None:
+    result = get(listing_of(TREE), "bin")
+    page = Page(result.text)
+    assert page.title == f"{STORE_PATH}/bin/"
+    assert (STORE_PATH.rpartition("/")[2], "../") in page.links, "a breadcrumb to the root"
+    assert ("../", "../") in page.links
+    assert re.search(r'hello</a><span class="mark" title="executable">\*', result.text)
+    assert result.text.count('title="executable"') == 1
+
+
+def test_the_root_has_no_parent_but_the_landing_page() -> None:
+    page = page_of(TREE)
+    assert "../" not in dict(page.links)
+    assert dict(page.links)["nar-serve"] == "/"
+
+
+def test_targets_lead_where_they_say() -> None:
+    links = dict(page_of(TREE, "lib").links)
+    assert links["../bin/"] == "./../bin"
+    assert links["."] == "./"
+    assert links["../../1bbb-x/y"] == "./out", "out of this store path: the server knows the way"
+    assert links["a/../b"] == "./maze", "a may be a link"
+    assert "/etc/passwd" not in links
+    assert dict(page_of(TREE, "bin").links)["/nix/store/1bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb-bash/bin/sh"].startswith(
+        "/nix"
+    )
+
+
+def test_script_name_and_prefix() -> None:
+    target = "/nix/store/1bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb-bash/bin/sh"
+    links = dict(page_of(TREE, "bin", script_name="/prod").links)
+    assert links[target] == f"/prod{target}"
+    assert links["nar-serve"] == "/prod/"
+    listing = listing_of(TREE)
+    node = listing.child(listing.root, "bin")
+    assert node is not None
+    other = answer(request(), lambda asked: listing_response(asked, listing, node, ref("bin"), prefix="/unpack"))
+    assert dict(Page(other.text).links)[target] == f"/unpack{target}"
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("as_a", [1, "target", {"x": 1}])
+def test_hostile_names(name: str, as_a: object) -> None:
+    result = get(listing_of({name: as_a, "z": name}))
+    page = Page(result.text)
+    harmless = Page(get(listing_of({"name": as_a, "z": "name"})).text)
+    assert sorted(page.tags) == sorted(harmless.tags), "a name adds no tag"
+    assert {key for key, _ in page.attributes} == {key for key, _ in harmless.attributes}
+    here = "http://host/nix/store/x/"
+    urls = {urljoin(here, href) for _, href in page.links if href.startswith("./")}
+    assert all(url.startswith(here) and not set(url) & set("?#\n") for url in urls)
+    reached = {unquote_to_bytes(url.removeprefix(here)).removesuffix(b"/") for url in urls}
+    assert name.encode("utf-8", "surrogateescape") in reached
+
+
+def test_hostile_directory_names_in_title_and_breadcrumbs() -> None:
+    for name in HOSTILE:
+        page = page_of({name: {"x": 1}}, name)
+        assert sorted(page.tags) == sorted(page_of({"name": {"x": 1}}, "name").tags)
+        assert page.title.startswith(f"{STORE_PATH}/")
+
+
+def test_what_can_not_be_shown_is_spelled_out() -> None:
+    text = get(listing_of({"new\nline": 1, "\udcff": 1, "\u202egnp": 1, "grün ✓": 1})).text
+    for shown in ("new\\nline", "\\xff", "\\u202egnp", "grün ✓"):
+        assert f">{shown}<" in text
+
+
+def test_an_empty_directory() -> None:
+    assert "This directory is empty" in get(listing_of({})).text
+    assert "This directory is empty" not in get(listing_of({"a": 1})).text
+
+
+def test_no_script_no_style_no_handler() -> None:
+    result = get(listing_of(TREE))
+    page = Page(result.text)
+    assert not {"script", "style", "iframe", "object"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name == "style" or name.startswith("on")]
+    csp = result.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in csp
+    assert "unsafe-inline" not in csp
+
+
+# --- JSON
+
+
+def test_json_one_level() -> None:
+    result = get(listing_of(TREE), query="?format=json")
+    assert result.headers["Content-Type"] == "application/json"
+    assert result.headers["Content-Length"] == str(len(result.body))
+    assert "Vary" not in result.headers, "the URL alone decides"
+    listing = json.loads(result.body)
+    assert listing["version"] == 1
+    assert listing["root"]["entries"]["bin"] == {"type": "directory"}
+    assert listing["root"]["entries"]["lib64"] == {"type": "symlink", "target": "lib"}
+    assert listing["root"]["entries"]["one"]["narOffset"] > 0
+    assert list(listing["root"]["entries"]) == ["bin", "lib", "lib.d", "lib64", "one"]
+
+
+def test_json_of_all_of_it() -> None:
+    listing = listing_of(TREE)
+    result = get(listing, query="?recursive", headers={"Accept": "application/json"})
+    assert result.headers["Vary"] == "Accept"
+    assert result.body == b"".join(listing.json_chunks())
+    below = json.loads(get(listing, "bin", "?recursive&format=json").body)
+    assert below["root"] == json.loads(result.body)["root"]["entries"]["bin"]
+
+
+def test_json_of_a_file() -> None:
+    assert json.loads(get(listing_of(TREE), "one", "?format=json").body)["root"]["size"] == 1
+
+
+def test_an_unknown_format_is_answered_with_those_that_there_are() -> None:
+    result = get(listing_of(TREE), query="?format=%3Cexe%3E")
+    assert result.status == 400
+    assert "json" in result.text
+
+
+# --- caching
+
+
+def test_each_representation_has_its_own_etag() -> None:
+    listing = listing_of(TREE)
+    asked: list[tuple[str, str]] = [("", ""), ("", "?format=json"), ("", "?format=json&recursive"), ("bin", "")]
+    tags = {get(listing, path, query).headers["ETag"] for path, query in asked}
+    assert len(tags) == 4
+    assert ref().validators().etag not in tags
+    by_accept = get(listing, headers={"Accept": "application/json"}).headers["ETag"]
+    assert by_accept == get(listing, query="?format=json").headers["ETag"], "the same bytes"
+
+
+def test_not_modified() -> None:
+    listing = listing_of(TREE)
+    etag = get(listing).headers["ETag"]
+    result = get(listing, headers={"If-None-Match": etag})
+    assert (result.status, result.body) == (304, b"")
+    assert {"ETag", "Cache-Control", "Expires", "Vary"} <= set(result.headers.keys())
+    other = get(listing, headers={"If-None-Match": etag, "Accept": "application/json"})
+    assert other.status == 200
+
+
+def test_head_is_get_without_a_body() -> None:
+    listing = listing_of(TREE)
+    full, head = get(listing), get(listing, method="HEAD")
+    assert head.body == b""
+    assert dict(head.headers) | {"Expires": ""} == dict(full.headers) | {"Expires": ""}
+
+
+# --- size
+
+
+def test_a_long_listing_is_made_as_it_is_sent() -> None:
+    made = 0
+
+    class Counting(NarListing):
+        def children(self, node: object) -> Iterator:  # type: ignore[type-arg]
+            nonlocal made
+            for child in super().children(node):  # type: ignore[arg-type]
+                made += 1
+                yield child
+
+    plain = listing_of({f"file-{n}": n for n in range(20_000)})
+    listing = Counting(plain._columns, plain.nar_size)
+    response = listing_response(request("/x/"), listing, listing.root, ref())
+    chunks = response.get_app_iter(request().environ)
+    first = next(iter(chunks))
+    assert made < 10_000, "rows are made when they are needed"
+    body = first + b"".join(chunks)
+    assert made == 20_000
+    assert body.count(b"<tr>") == 20_001
+    assert body.rstrip().endswith(b"</html>")
