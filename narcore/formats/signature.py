@@ -14,6 +14,13 @@ from narcore.errors import FormatError
 SIGNATURE_SIZE = 64
 KEY_SIZE = 32  # of a public key, and of the seed of a secret one
 
+# The y coordinates of the points of small order, in all spellings: with one of these as the key, signatures can be made
+# without any secret. libsodium, and so Nix, refuses them; OpenSSL does not.
+_P = 2**255 - 19
+_ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+_WEAK = frozenset((0, 1, _P - 1, _P, _P + 1, _ORDER_8, _P - _ORDER_8))
+_SIGN_BIT = 1 << 255
+
 _NAME = re.compile(r"[^:\s\x00-\x1f\x7f]+")
 
 
@@ -38,13 +45,15 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """A key to verify with, 32 bytes. FormatError on construction if it can't be one."""
+    """A key to verify with, 32 bytes. FormatError on construction if it can't be one, or proves nothing."""
 
     name: str
     key: bytes
 
     def __post_init__(self) -> None:
         _check(self.name, self.key, KEY_SIZE, "public key")
+        if int.from_bytes(self.key, "little") & ~_SIGN_BIT in _WEAK:
+            raise FormatError("a weak key, whose signatures anyone can make", where="public key")
 
     @classmethod
     def parse(cls, text: str) -> Self:
