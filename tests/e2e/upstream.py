@@ -52,8 +52,8 @@ class Request:
 class Fault:
     """What is done wrong with the answers to requests whose path matches ``pattern`` (as in fnmatch).
 
-    Only the first ``times`` of them, or all. Lengths count bytes of the body that is sent, the offset of ``patch`` counts
-    those of the file.
+    Only the first ``times`` of them, or all. Lengths count bytes of the body that is sent; the offset of ``patch`` is
+    one in the file.
     """
 
     pattern: str

@@ -1,0 +1,93 @@
+"""Fixtures of the end-to-end tests: the caches, the server in front of them, and fronts of the application."""
+
+import itertools
+import os
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.e2e import fronts, nixcaches
+from tests.e2e.fronts import Front, Shape
+from tests.e2e.nixcaches import NixCaches
+from tests.e2e.upstream import Upstream
+
+_LOGS: set[Path] = set()
+
+
+@pytest.fixture(scope="session")
+def caches() -> NixCaches:
+    """The binary caches that a real Nix wrote. Skips where there is no Nix, but not in CI."""
+    missing = nixcaches.missing_tools()
+    if missing and not os.environ.get("CI"):
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    assert not missing
+    return nixcaches.build()
+
+
+@pytest.fixture(scope="session")
+def upstream(caches: NixCaches) -> Iterator[Upstream]:
+    """A server in front of all caches: ``/NAME``, and ``/NAME.no-ls`` for the same without listings."""
+    with Upstream() as server:
+        for name in (*nixcaches.CACHES, "gnu"):
+            server.mount(name, caches.cache(name))
+            server.mount(f"{name}.no-ls", caches.cache(name), hidden=("*.ls",))
+        for coding in ("br", "gzip", "zstd"):
+            headers = {"*.ls": {"Content-Encoding": coding}}
+            server.mount(f"ls-{coding}.encoded", caches.cache(f"ls-{coding}"), headers=headers)
+        yield server
+
+
+class RunFront(Protocol):
+    """Starts a front; see `fronts.running`."""
+
+    def __call__(
+        self,
+        cache_url: str,
+        cache_dir: Path | str = "off",
+        settings: Mapping[str, str] | None = None,
+        *,
+        shape: Shape = fronts.ONE_PROCESS,
+        expect_trouble: bool = False,
+    ) -> AbstractContextManager[Front]:
+        """``cache_dir`` is the directory of its NAR cache; ``settings`` are more environment variables."""
+
+
+@pytest.fixture(scope="session", params=fronts.FRONTS)
+def run_front(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunFront:
+    """Starts the application in each way of `fronts.FRONTS`, and keeps its log."""
+    numbers = itertools.count()
+    logs = tmp_path_factory.mktemp("fronts")
+
+    def run(
+        cache_url: str,
+        cache_dir: Path | str = "off",
+        settings: Mapping[str, str] | None = None,
+        *,
+        shape: Shape = fronts.ONE_PROCESS,
+        expect_trouble: bool = False,
+    ) -> AbstractContextManager[Front]:
+        log = logs / f"{next(numbers)}.log"
+        _LOGS.add(log)
+        environ = {"NAR_CACHE_URL": cache_url, "NAR_CACHE_DIR": str(cache_dir)} | dict(settings or {})
+        return fronts.running(environ, log, kind=request.param, shape=shape, expect_trouble=expect_trouble)
+
+    return run
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the fronts logged when a test fails."""
+    report = yield
+    if report.failed:
+        latest = [
+            path
+            for path in sorted(filter(Path.exists, _LOGS), key=lambda path: path.stat().st_mtime)
+            if path.stat().st_size
+        ][-2:]
+        report.sections += [(f"log {path}", path.read_text(errors="replace")[-6000:]) for path in latest]
+    return report

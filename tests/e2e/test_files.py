@@ -1,0 +1,194 @@
+"""Every file of every tree, byte for byte, out of every cache, with and without listings."""
+
+import random
+import subprocess
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+
+from tests.e2e import links, trees
+from tests.e2e.client import Client, location, url_path
+from tests.e2e.conftest import RunFront
+from tests.e2e.fronts import Front
+from tests.e2e.nixcaches import CACHES, NIX_CACHES, RECOMPRESSED, NixCaches, parse_listing
+from tests.e2e.trees import Entry
+from tests.e2e.upstream import Upstream
+
+ENCODED = ("ls-br.encoded", "ls-gzip.encoded", "ls-zstd.encoded")
+WITHOUT_LISTINGS = tuple(f"{name}.no-ls" for name in (*NIX_CACHES, *RECOMPRESSED))
+SMALL = tuple(name for name, spec in trees.SPECS.items() if not spec.slow)
+
+
+@pytest.fixture(scope="module", params=(*CACHES, *WITHOUT_LISTINGS, *ENCODED))
+def front(
+    request: pytest.FixtureRequest, upstream: Upstream, run_front: RunFront, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Front]:
+    """A front for each cache, with a NAR cache of its own: the caches hold the same NARs."""
+    with run_front(f"{upstream.url}/{request.param}", tmp_path_factory.mktemp("nars")) as front:
+        yield front
+
+
+@pytest.fixture(scope="module", params=(*NIX_CACHES, *RECOMPRESSED))
+def streaming_front(request: pytest.FixtureRequest, upstream: Upstream, run_front: RunFront) -> Iterator[Front]:
+    """A front that keeps nothing: each file is taken out of the stream anew. Every other cache without listings."""
+    suffix = ".no-ls" if [*NIX_CACHES, *RECOMPRESSED].index(request.param) % 2 else ""
+    with run_front(f"{upstream.url}/{request.param}{suffix}") as front:
+        yield front
+
+
+def regular_files(caches: NixCaches, names: Iterable[str]) -> list[tuple[str, Entry]]:
+    """URL path and node of each regular file."""
+    return [
+        (url_path(caches.store_paths[name], entry.path), entry)
+        for name in names
+        for entry in caches.entries(name)
+        if entry.kind == "regular"
+    ]
+
+
+def faults(status: int, body: bytes, executable: str | None, entry: Entry) -> list[str]:
+    """What is wrong with the answer to a request for a file."""
+    found = []
+    if status != 200:
+        found.append(f"status {status}")
+    elif body != entry.source.read_bytes():
+        found.append("other bytes")
+    if (executable == "1") != entry.executable or executable not in (None, "1"):
+        found.append(f"NAR-Executable {executable}")
+    return [f"{entry.path!r}: {fault}" for fault in found]
+
+
+def check_with_requests(front: Front, files: list[tuple[str, Entry]]) -> None:
+    """Fetch files by requests, as most Python programs would, and compare."""
+    wrong: list[str] = []
+    with requests.Session() as session:
+        for path, entry in files:
+            got = session.get(front.url + path, headers={"Accept-Encoding": "identity"}, allow_redirects=False)
+            wrong += faults(got.status_code, got.content, got.headers.get("NAR-Executable"), entry)
+    assert files
+    assert not wrong
+
+
+def check_in_threads(front: Front, files: list[tuple[str, Entry]], threads: int = 4) -> None:
+    """Fetch files over a few connections at once, and compare."""
+
+    def check(share: list[tuple[str, Entry]]) -> list[str]:
+        wrong: list[str] = []
+        with Client(front) as client:
+            for path, entry in share:
+                got = client.get(path)
+                wrong += faults(got.status, got.body, got.headers.get("NAR-Executable"), entry)
+        return wrong
+
+    with ThreadPoolExecutor(threads) as pool:
+        wrong = [fault for found in pool.map(check, [files[n::threads] for n in range(threads)]) for fault in found]
+    assert files
+    assert not wrong
+
+
+def test_small_trees(front: Front, caches: NixCaches) -> None:
+    check_with_requests(front, regular_files(caches, SMALL))
+
+
+def test_the_standard_library(front: Front, caches: NixCaches) -> None:
+    check_in_threads(front, regular_files(caches, [trees.STDLIB_NAME]))
+
+
+def test_a_large_file_and_its_neighbours(front: Front, caches: NixCaches) -> None:
+    check_with_requests(front, regular_files(caches, [trees.BIG_NAME]))
+
+
+def test_ranges_of_a_large_file(front: Front, caches: NixCaches) -> None:
+    generator = random.Random(3)
+    wrong = []
+    with Client(front) as client:
+        for name in ("data.bin", "later.bin"):
+            data = (caches.tree(trees.BIG_NAME) / name).read_bytes()
+            for _ in range(6):
+                start = generator.randrange(len(data))
+                stop = min(len(data), start + generator.choice([1, 100, 70_000, 3_000_000]))
+                path = url_path(caches.store_paths[trees.BIG_NAME], name.encode())
+                got = client.get(path, {"Range": f"bytes={start}-{stop - 1}"})
+                if (got.status, got.body) != (206, data[start:stop]):
+                    wrong.append((name, start, stop, got.status))
+                elif got.header("Content-Range") != f"bytes {start}-{stop - 1}/{len(data)}":
+                    wrong.append((name, start, stop, got.headers["Content-Range"]))
+    assert not wrong
+
+
+def test_listings(front: Front, caches: NixCaches) -> None:
+    with Client(front) as client:
+        for name in trees.SPECS:
+            got = client.get(url_path(caches.store_paths[name]) + "/?format=json&recursive")
+            if got.status == 302:  # a store path that is no directory has no slash behind it
+                got = client.get(location(got, url_path(caches.store_paths[name]) + "/?format=json&recursive"))
+            assert got.status == 200, (name, got.body[:300])
+            assert parse_listing(got.body) == caches.listing(name), name
+
+
+def test_links(front: Front, caches: NixCaches) -> None:
+    with Client(front) as client:
+        wrong = [fault for path, outcome in all_links(caches) if (fault := link_fault(client, caches, path, outcome))]
+    assert not wrong
+
+
+def all_links(caches: NixCaches) -> Iterator[tuple[str, links.Outcome]]:
+    """URL path and outcome of every link that the tables know."""
+    for path, outcome in links.LINKS.items():
+        yield url_path(caches.store_paths[links.LINKS_NAME], path), outcome
+    for name, (_, outcome) in links.ONE_LINKS.items():
+        yield url_path(caches.store_paths[name]), outcome
+    names = caches.store_paths[trees.NAMES_NAME]
+    for path, target in trees.NAME_LINKS.items():
+        inside = target + b"/" if target == trees.ODD_DIRECTORY else target
+        yield url_path(names, path), links.Inside(inside)
+    for path, target in trees.NAME_LINKS_NOWHERE.items():
+        yield url_path(names, path), links.Nowhere(target.partition(b"\r")[0].rstrip(b"\xff"))
+
+
+def link_fault(client: Client, caches: NixCaches, path: str, outcome: links.Outcome) -> str:
+    """What is wrong with the answer to a request for a link; empty if it is as the outcome says."""
+    got = client.get(path)
+    if isinstance(outcome, links.Nowhere):
+        if got.status == 404 and outcome.target.decode() in got.text:
+            return ""
+        return f"{path}: not a 404 that names {outcome.target!r}, but {got.status} {got.body[:200]!r}"
+    if isinstance(outcome, links.Inside):
+        store_path = next(each for each in caches.store_paths.values() if path.startswith(url_path(each) + "/"))
+        expected = url_path(store_path, outcome.path) if outcome.path else url_path(store_path) + "/"
+    else:
+        expected = url_path(outcome.path)
+    if got.status != 302:
+        return f"{path}: {got.status} {got.body[:200]!r} and not a redirect to {expected}"
+    found = location(got, path)
+    return "" if same_url(found, expected) else f"{path}: to {found} and not to {expected}"
+
+
+def same_url(one: str, other: str) -> bool:
+    """Whether two URL paths are the same once decoded: what has to be encoded, and how, is for each to say."""
+    from urllib.parse import unquote_to_bytes
+
+    return "?" not in one + other and "#" not in one + other and unquote_to_bytes(one) == unquote_to_bytes(other)
+
+
+def test_streaming(streaming_front: Front, caches: NixCaches) -> None:
+    check_with_requests(streaming_front, regular_files(caches, (*SMALL, trees.BIG_NAME)))
+
+
+def test_curl(front: Front, caches: NixCaches) -> None:
+    def curl(path: str, *options: str) -> bytes:
+        command = ["curl", "--silent", "--show-error", "--path-as-is", *options, front.url + path]
+        return subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+
+    hello = url_path(caches.store_paths[links.HELLO])
+    assert curl(f"{hello}/bin/hello", "--fail") == trees.SCRIPT
+    assert curl(f"{hello}/bin/hi", "--fail", "--location") == trees.SCRIPT
+    assert curl(f"{hello}/bin/hello", "--range", "2-5") == trees.SCRIPT[2:6]
+    head = curl(f"{hello}/bin/hello", "--head").decode().lower()
+    assert head.startswith("http/1.1 200")
+    assert f"content-length: {len(trees.SCRIPT)}\r\n" in head
+    assert curl(f"{hello}/bin/../bin/hello", "--output", "/dev/null", "--write-out", "%{http_code}") == b"404"
+    raw = url_path(caches.store_paths[trees.NAMES_NAME], b"\xff\xfe")
+    assert curl(raw, "--fail") == b"contents of \xff\xfe"
