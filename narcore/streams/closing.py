@@ -1,0 +1,42 @@
+"""Closing what a stage reads from.
+
+A generator that was never started runs no ``finally`` block when it is closed. WSGI servers do just that when a client
+leaves before the first byte, and then the connection at the far end would stay open. So every stage of this room is a
+`Stage`.
+"""
+
+from collections.abc import Generator, Iterator
+
+
+def close(source: object) -> None:
+    """Call ``source.close()``, if there is such a method."""
+    method = getattr(source, "close", None)
+    if method is not None:
+        method()
+
+
+class Stage(Iterator[bytes]):
+    """An iterator of chunks that closes its source when it ends, fails or is closed, even if it was never started."""
+
+    __slots__ = ("_flow", "_source")
+
+    def __init__(self, body: Iterator[bytes], source: object) -> None:
+        self._flow = _closing_behind(body, source)
+        self._source = source
+
+    def __next__(self) -> bytes:
+        return next(self._flow)
+
+    def close(self) -> None:
+        """Close the stage and its source; a second call does no harm."""
+        try:
+            self._flow.close()
+        finally:
+            close(self._source)
+
+
+def _closing_behind(body: Iterator[bytes], source: object) -> Generator[bytes, None, None]:
+    try:
+        yield from body
+    finally:
+        close(source)

@@ -1,0 +1,130 @@
+"""Decoders in the shape of `members.Decoder`, for libraries that have another shape or may not be installed."""
+
+import functools
+import lzma
+import zlib
+from collections.abc import Callable
+
+from narcore.errors import UnknownCompression
+from narcore.streams.members import Codec, Decoder
+
+# How far back one stream may look, which is what its decoder has to hold in memory: 128 MiB, the bound of the zstd tool
+# (windowLog 27). `xz -9` needs 64 MiB, `lzip -9` 32 MiB, brotli at most 16 MiB.
+MAX_WINDOW = 1 << 27
+
+# liblzma counts its own tables as well as the dictionary.
+_LZMA_MEMORY = MAX_WINDOW + (1 << 20)
+
+# brotli's `output_buffer_limit` is no limit: the output grows in steps until it is at least that large (here, 96 KiB).
+_BROTLI_STEP = 64 * 1024
+
+
+class LzmaDecoder:
+    """``lzma.LZMADecompressor`` with a bound on its memory that says what it is."""
+
+    __slots__ = ("_inner",)
+
+    def __init__(self, container: int) -> None:
+        self._inner = lzma.LZMADecompressor(format=container, memlimit=_LZMA_MEMORY)
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return self._inner.needs_input
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        try:
+            return self._inner.decompress(data, max_length)
+        except lzma.LZMAError as error:
+            # Python gives no code, only liblzma's phrase.
+            if "Memory usage limit" in str(error):
+                raise lzma.LZMAError(f"needs a dictionary of more than {MAX_WINDOW >> 20} MiB") from error
+            raise
+
+
+class ZlibDecoder:
+    """One gzip member by zlib, where isal is not installed."""
+
+    __slots__ = ("_inner",)
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._inner.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
+
+
+class BrotliDecoder:
+    """One brotli stream; the library itself refuses what follows it."""
+
+    __slots__ = ("_inner", "_pending")
+
+    unused_data = b""
+
+    def __init__(self) -> None:
+        import brotli
+
+        self._inner = brotli.Decompressor()
+        self._pending = b""
+
+    @property
+    def eof(self) -> bool:
+        return not self._pending and bool(self._inner.is_finished())
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._pending and bool(self._inner.can_accept_more_data())
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        if not self._pending:
+            self._pending = self._inner.process(data, output_buffer_limit=min(max_length, _BROTLI_STEP))
+        output, self._pending = self._pending[:max_length], self._pending[max_length:]
+        return output
+
+
+def brotli_codec() -> Codec:
+    import brotli
+
+    return Codec("br", BrotliDecoder, (brotli.error,))
+
+
+@functools.cache
+def gzip_codec() -> Codec:
+    """By isal where it is installed: about three times as fast as zlib."""
+    try:
+        from isal import igzip_lib
+    except ImportError:
+        return Codec("gzip", ZlibDecoder, (zlib.error,))
+    new_decoder: Callable[[], Decoder] = functools.partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_GZIP)
+    # isal's type stub declares the exception class as an instance.
+    return Codec("gzip", new_decoder, (igzip_lib.IsalError,))  # type: ignore[arg-type]
+
+
+def lz4_codec() -> Codec:
+    """Raises UnknownCompression where the lz4 package is not installed."""
+    try:
+        import lz4.frame
+    except ImportError as error:
+        raise UnknownCompression(
+            "compression 'lz4' needs a package that is not installed: pip install nar-serve[lz4]"
+        ) from error
+    return Codec("lz4", lz4.frame.LZ4FrameDecompressor, (RuntimeError,))

@@ -1,0 +1,187 @@
+"""Cut, flipped, overlong and explosive input: a CompressionError or the right bytes, in bounded memory."""
+
+import contextlib
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from narcore.errors import CompressionError, CorruptStream, TruncatedStream
+from narcore.streams.compression import decompress
+from tests.streams.codecs import CHECKED, CONCATENATED, PACK, PACKED, SAMPLE, lzip, pieces
+
+MIB = 1 << 20
+
+
+def unpack(name: str, packed: bytes, input_size: int = 65536) -> bytes:
+    return b"".join(decompress(name, pieces(packed, input_size), chunk_size=2000))
+
+
+def check_every_cut(name: str) -> None:
+    packed = PACK[name](SAMPLE)
+    for cut in range(len(packed)):
+        with pytest.raises(TruncatedStream):
+            unpack(name, packed[:cut])
+    for cut in range(0, len(packed), 41):
+        with pytest.raises(TruncatedStream):
+            unpack(name, packed[:cut], 1 + cut % 7)
+
+
+def check_every_flip(name: str) -> None:
+    packed = PACK[name](SAMPLE)
+    for place in range(len(packed)):
+        flipped = bytearray(packed)
+        flipped[place] ^= 1 << place % 8
+        try:
+            output = unpack(name, bytes(flipped), 1 + 997 * (place % 3))
+        except CompressionError:
+            continue
+        assert name not in CHECKED or output == SAMPLE, f"byte {place}"
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_truncated_at_every_byte(name: str) -> None:
+    check_every_cut(name)
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_flipped_at_every_byte(name: str) -> None:
+    check_every_flip(name)
+
+
+def test_gzip_cuts_and_flips_by_either_library(gzip_library: str) -> None:
+    check_every_cut("gzip")
+    check_every_flip("gzip")
+
+
+@pytest.mark.parametrize("name", sorted(set(CONCATENATED) - {"none"}))
+def test_truncated_in_the_second_stream(name: str) -> None:
+    packed = PACK[name](SAMPLE)
+    for cut in range(1, len(packed), 3):
+        with pytest.raises(TruncatedStream):
+            unpack(name, packed + packed[:cut], 1 + cut)
+
+
+@pytest.mark.parametrize("input_size", [1, 7, 65536])
+@pytest.mark.parametrize("name", PACKED)
+def test_trailing_garbage(name: str, input_size: int) -> None:
+    with pytest.raises(CorruptStream):
+        unpack(name, PACK[name](SAMPLE) + b"\xff" * 32, input_size)
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 20])
+@pytest.mark.parametrize("name", sorted(set(PACKED) - {"xz"}))
+def test_zeros_behind_the_end_are_garbage(name: str, length: int) -> None:
+    with pytest.raises(CompressionError):
+        unpack(name, PACK[name](SAMPLE) + bytes(length))
+
+
+@given(st.binary(max_size=300))
+def test_random_input(noise: bytes) -> None:
+    for name in PACKED:
+        # Some noise is a valid stream: the one byte "3" is one of brotli. What must not come is any other error.
+        for packed in (noise, PACK[name](SAMPLE)[:30] + noise):
+            with contextlib.suppress(CompressionError):
+                unpack(name, packed, 64)
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_bomb(name: str) -> None:
+    packed = PACK[name](bytes(40 * MIB))
+    before = _reset_peak()
+    size = 0
+    for chunk in decompress(name, [packed]):
+        assert len(chunk) <= 256 * 1024
+        size += len(chunk)
+    assert size == 40 * MIB
+    assert _peak() - before < 16 * MIB
+
+
+@pytest.mark.parametrize("name", CONCATENATED)
+def test_many_tiny_streams(name: str) -> None:
+    packed = PACK[name](b"x")
+    assert unpack(name, packed * 2000, 1 << 20) == b"x" * 2000
+
+
+def _reset_peak() -> int:
+    Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+    return _peak()
+
+
+def _peak() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def zstd_window(exponent: int, mantissa: int = 0) -> bytes:
+    """An empty frame: magic, descriptor, window descriptor, a last raw block of no bytes."""
+    return b"\x28\xb5\x2f\xfd\x00" + bytes([(exponent - 10) << 3 | mantissa]) + b"\x01\x00\x00"
+
+
+def zstd_single_segment(size: int) -> bytes:
+    return b"\x28\xb5\x2f\xfd\xe0" + size.to_bytes(8, "little") + b"\x01\x00\x00"
+
+
+def xz_dictionary(coded: int) -> bytes:
+    """A stream whose block header asks for another dictionary (xz file format, sections 3.1 and 5.3.1)."""
+    packed = PACK["xz"](SAMPLE)
+    size = 4 * (packed[12] + 1)
+    header = bytearray(packed[12 : 12 + size - 4])
+    assert header[2:4] == b"\x21\x01"  # LZMA2, one byte of properties
+    header[4] = coded
+    return packed[:12] + bytes(header) + struct.pack("<I", zlib.crc32(header)) + packed[12 + size :]
+
+
+def lzma_dictionary(size: int) -> bytes:
+    packed = PACK["lzma"](SAMPLE)
+    return packed[:1] + struct.pack("<I", size) + packed[5:]
+
+
+@pytest.mark.parametrize(
+    ("name", "packed", "output"),
+    [
+        ("zstd", zstd_window(27), b""),
+        ("xz", xz_dictionary(30), SAMPLE),
+        ("lzma", lzma_dictionary(128 * MIB), SAMPLE),
+        ("lzip", lzip(SAMPLE, 27), SAMPLE),
+        ("lzip", lzip(SAMPLE, 23 | 7 << 5), SAMPLE),
+    ],
+)
+def test_windows_up_to_128_mib(name: str, packed: bytes, output: bytes) -> None:
+    assert unpack(name, packed) == output
+
+
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    [
+        ("zstd", zstd_window(27, 1)),
+        ("zstd", zstd_window(41, 7)),
+        ("zstd", zstd_single_segment(128 * MIB + 1)),
+        ("zstd", zstd_single_segment((1 << 64) - 1)),
+        ("xz", xz_dictionary(31)),
+        ("xz", xz_dictionary(40)),
+        ("lzma", lzma_dictionary(192 * MIB)),
+        ("lzip", lzip(SAMPLE, 28 | 7 << 5)),
+        ("lzip", lzip(SAMPLE, 29)),
+    ],
+)
+def test_larger_windows_are_refused(name: str, packed: bytes) -> None:
+    with pytest.raises(CorruptStream, match=rf"{name}: needs a (window|dictionary) of .*128 MiB"):
+        unpack(name, packed)
+
+
+@pytest.mark.parametrize("coded", [0, 11, 30, 31])
+def test_lzip_dictionary_sizes_out_of_bounds(coded: int) -> None:
+    with pytest.raises(CorruptStream, match="lzip: a dictionary size that the format does not allow"):
+        unpack("lzip", lzip(SAMPLE, coded))
+
+
+@pytest.mark.parametrize("place", [-20, -16, -8], ids=["crc32", "data size", "member size"])
+def test_lzip_trailer_is_checked(place: int) -> None:
+    packed = bytearray(lzip(SAMPLE))
+    packed[place] ^= 1
+    with pytest.raises(CorruptStream, match="trailer"):
+        unpack("lzip", bytes(packed))
