@@ -1,0 +1,51 @@
+"""A part of a stream."""
+
+from collections.abc import Iterable, Iterator
+
+from narcore.errors import TruncatedStream
+from narcore.streams.closing import Stage
+
+
+def skip_and_limit(chunks: Iterable[bytes], start: int, stop: int) -> Iterator[bytes]:
+    """The bytes ``start`` to ``stop`` (excluded) of ``chunks``; ``0 <= start <= stop``.
+
+    Only the first and the last chunk are cut, the others pass as they are. Nothing is read beyond the chunk that holds
+    the last byte, and then the source is closed. Raises TruncatedStream if the source ends before ``stop``.
+    """
+    return Stage(_skip_and_limit(chunks, start, stop), chunks)
+
+
+def _skip_and_limit(chunks: Iterable[bytes], start: int, stop: int) -> Iterator[bytes]:
+    if start == stop:
+        return
+    end = 0
+    for chunk in chunks:
+        begin, end = end, end + len(chunk)
+        if part := chunk[max(start - begin, 0) : stop - begin]:
+            yield part
+        if end >= stop:
+            return
+    raise TruncatedStream(f"the stream ends at byte {end}, before byte {stop}")
+
+
+def skip_and_drain(chunks: Iterable[bytes], start: int, stop: int) -> Iterator[bytes]:
+    """As `skip_and_limit`, but the source is read to its end before the last bytes are given out.
+
+    For a source that checks itself at its end: whoever has all bytes has checked ones.
+    """
+    return Stage(_skip_and_drain(chunks, start, stop), chunks)
+
+
+def _skip_and_drain(chunks: Iterable[bytes], start: int, stop: int) -> Iterator[bytes]:
+    end = 0
+    held = b""
+    for chunk in chunks:
+        begin, end = end, end + len(chunk)
+        if begin < stop and (part := chunk[max(start - begin, 0) : stop - begin]):
+            if held:
+                yield held
+            held = part
+    if end < stop:
+        raise TruncatedStream(f"the stream ends at byte {end}, before byte {stop}")
+    if held:
+        yield held
