@@ -111,7 +111,9 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
     }
     for name in ("PORT", "HTTP_ADDR", "DOMAIN", "GUNICORN_CMD_ARGS", "PYTHONDEVMODE"):
         kept.pop(name, None)
-    return kept | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "default::ResourceWarning"} | dict(settings)
+    # gunicorn's own way to take over a socket leaves one to the garbage collector.
+    warnings = "default::ResourceWarning,ignore::ResourceWarning:gunicorn.arbiter"
+    return kept | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": warnings} | dict(settings)
 
 
 @contextlib.contextmanager

@@ -220,7 +220,7 @@ class _Server(ThreadingHTTPServer):
         """A client that leaves is no news."""
 
 
-class _Cut(Exception):  # noqa: N818  (not an error: it ends an answer where a fault says so)
+class _Cut(Exception):
     """Close the connection now."""
 
 
