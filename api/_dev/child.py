@@ -165,24 +165,28 @@ def load(examples: Sequence[tuple[str, str]], *, strict: bool) -> WSGIApplicatio
     """The application as it is on disk now, or a page that says why there is none."""
     sys.path[0] = str(ROOT)
     try:
-        return load_application(examples, strict=strict)
+        return load_application(examples)
+    except SystemExit as ended:  # a setting that can't be used, in one line
+        text = f"{ended.code}\n"
+        sys.stderr.write(text)
+        if strict:
+            sys.exit(BAD_SETTING)
+        return error_page(text)
     except Exception:  # noqa: BLE001  any module may be broken in any way, and all of it is shown
         text = traceback.format_exc()
         sys.stderr.write(text)
         return error_page(text)
 
 
-def load_application(examples: Sequence[tuple[str, str]], *, strict: bool) -> WSGIApplication:
+def load_application(examples: Sequence[tuple[str, str]]) -> WSGIApplication:
+    """Raises SystemExit with a line for people, as ``api/index.py`` does, or whatever a broken module raises."""
     from api._dev.routing import Deployment, Router, VercelJsonError
     from narcore.errors import SettingsError
 
     try:
         return Router(Deployment.read(ROOT), lambda function: load_function(function, examples))
     except (SettingsError, VercelJsonError) as error:
-        if not strict:
-            raise
-        sys.stderr.write(f"start-dev: {error}\n")
-        sys.exit(BAD_SETTING)
+        sys.exit(f"start-dev: {error}")
 
 
 def load_function(function: "Function", examples: Sequence[tuple[str, str]]) -> WSGIApplication:

@@ -177,11 +177,19 @@ def test_what_keeps_it_from_starting_is_one_line(checkout: Path, tmp_path: Path)
         vercel_json.write_text(sound)
 
 
-def test_a_bad_setting_that_only_the_application_sees_ends_the_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("statement", "line"),
+    [
+        (
+            "from narcore.errors import SettingsError; raise SettingsError('no such scheme')",
+            "start-dev: no such scheme\n",
+        ),
+        ("raise SystemExit('nar-serve: no such scheme')", "nar-serve: no such scheme\n"),
+    ],
+)
+def test_a_bad_setting_that_only_the_application_sees_ends_the_start(tmp_path: Path, statement: str, line: str) -> None:
     root = make_checkout(tmp_path / "checkout")
-    (root / "api" / "index.py").write_text(
-        "from narcore.errors import SettingsError\n\nraise SettingsError('no such scheme')\napp = 1\n"
-    )
+    (root / "api" / "index.py").write_text(f"{statement}\napp = 1\n")
     ended = subprocess.run(
         [sys.executable, "-m", "api._dev.supervisor"],
         cwd=root,
@@ -191,7 +199,7 @@ def test_a_bad_setting_that_only_the_application_sees_ends_the_start(tmp_path: P
         timeout=20,
         check=False,
     )
-    assert (ended.returncode, ended.stderr) == (2, "start-dev: no such scheme\n")
+    assert (ended.returncode, ended.stderr) == (2, line)
 
 
 def test_a_server_process_that_dies_is_replaced(checkout: Path, tmp_path: Path) -> None:

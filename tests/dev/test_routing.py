@@ -141,6 +141,8 @@ def test_the_project_is_one_function_behind_everything_and_publishes_none_of_its
     assert set(config["functions"]) == {"api/index.py"}
     # Without a public folder Vercel publishes the source tree; an empty one git would not keep.
     assert [path.name for path in (ROOT / "public").iterdir()] == ["favicon.svg"]
+    # What the pages show, under the name that is asked for without them.
+    assert (ROOT / "public" / "favicon.svg").read_bytes() == (ROOT / "api" / "static" / "icon.svg").read_bytes()
 
 
 def test_the_project_deploys() -> None:
