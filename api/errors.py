@@ -100,6 +100,9 @@ ROWS: dict[type[Exception], Row] = {
     errors.OutsideStore: _NO_NODE,
     errors.CapacityError: _BUSY,
     errors.CacheFailure: _BUSY,
+    errors.NarTooLarge: Row(
+        413, "Too large for this server", "It is set up to unpack smaller archives only.", keep=Keep.SHORT
+    ),
     errors.SettingsError: _FAULT,
     http.BadRequest: Row(400, "Bad request", "Correct the URL and try again.", keep=Keep.SHORT),
     http.NotFound: Row(404, "Not found", "Nothing is served at this URL; store paths are.", keep=Keep.SHORT),
@@ -165,8 +168,5 @@ def _answer(request: Request, row: Row, detail: str, headers: Headers) -> Respon
     if media_type == HTML:
         page = render(request, "error.html", status=row.status, error=row.error, detail=detail)
         return streamed(page, headers, row.status)
-    if media_type == JSON:
-        body = json.dumps({"error": row.error, "detail": detail}) + "\n"
-    else:
-        body = f"{row.error}: {detail}\n"
-    return Response(body, status=row.status, headers=headers)
+    text = json.dumps({"error": row.error, "detail": detail}) if media_type == JSON else f"{row.error}: {detail}"
+    return Response(text + "\n", status=row.status, headers=headers)

@@ -15,6 +15,8 @@
     ├ PathError                    the store path is there, but what the path inside it names can't be served
     │  ├ NoSuchNode  ├ NotADirectory  ├ SymlinkLoop  └ OutsideStore
     ├ CapacityError                nothing is wrong, there is just no room or no turn for it now
+    │  └ CacheFailure              the disk cache can't keep it: full, read-only, gone
+    ├ NarTooLarge                  larger than this installation is set up to unpack
     └ SettingsError (ValueError)   a setting that can't be used
 
 Messages are written for the person who reads them in a log. They never hold a password; what a client is told is decided by
@@ -143,6 +145,14 @@ class CapacityError(NarcoreError):
     def __init__(self, message: str, *, retry_after: int = 5) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class CacheFailure(CapacityError):
+    """The disk cache can't keep a NAR: the disk is full or failing, the directory can't be written. Other sources may help."""
+
+
+class NarTooLarge(NarcoreError):
+    """A NAR above the size that this installation is set up to unpack."""
 
 
 class SettingsError(NarcoreError, ValueError):
