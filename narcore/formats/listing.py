@@ -112,6 +112,16 @@ class NarListing:
         builder.add_all(events)
         return builder.finish()
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both are of the same tree, to the last name, size and target."""
+        if not isinstance(other, NarListing):
+            return NotImplemented
+        return self.nar_size == other.nar_size and all(
+            getattr(self._columns, column) == getattr(other._columns, column) for column in _Columns.__slots__
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # nothing hashes a million entries
+
     def __len__(self) -> int:
         return len(self._columns.kinds)
 
