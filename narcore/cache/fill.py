@@ -1,0 +1,169 @@
+"""A NAR on its way into the cache, and everyone who reads from it meanwhile.
+
+There is one ``Fill`` a NAR in a process, with a thread of its own. Whichever process gets the lock on the part file downloads;
+the others watch the same file grow, and one of them takes over if the lock becomes free before the NAR is complete. Readers
+only ever read from the file, so they cost no memory, and a slow one holds nobody up.
+
+The last byte that a reader asks for is kept back until the whole NAR has been verified: a NAR that is not what was promised ends
+in an error for everyone who reads from it, and never in a complete answer.
+"""
+
+import copy
+import threading
+import time
+from collections.abc import Callable, Generator
+
+from narcore.cache.part import Fetch, Part, Unwanted
+from narcore.errors import CacheFailure, StoreTimeout
+from narcore.formats.listing import NarListing
+
+CHUNK = 256 * 1024
+POLL_SECONDS = 0.005  # how soon a reader learns of bytes that another process has written
+STALL_SECONDS = 120.0  # not a byte for so long: longer than all the retries of a store take
+
+Check = Callable[[NarListing], None]
+
+
+class Fill:
+    """One NAR that is being fetched. ``NarCache.fill`` makes it or finds it, and joins it for the caller."""
+
+    def __init__(self, part: Part, fetch: Fetch, *, on_end: Callable[["Fill", BaseException | None], None]) -> None:
+        self.part = part
+        self._fetch = fetch
+        self._on_end = on_end
+        self._changed = threading.Condition()
+        self._readers = 0
+        self._available = 0
+        self._listing: NarListing | None = None
+        self._error: BaseException | None = None
+        self._ended = False
+
+    # --- the readers' side
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name=f"fill-{self.part.key.digits[:8]}", daemon=True).start()
+
+    def join(self) -> bool:
+        """Count in one more reader, who has to ``leave``. False if the fill has just been given up or has failed."""
+        with self._changed:
+            if self._ended and self._listing is None:
+                return False
+            self._readers += 1
+            return True
+
+    def leave(self) -> None:
+        with self._changed:
+            self._readers -= 1
+            if self._ended and not self._readers:
+                self.part.close()
+
+    def wait(self) -> NarListing:
+        """Wait until the NAR is complete and verified; its listing. Raises whatever it failed with."""
+        with self._changed:
+            while self._listing is None:
+                self._wait_for_news()
+            return self._listing
+
+    def read(self, start: int, stop: int, check: Check) -> "FillBytes":
+        """Bytes of the NAR, as they arrive. ``check`` gets the verified listing before the last byte is given out."""
+        return FillBytes(self, start, stop, check)
+
+    def stream(self, start: int, stop: int, check: Check) -> Generator[bytes]:
+        position = start
+        while position < stop:
+            ready = self._wait_beyond(position, stop)
+            if ready == stop:
+                check(self.wait())
+            data = self.part.read(position, min(ready, position + CHUNK))
+            if not data:
+                raise CacheFailure("the part file of a NAR was cut while it was read")
+            position += len(data)
+            yield data
+
+    def _wait_beyond(self, position: int, stop: int) -> int:
+        """Wait until there is something to read at ``position``; up to where it may be read."""
+        with self._changed:
+            while True:
+                if self._listing is not None:
+                    return stop
+                ready = min(self._available, stop - 1)
+                if ready > position:
+                    return ready
+                self._wait_for_news()
+
+    def _wait_for_news(self) -> None:
+        if self._error is not None:
+            raise copy.copy(self._error)  # each reader's own: a shared one would collect the traceback of each
+        if not self._changed.wait(STALL_SECONDS):
+            raise StoreTimeout("no byte of the NAR has come for two minutes")
+
+    # --- the thread's side
+
+    def _run(self) -> None:
+        listing, error = None, None
+        try:
+            listing = self._lead_or_follow()
+        except BaseException as failure:  # noqa: BLE001  whatever it is, the readers must not wait for ever
+            error = failure
+        self._on_end(self, error)
+        with self._changed:
+            self._listing, self._error, self._ended = listing, error, True
+            self._changed.notify_all()
+            if not self._readers:
+                self.part.close()
+        if listing is not None:
+            self.part.settle()
+
+    def _lead_or_follow(self) -> NarListing:
+        self.part.open()
+        while not self.part.try_lead():
+            self._publish(self.part.size())
+            if self._give_up(lambda: True):
+                raise Unwanted("nobody reads it here any more")
+            time.sleep(POLL_SECONDS)
+        return self.part.finished_elsewhere() or self.part.lead(
+            self._fetch, publish=self._publish, give_up=self._give_up
+        )
+
+    def _publish(self, available: int) -> None:
+        with self._changed:
+            if available > self._available:  # one that takes over starts from the front, where all is there already
+                self._available = available
+                self._changed.notify_all()
+
+    def _give_up(self, worth_it: Callable[[], bool]) -> bool:
+        """End the fill for newcomers if nobody reads it and ``worth_it`` agrees; tells whether it did."""
+        with self._changed:
+            self._ended = not self._readers and worth_it()
+            return self._ended
+
+
+class FillBytes:
+    """Some bytes of a NAR on its way. Closing it is leaving the fill."""
+
+    def __init__(self, fill: Fill, start: int, stop: int, check: Check) -> None:
+        self.length = stop - start
+        self._fill: Fill | None = fill
+        self._chunks = fill.stream(start, stop, check)
+
+    def __iter__(self) -> Generator[bytes]:
+        return self._chunks
+
+    def wait(self) -> None:
+        """Wait until the whole NAR has been verified."""
+        self._part_of().wait()
+
+    def again(self, start: int, stop: int) -> bytes:
+        """Bytes of the NAR that were given out before, even if the fill has failed since."""
+        return self._part_of().part.read(start, stop)
+
+    def _part_of(self) -> Fill:
+        if self._fill is None:
+            raise ValueError("these bytes of a NAR are closed")
+        return self._fill
+
+    def close(self) -> None:
+        self._chunks.close()
+        if self._fill is not None:
+            self._fill.leave()
+            self._fill = None

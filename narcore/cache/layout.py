@@ -1,0 +1,122 @@
+"""What lies in the cache directory, and what the names and marks there mean.
+
+::
+
+    <narhash>.nar           a NAR, unpacked, whole                     (the layout of Nix's own local-nar-cache)
+    <narhash>.ls            its listing, with every narOffset
+    <narhash>.<size>.part   a NAR on its way: grows from its start; locked by whoever fills it
+    <narhash>.<size>.readers   locked (shared) by every process that reads from the part
+    <narhash>.<size>.error  why the last fill failed, for seconds
+    .lock  .slot-<n>  .counters
+
+``<narhash>`` is the SHA-256 in nix32, ``<size>`` the NarSize that the fill was promised: it is the part's reservation, and
+keeps a narinfo that lies about the size away from an honest one of the same hash.
+
+A NAR is known to be verified by its modification time: 1 s after the epoch (as in the Nix store) once it has also reached the
+disk; before that a number that stands for the running boot. Writing to the file changes the time, and a file that Nix, a backup
+or a crash put there has another: such an entry is hashed before it is used.
+"""
+
+import os
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+NAR = ".nar"
+LISTING = ".ls"
+PART = ".part"
+READERS = ".readers"
+ERROR = ".error"
+
+_NAR_NAME = re.compile(r"[0-9a-z]{52}\.nar")
+_PART_NAME = re.compile(r"[0-9a-z]{52}\.([0-9]{1,19})\.part")
+_LISTING_NAME = re.compile(r"[0-9a-z]{52}\.ls")
+_PASSING_NAME = re.compile(r"\.[0-9a-z]{52}\.[0-9]+\.ls|\.counters\.[0-9]+|[0-9a-z]{52}\.[0-9]+\.error(\.[0-9]+)?")
+
+DURABLE = 1  # seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True)
+class NarKey:
+    """Which NAR: its SHA-256 (``digits`` in nix32) and its size in bytes."""
+
+    digits: str
+    size: int
+
+
+class Layout:
+    """The paths of one cache directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.lock = directory / ".lock"
+        self.counters = directory / ".counters"
+
+    def nar(self, digits: str) -> Path:
+        return self.directory / f"{digits}{NAR}"
+
+    def listing(self, digits: str) -> Path:
+        return self.directory / f"{digits}{LISTING}"
+
+    def part(self, key: NarKey) -> Path:
+        return self.directory / f"{key.digits}.{key.size}{PART}"
+
+    def readers(self, key: NarKey) -> Path:
+        return self.directory / f"{key.digits}.{key.size}{READERS}"
+
+    def error(self, key: NarKey) -> Path:
+        return self.directory / f"{key.digits}.{key.size}{ERROR}"
+
+    def slot(self, number: int) -> Path:
+        return self.directory / f".slot-{number}"
+
+    def leftovers(self, *, older_than: float) -> list[Path]:
+        """What a process that died may have left: parts and readers' files (locked by their owner if it lives), and, when
+        last written before ``older_than`` (seconds since the epoch), partial files, notes of errors, listings without a NAR.
+        """
+        names = set(os.listdir(self.directory))
+        locks = [name for name in names if name.endswith((PART, READERS))]
+        others = [name for name in names if _PASSING_NAME.fullmatch(name)]
+        orphans = [name for name in names if _LISTING_NAME.fullmatch(name) and name[:52] + NAR not in names]
+        old = [name for name in others + orphans if _changed_before(self.directory / name, older_than)]
+        return [self.directory / name for name in locks + old]
+
+
+def _changed_before(path: Path, moment: float) -> bool:
+    try:
+        return path.lstat().st_ctime < moment  # the modification time may be a mark
+    except FileNotFoundError:
+        return False
+
+
+def is_nar_name(name: str) -> bool:
+    return _NAR_NAME.fullmatch(name) is not None
+
+
+def reserved_size(name: str) -> int | None:
+    """How many bytes the part of that name is promised to have; None if it is no part's name."""
+    match = _PART_NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def _boot_mark() -> int:
+    """A time that no clock shows (before 1987) and that another boot of the machine does not have, most likely."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:  # not Linux: as if each process were a boot of its own
+        boot = os.urandom(16)
+    return 2 + zlib.crc32(boot) % (1 << 29)
+
+
+THIS_BOOT = _boot_mark()
+
+
+def is_verified(status: os.stat_result) -> bool:
+    return status.st_mtime_ns in (DURABLE * 10**9, THIS_BOOT * 10**9)
+
+
+def mark(fd: int, seconds: int) -> None:
+    """Note on the file itself that it was verified. The access time, by which the least recently used go, stays."""
+    status = os.fstat(fd)
+    os.utime(fd, ns=(status.st_atime_ns, seconds * 10**9))
