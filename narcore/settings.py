@@ -1,0 +1,171 @@
+"""The settings, read from the environment and checked once, at the start."""
+
+import difflib
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self, TypeVar
+
+from narcore.errors import SettingsError
+
+DEFAULT_CACHE_URL = "https://cache.nixos.org"
+LOG_FORMATS: tuple[Literal["text", "json"], ...] = ("text", "json")
+VERIFY_MODES: tuple[Literal["stream", "strict"], ...] = ("stream", "strict")
+NAMES = frozenset(
+    {
+        "NAR_CACHE_DIR",
+        "NAR_CACHE_SIZE",
+        "NAR_CACHE_URL",
+        "NAR_LOG_FORMAT",
+        "NAR_MAX_FILLS",
+        "NAR_MAX_NAR_SIZE",
+        "NAR_VERIFY",
+    }
+)
+
+# Set by the platforms themselves; there, only the temp dir can be written to.
+SERVERLESS = ("VERCEL", "AWS_LAMBDA_FUNCTION_NAME")
+
+_SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_PERCENT = re.compile(r"([0-9]{1,3})%")
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSize:
+    """How large the disk cache may grow: bytes, or a share of the file system that it is on."""
+
+    amount: int = 0
+    percent: int = 10
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """``20G`` (powers of 1024) or ``10%``. Raises SettingsError."""
+        match = _PERCENT.fullmatch(text)
+        if match and 0 < int(match[1]) <= 100:
+            return cls(percent=int(match[1]))
+        return cls(amount=_size("NAR_CACHE_SIZE", text, also="10%"), percent=0)
+
+    def in_bytes(self, directory: Path) -> int:
+        """Raises OSError."""
+        if self.amount:
+            return self.amount
+        status = os.statvfs(directory)
+        return status.f_frsize * status.f_blocks * self.percent // 100
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What can be chosen from outside. ``host`` empty means every interface; ``cache_urls`` is never empty."""
+
+    host: str = ""
+    port: int = 8383
+    cache_urls: tuple[str, ...] = (DEFAULT_CACHE_URL,)
+    log_format: Literal["text", "json"] = "text"
+    verify: Literal["stream", "strict"] = "stream"
+    cache_dir: Path | None = None
+    cache_size: CacheSize = CacheSize()
+    max_fills: int = 4
+    max_nar_size: int | None = None
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Self:
+        """Read the environment. An empty variable counts as not set.
+
+        Raises SettingsError, with one line that names the variable, what it holds and what would do.
+        """
+        given = {name: value.strip() for name, value in environ.items() if value.strip()}
+        host, port = _address(given)
+        cache_dir, verify = _cache_dir(given), _one_of("NAR_VERIFY", VERIFY_MODES, given)
+        if verify == "strict" and cache_dir is None:
+            raise SettingsError(
+                "NAR_VERIFY=strict serves out of the disk cache only, and NAR_CACHE_DIR=off turns it off"
+            )
+        return cls(
+            host=host,
+            port=port,
+            cache_urls=_cache_urls(given),
+            log_format=_one_of("NAR_LOG_FORMAT", LOG_FORMATS, given),
+            verify=verify,
+            cache_dir=cache_dir,
+            cache_size=CacheSize.parse(given.get("NAR_CACHE_SIZE", "10%")),
+            max_fills=_count("NAR_MAX_FILLS", given.get("NAR_MAX_FILLS", str(2 * (os.cpu_count() or 1)))),
+            max_nar_size=_size("NAR_MAX_NAR_SIZE", given["NAR_MAX_NAR_SIZE"]) if "NAR_MAX_NAR_SIZE" in given else None,
+            warnings=tuple(_unknown(name) for name in sorted(given) if name.startswith("NAR_") and name not in NAMES),
+        )
+
+
+def _address(given: Mapping[str, str]) -> tuple[str, int]:
+    """HTTP_ADDR is ``host:port``, ``:port`` or ``[v6]:port``, and wins over PORT."""
+    if "HTTP_ADDR" not in given:
+        return "", _port("PORT", given.get("PORT", "8383"))
+    host, colon, port = given["HTTP_ADDR"].rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or (":" in host and not bracketed):
+        raise SettingsError(
+            f"HTTP_ADDR={given['HTTP_ADDR']!r} is not host:port; try 127.0.0.1:8383, [::1]:8383 or :8383"
+        )
+    return host.strip("[]"), _port("HTTP_ADDR", port)
+
+
+def _port(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65535):
+        raise SettingsError(f"{name}: {text!r} is not a port; it is a number from 0 to 65535 (0: any free one)")
+    return int(text)
+
+
+def _cache_urls(given: Mapping[str, str]) -> tuple[str, ...]:
+    """NAR_CACHE_URL, or NIX_CACHE_URL as the ancestor calls it; the URLs themselves are checked by who opens them."""
+    text = given.get("NAR_CACHE_URL") or given.get("NIX_CACHE_URL") or DEFAULT_CACHE_URL
+    return tuple(dict.fromkeys(text.split()))
+
+
+Choice = TypeVar("Choice", bound=str)
+
+
+def _one_of(name: str, choices: tuple[Choice, ...], given: Mapping[str, str]) -> Choice:
+    """The first choice is the default."""
+    text = given.get(name, choices[0])
+    for choice in choices:
+        if text == choice:
+            return choice
+    raise SettingsError(f"{name}={text!r} is not known; it is one of {', '.join(choices)}")
+
+
+def _count(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) <= 10_000):
+        raise SettingsError(f"{name}={text!r} is not a number from 1 to 10000")
+    return int(text)
+
+
+def _size(name: str, text: str, *, also: str = "") -> int:
+    match = _SIZE.fullmatch(text)
+    size = int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ") if match else 0
+    if not size:
+        raise SettingsError(
+            f"{name}={text!r} is not a size; it is bytes, such as 500M or 20G" + (f", or {also}" if also else "")
+        )
+    return size
+
+
+def _cache_dir(given: Mapping[str, str]) -> Path | None:
+    """NAR_CACHE_DIR; by default where the platform, the service manager or the user has such things."""
+    chosen = given.get("NAR_CACHE_DIR")
+    if chosen == "off":
+        return None
+    if chosen:
+        return Path(chosen).absolute()
+    if any(name in given for name in SERVERLESS):
+        return Path(tempfile.gettempdir()) / "nar-serve"
+    for name, below in (("CACHE_DIRECTORY", "."), ("XDG_CACHE_HOME", "nar-serve"), ("HOME", ".cache/nar-serve")):
+        if given.get(name, "").startswith("/"):
+            return Path(given[name]) / below
+    return Path(tempfile.gettempdir()) / f"nar-serve-{os.getuid()}"
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, NAMES, n=1)
+    return f"{name} is not a setting and does nothing" + (f"; did you mean {near[0]}?" if near else "")
