@@ -1,0 +1,56 @@
+"""Makes the Flask app: settings in, WSGI application out."""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+from flask import Flask, request
+from werkzeug.exceptions import HTTPException
+
+from api.errors import error_response
+from api.handlers.pages import Pages
+from api.handlers.store import StoreHandler
+from api.responses.base import Response
+from narcore.binarycache import BinaryCache
+from narcore.settings import Settings
+
+log = logging.getLogger("api")
+
+
+def create_app(
+    settings: Settings, cache: BinaryCache | None = None, *, examples: Sequence[tuple[str, str]] = ()
+) -> Flask:
+    """The app for ``cache``, by default the one that the settings describe.
+
+    ``examples`` are labels and URL paths for the landing page. Raises SettingsError.
+    """
+    cache = cache or BinaryCache.from_settings(settings)
+    app = Flask("nar-serve", static_folder=None, template_folder=None, root_path=".")
+    app.response_class = Response
+    # What names a store path is decided on the raw bytes of the path. Werkzeug's rules would decode and merge before.
+    app.url_map.merge_slashes = False
+    pages = Pages(cache, examples)
+    app.add_url_rule("/", view_func=pages.landing, methods=["GET"])
+    app.add_url_rule("/healthz", view_func=pages.health, methods=["GET"])
+    app.add_url_rule("/readyz", view_func=pages.ready, methods=["GET"])
+    app.add_url_rule("/robots.txt", view_func=pages.robots, methods=["GET"])
+    app.add_url_rule("/-/static/<name>", view_func=pages.static, methods=["GET"])
+    app.before_request(partial(StoreHandler(cache).answer, request))
+    app.register_error_handler(Exception, _answer_error)
+    return app
+
+
+def _answer_error(error: Exception) -> Response:
+    response = error_response(request, error)
+    if response.status_code >= 500 and not isinstance(error, HTTPException):
+        unexpected = response.status_code == 500
+        log.log(
+            logging.ERROR if unexpected else logging.WARNING,
+            "%s %r: %s: %s",
+            request.method,
+            request.path,
+            type(error).__name__,
+            error,
+            exc_info=unexpected,
+        )
+    return response

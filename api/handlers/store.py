@@ -1,0 +1,169 @@
+"""Everything below a store dir: a file, a directory, a link, of a store path.
+
+The path is taken from the raw bytes of the URL, decoded like the names in a listing (UTF-8, surrogateescape), so that a URL
+reaches a name of any bytes.
+"""
+
+import re
+from dataclasses import dataclass
+
+from flask import Request
+from werkzeug.exceptions import MethodNotAllowed
+
+from api.handlers.timing import Timing
+from api.responses.base import NodeRef, Response, options_response
+from api.responses.files import file_response
+from api.responses.listing import listing_response, prefers_json, requested_format
+from api.responses.redirects import redirect_response, script_root
+from narcore.accessor import NarAccessor
+from narcore.binarycache import BinaryCache
+from narcore.errors import PathError, StorePathError
+from narcore.formats.listing import Kind, Node
+from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath, is_hash_part
+from narcore.resolve import Elsewhere, Found, Inside, Outcome, resolve
+
+UNPACK = "/unpack"
+
+# A store dir, and a name in it that begins with a hash part.
+_STORE_PATH = re.compile(r"(?s)(/.+?)/([0-9a-z]{32}(?:-[^/]*)?)(/.*)?")
+_SLASHES = re.compile("/{2,}")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A URL's path, taken apart: ``prefix`` + ``store_dir`` + / + ``base`` + ``rest``."""
+
+    prefix: str  # UNPACK or nothing
+    store_dir: str
+    base: str  # <hash>, or <hash>-<name>
+    rest: str  # from the slash behind the base on, or nothing
+
+    @property
+    def hash_part(self) -> str:
+        return self.base[:32]
+
+    def at(self, rest: str, *, base: str | None = None) -> str:
+        """The path of another node of the same store path."""
+        return f"{self.prefix}{self.store_dir}/{base or self.base}{rest}"
+
+
+class StoreHandler:
+    """Answers what is asked of the store paths of one binary cache."""
+
+    def __init__(self, cache: BinaryCache) -> None:
+        self._cache = cache
+
+    def answer(self, request: Request) -> Response | None:
+        """The answer, or None for a URL that is not below a store dir. Raises NarcoreError and HTTPException."""
+        if request.url_rule is not None:
+            return None
+        asked = self._asked(_decoded_path(request))
+        if asked is None:
+            return None
+        if request.method == "OPTIONS":
+            return options_response()
+        if request.method not in ("GET", "HEAD"):
+            raise MethodNotAllowed(["GET", "HEAD", "OPTIONS"])
+        return self._answer_path(request, asked)
+
+    def _asked(self, path: str) -> Asked | None:
+        prefix = UNPACK if path.startswith(f"{UNPACK}/") else ""
+        path = path.removeprefix(prefix)
+        match = _STORE_PATH.fullmatch(path)
+        if match is None or not is_hash_part(match[2][:32]):
+            if path.startswith(f"{DEFAULT_STORE_DIR}/") and path != f"{DEFAULT_STORE_DIR}/":
+                raise StorePathError(f"{path[:300]!r} is not a store path, nor in one")
+            return None
+        store_dir, base, rest = match[1], match[2], match[3] or ""
+        # The usual one is let through without asking the stores what theirs is: if it is not, they won't have the path.
+        if store_dir != DEFAULT_STORE_DIR and store_dir not in self._cache.store_dirs():
+            return None
+        return Asked(prefix, store_dir, base, rest)
+
+    def _answer_path(self, request: Request, asked: Asked) -> Response:
+        timing = Timing()
+        with timing.of("narinfo"):
+            info = self._cache.path_info(asked.hash_part, asked.store_dir)
+        store_path = info.narinfo.store_path
+        if asked.base not in (asked.hash_part, store_path.base_name):
+            return redirect_response(request, asked.at(asked.rest, base=store_path.base_name))
+        with timing.of("listing"):
+            accessor = self._cache.open(info)
+        outcome = resolve(accessor.listing, store_path, asked.rest, follow_last=requested_format(request) is None)
+        nar_hash = info.narinfo.nar_hash.nix32
+        with timing.of("fetch"):
+            response = _NodeAnswer(request, asked, store_path, nar_hash, accessor).of(outcome)
+        response.headers["Server-Timing"] = timing.header
+        return response
+
+
+@dataclass(frozen=True, slots=True)
+class _NodeAnswer:
+    """The answer for one outcome of resolving a path."""
+
+    request: Request
+    asked: Asked
+    store_path: StorePath
+    nar_hash: str
+    accessor: NarAccessor
+
+    def of(self, outcome: Outcome) -> Response:
+        match outcome:
+            case Elsewhere(path):
+                return redirect_response(self.request, self.asked.prefix + path)
+            case Inside(path):
+                return redirect_response(self.request, self._at(path))
+            case Found(node, path):
+                return self._found(node, path)
+
+    def _found(self, node: Node, path: str) -> Response:
+        slash = self.asked.rest.endswith("/")
+        if node.kind is Kind.DIRECTORY:
+            return self._directory(node, path) if slash else redirect_response(self.request, self._at(f"{path}/"))
+        if slash:
+            return redirect_response(self.request, self._at(path))
+        return self._leaf(node, path)
+
+    def _leaf(self, node: Node, path: str) -> Response:
+        if requested_format(self.request):
+            return listing_response(self.request, self.accessor.listing, node, self._ref(path))
+        return self._file(node, path)
+
+    def _directory(self, node: Node, path: str) -> Response:
+        if requested_format(self.request) or "list" in self.request.args or prefers_json(self.request):
+            return self._listing(node, path)
+        try:
+            index = resolve(self.accessor.listing, self.store_path, f"{path}/index.html")
+        except PathError:
+            return self._listing(node, path)
+        if isinstance(index, Found) and index.node.kind is Kind.DIRECTORY:
+            return self._listing(node, path)
+        # A link is followed by the client, so that the page's own relative links hold.
+        response = self._file(index.node, index.path) if isinstance(index, Found) else self.of(index)
+        response.headers["Vary"] = "Accept"
+        return response
+
+    def _file(self, node: Node, path: str) -> Response:
+        return file_response(
+            self.request,
+            node,
+            self._ref(path),
+            lambda start, stop: self.accessor.read(node, start, stop),
+            at_hand=self.request.method == "HEAD" and self.accessor.at_hand,
+        )
+
+    def _listing(self, node: Node, path: str) -> Response:
+        prefix = script_root(self.request) + self.asked.prefix
+        return listing_response(self.request, self.accessor.listing, node, self._ref(path), prefix=prefix)
+
+    def _ref(self, path: str) -> NodeRef:
+        return NodeRef(self.nar_hash, str(self.store_path), path)
+
+    def _at(self, path: str) -> str:
+        """``path`` in this store path; "" is the root, "/" the root as a directory."""
+        return self.asked.at(f"/{path.lstrip('/')}" if path else "")
+
+
+def _decoded_path(request: Request) -> str:
+    raw = request.environ.get("PATH_INFO", "").encode("latin-1")
+    return _SLASHES.sub("/", raw.decode("utf-8", "surrogateescape"))

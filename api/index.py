@@ -1,0 +1,40 @@
+"""The WSGI entry: ``api.index:app`` for Vercel, gunicorn and every other WSGI server."""
+
+import os
+import sys
+from urllib.parse import unquote_to_bytes
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from api.factory import create_app
+from api.logs import configure_logging
+from narcore.errors import SettingsError
+from narcore.settings import Settings
+
+
+class DecodedPath:
+    """Decode PATH_INFO where the server did not.
+
+    PEP 3333 wants it decoded, and all servers but Vercel's do so. That one sets neither REQUEST_URI nor RAW_URI, which the
+    others do; decoding twice would turn the name ``%41`` into ``A``.
+    """
+
+    def __init__(self, application: WSGIApplication) -> None:
+        self._application = application
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> object:
+        if "REQUEST_URI" not in environ and "RAW_URI" not in environ:
+            raw = environ.get("PATH_INFO", "").encode("latin-1")
+            environ["PATH_INFO"] = unquote_to_bytes(raw).decode("latin-1")
+        return self._application(environ, start_response)
+
+
+def _start() -> WSGIApplication:
+    try:
+        settings = Settings.from_environ(os.environ)
+        configure_logging(settings.log_format)
+        return create_app(settings)
+    except SettingsError as error:
+        sys.exit(f"nar-serve: {error}")
+
+
+app = _start()
