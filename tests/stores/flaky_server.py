@@ -173,13 +173,13 @@ class FlakyFile:
         first, last = request.range or (0, None)
         if "if-range" in request.headers:
             self.if_range.append(request.headers["if-range"])
-        body = self._content[first : None if last is None else last + 1]
+        size = len(self._content)
+        stop = size if last is None else last + 1
         if request.range is None:
-            yield head(200, *headers, length=len(body))
+            yield head(200, *headers, length=size)
         else:
-            span = f"Content-Range: bytes {first}-{first + len(body) - 1}/{len(self._content)}"
-            yield head(206, span, *headers, length=len(body))
+            yield head(206, f"Content-Range: bytes {first}-{stop - 1}/{size}", *headers, length=stop - first)
         cut = next(self._cuts, None)
-        yield body if cut is None else body[:cut]
+        yield self._content[first : stop if cut is None else min(stop, first + cut)]
         if cut is not None:
             yield self._end

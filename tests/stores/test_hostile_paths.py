@@ -177,9 +177,11 @@ def test_memory_refuses(path: str) -> None:
 )
 def test_local_has_no_such_regular_file(directory: Path, path: str) -> None:
     store = LocalBinaryCacheStore(directory.as_uri())
+    descriptors = len(os.listdir("/proc/self/fd"))
     assert not store.file_exists(path)
     with pytest.raises(FileNotInStore):
         store.get_file(path)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 @pytest.mark.parametrize(

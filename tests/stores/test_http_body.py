@@ -19,7 +19,7 @@ LATER = "Date: Mon, 06 Jan 2025 11:00:00 GMT"
 
 
 @pytest.mark.parametrize("end", [Act.CUT, Act.CLOSE])
-@pytest.mark.parametrize("cuts", [[0], [1], [399_999], [100_000, 0, 1], [5, 5, 5, 5][:3]])
+@pytest.mark.parametrize("cuts", [[0], [1], [399_999], [100_000, 0, 1], [5, 5, 5]])
 def test_a_cut_body_goes_on(serve: Serve, open_http: OpenHttp, cuts: list[int], end: Act) -> None:
     script = FlakyFile(CONTENT, cuts, end=end)
     server = serve(script)
@@ -142,11 +142,11 @@ def test_resumptions_without_progress_are_bounded(serve: Serve, open_http: OpenH
 
 
 def test_progress_earns_more_resumptions_but_not_endless_ones(serve: Serve, open_http: OpenHttp) -> None:
-    content = bytes(100 << 20)
-    server = serve(FlakyFile(content, [1 << 20] * 20))
-    with open_http(server.url).get_file("x", 0, 30 << 20) as file:
-        assert sum(map(len, file)) == 30 << 20
-    assert len(server.requests) == 21
+    content = bytes(60 << 20)
+    server = serve(FlakyFile(content, [1 << 20] * 10))
+    with open_http(server.url).get_file("x", 0, 12 << 20) as file:
+        assert sum(map(len, file)) == 12 << 20
+    assert len(server.requests) == 11
     server = serve(FlakyFile(content, [1 << 20] * 1000))
     with open_http(server.url).get_file("x") as file, pytest.raises(StoreUnavailable):
         for _ in file:

@@ -80,6 +80,8 @@ def test_one_connection_serves_what_comes_one_after_the_other(serve: Serve, open
     def script(request: Request) -> list[Step]:
         if request.method == "HEAD":
             return [head(200, length=1000)]
+        if "missing-chunked" in request.target:
+            return [head(404, "Transfer-Encoding: chunked") + b"2\r\nno\r\n0\r\n\r\n"]
         if "missing" in request.target:
             return answer(404, b"there is no such file")
         if "chunked" in request.target:
@@ -92,11 +94,12 @@ def test_one_connection_serves_what_comes_one_after_the_other(serve: Serve, open
         assert store.file_exists("x")
         assert read_file(store, "x", 99) == b"0123456789"
         assert read_file(store, "chunked", 99) == b"x"
-        with pytest.raises(FileNotInStore):
-            store.get_file("missing")
+        for path in ("missing", "missing-chunked"):
+            with pytest.raises(FileNotInStore):
+                store.get_file(path)
         with store.get_file("x", 2, 4) as file:
             assert b"".join(file) == b"23"
-    assert (len(server.requests), server.connections) == (10, 1)
+    assert (len(server.requests), server.connections) == (12, 1)
 
 
 def test_many_threads_share_a_store(serve: Serve, open_http: OpenHttp) -> None:
