@@ -10,6 +10,7 @@ from typing import Protocol
 import pytest
 
 from tests.e2e import fronts, nixcaches
+from tests.e2e.client import Client
 from tests.e2e.fronts import Front, Shape
 from tests.e2e.nixcaches import NixCaches
 from tests.e2e.upstream import Upstream
@@ -75,6 +76,20 @@ def run_front(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         return fronts.running(environ, log, kind=request.param, shape=shape, expect_trouble=expect_trouble)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def site(upstream: Upstream, run_front: RunFront, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    """One front for all tests of what HTTP says, on a cache with listings."""
+    with run_front(f"{upstream.url}/zstd", tmp_path_factory.mktemp("site")) as front:
+        yield front
+
+
+@pytest.fixture
+def client(site: Front) -> Iterator[Client]:
+    """A client of `site`."""
+    with Client(site) as client:
+        yield client
 
 
 @pytest.hookimpl(wrapper=True)
