@@ -228,24 +228,27 @@ def main() -> int:
         fail(str(error))
     except OSError as error:
         fail(explain(error, settings.host, settings.port))
-    with listener, tempfile.TemporaryDirectory(prefix="nar-serve-demo-") as directory:
-        return serve(listener, settings, Path(directory))
+    with listener:
+        if is_set("NAR_CACHE_URL") or is_set("NIX_CACHE_URL"):
+            return serve(listener, settings.host, settings.cache_urls)
+        with tempfile.TemporaryDirectory(prefix="nar-serve-demo-") as directory:
+            examples = build_demo(ROOT, Path(directory))
+            return serve(listener, settings.host, (Path(directory).as_uri(), DEFAULT_CACHE_URL), examples)
 
 
-def serve(listener: socket.socket, settings: Settings, directory: Path) -> int:
-    environ = dict(os.environ)
-    examples: list[tuple[str, str]] = []
-    cache_urls = settings.cache_urls
-    if not (environ.get("NAR_CACHE_URL", "").strip() or environ.get("NIX_CACHE_URL", "").strip()):
-        examples = build_demo(ROOT, directory)
-        cache_urls = (directory.as_uri(), DEFAULT_CACHE_URL)
-        environ["NAR_CACHE_URL"] = " ".join(cache_urls)
-    origin = f"http://{url_host(settings.host)}:{listener.getsockname()[1]}"
+def is_set(name: str) -> bool:
+    return bool(os.environ.get(name, "").strip())
+
+
+def serve(
+    listener: socket.socket, host: str, cache_urls: Sequence[str], examples: Sequence[tuple[str, str]] = ()
+) -> int:
+    origin = f"http://{url_host(host)}:{listener.getsockname()[1]}"
     say(f"{origin}/ serves {', '.join(map(public_url, cache_urls))}")
     for _, path in examples[:1]:
         say(f"{origin}{path} is in the demo cache")
     say("Ctrl-C stops it")
-    return Supervisor(listener, environ, examples).run()
+    return Supervisor(listener, {**os.environ, "NAR_CACHE_URL": " ".join(cache_urls)}, examples).run()
 
 
 if __name__ == "__main__":
