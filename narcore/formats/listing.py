@@ -98,7 +98,8 @@ class NarListing:
         """Read an ``.ls`` file, already decompressed, that is said to be of a NAR of ``nar_size`` bytes.
 
         ListingError: it breaks the format or a NAR's rules, is not complete, or does not fit ``nar_size`` or its own
-        offsets. Parsing takes about seven times the memory of ``data``, which is the caller's to limit.
+        offsets. How large ``data`` may be is the caller's to limit: while it is parsed it takes seven times its size in
+        memory, and up to thirty times if it was made to.
         """
         listing = cls.from_events(listing_json.events(data))
         if listing.nar_size != nar_size:

@@ -154,7 +154,7 @@ class NarInfo:
         """The first of ``keys`` that made one of the signatures, or None."""
         fingerprint = self.fingerprint()
         for key in keys:
-            if any(key.verify(fingerprint, signature) for signature in self.signatures if signature.name == key.name):
+            if any(key.verify(fingerprint, signature) for signature in self.signatures):
                 return key
         return None
 

@@ -65,11 +65,11 @@ class PublicKey:
 
     def verify(self, message: bytes, signature: Signature) -> bool:
         """Whether ``signature`` names this key and is its signature of ``message``."""
+        if signature.name != self.name:
+            return False
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-        if signature.name != self.name:
-            return False
         try:
             Ed25519PublicKey.from_public_bytes(self.key).verify(signature.sig, message)
         except InvalidSignature:

@@ -80,6 +80,7 @@ QUIRKS: dict[str, tuple[bytes, Quirk, NarInfo]] = {
     "hex FileHash": (text(FileHash=f"sha256:{DIGEST.hex()}"), Quirk.HEX_HASH, INFO),
     "unknown-deriver": (text(Deriver="unknown-deriver"), Quirk.UNKNOWN_DERIVER, replace(INFO, deriver=None)),
     "System": (text(System="x86_64-linux"), Quirk.SYSTEM, replace(INFO, system="x86_64-linux")),
+    "no space": (text("URL:x:y", URL=None), Quirk.NONE, replace(INFO, url="x:y")),
     "unknown field": (text("Provenance: {}", "X:y"), Quirk.UNKNOWN_FIELD, INFO),
     "repeated URL": (text("URL: second"), Quirk.REPEATED_FIELD, replace(INFO, url="second")),
     "repeated Sig": (text(f"Sig: {SIG}"), Quirk.NONE, replace(INFO, signatures=INFO.signatures * 2)),

@@ -64,6 +64,12 @@ def test_refuses(text: str) -> None:
         NixHash.parse(text)
 
 
+@pytest.mark.parametrize("text", ["x", "sha256:", "sha256-" + "0" * 64, "sha256-" + "0" * 52])
+def test_no_notation(text: str) -> None:
+    with pytest.raises(HashError):
+        notation_of(text)
+
+
 def test_a_hash_that_can_not_be_is_not_made() -> None:
     with pytest.raises(HashError):
         NixHash("sha256", b"short")
