@@ -46,6 +46,7 @@ from narcore.formats.nar.wire import (
     ROOT,
     SIZE_MAX,
     SYMLINK,
+    TAG_MAX,
     TARGET_MAX,
     U64,
     first_difference,
@@ -134,7 +135,7 @@ class NarParser:
         """
         self._eof = True
         if self._starved:
-            self._starve()
+            self.next_event()
 
     def next_event(self) -> NarEvent | NeedData:
         """The next event, or NEED_DATA. Behind End there are no events, and any more bytes are a NarError."""
@@ -313,8 +314,10 @@ class NarParser:
             return self._wait(at + min(possible))
         if any(found[:padding]):
             return self._refuse("padding is not zero", at)
-        start, fault = first_difference(found[padding:], [fixed[padding:] for fixed in tokens])
-        return self._refuse(f"where {expected} should be, {fault}", at + padding + start)
+        at += padding
+        seen = self._buffer[at : at + len(found) + 8 + TAG_MAX]  # further than the tokens, to show a longer tag whole
+        start, fault = first_difference(seen, [fixed[padding:] for fixed in tokens])
+        return self._refuse(f"where {expected} should be, {fault}", at + start)
 
     def _refuse(self, fault: str, at: int) -> NoReturn:
         """``at`` counts from the start of the buffer."""
@@ -336,7 +339,9 @@ class NarParser:
         """Makes ready what the state needs to see; False if that much was not received yet."""
         rest = len(self._buffer) - self._position
         if rest + self._queued < self._need:
-            return False
+            if not (self._eof and self._queued):
+                return False
+            self._need = rest + self._queued  # no more will come: are these wrong, or only too few?
         self._base += self._position
         if rest:
             self._buffer = self._buffer[self._position :] + self._take(self._need - rest)

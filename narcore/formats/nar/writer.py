@@ -107,8 +107,10 @@ class NarWriter:
             self._siblings.append(b"")
             self._owed = b""
             return
-        self._left = event.size if isinstance(event, Regular) else 0
-        length = event.size if isinstance(event, Regular) else len(event.target)
+        if isinstance(event, Regular):
+            length = self._left = event.size
+        else:
+            length = len(event.target)
         self._owed = (PADDED_CLOSE_ENTRY if self._siblings else PADDED_CLOSE)[-length & 7]
 
     def _data(self, data: bytes) -> bytes:
