@@ -34,7 +34,7 @@ def app(environ, start_response):
         return broken()
     body = f"{ANSWER} {path}".encode("latin-1")
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
-    return [body]
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
 
 def slowly():

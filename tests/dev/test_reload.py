@@ -108,7 +108,7 @@ def test_one_line_a_request(server: Running) -> None:
         while raw.recv(4096):
             pass
     # As it was asked for; and nothing that a terminal would obey.
-    wait_for(lambda: [line for line in server.lines() if line.startswith("HEAD /a%20name?list 200 16 B ")])
+    wait_for(lambda: [line for line in server.lines() if line.startswith("HEAD /a%20name?list 200 0 B ")])
     wait_for(lambda: [line for line in server.lines() if line.startswith("GET /\\x1b[31m")])
     assert "\x1b" not in server.log.read_text()
 
