@@ -39,10 +39,11 @@ from narcore.trace import Trace, silent
 
 log = logging.getLogger("narcore")
 
-# A narinfo of a path with thousands of references has some 100 KiB; a listing of a million entries has about 100 MiB.
+# A narinfo of a path with thousands of references has some 100 KiB. A listing has about 80 bytes an entry, and parsing it takes
+# seven times its size of memory: a larger one than this is read out of the NAR, entry by entry.
 NARINFO_LIMIT = 1 << 20
 CACHE_INFO_LIMIT = 1 << 16
-LISTING_LIMIT = 128 << 20
+LISTING_LIMIT = 32 << 20
 
 # Memory: narinfos by their bytes, listings by their entries (about 100 bytes each).
 NARINFO_MEMORY = 8 << 20
