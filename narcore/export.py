@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 import zstandard
 
-from narcore.formats import nixbase32
 from narcore.formats.cacheinfo import CacheInfo
+from narcore.formats.contentaddress import ContentAddress
 from narcore.formats.listing import NarListing
 from narcore.formats.nar.events import Data, Directory, DirectoryEnd, NarEvent, Regular, Symlink
 from narcore.formats.nar.parser import parse_nar
@@ -90,7 +90,7 @@ def _write_path(
         nar_hash=nar_hash,
         nar_size=listing.nar_size,
         references=tuple(reference.base_name for reference in references),
-        ca=f"fixed:r:sha256:{nar_hash.nix32}",
+        ca=str(ContentAddress("nar", nar_hash)),
     )
     if secret_key is not None:
         narinfo = replace(narinfo, signatures=(secret_key.sign(narinfo.fingerprint()),))
@@ -142,10 +142,5 @@ def _file_events(path: Path, name: bytes, *, executable: bool) -> Iterator[NarEv
 
 
 def source_path(name: str, nar_hash: NixHash, references: Iterable[StorePath] = ()) -> StorePath:
-    """The store path of a tree with that NarHash (makeFixedOutputPath, recursive, SHA-256: src/libstore/store-dir-config.cc)."""
-    kind = ":".join(["source", *sorted(str(reference) for reference in references)])
-    digest = hashlib.sha256(f"{kind}:sha256:{nar_hash.digest.hex()}:{STORE_DIR}:{name}".encode()).digest()
-    folded = bytearray(20)  # compressHash: src/libutil/hash.cc
-    for index, byte in enumerate(digest):
-        folded[index % 20] ^= byte
-    return StorePath(STORE_DIR, nixbase32.encode(bytes(folded)), name)
+    """The store path of a tree with that NarHash."""
+    return ContentAddress("nar", nar_hash).store_path(name, (reference.base_name for reference in references))

@@ -1,0 +1,149 @@
+"""Content addresses: the CA field of a narinfo, and the store path that Nix computes from one.
+
+::
+
+    ca     = "text:" hash  |  "fixed:" hash  |  "fixed:r:" hash          hash = algorithm ":" digits
+    path   = storeDir "/" fold(sha256(type ":" inner ":" storeDir ":" name)) "-" name
+    type   = "text" {":" reference}              inner = hash, of the bytes of the one file
+           | "source" {":" reference} [":self"]  inner = hash, of the NAR by sha256
+           | "output:out"                        inner = sha256("fixed:out:" ["r:"] hash ":"), for all others
+
+(Nix: src/libstore/content-address.cc, and makeStorePath, makeFixedOutputPath and makeTextPath in src/libstore/store-api.cc;
+digits are base 16 there, references full paths in order.) Such a path needs no signature: its own name vouches for its
+references and, once they were hashed, for its contents.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from narcore.errors import FormatError
+from narcore.formats import nixbase32
+from narcore.formats.narinfo import NarInfo
+from narcore.formats.nixhash import NixHash
+from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath
+
+Method = Literal["flat", "nar", "text"]
+
+_PREFIXES: dict[str, Method] = {"fixed:r:": "nar", "fixed:": "flat", "text:": "text"}  # the longer of two comes first
+_OF_METHOD = {method: prefix for prefix, method in _PREFIXES.items()}
+_WHERE = "content address"
+
+
+@dataclass(frozen=True, slots=True)
+class ContentAddress:
+    """What was hashed, and the hash: of a NAR (``nar``), or of the bytes of a single file (``flat``, ``text``).
+
+    FormatError on construction for a ``text`` that is not by sha256. If a path refers to itself, its ``nar`` hash is not that
+    of the NAR as it is: see `refers_to_itself`.
+    """
+
+    method: Method
+    hash: NixHash
+
+    def __post_init__(self) -> None:
+        if self.method == "text" and self.hash.algorithm != "sha256":
+            raise FormatError(f"a text by {self.hash.algorithm} instead of sha256", where=_WHERE)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read the CA field, its digits in base 16, nix base 32 or base 64.
+
+        FormatError for all else, also for what newer Nix knows: git trees and BLAKE3 can't be checked here.
+        """
+        for prefix, method in _PREFIXES.items():
+            if text.startswith(prefix):
+                return cls(method, _hash(text.removeprefix(prefix)))
+        raise FormatError(f"of an unknown kind: {text[:32]!r}", where=_WHERE)
+
+    def __str__(self) -> str:
+        """As Nix writes it."""
+        return _OF_METHOD[self.method] + self.hash.to_nix32()
+
+    @property
+    def is_by_nar_hash(self) -> bool:
+        """Whether this is the hash that a narinfo has as its NarHash, too."""
+        return self.method == "nar" and self.hash.algorithm == "sha256"
+
+    def store_path(
+        self,
+        name: str,
+        references: Iterable[str] = (),
+        *,
+        self_reference: bool = False,
+        store_dir: str = DEFAULT_STORE_DIR,
+    ) -> StorePath:
+        """The store path of what has this address.
+
+        ``references`` are base names, in any order, without the path's own, for which ``self_reference`` stands. FormatError
+        for those that Nix does not allow: a text can't refer to itself, and only a text and a NAR by sha256 can refer at all.
+        """
+        others = [f"{store_dir}/{reference}" for reference in sorted(set(references))]
+        if self.method == "text" and not self_reference:
+            return _make_store_path(["text", *others], self.hash, store_dir, name)
+        if self.is_by_nar_hash:
+            return _make_store_path(
+                ["source", *others, *(["self"] if self_reference else [])], self.hash, store_dir, name
+            )
+        if others or self_reference:
+            raise FormatError(f"what has the address {self} can't have these references", where=_WHERE)
+        fixed = _OF_METHOD[self.method].replace("fixed:", "fixed:out:")
+        inner = hashlib.sha256(f"{fixed}{self.hash.algorithm}:{self.hash.digest.hex()}:".encode()).digest()
+        return _make_store_path(["output", "out"], NixHash("sha256", inner), store_dir, name)
+
+
+def refers_to_itself(narinfo: NarInfo) -> bool:
+    """Whether the path is among its own references.
+
+    The hash of such a path was taken before the path was known: of its NAR with zeros where the path's hash part stands.
+    """
+    return narinfo.store_path.base_name in narinfo.references
+
+
+def is_address_of(narinfo: NarInfo) -> bool:
+    """Whether the narinfo's store path is the one that its CA, name and references give, so that it needs no signature.
+
+    Where CA and NarHash are hashes of the same bytes, they must be the same. Where they are not, the NarHash is the cache's
+    word alone, and the contents have to be checked as well: see `contents_unproved`.
+    """
+    if narinfo.ca is None:
+        return False
+    own = narinfo.store_path
+    try:
+        address = ContentAddress.parse(narinfo.ca)
+        others = (reference for reference in narinfo.references if reference != own.base_name)
+        found = address.store_path(own.name, others, self_reference=refers_to_itself(narinfo), store_dir=own.store_dir)
+    except FormatError:
+        return False
+    return found == own and (_needs_contents(address, narinfo) or address.hash == narinfo.nar_hash)
+
+
+def contents_unproved(narinfo: NarInfo) -> bool:
+    """Whether, for a narinfo that `is_address_of` vouches for, a NAR with the right NarHash can still be a wrong one.
+
+    Then ``streams.contentcheck.addressed`` has to see it, whole, before any byte is trusted.
+    """
+    return narinfo.ca is not None and _needs_contents(ContentAddress.parse(narinfo.ca), narinfo)
+
+
+def _needs_contents(address: ContentAddress, narinfo: NarInfo) -> bool:
+    return not address.is_by_nar_hash or refers_to_itself(narinfo)
+
+
+def _hash(text: str) -> NixHash:
+    """A hash behind its algorithm and a colon; SRI, which NixHash reads too, is none of a content address's notations."""
+    if ":" not in text:
+        raise FormatError("no algorithm in front of the hash", where=_WHERE)
+    try:
+        return NixHash.parse(text)
+    except FormatError as error:
+        raise FormatError(str(error), where=_WHERE) from error
+
+
+def _make_store_path(kind: list[str], inner: NixHash, store_dir: str, name: str) -> StorePath:
+    described = ":".join([*kind, inner.algorithm, inner.digest.hex(), store_dir, name])
+    folded = bytearray(20)  # compressHash: src/libutil/hash.cc
+    for index, byte in enumerate(hashlib.sha256(described.encode()).digest()):
+        folded[index % 20] ^= byte
+    return StorePath(store_dir, nixbase32.encode(bytes(folded)), name)

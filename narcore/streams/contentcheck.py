@@ -1,0 +1,121 @@
+"""Is this what its content address says? A stage of the pipe, behind ``integrity.verified``.
+
+Only for paths that are trusted for their address and not for a signature, and of these only where the address is not made of
+the NarHash: ``formats.contentaddress.contents_unproved`` tells.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Iterator
+
+from narcore.errors import HashMismatch, NarError
+from narcore.formats.contentaddress import ContentAddress
+from narcore.formats.nar.events import Data, End, NarEvent, Regular
+from narcore.formats.nar.parser import NarParser
+from narcore.formats.nixhash import NixHash
+from narcore.streams.closing import Stage
+from narcore.streams.integrity import Hasher
+
+SELF_REFERENCES_MAX = 1 << 20  # eight bytes of memory each; the largest real paths have some thousands
+
+
+def addressed(chunks: Iterable[bytes], address: ContentAddress, *, self_reference: str = "") -> Iterator[bytes]:
+    """Pass the ``chunks`` of a NAR on, and check that what they hold has that ``address``.
+
+    ``self_reference`` is the hash part of the store path, if that is among its own references. The last chunk is given out only
+    after the check. Raises HashMismatch, and NarError for what should be a NAR of a single file and is no NAR, or has more
+    self references than can be counted. Holds one chunk, whatever the NAR's size.
+    """
+    return Stage(_check(chunks, address, _hasher(address, self_reference)), chunks)
+
+
+def _check(chunks: Iterable[bytes], address: ContentAddress, hasher: Hasher) -> Iterator[bytes]:
+    held = b""
+    for chunk in filter(None, chunks):  # an empty chunk must not push out the one that is held back
+        hasher.update(chunk)
+        if held:
+            yield held
+        held = chunk
+    actual = NixHash(address.hash.algorithm, hasher.digest())
+    if actual != address.hash:
+        raise HashMismatch(f"the contents hash to {actual.to_nix32()}, their address says {address}")
+    if held:
+        yield held
+
+
+def _hasher(address: ContentAddress, self_reference: str) -> Hasher:
+    if address.method != "nar":
+        return _SingleFile(address.hash.algorithm)
+    if self_reference:
+        return _ModuloSelf(address.hash.algorithm, self_reference.encode())
+    return hashlib.new(address.hash.algorithm)
+
+
+class _SingleFile:
+    """Hashes the contents of the one file that a NAR consists of.
+
+    HashMismatch for another kind of node, and for an executable: Nix makes none of these, and the hash would not tell.
+    """
+
+    def __init__(self, algorithm: str) -> None:
+        self._hash = hashlib.new(algorithm)
+        self._parser = NarParser()
+
+    def update(self, data: bytes) -> None:
+        self._parser.receive_data(data)
+        for event in self._parser.events():
+            self._see(event)
+
+    def digest(self) -> bytes:
+        self._parser.receive_eof()
+        return self._hash.digest()
+
+    def _see(self, event: NarEvent) -> None:
+        match event:
+            case Data(data):
+                self._hash.update(data)
+            case Regular(executable=False) | End():
+                pass
+            case _:
+                raise HashMismatch(
+                    "the address is of a regular file that is not executable, and the NAR holds something else"
+                )
+
+
+class _ModuloSelf:
+    """Hashes a NAR with zeros in place of the path's own hash part, and then the offsets at which that stood.
+
+    (Nix: src/libutil/references.cc, HashModuloSink.) The offsets tell a self reference from zeros. There were releases of Nix
+    that left them out; what those made is not accepted, since anyone could turn zeros in it into self references.
+    """
+
+    def __init__(self, algorithm: str, own: bytes) -> None:
+        self._hash = hashlib.new(algorithm)
+        self._own = own
+        self._zeros = bytes(len(own))
+        self._tail = b""  # what may be the start of one more self reference
+        self._hashed = 0
+        self._found = array("Q")
+
+    def update(self, data: bytes) -> None:
+        window = self._tail + data
+        start = window.find(self._own)
+        while start >= 0:
+            self._add(self._hashed + start)
+            start = window.find(self._own, start + len(self._own))
+        window = window.replace(self._own, self._zeros)
+        self._tail = window[-(len(self._own) - 1) :]
+        done = len(window) - len(self._tail)
+        self._hash.update(memoryview(window)[:done])
+        self._hashed += done
+
+    def digest(self) -> bytes:
+        self._hash.update(self._tail)
+        for start in self._found:
+            self._hash.update(b"|%d" % start)
+        return self._hash.digest()
+
+    def _add(self, start: int) -> None:
+        if len(self._found) == SELF_REFERENCES_MAX:
+            raise NarError(f"more than {SELF_REFERENCES_MAX} self references", where=f"offset {start}")
+        self._found.append(start)
