@@ -25,10 +25,11 @@ NOISE = ("Traceback (most recent call last)", "ResourceWarning", "Exception igno
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How many processes, and how many threads in each."""
+    """How many processes, how many threads in each, and what they run."""
 
     workers: int = 1
     threads: int = 16
+    app: str = "api.index:app"
 
 
 ONE_PROCESS = Shape()
@@ -39,7 +40,7 @@ def gunicorn(listener: socket.socket, shape: Shape) -> list[str]:
     options = ["--worker-class", "gthread", "--workers", str(shape.workers), "--threads", str(shape.threads)]
     options += ["--bind", f"fd://{listener.fileno()}", "--no-control-socket", "--graceful-timeout", "5"]
     options += ["--worker-tmp-dir", "/dev/shm"]
-    return [sys.executable, "-m", "gunicorn", *options, "api.index:app"]
+    return [sys.executable, "-m", "gunicorn", *options, shape.app]
 
 
 FRONTS: dict[str, Callable[[socket.socket, Shape], list[str]]] = {"gunicorn": gunicorn}

@@ -20,7 +20,7 @@ from tests.e2e.links import HELLO, LINK_TARGETS, LINKS_NAME, ONE_LINKS
 
 MIB = 1024 * 1024
 BIG_SIZE = 20 * MIB
-LATER_SIZE = 8 * MIB  # in other blocks of a multi-block xz than the first file
+LATER_SIZE = 16 * MIB  # in other blocks of a multi-block xz than the first file
 
 
 class Entry(NamedTuple):
