@@ -93,6 +93,12 @@ ROWS: dict[type[Exception], Row] = {
     errors.RangeNotSupported: _NO_ANSWER,
     errors.StoreUnavailable: _NO_ANSWER,
     errors.StoreTimeout: Row(504, "The binary cache is too slow", _LATER),
+    errors.StoresUnavailable: Row(
+        502, "Not all caches answer", f"Some of the caches could not be asked, and the others don't have it. {_LATER}"
+    ),
+    errors.StoresTimeout: Row(
+        504, "Not all caches answer", f"Some of the caches are too slow, and the others don't have it. {_LATER}"
+    ),
     errors.PathError: _NO_NODE,
     errors.NoSuchNode: _NO_NODE,
     errors.NotADirectory: _NO_NODE,

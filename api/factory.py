@@ -35,7 +35,7 @@ def create_app(
     app.add_url_rule("/readyz", view_func=pages.ready, methods=["GET"])
     app.add_url_rule("/robots.txt", view_func=pages.robots, methods=["GET"])
     app.add_url_rule("/-/static/<name>", view_func=pages.static, methods=["GET"])
-    app.before_request(partial(StoreHandler(cache).answer, request))
+    app.before_request(partial(StoreHandler(cache, domain=settings.domain).answer, request))
     app.register_error_handler(Exception, _answer_error)
     return app
 

@@ -28,15 +28,20 @@ ReadNode = Callable[[Node, int, int], NarBytes]
 class NarAccessor:
     """The files of one NAR."""
 
-    def __init__(self, listing: NarListing, read_node: ReadNode, *, at_hand: Callable[[], bool]) -> None:
-        """``read_node`` gives bytes of a regular file, from one place in it to another."""
+    def __init__(
+        self, listing: NarListing, read_node: ReadNode, *, is_verified: bool, at_hand: Callable[[], bool]
+    ) -> None:
+        """``read_node`` gives bytes of a regular file, from one place in it to another. ``is_verified``: the listing is the
+        NAR's own, and not just what its store says.
+        """
         self.listing = listing
+        self.is_verified = is_verified
         self._read_node = read_node
         self._at_hand = at_hand
 
     @property
     def at_hand(self) -> bool:
-        """Whether reading takes no more than a look at the disk."""
+        """Whether the NAR is on disk, whole and verified: reading takes no more than a look there."""
         return self._at_hand()
 
     def read(self, node: Node, start: int = 0, stop: int | None = None) -> NarBytes:

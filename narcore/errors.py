@@ -11,7 +11,9 @@
     │  ├ UnknownCompression  ├ TruncatedStream  └ CorruptStream
     ├ StoreError                   a binary cache store did not give what was asked for
     │  ├ FileNotInStore  ├ StoreForbidden  ├ RangeNotSupported
-    │  └ StoreUnavailable          └ StoreTimeout
+    │  └ StoreUnavailable
+    │     ├ StoresUnavailable      several stores: some could not be asked, and the others don't have it
+    │     └ StoreTimeout           └ StoresTimeout
     ├ PathError                    the store path is there, but what the path inside it names can't be served
     │  ├ NoSuchNode  ├ NotADirectory  ├ SymlinkLoop  └ OutsideStore
     ├ CapacityError                nothing is wrong, there is just no room or no turn for it now
@@ -117,6 +119,14 @@ class StoreUnavailable(StoreError):
 
 class StoreTimeout(StoreUnavailable):
     """The store is too slow."""
+
+
+class StoresUnavailable(StoreUnavailable):
+    """Of several stores, some could not be asked, and the others have no such path."""
+
+
+class StoresTimeout(StoreTimeout):
+    """Of several stores, some were too slow, and the others have no such path."""
 
 
 class PathError(NarcoreError):

@@ -6,23 +6,21 @@
 4. a new fill, or, where nothing can be kept, the stream, of which the front is thrown away.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from narcore.accessor import NarBytes
 from narcore.cache.fill import Check, Fill, FillBytes
-from narcore.cache.hashing import BackgroundSha256
 from narcore.cache.layout import NarKey
 from narcore.cache.narcache import NarCache
-from narcore.errors import CacheFailure, FileNotInStore, IntegrityError, StoreUnavailable
+from narcore.errors import CacheFailure, IntegrityError
 from narcore.formats.listing import NarListing, Node
 from narcore.formats.nar.parser import parse_nar
+from narcore.narstream import NarStreams
 from narcore.pathinfo import PathInfo
 from narcore.remote import RemoteParts
 from narcore.streams.closing import close
-from narcore.streams.compression import decompress
-from narcore.streams.integrity import verified
 from narcore.streams.slicing import skip_and_drain, skip_and_limit
 from narcore.trace import Trace
 
@@ -41,7 +39,8 @@ class Known:
 class NarSource:
     """Bytes and listings of NARs, for ``BinaryCache``. With ``strict``, nothing comes from a NAR that isn't wholly verified."""
 
-    def __init__(self, cache: NarCache | None, *, strict: bool, trace: Trace) -> None:
+    def __init__(self, streams: NarStreams, cache: NarCache | None, *, strict: bool, trace: Trace) -> None:
+        self._streams = streams
         self._cache = cache
         self._strict = strict
         self._trace = trace
@@ -65,10 +64,24 @@ class NarSource:
             except CacheFailure:
                 if self._strict:
                     raise
-        return NarListing.from_events(parse_nar(nar_chunks(info), contents=False))
+        return NarListing.from_events(parse_nar(self._streams.open(info), contents=False))
+
+    def whole(self, info: PathInfo) -> Iterator[bytes]:
+        """The whole NAR, verified: out of the cache, where it can be kept there. Raises NarcoreError, also while it is read."""
+        if self._cache:
+            try:
+                nar = self._cache.open(_key(info))
+                if nar is None:
+                    self._filled_listing(self._cache, info)
+                    nar = self._cache.open(_key(info))
+            except CacheFailure:
+                nar = None
+            if nar is not None:
+                return iter(nar.read(0, info.narinfo.nar_size))
+        return self._streams.open(info)
 
     def _filled_listing(self, cache: NarCache, info: PathInfo) -> NarListing:
-        fill = cache.joinable(_key(info)) or cache.fill(_key(info), partial(nar_chunks, info))
+        fill = cache.joinable(_key(info)) or cache.fill(_key(info), partial(self._streams.open, info))
         try:
             return fill.wait()
         finally:
@@ -95,37 +108,21 @@ class NarSource:
             if part is not None:
                 return "range", part
         try:
-            fill = fill or self._cache.fill(key, partial(nar_chunks, info))
+            fill = fill or self._cache.fill(key, partial(self._streams.open, info))
         except CacheFailure:
             if self._strict:
                 raise
             return self._uncached(info, node, start, stop)
-        return "fill", FilledOrStreamed(info, fill, start, stop, check=_same(known), strict=self._strict)
+        return "fill", FilledOrStreamed(
+            partial(self._stream, info), fill, start, stop, check=_same(known), strict=self._strict
+        )
 
     def _uncached(self, info: PathInfo, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
         part = self._remote.read(info, node, start, stop, thrifty=False)
-        return (
-            ("range", part)
-            if part
-            else ("stream", Streamed(nar_chunks(info), start, stop, nar_size=info.narinfo.nar_size))
-        )
+        return ("range", part) if part else ("stream", self._stream(info, start, stop))
 
-
-def nar_chunks(info: PathInfo) -> Iterator[bytes]:
-    """The whole NAR, unpacked and checked as it comes."""
-    narinfo = info.narinfo
-    try:
-        packed = info.store.get_file(narinfo.url)
-    except FileNotInStore as error:
-        raise StoreUnavailable(
-            f"{info.store.url} has a narinfo of {narinfo.store_path.base_name}, but not its NAR"
-        ) from error
-    return verified(
-        decompress(narinfo.compression, packed),
-        nar_hash=narinfo.nar_hash,
-        nar_size=narinfo.nar_size,
-        hasher=BackgroundSha256(),
-    )
+    def _stream(self, info: PathInfo, start: int, stop: int) -> "Streamed":
+        return Streamed(self._streams.open(info), start, stop, nar_size=info.narinfo.nar_size)
 
 
 def _key(info: PathInfo) -> NarKey:
@@ -164,9 +161,11 @@ class Streamed:
 class FilledOrStreamed:
     """Some bytes out of a fill; if the cache fails meanwhile, the rest out of a stream of its own."""
 
-    def __init__(self, info: PathInfo, fill: Fill, start: int, stop: int, *, check: Check, strict: bool) -> None:
+    def __init__(
+        self, stream: Callable[[int, int], Streamed], fill: Fill, start: int, stop: int, *, check: Check, strict: bool
+    ) -> None:
         self.length = stop - start
-        self._info = info
+        self._open_stream = stream
         self._strict = strict
         self._filled: FillBytes = fill.read(start, stop, check)
         self._chunks = self._read(start, stop)
@@ -193,7 +192,7 @@ class FilledOrStreamed:
 
     def _stream(self, start: int, sent: int, stop: int) -> Generator[bytes]:
         """The bytes behind ``sent``; those before it were given out already, and must have been the same."""
-        rest = Streamed(nar_chunks(self._info), start, stop, nar_size=self._info.narinfo.nar_size)
+        rest = self._open_stream(start, stop)
         try:
             position = start
             for chunk in rest:

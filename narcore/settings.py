@@ -9,19 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
-from narcore.errors import SettingsError
+from narcore.errors import FormatError, SettingsError
+from narcore.formats.signature import PublicKey, parse_public_keys
 
 DEFAULT_CACHE_URL = "https://cache.nixos.org"
+DEFAULT_PUBLIC_KEY = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="
+STRATEGIES: tuple[Literal["ordered", "parallel"], ...] = ("ordered", "parallel")
 LOG_FORMATS: tuple[Literal["text", "json"], ...] = ("text", "json")
 VERIFY_MODES: tuple[Literal["stream", "strict"], ...] = ("stream", "strict")
 NAMES = frozenset(
     {
         "NAR_CACHE_DIR",
         "NAR_CACHE_SIZE",
+        "NAR_CACHE_STRATEGY",
         "NAR_CACHE_URL",
         "NAR_LOG_FORMAT",
         "NAR_MAX_FILLS",
         "NAR_MAX_NAR_SIZE",
+        "NAR_TRUSTED_PUBLIC_KEYS",
         "NAR_VERIFY",
     }
 )
@@ -62,7 +67,10 @@ class Settings:
 
     host: str = ""
     port: int = 8383
+    domain: str = ""
     cache_urls: tuple[str, ...] = (DEFAULT_CACHE_URL,)
+    cache_strategy: Literal["ordered", "parallel"] = "ordered"
+    trusted_public_keys: tuple[PublicKey, ...] = ()
     log_format: Literal["text", "json"] = "text"
     verify: Literal["stream", "strict"] = "stream"
     cache_dir: Path | None = None
@@ -87,7 +95,10 @@ class Settings:
         return cls(
             host=host,
             port=port,
+            domain=_domain(given.get("DOMAIN", "")),
             cache_urls=_cache_urls(given),
+            cache_strategy=_one_of("NAR_CACHE_STRATEGY", STRATEGIES, given),
+            trusted_public_keys=_trusted_public_keys(given),
             log_format=_one_of("NAR_LOG_FORMAT", LOG_FORMATS, given),
             verify=verify,
             cache_dir=cache_dir,
@@ -121,6 +132,23 @@ def _cache_urls(given: Mapping[str, str]) -> tuple[str, ...]:
     """NAR_CACHE_URL, or NIX_CACHE_URL as the ancestor calls it; the URLs themselves are checked by who opens them."""
     text = given.get("NAR_CACHE_URL") or given.get("NIX_CACHE_URL") or DEFAULT_CACHE_URL
     return tuple(dict.fromkeys(text.split()))
+
+
+def _domain(text: str) -> str:
+    """A host name, to which labels of 32 characters are put in front. Lower case, as it is compared."""
+    name = text.lower().strip(".")
+    if text and not re.fullmatch(r"[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})*", name):
+        raise SettingsError(f"DOMAIN={text!r} is not a host name; it is one such as nar.example.org, without a port")
+    return name
+
+
+def _trusted_public_keys(given: Mapping[str, str]) -> tuple[PublicKey, ...]:
+    """White space between them, as in nix.conf. For the default store its own key is known."""
+    default = DEFAULT_PUBLIC_KEY if _cache_urls(given) == (DEFAULT_CACHE_URL,) else ""
+    try:
+        return parse_public_keys(given.get("NAR_TRUSTED_PUBLIC_KEYS", default))
+    except FormatError as error:
+        raise SettingsError(f"NAR_TRUSTED_PUBLIC_KEYS: {error}; a key is <name>:<base64>") from error
 
 
 Choice = TypeVar("Choice", bound=str)

@@ -26,8 +26,8 @@ class Pages:
             return redirect_response(request, self._typed_path(typed), immutable=False, keep_query=False)
         return landing_response(
             request,
-            caches=[store.url for store in self._cache.stores],
-            store_dir=self._cache.store_dirs()[0],
+            caches=[substituter.url for substituter in self._cache.substituters],
+            store_dir=self._cache.store_dirs(ask=False)[0],
             examples=self._examples,
         )
 
@@ -37,7 +37,7 @@ class Pages:
         if typed.startswith("/"):
             return typed
         if is_hash_part(typed[:32]):
-            return f"{self._cache.store_dirs()[0]}/{typed}"
+            return f"{self._cache.store_dirs(ask=False)[0]}/{typed}"
         raise StorePathError(f"{typed[:300]!r} is not a store path")
 
     def health(self) -> Response:

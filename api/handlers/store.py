@@ -5,21 +5,25 @@ reaches a name of any bytes.
 """
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 
 from flask import Request
 from werkzeug.exceptions import MethodNotAllowed
 
 from api.handlers.timing import Timing
+from api.hosts import OwnHost
 from api.responses.base import NodeRef, Response, options_response
 from api.responses.files import file_response
 from api.responses.listing import listing_response, prefers_json, requested_format
 from api.responses.redirects import redirect_response, script_root
+from api.responses.templates import STATIC_PREFIX
 from narcore.accessor import NarAccessor
 from narcore.binarycache import BinaryCache
-from narcore.errors import PathError, StorePathError
+from narcore.errors import FileNotInStore, PathError, StorePathError
 from narcore.formats.listing import Kind, Node
-from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath, is_hash_part
+from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath, is_hash_part, split_store_path
+from narcore.pathinfo import PathInfo, Trust
 from narcore.resolve import Elsewhere, Found, Inside, Outcome, resolve
 
 UNPACK = "/unpack"
@@ -31,12 +35,13 @@ _SLASHES = re.compile("/{2,}")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A URL's path, taken apart: ``prefix`` + ``store_dir`` + / + ``base`` + ``rest``."""
+    """What a URL asks for: its path is ``prefix`` + a store dir + / + ``base`` + ``rest``, or, on a host of its own, ``rest``."""
 
     prefix: str  # UNPACK or nothing
-    store_dir: str
+    store_dirs: tuple[str, ...]  # where to look for it
     base: str  # <hash>, or <hash>-<name>
     rest: str  # from the slash behind the base on, or nothing
+    host: OwnHost | None = None
 
     @property
     def hash_part(self) -> str:
@@ -44,20 +49,21 @@ class Asked:
 
     def at(self, rest: str, *, base: str | None = None) -> str:
         """The path of another node of the same store path."""
-        return f"{self.prefix}{self.store_dir}/{base or self.base}{rest}"
+        if self.host is not None:
+            return rest or "/"
+        return f"{self.prefix}{self.store_dirs[0]}/{base or self.base}{rest}"
 
 
 class StoreHandler:
     """Answers what is asked of the store paths of one binary cache."""
 
-    def __init__(self, cache: BinaryCache) -> None:
+    def __init__(self, cache: BinaryCache, *, domain: str = "") -> None:
         self._cache = cache
+        self._domain = domain
 
     def answer(self, request: Request) -> Response | None:
         """The answer, or None for a URL that is not below a store dir. Raises NarcoreError and HTTPException."""
-        if request.url_rule is not None:
-            return None
-        asked = self._asked(_decoded_path(request))
+        asked = self._asked(request)
         if asked is None:
             return None
         if request.method == "OPTIONS":
@@ -66,7 +72,14 @@ class StoreHandler:
             raise MethodNotAllowed(["GET", "HEAD", "OPTIONS"])
         return self._answer_path(request, asked)
 
-    def _asked(self, path: str) -> Asked | None:
+    def _asked(self, request: Request) -> Asked | None:
+        path = _decoded_path(request)
+        host = OwnHost.of(request, self._domain)
+        if host is not None and not path.startswith(STATIC_PREFIX):
+            return Asked("", self._cache.store_dirs(ask=False), host.hash_part, path, host)
+        return None if request.url_rule is not None else self._asked_by_path(path)
+
+    def _asked_by_path(self, path: str) -> Asked | None:
         prefix = UNPACK if path.startswith(f"{UNPACK}/") else ""
         path = path.removeprefix(prefix)
         match = _STORE_PATH.fullmatch(path)
@@ -78,23 +91,38 @@ class StoreHandler:
         # The usual one is let through without asking the stores what theirs is: if it is not, they won't have the path.
         if store_dir != DEFAULT_STORE_DIR and store_dir not in self._cache.store_dirs():
             return None
-        return Asked(prefix, store_dir, base, rest)
+        return Asked(prefix, (store_dir,), base, rest)
 
     def _answer_path(self, request: Request, asked: Asked) -> Response:
         timing = Timing()
         with timing.of("narinfo"):
-            info = self._cache.path_info(asked.hash_part, asked.store_dir)
+            info = self._path_info(asked)
         store_path = info.narinfo.store_path
         if asked.base not in (asked.hash_part, store_path.base_name):
             return redirect_response(request, asked.at(asked.rest, base=store_path.base_name))
         with timing.of("listing"):
             accessor = self._cache.open(info)
         outcome = resolve(accessor.listing, store_path, asked.rest, follow_last=requested_format(request) is None)
-        nar_hash = info.narinfo.nar_hash.nix32
+        answer = _NodeAnswer(request, asked, store_path, info.narinfo.nar_hash.nix32, accessor)
         with timing.of("fetch"):
-            response = _NodeAnswer(request, asked, store_path, nar_hash, accessor).of(outcome)
+            response = answer.of(outcome)
         response.headers["Server-Timing"] = timing.header
+        if checks := _checks(info, content=accessor.at_hand or (accessor.is_verified and not answer.is_file(outcome))):
+            response.headers["NAR-Verified"] = checks
         return response
+
+    def _path_info(self, asked: Asked) -> PathInfo:
+        *others, last = asked.store_dirs
+        for store_dir in others:
+            with suppress(FileNotInStore):
+                return self._cache.path_info(asked.hash_part, store_dir)
+        return self._cache.path_info(asked.hash_part, last)
+
+
+def _checks(info: PathInfo, *, content: bool) -> str:
+    """What was checked: why the narinfo is believed, and whether the answer is out of a NAR that was hashed as a whole."""
+    by = [info.trust.value] if info.trust in (Trust.SIGNATURE, Trust.ADDRESS) else []
+    return ", ".join([*by, "content"] if content else by)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +138,26 @@ class _NodeAnswer:
     def of(self, outcome: Outcome) -> Response:
         match outcome:
             case Elsewhere(path):
-                return redirect_response(self.request, self.asked.prefix + path)
+                return self._elsewhere(path)
             case Inside(path):
                 return redirect_response(self.request, self._at(path))
             case Found(node, path):
                 return self._found(node, path)
 
+    def is_file(self, outcome: Outcome) -> bool:
+        return isinstance(outcome, Found) and outcome.node.kind is Kind.REGULAR
+
+    def _elsewhere(self, path: str) -> Response:
+        if self.asked.host is None:
+            return redirect_response(self.request, self.asked.prefix + path)
+        there, rest = split_store_path(path, self.store_path.store_dir)
+        return redirect_response(self.request, f"/{rest}", origin=self.asked.host.origin_of(there.hash_part))
+
     def _found(self, node: Node, path: str) -> Response:
         slash = self.asked.rest.endswith("/")
         if node.kind is Kind.DIRECTORY:
             return self._directory(node, path) if slash else redirect_response(self.request, self._at(f"{path}/"))
-        if slash:
+        if slash and (path or self.asked.host is None):  # a host name's root can't be without its slash
             return redirect_response(self.request, self._at(path))
         return self._leaf(node, path)
 
@@ -149,11 +186,13 @@ class _NodeAnswer:
             node,
             self._ref(path),
             lambda start, stop: self.accessor.read(node, start, stop),
+            own_origin=self.asked.host is not None,
             at_hand=self.request.method == "HEAD" and self.accessor.at_hand,
         )
 
     def _listing(self, node: Node, path: str) -> Response:
-        prefix = script_root(self.request) + self.asked.prefix
+        host = self.asked.host
+        prefix = script_root(self.request) + self.asked.prefix if host is None else host.main_origin
         return listing_response(self.request, self.accessor.listing, node, self._ref(path), prefix=prefix)
 
     def _ref(self, path: str) -> NodeRef:

@@ -26,7 +26,7 @@ CONTENT_CSP = (
 )
 
 # Not on the safelist of Fetch, but a script needs them: to read in parts, to know the size and what it got.
-_EXPOSED = "Accept-Ranges, Content-Disposition, Content-Length, Content-Range, ETag, NAR-Executable, NAR-File-Size"
+_EXPOSED = "Accept-Ranges, Content-Disposition, Content-Length, Content-Range, ETag, NAR-Executable, NAR-File-Size, NAR-Verified"
 ALLOWED_METHODS = "GET, HEAD, OPTIONS"
 
 

@@ -6,6 +6,18 @@ from narcore.errors import TruncatedStream
 from narcore.streams.closing import Stage
 
 
+def skip(chunks: Iterable[bytes], start: int) -> Iterator[bytes]:
+    """All but the first ``start`` bytes of ``chunks``. One that has fewer gives none, and no error."""
+    return Stage(_skip(chunks, start), chunks)
+
+
+def _skip(chunks: Iterable[bytes], start: int) -> Iterator[bytes]:
+    for chunk in chunks:
+        if part := chunk[start:]:
+            yield part
+        start = max(0, start - len(chunk))
+
+
 def skip_and_limit(chunks: Iterable[bytes], start: int, stop: int) -> Iterator[bytes]:
     """The bytes ``start`` to ``stop`` (excluded) of ``chunks``; ``0 <= start <= stop``.
 

@@ -1,0 +1,39 @@
+"""Paths that are believed for their content address and not for a signature: are the contents what the address says?"""
+
+from collections.abc import Callable, Iterator
+
+from narcore.cache.lru import LruMemory
+from narcore.errors import IntegrityError
+from narcore.formats.contentaddress import ContentAddress, contents_unproved, refers_to_itself
+from narcore.pathinfo import PathInfo, Trust
+from narcore.streams.contentcheck import addressed
+
+
+class AddressProof:
+    """Has contents checked against their address, once, and before anything of them is given out.
+
+    A NAR with the right NarHash is no proof where the address is not made of the NarHash: anybody could have put the hash of
+    another NAR into an unsigned narinfo. ``read`` gives a whole NAR; ``on_lie`` is told of one that is not what its address says.
+    """
+
+    def __init__(self, read: Callable[[PathInfo], Iterator[bytes]], *, on_lie: Callable[[PathInfo], None]) -> None:
+        self._read = read
+        self._on_lie = on_lie
+        self._proved: LruMemory[tuple[str, str], bool] = LruMemory(100_000)
+
+    def check(self, info: PathInfo) -> None:
+        """Raises HashMismatch or NarError if the contents are not those of the address, and what reading them raises."""
+        narinfo = info.narinfo
+        if info.trust is not Trust.ADDRESS or narinfo.ca is None or not contents_unproved(narinfo):
+            return
+        key = (str(narinfo.store_path), narinfo.nar_hash.nix32)
+        if self._proved.get(key):
+            return
+        own = narinfo.store_path.hash_part if refers_to_itself(narinfo) else ""
+        try:
+            for _chunk in addressed(self._read(info), ContentAddress.parse(narinfo.ca), self_reference=own):
+                pass
+        except IntegrityError:
+            self._on_lie(info)
+            raise
+        self._proved.put(key, True)
