@@ -1,0 +1,156 @@
+"""What is unpacked and served: files that compress like those of a store, their NARs, and binary caches of these."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import cycle, islice
+from pathlib import Path
+
+from narcore.export import dump, source_path
+from narcore.formats.listing import NarListing
+from narcore.formats.nar.events import Data, Directory, DirectoryEnd, NarEvent, Regular
+from narcore.formats.nar.parser import parse_nar
+from narcore.formats.nar.writer import write_nar
+from narcore.formats.narinfo import NarInfo
+from narcore.formats.nixhash import NixHash
+from narcore.formats.storepath import StorePath
+
+CHUNK = 1 << 20
+
+# The levels are those that Nix uses, but for xz, which takes a minute for 100 MB at its level 6: what a level costs is
+# packing, not unpacking.
+PACK: Mapping[str, tuple[str, ...]] = {
+    "none": ("cat",),
+    "xz": ("xz", "-T1", "-2", "-c"),
+    "zstd": ("zstd", "-3", "-q", "-c"),
+    "bzip2": ("bzip2", "-9", "-c"),
+    "gzip": ("gzip", "-6", "-c"),
+}
+UNPACK: Mapping[str, tuple[str, ...]] = {
+    "xz": ("xz", "-dc"),
+    "zstd": ("zstd", "-dc"),
+    "bzip2": ("bzip2", "-dc"),
+    "gzip": ("gzip", "-dc"),
+}
+
+
+@cache
+def _sources() -> tuple[Path, ...]:
+    """Sources, byte code and libraries of this Python, without those of its packages."""
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    found = [
+        path
+        for path in stdlib.rglob("*")
+        if path.suffix in (".py", ".pyc", ".so") and "site-packages" not in path.parts and path.is_file()
+    ]
+    return (Path(sys.executable).resolve(), *sorted(found))
+
+
+def realistic(size: int) -> Iterator[bytes]:
+    """``size`` bytes that compress to a third, as programs and their sources do. What repeats is far apart."""
+    for path in cycle(_sources()):
+        data = path.read_bytes()[:size]
+        size -= len(data)
+        if data:
+            yield data
+        if not size:
+            return
+
+
+def write_file(path: Path, size: int, *, salt: bytes = b"") -> None:
+    """A realistic file; with another ``salt`` its hash is another."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(salt)
+        file.writelines(realistic(size - len(salt)))
+
+
+def small_files(count: int, *, size: int = 200, in_directory: int = 100) -> Iterator[NarEvent]:
+    """The events of a tree of ``count`` small files, in directories of some."""
+    contents = b"".join(islice(realistic(size), 1))[:size].ljust(size)
+    yield Directory(b"")
+    for directory in range(count // in_directory):
+        yield Directory(b"directory-%06d" % directory)
+        for number in range(in_directory):
+            yield Regular(b"file-%04d.py" % number, False, size, 0)
+            yield Data(contents)
+        yield DirectoryEnd()
+    yield DirectoryEnd()
+
+
+@dataclass(frozen=True, slots=True)
+class Nar:
+    """A NAR on disk."""
+
+    file: Path
+    listing: NarListing
+    nar_hash: NixHash
+
+
+def write_tree(tree: Path, file: Path) -> Nar:
+    """The NAR of ``tree`` at ``file``."""
+    sha256 = hashlib.sha256()
+
+    def written() -> Iterator[bytes]:
+        with file.open("wb") as sink:
+            for chunk in write_nar(dump(tree)):
+                sha256.update(chunk)
+                sink.write(chunk)
+                yield chunk
+
+    listing = NarListing.from_events(parse_nar(written(), contents=False))
+    return Nar(file, listing, NixHash("sha256", sha256.digest()))
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A NAR in a binary cache."""
+
+    store_path: StorePath
+    file: Path
+    nar: Nar
+    compression: str
+
+
+class Upstream:
+    """A binary cache in a directory, packed by the tools that people have."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        (directory / "nar").mkdir(parents=True, exist_ok=True)
+        (directory / "nix-cache-info").write_text("StoreDir: /nix/store\n")
+
+    @property
+    def url(self) -> str:
+        return self.directory.as_uri()
+
+    def add(self, name: str, nar: Nar, compression: str, *, with_listing: bool = True) -> Packed:
+        store_path = source_path(name, nar.nar_hash)
+        file = self.directory / "nar" / f"{store_path.base_name}.{compression}"
+        with nar.file.open("rb") as source, file.open("wb") as sink:
+            subprocess.run(PACK[compression], stdin=source, stdout=sink, check=True)
+        narinfo = NarInfo(
+            store_path=store_path,
+            url=f"nar/{file.name}",
+            compression=compression,
+            file_hash=None,
+            file_size=file.stat().st_size,
+            nar_hash=nar.nar_hash,
+            nar_size=nar.listing.nar_size,
+            references=(),
+        )
+        (self.directory / f"{store_path.hash_part}.narinfo").write_text(narinfo.to_text())
+        if with_listing:
+            with (self.directory / f"{store_path.hash_part}.ls").open("wb") as listing:
+                listing.writelines(nar.listing.json_chunks())
+        return Packed(store_path, file, nar, compression)
+
+
+def settle_disk() -> None:
+    """Let what was written reach the disk now, and not while something else is timed."""
+    os.sync()

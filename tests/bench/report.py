@@ -1,0 +1,59 @@
+"""What a benchmark has found: rows of a Markdown table."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+MB = 1_000_000
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table. ``met`` is None where there is no goal."""
+
+    what: str
+    ours: str
+    peer: str = ""
+    ratio: float | None = None
+    goal: str = ""
+    met: bool | None = None
+
+    def __str__(self) -> str:
+        ratio = "" if self.ratio is None else f"{self.ratio:.2f}"
+        verdict = {None: "", True: "yes", False: "**NO**"}[self.met]
+        return f"| {' | '.join((self.what, self.ours, self.peer, ratio, self.goal, verdict))} |"
+
+
+HEAD = "| what | nar-serve | peer | ratio | goal | met |\n|---|--:|--:|--:|--:|---|"
+
+
+def against(
+    what: str, ours: float, peer: float, unit: str, *, peer_name: str = "", at_least: float | None = None
+) -> Row:
+    """More is better: ``ours`` over ``peer``."""
+    return Row(
+        what,
+        f"{ours:,.0f} {unit}",
+        f"{peer:,.0f} {unit} {peer_name}".strip(),
+        ours / peer,
+        "" if at_least is None else f">= {at_least}",
+        None if at_least is None else ours / peer >= at_least,
+    )
+
+
+def at_most(what: str, value: float, unit: str, limit: float | None = None) -> Row:
+    """Less is better, and there is no peer."""
+    goal, met = ("", None) if limit is None else (f"<= {limit:g} {unit}", value <= limit)
+    return Row(what, f"{value:,.1f} {unit}", goal=goal, met=met)
+
+
+def at_least(what: str, value: float, unit: str, limit: float) -> Row:
+    """More is better, and there is no peer."""
+    return Row(what, f"{value:,.0f} {unit}", goal=f">= {limit:,g} {unit}", met=value >= limit)
+
+
+def alternate(runs: int, *actions: Callable[[], float]) -> list[float]:
+    """The median of what each action gives. They take turns, so that whatever else the machine does hits all of them."""
+    found = [[action() for action in actions] for _ in range(runs)]
+    return [median(column) for column in zip(*found, strict=True)]
