@@ -1,53 +1,24 @@
 """A real Nix for the formats: what it wrote must be what we read, and what we write must be what it accepts."""
 
 import os
-import shutil
-import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-NIX_CONF = "experimental-features = nix-command ca-derivations\nbuild-users-group =\nsubstituters =\n"
+from tests.realnix import RealNix
+
 # A text with references (b to a and c) needs no builder.
 TEXTS = 'let a = builtins.toFile "a" "1"; c = builtins.toFile "c" "3"; in builtins.toFile "b" "${c} ${a} ${c}"'
-
-
-@dataclass(frozen=True)
-class RealNix:
-    """Nix with a store, a key and a binary cache of its own, all below ``root``."""
-
-    root: Path
-
-    @property
-    def cache(self) -> Path:
-        return self.root / "cache"
-
-    def run(self, *command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-        home = {
-            name: str(self.root / "home") for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
-        }
-        env = {"PATH": os.environ["PATH"], "NIX_CONF_DIR": str(self.root), "NIX_REMOTE": self.store, **home}
-        return subprocess.run(command, env=env, check=check, capture_output=True, text=True, timeout=60)
-
-    @property
-    def store(self) -> str:
-        return f"local?root={self.root}/store"
 
 
 @pytest.fixture(scope="session")
 def real_nix(tmp_path_factory: pytest.TempPathFactory) -> RealNix:
     """A cache with a tree of odd names and with texts that refer to each other, signed by ``key.sk``."""
-    if shutil.which("nix") is None and not os.environ.get("CI"):
-        pytest.skip("Nix is not installed")
-    nix = RealNix(tmp_path_factory.mktemp("nix"))
-    (nix.root / "nix.conf").write_text(NIX_CONF)
-    nix.run("nix-store", "--generate-binary-cache-key", "test-1", nix.root / "key.sk", nix.root / "key.pk")
+    nix = RealNix.start(tmp_path_factory.mktemp("nix"))
     nix.run("nix-instantiate", "--eval", "--read-write-mode", "--expr", TEXTS)
     nix.run("nix", "store", "add-path", "--name", "tree", _tree(nix.root / "tree"))
-    nix.run("nix", "store", "sign", "-k", nix.root / "key.sk", "--all")
-    to = f"file://{nix.cache}?compression=xz&write-nar-listing=1"
-    nix.run("nix", "copy", "--all", "--from", nix.store, "--to", to)
+    nix.sign_all()
+    nix.copy_all()
     return nix
 
 

@@ -18,7 +18,7 @@ from narcore.formats.listing import Kind, ListingBuilder, NarListing, Node, cont
 from narcore.formats.nar import Directory, DirectoryEnd, End, Regular, Symlink, parse_nar
 from narcore.formats.narinfo import NarInfo
 from tests.builders import Exe, Link, Tree, as_text, entries, events, exe, link, listing, listing_json, nar
-from tests.formats.conftest import RealNix
+from tests.realnix import RealNix
 
 BIN: Mapping[bytes, Tree] = {
     b"hello": exe(b"#!/bin/sh\n"),

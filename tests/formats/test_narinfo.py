@@ -11,7 +11,7 @@ from narcore.formats.nixbase32 import ALPHABET
 from narcore.formats.nixhash import NixHash
 from narcore.formats.signature import PublicKey, SecretKey, Signature
 from narcore.formats.storepath import StorePath
-from tests.formats.conftest import RealNix
+from tests.realnix import RealNix
 
 HASH = "7rjj86a15146cq1d3qy068lml7n7ykzm"
 A, B = f"{HASH}-a", f"{HASH}-b"
