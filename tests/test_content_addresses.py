@@ -1,0 +1,252 @@
+"""Content addresses against a real Nix: the paths that it computes, the narinfos that it accepts, the NARs that it makes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from narcore.errors import HashMismatch
+from narcore.formats.contentaddress import ContentAddress, contents_unproved, is_address_of, refers_to_itself
+from narcore.formats.narinfo import NarInfo
+from narcore.formats.nixhash import NixHash
+from narcore.formats.storepath import StorePath
+from narcore.streams.contentcheck import addressed
+from tests.builders import Tree, exe, hash_part, link, nar
+from tests.realnix import RealNix
+
+TEXTS = 'let a = builtins.toFile "a" "1"; c = builtins.toFile "c" "3"; in builtins.toFile "text" "${c} ${a} ${c}"'
+SELFISH, FRIEND = f"{hash_part('selfish')}-selfish", f"{hash_part('friend')}-friend"
+
+# What the name of each path of the fixture says about it: how its CA begins, and whether its NarHash says it all.
+KINDS = {
+    "tree": ("fixed:r:sha256:", False),
+    "r-md5": ("fixed:r:md5:", True),
+    "r-sha1": ("fixed:r:sha1:", True),
+    "r-sha512": ("fixed:r:sha512:", True),
+    "flat": ("fixed:sha256:", True),
+    "md5": ("fixed:md5:", True),
+    "sha1": ("fixed:sha1:", True),
+    "sha512": ("fixed:sha512:", True),
+    "a": ("text:sha256:", True),  # a text without references,
+    "text": ("text:sha256:", True),  # and one with two
+    "friend": ("fixed:r:sha256:", False),
+    "selfish": ("fixed:r:sha256:", True),  # refers to itself and to its friend
+}
+
+
+@dataclass(frozen=True)
+class Addressed:
+    """Narinfos with a CA, and their NARs, by the names of their store paths."""
+
+    nix: RealNix
+    infos: dict[str, NarInfo]
+
+    def nar(self, name: str) -> bytes:
+        return (self.nix.cache / self.infos[name].url).read_bytes()
+
+    def self_reference(self, name: str) -> str:
+        info = self.infos[name]
+        return info.store_path.hash_part if refers_to_itself(info) else ""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Addressed:
+    """Paths of each kind, made in each way that Nix has to make them, and nothing signed."""
+    nix = RealNix.start(tmp_path_factory.mktemp("addressed"))
+    nix.run("nix", "store", "add-path", "--name", "tree", _tree(nix.root))
+    nix.run("nix", "store", "add-file", "--name", "flat", _file(nix.root / "file"))
+    nix.run("nix-instantiate", "--eval", "--read-write-mode", "--expr", TEXTS)
+    for algorithm in ("md5", "sha1", "sha512"):
+        nix.run("nix-store", "--add-fixed", algorithm, _file(nix.root / algorithm))
+        nix.run("nix-store", "--add-fixed", "--recursive", algorithm, _file(nix.root / f"r-{algorithm}"))
+    nix.import_path(FRIEND, nar(b"a friend"), ())
+    nix.import_path(SELFISH, nar(_selfish_tree()), (SELFISH, FRIEND))
+    nix.run("nix", "store", "make-content-addressed", f"/nix/store/{SELFISH}")
+    nix.copy_all("compression=none")
+    infos = [NarInfo.parse(file.read_bytes()) for file in nix.cache.glob("*.narinfo")]
+    return Addressed(nix, {info.store_path.name: info for info in infos if info.ca})
+
+
+def _file(path: Path) -> Path:
+    path.write_bytes(b"contents\n" * 1000)
+    return path
+
+
+def _tree(root: Path) -> Path:
+    (root / "tree").mkdir()
+    _file(root / "tree" / "x")
+    return root / "tree"
+
+
+def _selfish_tree() -> Tree:
+    """Names itself often: in contents, at any offset, in a link; and has zeros where it might have named itself."""
+    own, friend = f"/nix/store/{SELFISH}".encode(), f"/nix/store/{FRIEND}".encode()
+    programs: Tree = {"x": exe(b"#!" + own + b"/bin/x\n" + own[11:] * 50)}
+    contents: dict[str, Tree] = {
+        "bin": programs,
+        "link": link(own + b"/bin/x"),
+        "friend": link(friend),
+        "zeros": bytes(100),
+        "last": SELFISH[:32].encode() * 3 + SELFISH[:31].encode(),
+    }
+    return contents
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_path_is_the_one_that_nix_computes(made: Addressed, name: str) -> None:
+    info = made.infos[name]
+    assert info.ca is not None
+    address = ContentAddress.parse(info.ca)
+    others = [reference for reference in info.references if reference != info.store_path.base_name]
+    assert address.store_path(name, others, self_reference=len(others) < len(info.references)) == info.store_path
+    assert str(address) == info.ca
+    assert info.ca.startswith(KINDS[name][0])
+    assert is_address_of(info)
+    assert contents_unproved(info) is KINDS[name][1]
+
+
+def test_the_fixture_has_every_case(made: Addressed) -> None:
+    assert made.infos.keys() == {*KINDS, "c"}
+    assert len(made.infos["text"].references) == 2
+    assert len(made.infos["selfish"].references) == 2
+    assert made.self_reference("selfish")
+    assert not any(made.self_reference(name) for name in KINDS if name != "selfish")
+
+
+def test_another_store_dir(made: Addressed) -> None:
+    store = f"local?root={made.nix.root}/gnu&store=/gnu/store"
+    path = made.nix.run("nix", "store", "add-path", "--store", store, "--name", "tree", made.nix.root / "tree").stdout
+    address = ContentAddress("nar", made.infos["tree"].nar_hash)
+    assert str(address.store_path("tree", store_dir="/gnu/store")) == path.strip()
+
+
+Tamper = Callable[[NarInfo], NarInfo]
+
+
+def _other_hash(info: NarInfo) -> NarInfo:
+    address = ContentAddress.parse(info.ca or "")
+    digest = bytes([address.hash.digest[0] ^ 1]) + address.hash.digest[1:]
+    return replace(info, ca=str(ContentAddress(address.method, NixHash(address.hash.algorithm, digest))))
+
+
+def _other_method(info: NarInfo) -> NarInfo:
+    address = ContentAddress.parse(info.ca or "")
+    return replace(info, ca=str(ContentAddress("flat" if address.method == "nar" else "nar", address.hash)))
+
+
+def _renamed(info: NarInfo, **part: str) -> NarInfo:
+    """Another store path, which refers to itself if the old one did: so nothing but the path is changed."""
+    path = replace(info.store_path, **part)
+    references = [path.base_name if old == info.store_path.base_name else old for old in info.references]
+    return replace(info, store_path=path, references=tuple(references))
+
+
+TAMPERED: dict[str, Tamper] = {
+    "another name": lambda info: _renamed(info, name=f"{info.store_path.name}-1"),
+    "another hash part": lambda info: _renamed(info, hash_part=hash_part("x")),
+    "another hash in the CA": _other_hash,
+    "another method in the CA": _other_method,
+    "CA without its end": lambda info: replace(info, ca=(info.ca or "")[:-1]),
+    "no CA": lambda info: replace(info, ca=None),
+}
+REFERENCES_TAMPERED: dict[str, Tamper] = {
+    "a reference more": lambda info: replace(info, references=(*info.references, f"{hash_part('x')}-x")),
+    "a reference less": lambda info: replace(info, references=info.references[1:]),
+    "no references": lambda info: replace(info, references=()),
+    "another reference": lambda info: replace(info, references=(f"{hash_part('x')}-x", *info.references[1:])),
+}
+
+
+@pytest.mark.parametrize("tamper", TAMPERED.values(), ids=TAMPERED)
+@pytest.mark.parametrize("name", KINDS)
+def test_a_tampered_narinfo_is_not_recognised(made: Addressed, name: str, tamper: Tamper) -> None:
+    assert not is_address_of(tamper(made.infos[name]))
+
+
+@pytest.mark.parametrize("tamper", REFERENCES_TAMPERED.values(), ids=REFERENCES_TAMPERED)
+@pytest.mark.parametrize("name", ["text", "selfish"])
+def test_references_are_part_of_the_address(made: Addressed, name: str, tamper: Tamper) -> None:
+    assert not is_address_of(tamper(made.infos[name]))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_references_that_such_a_path_can_not_have(made: Addressed, name: str) -> None:
+    info = made.infos[name]
+    assert not is_address_of(REFERENCES_TAMPERED["a reference more"](info))
+    if not made.self_reference(name):
+        assert not is_address_of(replace(info, references=(*info.references, info.store_path.base_name)))
+
+
+def test_the_order_of_references_is_no_part_of_it(made: Addressed) -> None:
+    for name in ("text", "selfish"):
+        info = made.infos[name]
+        assert is_address_of(replace(info, references=info.references[::-1]))
+        assert is_address_of(replace(info, references=info.references * 2))
+
+
+def test_nar_hash_counts_where_it_is_the_same_hash(made: Addressed) -> None:
+    for name, (_, unproved) in KINDS.items():
+        other = replace(made.infos[name], nar_hash=NixHash("sha256", bytes(32)))
+        assert is_address_of(other) is unproved  # then it is the contents that have to be checked
+
+
+# Where Nix 2.8 goes on to the next path. At a CA that it can't read it gives up, and at references of what can't have any it
+# aborts.
+FOR_NIX: dict[str, tuple[Tamper, list[str]]] = {
+    "nothing changed": (lambda info: info, [*KINDS]),
+    "another name": (TAMPERED["another name"], [*KINDS]),
+    "another hash part": (TAMPERED["another hash part"], ["selfish"]),
+    "another hash in the CA": (_other_hash, [*KINDS]),
+    "another method in the CA": (_other_method, [name for name in KINDS if name not in ("text", "selfish")]),
+    "no CA": (TAMPERED["no CA"], [*KINDS]),
+} | {kind: (tamper, ["text", "selfish", "friend"]) for kind, tamper in REFERENCES_TAMPERED.items()}
+
+
+@pytest.mark.parametrize("kind", FOR_NIX)
+def test_real_nix_trusts_the_same(made: Addressed, tmp_path: Path, kind: str) -> None:
+    """What Nix calls untrusted, in a cache of unsigned narinfos that are all tampered with in one way, is what we do."""
+    tamper, names = FOR_NIX[kind]
+    infos = [tamper(made.infos[name]) for name in names]
+    (tmp_path / "nix-cache-info").write_text("StoreDir: /nix/store\n")
+    for info in infos:
+        (tmp_path / f"{info.store_path.hash_part}.narinfo").write_text(info.to_text())
+    verify = ("nix", "store", "verify", "--all", "--store", f"file://{tmp_path}", "--no-contents", "--sigs-needed", "1")
+    said = made.nix.run(*verify, check=False).stderr
+    untrusted = [info for info in infos if f"path '{info.store_path}' is untrusted" in said]
+    assert untrusted == [info for info in infos if not is_address_of(info)]
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("size", [1, 7, 4096, 1 << 20])
+def test_what_nix_packed_passes_the_check_of_contents(made: Addressed, name: str, size: int) -> None:
+    archive, info = made.nar(name), made.infos[name]
+    address = ContentAddress.parse(info.ca or "")
+    chunks = [archive[start : start + size] for start in range(0, len(archive), size)]
+    assert b"".join(addressed(chunks, address, self_reference=made.self_reference(name))) == archive
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_other_contents_do_not(made: Addressed, name: str) -> None:
+    archive, info = made.nar(name), made.infos[name]
+    forged = nar({"x": b"forged"} if info.ca and info.ca.startswith("fixed:r:") else b"forged")
+    assert forged != archive
+    with pytest.raises(HashMismatch):
+        list(addressed([forged], ContentAddress.parse(info.ca or ""), self_reference=made.self_reference(name)))
+
+
+def test_zeros_are_no_self_references(made: Addressed) -> None:
+    archive, own = made.nar("selfish"), made.self_reference("selfish").encode()
+    address = ContentAddress.parse(made.infos["selfish"].ca or "")
+    assert archive.count(own) > 50
+    for forged in (archive.replace(own, bytes(32), 1), archive.replace(bytes(32), own, 1)):
+        assert forged != archive
+        with pytest.raises(HashMismatch):
+            list(addressed([forged], address, self_reference=own.decode()))
+
+
+def test_a_copy_under_another_path_is_an_address_of_its_own(made: Addressed) -> None:
+    """The same NAR under the path that its owner chose is not content-addressed, whatever its CA says."""
+    info = made.infos["selfish"]
+    original = replace(info, store_path=StorePath.from_base_name(SELFISH), references=(SELFISH, FRIEND))
+    assert not is_address_of(original)
