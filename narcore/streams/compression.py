@@ -43,7 +43,7 @@ _MAGICS = ((b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\x00", "xz"), (b"\x1f\x8b",
 def decompress(name: str, chunks: Iterable[bytes], *, chunk_size: int = CHUNK_SIZE) -> Iterator[bytes]:
     """Unpack ``chunks`` with the compression ``name`` (as in a narinfo) into chunks of 1 to ``chunk_size`` bytes.
 
-    Memory is bounded by the window of the stream (at most 128 MiB, more is refused) and a few chunks, whatever the
+    Memory is bounded by the window of the stream (at most 64 MiB, more is refused) and a few chunks, whatever the
     input. Streams, frames or members may follow one another, except for ``br``, which has no such form.
 
     Raises UnknownCompression at once, and from the iterator TruncatedStream where the input ends too early or is empty,

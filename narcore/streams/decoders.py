@@ -8,9 +8,10 @@ from collections.abc import Callable
 from narcore.errors import UnknownCompression
 from narcore.streams.members import Codec, Decoder
 
-# How far back one stream may look, which is what its decoder has to hold in memory: 128 MiB, the bound of the zstd tool
-# (windowLog 27). `xz -9` needs 64 MiB, `lzip -9` 32 MiB, brotli at most 16 MiB.
-MAX_WINDOW = 1 << 27
+# How far back one stream may look, which is what its decoder has to hold in memory, whoever made the stream: what
+# `xz -9` and `zstd -21` need. `lzip -9` needs 32 MiB, brotli at most 16. Only `zstd --ultra -22` of more than 64 MiB asks for
+# more, and the frames of Nix hold 16 MiB (one frame at level 19, window of 8, on cache.nixos.org).
+MAX_WINDOW = 1 << 26
 
 # liblzma counts its own tables as well as the dictionary.
 _LZMA_MEMORY = MAX_WINDOW + (1 << 20)

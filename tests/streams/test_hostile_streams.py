@@ -143,33 +143,33 @@ def lzma_dictionary(size: int) -> bytes:
 @pytest.mark.parametrize(
     ("name", "packed", "output"),
     [
-        ("zstd", zstd_window(27), b""),
-        ("xz", xz_dictionary(30), SAMPLE),
-        ("lzma", lzma_dictionary(128 * MIB), SAMPLE),
-        ("lzip", lzip(SAMPLE, 27), SAMPLE),
-        ("lzip", lzip(SAMPLE, 23 | 7 << 5), SAMPLE),
+        ("zstd", zstd_window(26), b""),
+        ("xz", xz_dictionary(28), SAMPLE),
+        ("lzma", lzma_dictionary(64 * MIB), SAMPLE),
+        ("lzip", lzip(SAMPLE, 26), SAMPLE),
+        ("lzip", lzip(SAMPLE, 26 | 7 << 5), SAMPLE),
     ],
 )
-def test_windows_up_to_128_mib(name: str, packed: bytes, output: bytes) -> None:
+def test_windows_up_to_64_mib(name: str, packed: bytes, output: bytes) -> None:
     assert unpack(name, packed) == output
 
 
 @pytest.mark.parametrize(
     ("name", "packed"),
     [
-        ("zstd", zstd_window(27, 1)),
+        ("zstd", zstd_window(26, 1)),
         ("zstd", zstd_window(41, 7)),
-        ("zstd", zstd_single_segment(128 * MIB + 1)),
+        ("zstd", zstd_single_segment(64 * MIB + 1)),
         ("zstd", zstd_single_segment((1 << 64) - 1)),
-        ("xz", xz_dictionary(31)),
+        ("xz", xz_dictionary(29)),
         ("xz", xz_dictionary(40)),
-        ("lzma", lzma_dictionary(192 * MIB)),
-        ("lzip", lzip(SAMPLE, 28 | 7 << 5)),
+        ("lzma", lzma_dictionary(96 * MIB)),
+        ("lzip", lzip(SAMPLE, 27)),
         ("lzip", lzip(SAMPLE, 29)),
     ],
 )
 def test_larger_windows_are_refused(name: str, packed: bytes) -> None:
-    with pytest.raises(CorruptStream, match=rf"{name}: needs a (window|dictionary) of .*128 MiB"):
+    with pytest.raises(CorruptStream, match=rf"{name}: needs a (window|dictionary) of .*64 MiB"):
         unpack(name, packed)
 
 
