@@ -185,12 +185,12 @@ class Lookup:
         """Why the narinfo is believed (Nix: src/libstore/path-info.cc, checkSignatures). Raises UntrustedSignature."""
         if not self._trusted_keys:
             return Trust.UNCHECKED
-        if narinfo.ca is not None and is_address_of(narinfo):
-            return Trust.ADDRESS
         if narinfo.signed_by(self._trusted_keys) is not None:
             return Trust.SIGNATURE
         if substituter.trusted:
             return Trust.STORE
+        if is_address_of(narinfo):  # last: to prove such an address may take reading the whole NAR
+            return Trust.ADDRESS
         raise UntrustedSignature(f"{substituter.url}: no trusted key has signed {narinfo.store_path.base_name}")
 
 
