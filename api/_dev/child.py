@@ -32,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DRAIN_SECONDS = 5.0
 BAD_SETTING = 2
 
+LOG_JSON = os.environ.get("NAR_LOG_FORMAT") == "json"
+
 # Names that must not reach a terminal raw: control characters, and what would forge a second line.
 ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA1))}
 
@@ -139,7 +141,8 @@ class Answer:
     """The body on its way out, counted."""
 
     def __init__(self, environ: WSGIEnvironment) -> None:
-        self.request = f"{environ['REQUEST_METHOD']} {environ['REQUEST_URI']}".translate(ESCAPES)
+        self.method = environ["REQUEST_METHOD"]
+        self.path = environ["REQUEST_URI"]
         self.started = time.perf_counter()
         self.status = "---"
         self.sent = 0
@@ -155,10 +158,25 @@ class Answer:
     def close(self) -> None:
         if (close := getattr(self.chunks, "close", None)) is not None:
             close()
-        spent = (time.perf_counter() - self.started) * 1000
-        cut = "" if self.ended else " cut short"
-        sys.stdout.write(f"{self.request} {self.status} {self.sent} B {spent:.1f} ms{cut}\n")
+        spent = round((time.perf_counter() - self.started) * 1000, 1)
+        sys.stdout.write(f"{self.as_json(spent) if LOG_JSON else self.as_text(spent)}\n")
         sys.stdout.flush()
+
+    def as_text(self, milliseconds: float) -> str:
+        cut = "" if self.ended else " cut short"
+        return f"{self.method} {self.path.translate(ESCAPES)} {self.status} {self.sent} B {milliseconds} ms{cut}"
+
+    def as_json(self, milliseconds: float) -> str:
+        return json.dumps(
+            {
+                "method": self.method,
+                "path": self.path,
+                "status": self.status,
+                "bytes": self.sent,
+                "ms": milliseconds,
+                "complete": self.ended,
+            }
+        )
 
 
 def load(examples: Sequence[tuple[str, str]], *, strict: bool) -> WSGIApplication:
