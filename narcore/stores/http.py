@@ -2,9 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from narcore.errors import (
     FileNotInStore,
@@ -24,11 +24,46 @@ if TYPE_CHECKING:
     from narcore.stores.httpclient import HttpClient
 
 
+class Sign(Protocol):
+    """From the method and the URL that are meant to the URL that is sent. Raises ``StoreError``."""
+
+    def __call__(self, method: str, url: str, /) -> str: ...
+
+
+class Refusal(Protocol):
+    """What a status means that is not the one hoped for. ``body`` is the begin of the response's, or empty."""
+
+    def __call__(self, url: str, status: int, headers: Mapping[str, str], body: bytes, /) -> StoreError: ...
+
+
+def unsigned(method: str, url: str) -> str:
+    return url
+
+
+def refusal(url: str, status: int, headers: Mapping[str, str], body: bytes) -> StoreError:
+    """S3 says 403 for a missing object when it may not be listed, so 403 is no refusal but an absence."""
+    text = f"{without_query(url)}: {status} {_phrase(status)}".rstrip()
+    match status:
+        case HTTPStatus.NOT_FOUND | HTTPStatus.FORBIDDEN | HTTPStatus.GONE:
+            return FileNotInStore(text)
+        case HTTPStatus.UNAUTHORIZED | HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+            return StoreForbidden(text)
+        case HTTPStatus.GATEWAY_TIMEOUT:
+            return StoreTimeout(text)
+        case 301 | 302 | 303 | 307 | 308:
+            return StoreUnavailable(f"{text}: a redirect to nowhere")
+        case _:
+            return StoreUnavailable(text)
+
+
 class HttpBinaryCacheStore:
     """``http(s)://[user:password@]host[/prefix]``; without credentials in the URL, netrc is looked into.
 
     Times are in seconds; ``read_timeout`` is the longest silence, not the length of a download. ``retries`` is how
     often a request is repeated after a failure that may pass: no connection, 429, 500, 502, 503, 504.
+
+    ``sign`` gives the URL that is sent for the one that is meant, ``refusal`` says what a status means: object stores
+    have their own, and no use for ``netrc``, since they refuse a request that is authorized twice.
     """
 
     def __init__(
@@ -39,6 +74,9 @@ class HttpBinaryCacheStore:
         read_timeout: float = 30.0,
         retries: int = 3,
         sleep: Callable[[float], None] = time.sleep,
+        sign: Sign = unsigned,
+        netrc: bool = True,
+        refusal: Refusal = refusal,
     ) -> None:
         self._url = StoreUrl.parse(url)
         self.url = str(self._url)
@@ -46,6 +84,9 @@ class HttpBinaryCacheStore:
         self._read_timeout = read_timeout
         self._retries = retries
         self._sleep = sleep
+        self._sign = sign
+        self._netrc = netrc
+        self._refusal = refusal
         self._lock = threading.Lock()
         self._made: HttpClient | None = None
 
@@ -68,13 +109,13 @@ class HttpBinaryCacheStore:
         if response.status_code in (HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED):
             self._client().discard(response)
             response = self._client().request("GET", url, {})
-        self._client().discard(response)
         if response.status_code == HTTPStatus.OK:
+            self._client().discard(response)
             return True
-        refusal = _refusal(url, response.status_code)
-        if isinstance(refusal, FileNotInStore):
+        error = self._error(url, response)
+        if isinstance(error, FileNotInStore):
             return False
-        raise refusal
+        raise error
 
     def close(self) -> None:
         with self._lock:
@@ -94,6 +135,8 @@ class HttpBinaryCacheStore:
                     read_timeout=self._read_timeout,
                     retries=self._retries,
                     sleep=self._sleep,
+                    sign=self._sign,
+                    netrc=self._netrc,
                 )
             return self._made
 
@@ -104,8 +147,11 @@ class HttpBinaryCacheStore:
         if part and status in (HTTPStatus.OK, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
             # 416: the file is there, the part is not all in it. The body of a 200 is the whole file: it is not read.
             raise RangeNotSupported(f"{without_query(url)}: asked for a part, got status {status}")
-        self._client().discard(response)
-        raise _refusal(url, status)
+        raise self._error(url, response)
+
+    def _error(self, url: str, response: "requests.Response") -> StoreError:
+        body = self._client().discard(response)
+        return self._refusal(url, response.status_code, response.headers, body)
 
     def _whole(self, url: str, response: "requests.Response") -> StoreFile:
         size: int | None = response.raw.length_remaining
@@ -120,20 +166,6 @@ class HttpBinaryCacheStore:
             raise RangeNotSupported(f"{without_query(url)}: the part is of an encoded form of the file")
         body = HttpBody(self._client(), url, response, start=start, stop=got.stop, total=got.total)
         return StoreFile(body, size=got.total)
-
-
-def _refusal(url: str, status: int) -> StoreError:
-    """S3 says 403 for a missing object when it may not be listed, so 403 is no refusal but an absence."""
-    text = f"{without_query(url)}: {status} {_phrase(status)}".rstrip()
-    match status:
-        case HTTPStatus.NOT_FOUND | HTTPStatus.FORBIDDEN | HTTPStatus.GONE:
-            return FileNotInStore(text)
-        case HTTPStatus.UNAUTHORIZED | HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-            return StoreForbidden(text)
-        case HTTPStatus.GATEWAY_TIMEOUT:
-            return StoreTimeout(text)
-        case _:
-            return StoreUnavailable(text)
 
 
 def _phrase(status: int) -> str:

@@ -15,9 +15,11 @@ Errors of requests and urllib3 hold URLs, and URLs hold signatures and passwords
 cause: each becomes a ``StoreError`` with a text of our own.
 """
 
+import os
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import requests
@@ -27,8 +29,12 @@ from requests.adapters import HTTPAdapter
 from narcore import __version__
 from narcore.errors import StoreError, StoreForbidden, StoreTimeout, StoreUnavailable
 from narcore.stores import guard
+from narcore.stores.cafile import CA_VARIABLES, ca_file
 from narcore.stores.retry import Pauses, parse_retry_after
 from narcore.stores.urls import StoreUrl, redirect_target, without_query
+
+if TYPE_CHECKING:
+    from narcore.stores.http import Sign
 
 MAX_REDIRECTS = 5
 POOL_SIZE = 64  # connections kept for reuse; more are opened when needed, and closed after use
@@ -49,11 +55,15 @@ class HttpClient:
         read_timeout: float,
         retries: int,
         sleep: Callable[[float], None],
+        sign: "Sign",
+        netrc: bool,
     ) -> None:
         self._store = store
         self._timeout = (connect_timeout, read_timeout)
         self._retries = retries
         self.sleep = sleep
+        self._sign = sign
+        self._netrc = netrc
         self._session = requests.Session()
         self._session.headers.clear()
         # identity: what a narinfo's FileSize and FileHash are about are the bytes as they are stored.
@@ -67,7 +77,7 @@ class HttpClient:
         """The answer of the last hop, its body unread; failures that may pass are repeated first.
 
         Raises ``StoreUnavailable``, ``StoreTimeout``, or ``StoreForbidden`` for a redirect that may not be followed.
-        Any status but a redirect is an answer.
+        Any status is an answer, but a redirect's only where it leads nowhere.
         """
         pauses = Pauses(self._retries)
         while True:
@@ -97,16 +107,20 @@ class HttpClient:
         except _FAILURES as failure:
             raise self._store_error(failure, url) from None
 
-    def discard(self, response: requests.Response) -> None:
-        """Done with a response. A short rest of its body is read, so that the connection can be used again."""
+    def discard(self, response: requests.Response) -> bytes:
+        """Done with a response. A short rest of its body is read, so that the connection can be used again.
+
+        Gives what was read: what an error says of itself is as short as that.
+        """
         left: int | None = response.raw.length_remaining
         try:
             if response.raw.chunked or (left is not None and left <= DRAIN_SIZE):
-                _drain(response)
+                return _drain(response)
         except _FAILURES:
-            return
+            return b""
         finally:
             response.close()
+        return b""
 
     def close(self) -> None:
         self._home.close()
@@ -114,7 +128,7 @@ class HttpClient:
         self._session.close()
 
     def _follow(self, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
-        target = url
+        target = self._sign(method, url)
         for _ in range(MAX_REDIRECTS + 1):
             try:
                 response = self._send(method, target, headers)
@@ -123,9 +137,9 @@ class HttpClient:
             if response.status_code not in _REDIRECTS:
                 return response
             location = response.headers.get("Location")
-            self.discard(response)
             if location is None:
-                raise StoreUnavailable(f"{without_query(url)}: a redirect to nowhere")
+                return response
+            self.discard(response)
             target = self._checked_target(url, target, location)
         raise StoreUnavailable(f"{without_query(url)}: more than {MAX_REDIRECTS} redirects")
 
@@ -150,16 +164,16 @@ class HttpClient:
             prepared,
             stream=True,
             timeout=self._timeout,
-            verify=environment["verify"] or True,  # "or True": nothing in the environment turns verification off
+            verify=ca_file(os.environ) or True,  # nothing in the environment turns verification off
             proxies=environment["proxies"],
         )
 
-    def _auth(self) -> tuple[bytes, bytes] | None:
+    def _auth(self) -> "tuple[bytes, bytes] | Callable[[requests.PreparedRequest], requests.PreparedRequest] | None":
         """The credentials of the store's URL; None lets requests look into netrc."""
-        if self._store.credentials is None:
-            return None
-        user, password = self._store.credentials
-        return user.encode(), password.encode()
+        if self._store.credentials is not None:
+            user, password = self._store.credentials
+            return user.encode(), password.encode()
+        return None if self._netrc else _no_credentials
 
     def _allowed_kinds(self) -> frozenset[guard.Kind]:
         host = urlsplit(str(self._store)).hostname or ""
@@ -175,18 +189,19 @@ class HttpClient:
 
 
 def _no_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """An ``auth`` that adds nothing, and so keeps requests from looking into netrc for a host that we were led to."""
+    """An ``auth`` that adds nothing, and so keeps requests from looking into netrc."""
     return request
 
 
-def _drain(response: requests.Response) -> None:
-    left = DRAIN_SIZE
+def _drain(response: requests.Response) -> bytes:
+    read = b""
     deadline = time.monotonic() + DRAIN_SECONDS
-    while left > 0 and time.monotonic() < deadline:
-        chunk = response.raw.read1(left, decode_content=False)
+    while len(read) < DRAIN_SIZE and time.monotonic() < deadline:
+        chunk = response.raw.read1(DRAIN_SIZE - len(read), decode_content=False)
         if not chunk:
-            return
-        left -= len(chunk)
+            break
+        read += chunk
+    return read
 
 
 def _may_pass(failure: BaseException) -> bool:
@@ -203,7 +218,7 @@ def _reason(failure: BaseException) -> str:
         if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, requests.RequestException):
             return cause.strerror
     if type(failure) is OSError:  # requests raises a plain one for this alone
-        return "the CA bundle that REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names is not there"
+        return f"the CA bundle that {' or '.join(CA_VARIABLES)} names is not there"
     if any(isinstance(cause, urllib3.exceptions.IncompleteRead) for cause in _causes(failure)):
         return "the bytes end early"
     return f"the connection failed ({type(failure).__name__})"

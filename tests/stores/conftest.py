@@ -1,5 +1,6 @@
 """Servers and stores that close themselves, in an environment without proxies and netrc."""
 
+import os
 import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,7 +10,10 @@ from typing import Any, Protocol
 import pytest
 
 from narcore.stores import HttpBinaryCacheStore
+from narcore.stores.cafile import CA_VARIABLES
 from tests.stores.flaky_server import FlakyServer, Script
+
+CLOUDS = ("AWS_", "GOOGLE_", "GCE_", "AZURE_")
 
 
 class Serve(Protocol):
@@ -25,9 +29,14 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+    for name in (*CA_VARIABLES, *(name for name in os.environ if name.startswith(CLOUDS))):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    # No credentials but those that a test gives, and no question to a metadata service that a test does not play.
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "CLOUDSDK_CONFIG"):
+        monkeypatch.setenv(name, str(tmp_path / "no-credentials"))
+    for name in ("AWS_EC2_METADATA_DISABLED", "NO_GCE_CHECK", "AZURE_SKIP_SIGNATURE"):
+        monkeypatch.setenv(name, "true")
 
 
 @pytest.fixture

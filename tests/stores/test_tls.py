@@ -57,7 +57,7 @@ def test_an_unknown_certificate_is_refused_at_once(
     assert (server.requests, slept) == ([], [])
 
 
-@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NIX_SSL_CERT_FILE", "SSL_CERT_FILE"])
 def test_an_own_ca(
     serve: Serve,
     open_http: OpenHttp,
