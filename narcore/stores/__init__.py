@@ -17,7 +17,7 @@ __all__ = [
     "read_file",
 ]
 
-_USE = "use http://, https://, file:// or an absolute path"
+_USE = "use http://, https://, s3://, gs://, az://, file:// or an absolute path"
 
 
 def open_store(url: str) -> BinaryCacheStore:
@@ -30,7 +30,13 @@ def open_store(url: str) -> BinaryCacheStore:
             return HttpBinaryCacheStore(url)
         case "file":
             return LocalBinaryCacheStore(url)
-        case "s3" | "gs" | "az" as scheme:
-            raise SettingsError(f"{redacted(url)!r}: {scheme}:// stores are not supported; {_USE}")
+        case "s3":
+            from narcore.stores.s3 import S3BinaryCacheStore  # these two are for those who have buckets
+
+            return S3BinaryCacheStore(url)
+        case "gs" | "az":
+            from narcore.stores.objectstore import ObjectBinaryCacheStore
+
+            return ObjectBinaryCacheStore(url)
         case _:
             raise SettingsError(f"not a store URL: {redacted(url)!r}; {_USE}")

@@ -18,6 +18,8 @@ from narcore.stores import (
     read_file,
 )
 from narcore.stores.base import CHUNK_SIZE
+from narcore.stores.objectstore import ObjectBinaryCacheStore
+from narcore.stores.s3 import S3BinaryCacheStore
 
 CONTENT = random.Random(2).randbytes(2 * CHUNK_SIZE + 17)
 FILES = {"nar/x": CONTENT, "empty": b""}
@@ -115,6 +117,9 @@ def test_a_file_that_grows_keeps_its_size(tmp_path: Path) -> None:
         ("file:///var/a%20cache?trusted=1", LocalBinaryCacheStore, "file:///var/a%20cache"),
         ("file://localhost/var/cache/", LocalBinaryCacheStore, "file:///var/cache"),
         ("/var/a cache?priority=3", LocalBinaryCacheStore, "file:///var/a%20cache"),
+        ("s3://bucket/a%20b/?region=eu-west-1&priority=3", S3BinaryCacheStore, "s3://bucket/a%20b"),
+        ("GS://bucket", ObjectBinaryCacheStore, "gs://bucket"),
+        ("az://container/x?account=joe", ObjectBinaryCacheStore, "az://container/x"),
     ],
 )
 def test_open_store(url: str, kind: type, shown: str) -> None:
@@ -123,16 +128,20 @@ def test_open_store(url: str, kind: type, shown: str) -> None:
     assert store.url == shown
 
 
-@pytest.mark.parametrize("url", ["s3://bucket?region=x", "GS://bucket", "az://container"])
-def test_object_stores_are_refused_by_name(url: str) -> None:
-    with pytest.raises(SettingsError, match="not supported") as caught:
-        open_store(url)
-    assert url in str(caught.value)
-
-
 @pytest.mark.parametrize(
     "url",
-    ["", "var/cache", "file:var/cache", "file://host/var", "file:///x%00y", "daemon", "ssh://h", "cache.nixos.org"],
+    [
+        "",
+        "var/cache",
+        "file:var/cache",
+        "file://host/var",
+        "file:///x%00y",
+        "daemon",
+        "ssh://h",
+        "cache.nixos.org",
+        "s3:bucket",
+        "gs://",
+    ],
 )
 def test_open_store_refuses(url: str) -> None:
     with pytest.raises(SettingsError):

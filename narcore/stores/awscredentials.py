@@ -1,0 +1,109 @@
+"""Where the credentials for S3 come from, in the order of Amazon's tools; obstore or boto3 then reads them.
+
+1. ``?profile=`` or ``AWS_PROFILE``: boto3, which knows every kind of profile
+2. ``AWS_ACCESS_KEY_ID``, a web identity token, a container's endpoint: obstore, from the environment
+3. a ``[default]`` in the shared files: boto3
+4. the instance's metadata service, if it answers: obstore
+5. none: requests are not signed
+"""
+
+import configparser
+import importlib.util
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from enum import Enum, auto
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from narcore.errors import SettingsError, StoreForbidden
+from narcore.stores import metadata
+
+if TYPE_CHECKING:
+    from obstore.store import S3Credential
+
+_IN_ENVIRONMENT = (
+    ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"),
+    ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",),
+    ("AWS_CONTAINER_CREDENTIALS_FULL_URI",),
+)
+_SHARED_FILES = (("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials"), ("AWS_CONFIG_FILE", ".aws/config"))
+# What makes a section one that gives credentials, not only a region.
+_SHARED_KEYS = ("aws_access_key_id", "role_arn", "credential_process", "sso_session", "sso_start_url", "login_session")
+# botocore renews what it holds ten minutes before it runs out, so what it gives out is good for as long.
+_PROFILE_TTL = timedelta(minutes=10)
+
+
+class Source(Enum):
+    PROFILE = auto()
+    ENVIRONMENT = auto()
+    INSTANCE = auto()
+    NONE = auto()
+
+
+def known_source(profile: str, environ: Mapping[str, str]) -> Source | None:
+    """What can be said without asking the network; None if only the metadata service is left. Raises ``SettingsError``."""
+    source = _known_source(profile, environ)
+    if source is Source.PROFILE and importlib.util.find_spec("boto3") is None:
+        raise SettingsError(
+            "a profile of Amazon's shared files is read by boto3, which is not installed: pip install boto3, "
+            "or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket"
+        )
+    return source
+
+
+def _known_source(profile: str, environ: Mapping[str, str]) -> Source | None:
+    if profile:
+        return Source.PROFILE
+    if environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true"):
+        return Source.NONE
+    if environ.get("AWS_PROFILE"):
+        return Source.PROFILE
+    if any(all(environ.get(name) for name in names) for names in _IN_ENVIRONMENT):
+        return Source.ENVIRONMENT
+    if any(_has_default(Path(environ.get(name) or Path.home() / place)) for name, place in _SHARED_FILES):
+        return Source.PROFILE
+    return Source.NONE if environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true" else None
+
+
+def find_source(profile: str, environ: Mapping[str, str]) -> Source:
+    """Takes a second at most. Raises ``SettingsError``."""
+    source = known_source(profile, environ)
+    if source is not None:
+        return source
+    # IMDSv2, which starts with a token: what obstore asks for next.
+    lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
+    token = f"{metadata_endpoint(environ)}/latest/api/token"
+    return Source.INSTANCE if metadata.answers("PUT", token, lifetime) else Source.NONE
+
+
+def metadata_endpoint(environ: Mapping[str, str]) -> str:
+    """The SDKs' variable, then obstore's."""
+    names = ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_METADATA_ENDPOINT")
+    return next((environ[name].rstrip("/") for name in names if environ.get(name)), metadata.LINK_LOCAL)
+
+
+def open_profile(profile: str) -> tuple[Callable[[], "S3Credential"], str | None]:
+    """What gives the credentials of a profile (empty: the one that the environment or the files name), and its region.
+
+    Raises ``StoreForbidden``.
+    """
+    import boto3
+    import botocore.exceptions
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    try:
+        session = boto3.Session(profile_name=profile or None)
+        return Boto3CredentialProvider(session, ttl=_PROFILE_TTL), session.region_name
+    except (botocore.exceptions.BotoCoreError, ValueError) as error:
+        # Their texts name profiles and files; secrets are not in them.
+        raise StoreForbidden(f"no credentials of profile {profile or 'default'!r}: {error}") from None
+
+
+def _has_default(path: Path) -> bool:
+    parser = configparser.RawConfigParser(default_section="", strict=False)
+    try:
+        parser.read_string(path.read_text(errors="replace"))
+        return any(parser.has_option("default", key) for key in _SHARED_KEYS)
+    except (OSError, configparser.Error):
+        return False
