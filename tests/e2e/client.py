@@ -63,8 +63,9 @@ class Client:
             self._connection = self._front.connect()
         connection = self._connection
         try:
-            connection.putrequest(method, self.prefix + path, skip_accept_encoding=True)
-            for key, value in (headers or {}).items():
+            headers = headers or {}
+            connection.putrequest(method, self.prefix + path, skip_accept_encoding=True, skip_host="Host" in headers)
+            for key, value in headers.items():
                 connection.putheader(key, value)
             connection.endheaders()
             response = connection.getresponse()
