@@ -84,11 +84,18 @@ def _directory(location: str) -> str:
     if location.startswith("/"):
         path, host = location.partition("?")[0], ""
     else:
-        parts = urlsplit(location)
-        path, host = unquote(parts.path, errors="surrogateescape"), parts.netloc
+        host, path = _host_and_path(location)
     if host not in ("", "localhost") or not path.startswith("/") or "\0" in path:
         raise SettingsError(f"not the URL of a directory: {redacted(location)!r}; write file:///absolute/path")
     return path
+
+
+def _host_and_path(url: str) -> tuple[str, str]:
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # a bracket without its pair
+        return "", ""
+    return parts.netloc, unquote(parts.path, errors="surrogateescape")
 
 
 def _regular_file(descriptor: int) -> FileIO | None:

@@ -136,6 +136,7 @@ def test_open_store(url: str, kind: type, shown: str) -> None:
         "file:var/cache",
         "file://host/var",
         "file:///x%00y",
+        "file://[",
         "daemon",
         "ssh://h",
         "cache.nixos.org",
