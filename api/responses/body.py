@@ -7,7 +7,7 @@ takes the stump for the file.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 from api.responses.mediatypes import SNIFF_LENGTH
 from api.responses.ranges import ByteRange
@@ -18,15 +18,24 @@ if TYPE_CHECKING:
 
 
 class NarBytes(Protocol):
-    """What a read gives: exactly ``length`` bytes, or an error.
-
-    It may have a ``file`` as well, (an open file of this reader's own, the offset in it) or None: see FileWindow.
-    """
+    """What a read gives: exactly ``length`` bytes, or an error."""
 
     length: int
 
     def __iter__(self) -> Iterator[bytes]: ...
     def close(self) -> None: ...
+
+
+class FileBytes(NarBytes, Protocol):
+    """Bytes that lie in a file, where sending them from there is worth while.
+
+    ``file`` is None (it is not), or an open file of this reader's own and the offset in it.
+    """
+
+    file: tuple[BinaryIO, int] | None
+
+    def check_untouched(self) -> None:
+        """Raises NarcoreError if the file was changed since it was opened."""
 
 
 Read = Callable[[int, int], NarBytes]  # bytes start up to stop of one file
@@ -70,13 +79,18 @@ class FileWindow:
     A server that asks for ``fileno`` sends Content-Length bytes from the descriptor's position on; one that reads gets
     no byte behind the part. All goes through the descriptor: a buffered file's position is not the descriptor's. It
     says that it is not seekable, but socket.sendfile seeks when the kernel refuses to help.
+
+    Whoever reads gets the last bytes only of a file that nobody has changed. Sendfile can't be made to wait for that, so
+    it is looked at again when the window is closed: a server that has sent too little then cuts the connection, where it
+    would wait for the next request while the client waits for the rest.
     """
 
-    def __init__(self, source: NarBytes, file: BinaryIO, offset: int) -> None:
+    def __init__(self, source: FileBytes, file: BinaryIO, offset: int) -> None:
         self._source = source
         self._descriptor = file.fileno()
         self._stop = offset + source.length
         self._position = self.seek(offset)
+        self._closed = False
 
     def peek(self, size: int) -> bytes:
         return os.pread(self._descriptor, min(size, self._stop - self._position), self._position)
@@ -88,6 +102,8 @@ class FileWindow:
         if wanted and not data:
             raise TruncatedStream(f"a file ends {left} bytes early")
         self._position += len(data)
+        if self._position == self._stop:
+            self._source.check_untouched()
         return data
 
     def seek(self, offset: int) -> int:
@@ -101,7 +117,13 @@ class FileWindow:
         return self._descriptor
 
     def close(self) -> None:
-        self._source.close()
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._source.check_untouched()
+        finally:
+            self._source.close()
 
 
 def open_body(read: Read, part: ByteRange, environ: "WSGIEnvironment") -> StreamBody | FileWindow:
@@ -109,7 +131,7 @@ def open_body(read: Read, part: ByteRange, environ: "WSGIEnvironment") -> Stream
     source = read(part.start, part.stop)
     file = getattr(source, "file", None)
     if file is not None and "wsgi.file_wrapper" in environ:
-        return FileWindow(source, *file)
+        return FileWindow(cast("FileBytes", source), *file)
     body = StreamBody(source)
     body.peek(1)
     return body

@@ -10,6 +10,7 @@ from werkzeug.wrappers import Request
 
 from api.errors import error_response
 from api.responses import NodeRef, Response
+from narcore.errors import CacheFailure
 from narcore.formats.listing import Kind, NarListing, Node
 from narcore.formats.nar.events import Directory, DirectoryEnd, NarEvent, Regular, Symlink
 
@@ -67,6 +68,7 @@ class Source:
         self.on_disk = on_disk
         self.reads: list[tuple[int, int]] = []
         self.open = 0
+        self.changed = False
 
     def read(self, start: int, stop: int) -> "SourceBytes":
         self.reads.append((start, stop))
@@ -95,6 +97,10 @@ class SourceBytes:
             if source.fail_at is not None and place >= source.fail_at:
                 raise ConnectionError("http://user:secret@upstream/ broke")
             yield source.data[place : min(place + source.piece, self._start + self.length)]
+
+    def check_untouched(self) -> None:
+        if self._source.changed:
+            raise CacheFailure("somebody wrote to it")
 
     def close(self) -> None:
         if not self._closed:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.responses import file_response
-from narcore.errors import StoreTimeout, TruncatedStream
+from narcore.errors import CacheFailure, StoreTimeout, TruncatedStream
 from tests.api.support import DATA, Answer, Headers, Source, SourceBytes, answer, file_node, ref, request
 
 SIZE = len(DATA)
@@ -423,6 +423,21 @@ def test_a_file_on_disk_goes_through_the_servers_wrapper() -> None:
         assert window.read() == expected[2:]
         body.close()
         assert source.open == 0
+
+
+@pytest.mark.parametrize("sendfile", [False, True])
+def test_a_file_that_is_changed_while_it_is_sent_never_ends_cleanly(sendfile: bool) -> None:
+    source = Source(DATA, on_disk=True)
+    asked = request("/", environ=WRAPPING)
+    response = file_response(asked, file_node("a.txt", SIZE), ref("a.txt"), source.read)
+    body = response.get_app_iter(asked.environ)
+    source.changed = True
+    if not sendfile:  # the server reads, and gets no last bytes
+        with pytest.raises(CacheFailure):
+            next(iter(body))
+    with pytest.raises(CacheFailure):
+        body.close()  # type: ignore[attr-defined]
+    assert source.open == 0
 
 
 # --- names
