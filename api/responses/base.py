@@ -2,6 +2,9 @@
 
 import time
 from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import flask
 from werkzeug.datastructures import Headers
@@ -10,6 +13,9 @@ from werkzeug.http import http_date
 from werkzeug.wrappers import Request
 
 from api.responses.conditional import STORE_DATE, Outcome, Validators, evaluate, make_etag
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 YEAR = 365 * 24 * 3600
 
@@ -29,11 +35,24 @@ CONTENT_CSP = (
 _EXPOSED = "Accept-Ranges, Content-Disposition, Content-Length, Content-Range, ETag, NAR-Executable, NAR-File-Size, NAR-Verified"
 ALLOWED_METHODS = "GET, HEAD, OPTIONS"
 
+_SAFE = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("Access-Control-Allow-Origin", "*"),
+    ("Access-Control-Expose-Headers", _EXPOSED),
+)
+_FOREVER = f"public, max-age={YEAR}, immutable"
+
 
 class Response(flask.Response):
     """A response without a Content-Type unless one is set: Flask's text/html would be a wrong guess about a file."""
 
     default_mimetype = None
+
+    def get_wsgi_headers(self, environ: "WSGIEnvironment") -> Headers:
+        """The headers as they are where nothing is to be put right: Werkzeug's copy takes a tenth of a small answer's time."""
+        if self.status_code in (200, 206) and "Content-Length" in self.headers:
+            return self.headers
+        return super().get_wsgi_headers(environ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +82,28 @@ class NodeRef:
 
 def safe_headers(csp: str | None = OWN_CSP) -> Headers:
     """What every answer carries. CORS is on errors and redirects too: a fetch follows and reads those as well."""
-    headers = Headers({"X-Content-Type-Options": "nosniff"})
+    headers = Headers(_SAFE)
     if csp is not None:
         headers["Content-Security-Policy"] = csp
-    headers["Access-Control-Allow-Origin"] = "*"
-    headers["Access-Control-Expose-Headers"] = _EXPOSED
     return headers
 
 
 def cache_forever(headers: Headers) -> None:
     """For answers that a store path decides: it never changes what it holds."""
-    headers["Cache-Control"] = f"public, max-age={YEAR}, immutable"
-    headers["Expires"] = http_date(time.time() + YEAR)
+    headers["Cache-Control"] = _FOREVER
+    headers["Expires"] = _date(int(time.time()) + YEAR)
 
 
 def set_validators(headers: Headers, validators: Validators) -> None:
     headers["ETag"] = validators.etag
     if validators.last_modified is not None:
-        headers["Last-Modified"] = http_date(validators.last_modified)
+        headers["Last-Modified"] = _date(validators.last_modified)
+
+
+@lru_cache(maxsize=16)
+def _date(moment: datetime | int) -> str:
+    """Remembered: there is one for all files, and one a second for when they expire."""
+    return http_date(moment)
 
 
 def not_modified(request: Request, validators: Validators, headers: Headers) -> Response | None:

@@ -4,6 +4,8 @@ The bytes are read as one little-endian number and its digits are written most s
 (Nix: src/libutil/base-nix-32.cc). So it is not RFC 4648's base 32, and can't be decoded digit by digit from the left.
 """
 
+from functools import lru_cache
+
 from narcore.errors import HashError
 
 ALPHABET = "0123456789abcdfghijklmnpqrsvwxyz"  # no e, o, t, u: Nix keeps words out of its hashes
@@ -16,8 +18,9 @@ def encoded_length(size: int) -> int:
     return (size * 8 + 4) // 5
 
 
+@lru_cache(maxsize=4096)
 def encode(raw: bytes) -> str:
-    """The digits of ``raw``."""
+    """The digits of ``raw``. Remembered: those of one NAR's hash are asked for several times a request."""
     number = int.from_bytes(raw, "little")
     count = encoded_length(len(raw))
     return "".join(ALPHABET[number >> (5 * position) & 31] for position in reversed(range(count)))
