@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 
 from narcore.cache.layout import Layout
-from narcore.cache.locks import locked
+from narcore.cache.locks import locked, replacing
 
 NAMES = ("hit", "miss", "join", "fill", "evict", "failure")
 FLUSH_SECONDS = 1.0  # what a process that is killed may lose
@@ -47,6 +47,5 @@ class Counters:
             return dict.fromkeys(NAMES, 0)
 
     def _write(self, sums: dict[str, int]) -> None:
-        partial = self._layout.counters.with_name(f".counters.{os.getpid()}")
-        partial.write_text(json.dumps(sums))
-        partial.replace(self._layout.counters)
+        with replacing(self._layout.counters) as fd:
+            os.write(fd, json.dumps(sums).encode())

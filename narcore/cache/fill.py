@@ -13,8 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Generator
 
-from narcore.cache.part import Fetch, Part, Unwanted
-from narcore.errors import CacheFailure, StoreTimeout
+from narcore.cache.part import Fetch, GivenUp, Part, Unwanted
+from narcore.errors import CacheFailure, CapacityError, StoreTimeout
 from narcore.formats.listing import NarListing
 
 CHUNK = 256 * 1024
@@ -36,17 +36,23 @@ class Fill:
         self._available = 0
         self._listing: NarListing | None = None
         self._error: BaseException | None = None
-        self._ended = False
+        self._closed = False  # to newcomers
+        self._ended = False  # the thread is done with the part
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"fill-{part.key.digits[:8]}", daemon=True)
 
     # --- the readers' side
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name=f"fill-{self.part.key.digits[:8]}", daemon=True).start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no more threads, or the interpreter is about to end
+            self._end(None, CapacityError(f"no thread for a download: {error}"))
 
     def join(self) -> bool:
-        """Count in one more reader, who has to ``leave``. False if the fill has just been given up or has failed."""
+        """Count in one more reader, who has to ``leave``. False if the fill has ended, and nobody keeps its file open."""
         with self._changed:
-            if self._ended and self._listing is None:
+            if self._closed and (self._listing is None or not self._readers):
                 return False
             self._readers += 1
             return True
@@ -57,6 +63,14 @@ class Fill:
             if self._ended and not self._readers:
                 self.part.close()
 
+    def stop(self) -> None:
+        """Give up soon, whoever reads, since the process ends. What was written stays if another process reads it."""
+        self._stopping = True
+
+    def join_thread(self, timeout: float) -> None:
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
     def wait(self) -> NarListing:
         """Wait until the NAR is complete and verified; its listing. Raises whatever it failed with."""
         with self._changed:
@@ -64,11 +78,16 @@ class Fill:
                 self._wait_for_news()
             return self._listing
 
-    def read(self, start: int, stop: int, check: Check) -> "FillBytes":
-        """Bytes of the NAR, as they arrive. ``check`` gets the verified listing before the last byte is given out."""
-        return FillBytes(self, start, stop, check)
+    def read(self, start: int, stop: int, check: Check, *, whole: bool = False) -> "FillBytes":
+        """Bytes of the NAR, as they arrive; with ``whole``, once all of it has been verified.
 
-    def stream(self, start: int, stop: int, check: Check) -> Generator[bytes]:
+        ``check`` gets the verified listing before the last byte is given out.
+        """
+        return FillBytes(self, start, stop, check, whole=whole)
+
+    def stream(self, start: int, stop: int, check: Check, *, whole: bool) -> Generator[bytes]:
+        if whole:
+            self.wait()
         position = start
         while position < stop:
             ready = self._wait_beyond(position, stop)
@@ -105,25 +124,40 @@ class Fill:
             listing = self._lead_or_follow()
         except BaseException as failure:  # noqa: BLE001  whatever it is, the readers must not wait for ever
             error = failure
-        self._on_end(self, error)
-        with self._changed:
-            self._listing, self._error, self._ended = listing, error, True
-            self._changed.notify_all()
-            if not self._readers:
-                self.part.close()
+        self._end(listing, error)
         if listing is not None:
             self.part.settle()
 
+    def _end(self, listing: NarListing | None, error: BaseException | None) -> None:
+        try:
+            self._on_end(self, error)
+        finally:
+            with self._changed:
+                self._listing, self._error, self._closed, self._ended = listing, error, True, True
+                self._changed.notify_all()
+                if not self._readers:
+                    self.part.close()
+
     def _lead_or_follow(self) -> NarListing:
-        self.part.open()
+        while True:
+            self.part.open()
+            self._follow()
+            try:
+                return self.part.finished_elsewhere() or self.part.lead(
+                    self._fetch, publish=self._publish, give_up=self._give_up
+                )
+            except GivenUp:
+                if self._available:  # the readers may have read from the file that is gone
+                    raise
+                self.part.close()
+
+    def _follow(self) -> None:
+        """Watch the file grow until the lock on it is free."""
         while not self.part.try_lead():
             self._publish(self.part.size())
             if self._give_up(lambda: True):
                 raise Unwanted("nobody reads it here any more")
             time.sleep(POLL_SECONDS)
-        return self.part.finished_elsewhere() or self.part.lead(
-            self._fetch, publish=self._publish, give_up=self._give_up
-        )
 
     def _publish(self, available: int) -> None:
         with self._changed:
@@ -131,36 +165,29 @@ class Fill:
                 self._available = available
                 self._changed.notify_all()
 
-    def _give_up(self, worth_it: Callable[[], bool]) -> bool:
-        """End the fill for newcomers if nobody reads it and ``worth_it`` agrees; tells whether it did."""
+    def _give_up(self, may_end: Callable[[], bool]) -> bool:
+        """End the fill for newcomers if nobody reads it and ``may_end`` agrees, or the process ends; tells whether it did."""
         with self._changed:
-            self._ended = not self._readers and worth_it()
-            return self._ended
+            self._closed = self._stopping or (not self._readers and may_end())
+            return self._closed
 
 
 class FillBytes:
     """Some bytes of a NAR on its way. Closing it is leaving the fill."""
 
-    def __init__(self, fill: Fill, start: int, stop: int, check: Check) -> None:
+    def __init__(self, fill: Fill, start: int, stop: int, check: Check, *, whole: bool) -> None:
         self.length = stop - start
         self._fill: Fill | None = fill
-        self._chunks = fill.stream(start, stop, check)
+        self._chunks = fill.stream(start, stop, check, whole=whole)
 
     def __iter__(self) -> Generator[bytes]:
         return self._chunks
 
-    def wait(self) -> None:
-        """Wait until the whole NAR has been verified."""
-        self._part_of().wait()
-
     def again(self, start: int, stop: int) -> bytes:
         """Bytes of the NAR that were given out before, even if the fill has failed since."""
-        return self._part_of().part.read(start, stop)
-
-    def _part_of(self) -> Fill:
         if self._fill is None:
             raise ValueError("these bytes of a NAR are closed")
-        return self._fill
+        return self._fill.part.read(start, stop)
 
     def close(self) -> None:
         self._chunks.close()

@@ -7,10 +7,16 @@
     <narhash>.<size>.part   a NAR on its way: grows from its start; locked by whoever fills it
     <narhash>.<size>.readers   locked (shared) by every process that reads from the part
     <narhash>.<size>.error  why the last fill failed, for seconds
-    .lock  .slot-<n>  .counters
+    .lock                   held while room is made
+    .slot-<n>               locked by a fill; holds the name of the part that room is reserved for
+    .counters               what happened so far
+    .<name>.<who>.new       what becomes <name> when it is complete; locked while it is written
 
-``<narhash>`` is the SHA-256 in nix32, ``<size>`` the NarSize that the fill was promised: it is the part's reservation, and
-keeps a narinfo that lies about the size away from an honest one of the same hash.
+The names with a dot in front are ours alone, as are those in ``.part``, ``.readers`` and ``.error``: without a lock on it, a part
+or a new file was left by a process that died.
+
+``<narhash>`` is the SHA-256 in nix32, ``<size>`` the NarSize that the fill was promised: so much room is made for the part, and
+a narinfo that lies about the size is kept away from an honest one of the same hash.
 
 A NAR is known to be verified by its modification time: 1 s after the epoch (as in the Nix store) once it has also reached the
 disk; before that a number that stands for the running boot. Writing to the file changes the time, and a file that Nix, a backup
@@ -29,10 +35,14 @@ PART = ".part"
 READERS = ".readers"
 ERROR = ".error"
 
-_NAR_NAME = re.compile(r"[0-9a-z]{52}\.nar")
-_PART_NAME = re.compile(r"[0-9a-z]{52}\.([0-9]{1,19})\.part")
-_LISTING_NAME = re.compile(r"[0-9a-z]{52}\.ls")
-_PASSING_NAME = re.compile(r"\.[0-9a-z]{52}\.[0-9]+\.ls|\.counters\.[0-9]+|[0-9a-z]{52}\.[0-9]+\.error(\.[0-9]+)?")
+_DIGITS = r"[0-9a-z]{52}"
+_NAR_NAME = re.compile(rf"{_DIGITS}\.nar")
+_PART_NAME = re.compile(rf"{_DIGITS}\.([0-9]{{1,19}})\.part")
+_READERS_NAME = re.compile(rf"({_DIGITS}\.[0-9]{{1,19}})\.readers")
+_LISTING_NAME = re.compile(rf"{_DIGITS}\.ls")
+_ERROR_NAME = re.compile(rf"{_DIGITS}\.[0-9]{{1,19}}\.error")
+_NEW_NAME = re.compile(rf"\.(\.counters|{_DIGITS}\.ls|{_DIGITS}\.[0-9]{{1,19}}\.error)\.[0-9]+-[0-9]+\.new")
+_SLOT_NAME = re.compile(r"\.slot-[0-9]+")
 
 DURABLE = 1  # seconds since the epoch
 
@@ -71,23 +81,38 @@ class Layout:
     def slot(self, number: int) -> Path:
         return self.directory / f".slot-{number}"
 
-    def leftovers(self, *, older_than: float) -> list[Path]:
-        """What a process that died may have left: parts and readers' files (locked by their owner if it lives), and, when
-        last written before ``older_than`` (seconds since the epoch), partial files, notes of errors, listings without a NAR.
-        """
+    def slots(self) -> list[Path]:
+        """All slots that there are; other processes may be allowed more of them."""
+        return [self.directory / name for name in os.listdir(self.directory) if _SLOT_NAME.fullmatch(name)]
+
+    def leftovers(self) -> "Leftovers":
         names = set(os.listdir(self.directory))
-        locks = [name for name in names if name.endswith((PART, READERS))]
-        others = [name for name in names if _PASSING_NAME.fullmatch(name)]
-        orphans = [name for name in names if _LISTING_NAME.fullmatch(name) and name[:52] + NAR not in names]
-        old = [name for name in others + orphans if _changed_before(self.directory / name, older_than)]
-        return [self.directory / name for name in locks + old]
+        parts = {name.removesuffix(PART) for name in names if _PART_NAME.fullmatch(name)}
+        parts |= {match[1] for match in map(_READERS_NAME.fullmatch, names) if match}
+        return Leftovers(
+            parts=[(self.directory / f"{part}{READERS}", self.directory / f"{part}{PART}") for part in parts],
+            new=[self.directory / name for name in names if _NEW_NAME.fullmatch(name)],
+            errors=[self.directory / name for name in names if _ERROR_NAME.fullmatch(name)],
+            listings=[
+                (self.directory / name, nar)
+                for name in names
+                if _LISTING_NAME.fullmatch(name) and not (nar := self.nar(name[: -len(LISTING)])).exists()
+            ],
+        )
 
 
-def _changed_before(path: Path, moment: float) -> bool:
-    try:
-        return path.lstat().st_ctime < moment  # the modification time may be a mark
-    except FileNotFoundError:
-        return False
+@dataclass(frozen=True, slots=True)
+class Leftovers:
+    """What processes that died may have left.
+
+    ``parts`` (each with its readers' file in front of it) and ``new`` files are locked if their owner lives; ``errors`` are of
+    no use when they are old; ``listings`` (each with the path that its NAR would have) lack the NAR.
+    """
+
+    parts: list[tuple[Path, Path]]
+    new: list[Path]
+    errors: list[Path]
+    listings: list[tuple[Path, Path]]
 
 
 def is_nar_name(name: str) -> bool:

@@ -1,9 +1,11 @@
 """The listing beside a cached NAR. It is made of the NAR itself, and made again if the file can't be trusted."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 
 from narcore.cache.layout import THIS_BOOT, Layout, NarKey, is_verified, mark
+from narcore.cache.locks import alone, replacing
 from narcore.errors import ListingError
 from narcore.formats.listing import NarListing
 from narcore.formats.nar.parser import parse_nar
@@ -11,29 +13,40 @@ from narcore.formats.nar.parser import parse_nar
 CHUNK = 256 * 1024
 
 
-def save_listing(layout: Layout, digits: str, listing: NarListing) -> None:
-    """Raises OSError."""
-    partial = layout.directory / f".{digits}.{os.getpid()}.ls"
-    try:
-        with partial.open("wb") as file:
+@contextmanager
+def new_listing(layout: Layout, digits: str, listing: NarListing) -> Generator[None]:
+    """Write the listing, and put it in its place at the end of the ``with`` block, if all went well. Raises OSError."""
+    with replacing(layout.listing(digits)) as fd:
+        with os.fdopen(fd, "wb", closefd=False) as file:
             file.writelines(listing.json_chunks())
-            file.flush()
-            mark(file.fileno(), THIS_BOOT)
-        partial.replace(layout.listing(digits))
-    finally:
-        partial.unlink(missing_ok=True)
+        os.fchmod(fd, 0o444)
+        mark(fd, THIS_BOOT)
+        yield
 
 
 def load_listing(layout: Layout, key: NarKey, nar_fd: int) -> NarListing:
     """The listing of a complete, verified NAR that is open at ``nar_fd``. Raises OSError."""
+    listing = _read_listing(layout, key)
+    if listing is None:
+        with alone(nar_fd):
+            listing = _read_listing(layout, key) or _make_listing(layout, key, nar_fd)
+    return listing
+
+
+def _read_listing(layout: Layout, key: NarKey) -> NarListing | None:
     try:
         with layout.listing(key.digits).open("rb") as file:
             if is_verified(os.fstat(file.fileno())):  # else somebody wrote to it since
                 return NarListing.parse(file.read(), nar_size=key.size)
-    except (FileNotFoundError, ListingError):
-        pass  # made anew below
+    except (OSError, ListingError):
+        pass
+    return None
+
+
+def _make_listing(layout: Layout, key: NarKey, nar_fd: int) -> NarListing:
     listing = NarListing.from_events(parse_nar(file_chunks(nar_fd), contents=False))
-    save_listing(layout, key.digits, listing)
+    with suppress(OSError), new_listing(layout, key.digits, listing):
+        pass  # on a disk that is full or read-only, it is made again the next time
     return listing
 
 

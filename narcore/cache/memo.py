@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from narcore import errors
+from narcore.cache.locks import replacing
 
 SECONDS = 3.0
 
@@ -19,18 +20,22 @@ _CLASSES = {
 
 def remember(path: Path, error: errors.NarcoreError) -> None:
     """Note the error at ``path``, in place of an older one. A disk that can't take it is none of the readers' trouble."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    with suppress(OSError):
-        partial.write_text(json.dumps({"error": type(error).__name__, "message": str(error)}))
-        partial.replace(path)
+    note = json.dumps({"error": type(error).__name__, "message": str(error)}).encode()
+    with suppress(OSError), replacing(path) as fd:
+        os.write(fd, note)
 
 
 def recall(path: Path) -> errors.NarcoreError | None:
     """The error noted at ``path``, if it is no older than SECONDS."""
     try:
-        if abs(time.time() - path.stat().st_mtime) > SECONDS:
+        if is_old(path):
             return None
-        noted = json.loads(path.read_text())
+        noted = json.loads(path.read_bytes())
         return _CLASSES[noted["error"]](noted["message"])
     except (OSError, ValueError, KeyError, TypeError):  # none, or not one of ours
         return None
+
+
+def is_old(path: Path) -> bool:
+    """Raises OSError if there is no note."""
+    return abs(time.time() - path.stat().st_mtime) > SECONDS

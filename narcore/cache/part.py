@@ -10,9 +10,9 @@ from functools import partial
 from narcore.cache import memo
 from narcore.cache.eviction import Entry, make_room
 from narcore.cache.layout import DURABLE, THIS_BOOT, Layout, NarKey, is_verified, mark
-from narcore.cache.listings import load_listing, save_listing
-from narcore.cache.locks import OPEN_FLAGS, is_still_at, try_lock
-from narcore.cache.slots import Slots
+from narcore.cache.listings import load_listing, new_listing
+from narcore.cache.locks import OPEN_FLAGS, READ_FLAGS, is_still_at, try_lock, unlock
+from narcore.cache.slots import Slot, Slots
 from narcore.errors import CacheFailure, CapacityError, IntegrityError, NarcoreError
 from narcore.formats.listing import ListingBuilder, NarListing
 from narcore.formats.nar.parser import NarParser
@@ -28,6 +28,10 @@ GiveUp = Callable[[Callable[[], bool]], bool]
 
 class Unwanted(CacheFailure):
     """Nobody reads the NAR any more, and it is not worth finishing."""
+
+
+class GivenUp(CacheFailure):
+    """The process that led the fill has ended it without a NAR, and it is nobody's fault: try again."""
 
 
 @contextmanager
@@ -59,9 +63,18 @@ class Part:
         """Open the file, made where it lacks, and tell the other processes that somebody reads here."""
         with disk_trouble():
             self._layout.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._fd = os.open(self._path, OPEN_FLAGS, 0o600)
-            self._readers_fd = os.open(self._layout.readers(self.key), OPEN_FLAGS, 0o600)
-            fcntl.flock(self._readers_fd, fcntl.LOCK_SH)  # held against us for an instant at most
+            while not self._try_open():
+                self.close()
+
+    def _try_open(self) -> bool:
+        """False if a leader was just giving up, and has removed what was opened."""
+        readers = self._layout.readers(self.key)
+        self._readers_fd = os.open(readers, OPEN_FLAGS, 0o600)
+        fcntl.flock(self._readers_fd, fcntl.LOCK_SH)  # held against us for an instant at most
+        if not is_still_at(self._readers_fd, readers):
+            return False
+        self._fd = os.open(self._path, OPEN_FLAGS, 0o600)
+        return True
 
     def close(self) -> None:
         for fd in (self._fd, self._readers_fd):
@@ -83,35 +96,36 @@ class Part:
     def finished_elsewhere(self) -> NarListing | None:
         """With the lock held: the listing, if another process has completed the NAR; None if it is to be fetched here.
 
-        Raises what the fill there failed with.
+        Raises what the fill there failed with, or GivenUp.
         """
         with disk_trouble():
             if is_still_at(self._fd, self._path):
                 return self._adopt_entry()
             if not is_still_at(self._fd, self._layout.nar(self.key.digits)):
-                raise memo.recall(self._layout.error(self.key)) or CacheFailure("the download was given up elsewhere")
-        return load_listing(self._layout, self.key, self._fd)
+                raise memo.recall(self._layout.error(self.key)) or GivenUp("the download was given up elsewhere")
+            unlock(self._fd)
+            return load_listing(self._layout, self.key, self._fd)
 
     def _adopt_entry(self) -> NarListing | None:
         """The NAR may have been completed between the look for it and the lock: then read that."""
         try:
-            fd = os.open(self._layout.nar(self.key.digits), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(self._layout.nar(self.key.digits), READ_FLAGS)
         except FileNotFoundError:
             return None
-        status = os.fstat(fd)
-        if status.st_size != self.key.size or not is_verified(status):
+        try:
+            status = os.fstat(fd)
+            if status.st_size != self.key.size or not is_verified(status):
+                return None
+            self._remove()
+            os.dup2(fd, self._fd, inheritable=False)  # which lets go of the lock
+        finally:
             os.close(fd)
-            return None
-        self._path.unlink()
-        os.dup2(fd, self._fd, inheritable=False)
-        os.close(fd)
         return load_listing(self._layout, self.key, self._fd)
 
     def lead(self, fetch: Fetch, *, publish: Publish, give_up: GiveUp) -> NarListing:
         """Download, verify and keep the NAR; its listing. Raises what ``fetch`` raises, CapacityError, CacheFailure or Unwanted."""
         try:
-            with disk_trouble(), self._slots.hold():
-                self._make_room()
+            with disk_trouble(), self._slots.hold(partial(self._find_room, give_up)):
                 listing = self._download(fetch, publish, give_up)
                 self._keep(listing)
         except BaseException as error:
@@ -119,15 +133,16 @@ class Part:
             raise
         return listing
 
-    def _make_room(self) -> None:
-        evicted = make_room(self._layout, self.key, self._limit)
-        if evicted is None:
-            raise CacheFailure(f"the cache has no room for a NAR of {self.key.size} bytes")
-        self._on_evict(evicted)
-        if self.size() > self.key.size:  # left by a fill that was promised another size, or by who knows whom
-            os.ftruncate(self._fd, 0)
+    def _find_room(self, give_up: GiveUp, slot: Slot) -> bool:
+        self._check_wanted(give_up, 0)
+        reserve = partial(slot.reserve, self._path.name)
+        evicted = make_room(self._layout, self.key, self._limit, reserve=reserve)
+        self._on_evict(evicted or [])
+        return evicted is not None
 
     def _download(self, fetch: Fetch, publish: Publish, give_up: GiveUp) -> NarListing:
+        if self.size() > self.key.size:  # left by who knows whom
+            os.ftruncate(self._fd, 0)
         parser, builder = NarParser(contents=False), ListingBuilder()
         position, present = 0, self.size()
         chunks = fetch()
@@ -138,8 +153,7 @@ class Part:
                 self._write(chunk, position, present)
                 position += len(chunk)
                 publish(position)
-                if give_up(partial(self._not_worth_it, position)):
-                    raise Unwanted("nobody reads it any more")
+                self._check_wanted(give_up, position)
         finally:
             close(chunks)
         parser.receive_eof()
@@ -156,34 +170,45 @@ class Part:
             written = os.pwrite(self._fd, rest, position + overlap)
             rest, overlap = rest[written:], overlap + written
 
-    def _not_worth_it(self, done: int) -> bool:
-        return done <= self.key.size // 2 and self.key.size - done > LITTLE and not self._read_elsewhere()
+    def _check_wanted(self, give_up: GiveUp, done: int) -> None:
+        if give_up(partial(self._may_give_up, done)):
+            raise Unwanted("nobody reads it any more")
 
-    def _read_elsewhere(self) -> bool:
-        """Whether another process reads: then the lock on the readers' file can't be had alone."""
-        if not try_lock(self._readers_fd):
+    def _may_give_up(self, done: int) -> bool:
+        """Not if it is more than half done, little is left, or another process reads."""
+        if done > self.key.size // 2 or self.key.size - done <= LITTLE:
+            return False
+        # Those that read hold a shared lock. Once we have the other, nobody can begin to read before the part is removed.
+        if try_lock(self._readers_fd):
             return True
-        fcntl.flock(self._readers_fd, fcntl.LOCK_UN)
+        fcntl.flock(self._readers_fd, fcntl.LOCK_SH)  # trying for the other has let go of this
         return False
 
     def _keep(self, listing: NarListing) -> None:
-        save_listing(self._layout, self.key.digits, listing)
-        os.fchmod(self._fd, 0o444)
-        mark(self._fd, THIS_BOOT)
-        self._path.rename(self._layout.nar(self.key.digits))
+        with new_listing(self._layout, self.key.digits, listing):
+            os.fchmod(self._fd, 0o444)
+            mark(self._fd, THIS_BOOT)
+            self._path.rename(self._layout.nar(self.key.digits))
+        with suppress(OSError):
+            self._layout.readers(self.key).unlink(missing_ok=True)
         self._let_go()
 
     def _discard(self, error: BaseException) -> None:
         if isinstance(error, NarcoreError) and not isinstance(error, CapacityError):
             memo.remember(self._layout.error(self.key), error)
-        with suppress(OSError):  # a directory that was taken away has nothing left to remove
-            self._path.unlink(missing_ok=True)
+        if not isinstance(error, Unwanted) or try_lock(self._readers_fd):  # else another process goes on with it
+            with suppress(OSError):  # a directory that was taken away has nothing left to remove
+                self._remove()
         self._let_go()
 
+    def _remove(self) -> None:
+        """The readers' file first: who opens both between the two finds that the part is gone, and begins again."""
+        self._layout.readers(self.key).unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
+
     def _let_go(self) -> None:
-        with suppress(OSError):
-            self._layout.readers(self.key).unlink(missing_ok=True)
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        unlock(self._readers_fd)
+        unlock(self._fd)
 
     def settle(self) -> None:
         """Wait until the NAR and its listing have reached the disk, and note that on them: now a crash can't hurt them.
@@ -192,7 +217,7 @@ class Part:
         """
         for path in (self._layout.nar(self.key.digits), self._layout.listing(self.key.digits)):
             with suppress(OSError):  # evicted already; or it stays marked for this boot, which is all that is known
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                fd = os.open(path, READ_FLAGS)
                 try:
                     _make_durable(fd)
                 finally:

@@ -1,5 +1,6 @@
 """Many ask the same at once, one goes and asks, all get the answer."""
 
+import copy
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
@@ -25,6 +26,10 @@ class SingleFlight(Generic[K, V]):
                 flight = self._flights[key] = Future()
         if leads:
             self._fly(key, flight, call)
+            return flight.result()
+        error = flight.exception()
+        if error is not None:
+            raise copy.copy(error)  # each its own: a shared one would collect the traceback of each
         return flight.result()
 
     def _fly(self, key: K, flight: Future[V], call: Callable[[], V]) -> None:

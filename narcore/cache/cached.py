@@ -1,0 +1,126 @@
+"""A complete NAR out of the cache, open to be read."""
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Generator
+
+from narcore.cache.layout import THIS_BOOT, NarKey, is_verified, mark
+from narcore.cache.listings import file_chunks
+from narcore.cache.locks import alone
+from narcore.cache.lru import LruMemory
+from narcore.cache.part import disk_trouble
+from narcore.errors import CacheFailure
+from narcore.formats import nixbase32
+
+CHUNK = 256 * 1024
+
+Stamp = tuple[int, int, int, int]
+
+
+class CachedNar:
+    """One complete NAR, open. Give it to one reader, or close it."""
+
+    def __init__(self, fd: int, status: os.stat_result, discard: Callable[[], None]) -> None:
+        self.fd = fd
+        self._status = status
+        self._discard = discard
+
+    def read(self, start: int, stop: int) -> "CachedBytes":
+        return CachedBytes(self, start, stop)
+
+    def pread(self, start: int, stop: int) -> bytes:
+        """Some bytes, at least one, of a part that is in the NAR. Raises CacheFailure, and then the entry is removed."""
+        try:
+            with disk_trouble():
+                data = os.pread(self.fd, stop - start, start)
+        except CacheFailure:
+            self._discard()
+            raise
+        if not data:
+            self._discard()
+            raise CacheFailure("a NAR in the cache was cut while it was read")
+        return data
+
+    def check_untouched(self) -> None:
+        """Raises CacheFailure if the file has been written to since it was opened."""
+        now = os.fstat(self.fd)
+        if now.st_size != self._status.st_size or not (now.st_mtime_ns == self._status.st_mtime_ns or is_verified(now)):
+            self._discard()
+            raise CacheFailure("a NAR in the cache was changed while it was read")
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class CachedBytes:
+    """Some bytes of a cached NAR; closing it closes the NAR."""
+
+    def __init__(self, nar: CachedNar, start: int, stop: int) -> None:
+        self.length = stop - start
+        self._nar = nar
+        self._chunks = self._read(start, stop)
+
+    def _read(self, start: int, stop: int) -> Generator[bytes]:
+        while start < stop:
+            data = self._nar.pread(start, min(start + CHUNK, stop))
+            start += len(data)
+            if start == stop:  # before the answer is complete: is it still what was verified?
+                self._nar.check_untouched()
+            yield data
+
+    def __iter__(self) -> Generator[bytes]:
+        return self._chunks
+
+    def again(self, start: int, stop: int) -> bytes:
+        """Bytes that were given out before can't be had again: what is there may have been changed."""
+        raise CacheFailure("a NAR in the cache was changed while it was read")
+
+    def close(self) -> None:
+        self._chunks.close()
+        self._nar.close()
+
+
+class Verifier:
+    """Tells whether a file is the NAR that its name says."""
+
+    def __init__(self) -> None:
+        self._unmarkable: LruMemory[Stamp, bool] = LruMemory(1000)
+
+    def status(self, fd: int, key: NarKey) -> os.stat_result | None:
+        """The file's status if it is the NAR, else None. One that is not marked is hashed, by one process at a time."""
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != key.size:
+            return None
+        if is_verified(status) or self._unmarkable.get(_stamp(status)):
+            return status
+        with alone(fd):
+            return self._hashed_status(fd, key)
+
+    def _hashed_status(self, fd: int, key: NarKey) -> os.stat_result | None:
+        status = os.fstat(fd)
+        if is_verified(status):
+            return status
+        if not has_digest(fd, key.digits) or _stamp(os.fstat(fd)) != _stamp(status):
+            return None
+        try:
+            mark(fd, THIS_BOOT)
+        except OSError:  # another user's, or read-only; it need not be hashed for each reader
+            self._unmarkable.put(_stamp(status), True)
+        return os.fstat(fd)
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    """Changes when the file is written to."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def has_digest(fd: int, digits: str, progress: Callable[[int], None] = lambda size: None) -> bool:
+    """Whether the open file's SHA-256 is the one with these nix32 digits. ``progress`` is called with bytes done just now."""
+    sha256 = hashlib.sha256()
+    for chunk in file_chunks(fd):
+        sha256.update(chunk)
+        progress(len(chunk))
+    return nixbase32.encode(sha256.digest()) == digits
