@@ -70,42 +70,53 @@ class RemoteParts:
         ``thrifty``: also None if it is worth fetching the whole NAR, because it is small, because these parts add up to half of
         it, or because several are being read.
         """
-        narinfo, place = info.narinfo, (info.store.url, info.narinfo.url)
-        key = NarKey(narinfo.nar_hash.nix32, narinfo.nar_size)
-        if self._refused.get(place) or (thrifty and not self._is_worth_it(key)):
+        place = (info.store.url, info.narinfo.url)
+        key = NarKey(info.narinfo.nar_hash.nix32, info.narinfo.nar_size)
+        if self._refused.get(place) or (thrifty and key.size <= WHOLE_SIZE) or not self._enter(key, thrifty=thrifty):
             return None
+        chunks: Iterator[bytes] | None = None
         try:
-            blocks = self._find_blocks(info)
-            tag_start = node.nar_offset - len(contents_prefix(node))
-            near = start - tag_start <= NEAR
-            first, last = blocks.widened(tag_start if near else start, stop)
-            if thrifty and not self._may_spend(key, last - first):
-                return None
-            if not near:
-                _check_tag(info, blocks, node)
-            chunks = _open(info, blocks, first, last)
-            if near:
-                chunks = _behind_tag(chunks, tag_start - first, contents_prefix(node))
-                first = node.nar_offset
+            chunks = self._find(info, key, node, start, stop, thrifty=thrifty)
         except StoreUnavailable:
-            return None  # whatever the next source says of that is said better
+            pass  # whatever the next source says of that is said better
         except NarcoreError:  # no ranges, not the right file, an index of one block, the tag of something else
             self._refused.put(place, True, seconds=REFUSED_SECONDS)
-            return None
-        return _Part(self, key, skip_and_drain(chunks, start - first, stop - first), stop - start)
+        finally:
+            if chunks is None:
+                self.leave(key)
+        return None if chunks is None else _Part(self, key, chunks, stop - start)
 
-    def enter(self, key: NarKey) -> None:
+    def _find(
+        self, info: PathInfo, key: NarKey, node: Node, start: int, stop: int, *, thrifty: bool
+    ) -> Iterator[bytes] | None:
+        blocks = self._find_blocks(info)
+        prefix = contents_prefix(node)
+        tag_start = node.nar_offset - len(prefix)
+        near = start - tag_start <= NEAR
+        first, last = blocks.widened(tag_start if near else start, stop)
+        if thrifty and not self._may_spend(key, last - first):
+            return None
+        if not near:
+            _check_tag(info, blocks, node)
+        chunks = _open(info, blocks, first, last)
+        if near:
+            chunks = behind_tag(chunks, tag_start - first, prefix)
+            first = node.nar_offset
+        return skip_and_drain(chunks, start - first, stop - first)
+
+    def _enter(self, key: NarKey, *, thrifty: bool) -> bool:
         with self._lock:
-            self._busy[key] = self._busy.get(key, 0) + 1
+            busy = self._busy.get(key, 0)
+            if thrifty and busy >= AT_ONCE:
+                return False
+            self._busy[key] = busy + 1
+            return True
 
     def leave(self, key: NarKey) -> None:
         with self._lock:
             self._busy[key] -= 1
             if not self._busy[key]:
                 del self._busy[key]
-
-    def _is_worth_it(self, key: NarKey) -> bool:
-        return key.size > WHOLE_SIZE and self._busy.get(key, 0) < AT_ONCE
 
     def _may_spend(self, key: NarKey, size: int) -> bool:
         with self._lock:
@@ -131,14 +142,13 @@ class RemoteParts:
 
 
 class _Part:
-    """Bytes of a remote part, counted as being read until they are closed."""
+    """Bytes of a remote part, which counts as being read until they are closed."""
 
     def __init__(self, remote: RemoteParts, key: NarKey, chunks: Iterator[bytes], length: int) -> None:
         self.length = length
         self._remote: RemoteParts | None = remote
         self._key = key
         self._chunks = chunks
-        remote.enter(key)
 
     def __iter__(self) -> Iterator[bytes]:
         return self._chunks
@@ -194,12 +204,12 @@ def _check_tag(info: PathInfo, blocks: Blocks, node: Node) -> None:
     prefix = contents_prefix(node)
     start = node.nar_offset - len(prefix)
     first, last = blocks.widened(start, node.nar_offset)
-    chunks = _behind_tag(_open(info, blocks, first, last), start - first, prefix)
+    chunks = behind_tag(_open(info, blocks, first, last), start - first, prefix)
     close(chunks)
 
 
-def _behind_tag(chunks: Iterator[bytes], start: int, tag: bytes) -> Iterator[bytes]:
-    """What follows the tag, which has to stand at ``start``. Raises CorruptStream at once if it doesn't."""
+def behind_tag(chunks: Iterator[bytes], start: int, tag: bytes) -> Iterator[bytes]:
+    """What follows the tag, which has to stand at ``start``. Reads up to there, and raises CorruptStream if it doesn't."""
     try:
         head = b""
         while len(head) < len(tag):

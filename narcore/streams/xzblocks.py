@@ -15,6 +15,7 @@ from typing import Self
 
 from narcore.errors import CorruptStream, TruncatedStream
 from narcore.streams.closing import Stage
+from narcore.streams.decoders import LzmaDecoder
 
 HEADER_SIZE = FOOTER_SIZE = 12
 CHUNK_SIZE = 256 * 1024
@@ -22,7 +23,6 @@ CHUNK_SIZE = 256 * 1024
 _HEADER_MAGIC = b"\xfd7zXZ\x00"
 _FOOTER_MAGIC = b"YZ"
 _BLOCKS_MAX = 1 << 20  # a terabyte in blocks of a megabyte
-_MEMORY_LIMIT = 512 << 20  # as decompress() allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def unpack_blocks(header: bytes, chunks: Iterable[bytes], size: int) -> Iterator
 
 
 def _unpack(header: bytes, chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY_LIMIT)
+    decoder = LzmaDecoder(lzma.FORMAT_XZ)
     for packed in chain([header], chunks):
         rest = packed
         while True:
