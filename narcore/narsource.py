@@ -11,21 +11,25 @@ from dataclasses import dataclass
 from functools import partial
 
 from narcore.accessor import NarBytes
-from narcore.cache.fill import Check, Fill, FillBytes
+from narcore.cache.cached import CachedBytes
+from narcore.cache.fill import Check, FillBytes
 from narcore.cache.layout import NarKey
 from narcore.cache.narcache import NarCache
 from narcore.errors import CacheFailure, IntegrityError
-from narcore.formats.listing import NarListing, Node
-from narcore.formats.nar.parser import parse_nar
+from narcore.formats.listing import ListingBuilder, NarListing, Node, contents_prefix
+from narcore.formats.nar.parser import NarParser, parse_nar
 from narcore.narstream import NarStreams
 from narcore.pathinfo import PathInfo
-from narcore.remote import RemoteParts
-from narcore.streams.closing import close
+from narcore.remote import RemoteParts, behind_tag
+from narcore.streams.closing import Stage, close
 from narcore.streams.slicing import skip_and_drain, skip_and_limit
 from narcore.trace import Trace
 
 # Behind the file asked for, at most this much more of the NAR (or as much again as was read) is read to check the hash.
 VERIFY_REST = 8 << 20
+
+
+Take = Callable[[Iterator[bytes], int, int], Iterator[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +101,13 @@ class NarSource:
 
     def _choose(self, info: PathInfo, known: Known, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
         if self._cache is None:
-            return self._uncached(info, node, start, stop)
+            return self._uncached(info, known, node, start, stop)
         key = _key(info)
-        nar = self._cache.open(key)
-        if nar is not None:
-            return "disk", nar.read(start, stop)
-        fill = self._cache.joinable(key)
+        fill = self._cache.joinable(key)  # asked first: one that has ended since is on disk
+        if fill is None:
+            cached = self._cached(self._cache, info, known, start, stop)
+            if cached is not None:
+                return "disk", self._kept(cached, info, known, node, start)
         if fill is None and not self._strict:
             part = self._remote.read(info, node, start, stop, thrifty=True)
             if part is not None:
@@ -112,17 +117,57 @@ class NarSource:
         except CacheFailure:
             if self._strict:
                 raise
-            return self._uncached(info, node, start, stop)
-        return "fill", FilledOrStreamed(
-            partial(self._stream, info), fill, start, stop, check=_same(known), strict=self._strict
-        )
+            return self._uncached(info, known, node, start, stop)
+        filled = fill.read(start, stop, _same(known), whole=self._strict)
+        return "fill", self._kept(filled, info, known, node, start)
 
-    def _uncached(self, info: PathInfo, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
+    def _cached(self, cache: NarCache, info: PathInfo, known: Known, start: int, stop: int) -> CachedBytes | None:
+        nar = cache.open(_key(info))
+        if nar is None:
+            return None
+        cached = nar.read(start, stop)
+        try:
+            if not known.verified:  # the NAR has come since the file was looked up
+                _same(known)(cache.listing_of(_key(info), nar))
+        except BaseException:
+            cached.close()
+            raise
+        return cached
+
+    def _kept(
+        self, kept: FillBytes | CachedBytes, info: PathInfo, known: Known, node: Node, start: int
+    ) -> "KeptOrStreamed":
+        return KeptOrStreamed(kept, partial(self._stream, info, known, node), start, strict=self._strict)
+
+    def _uncached(self, info: PathInfo, known: Known, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
         part = self._remote.read(info, node, start, stop, thrifty=False)
-        return ("range", part) if part else ("stream", self._stream(info, start, stop))
+        return ("range", part) if part else ("stream", self._stream(info, known, node, start, stop))
 
-    def _stream(self, info: PathInfo, start: int, stop: int) -> "Streamed":
-        return Streamed(self._streams.open(info), start, stop, nar_size=info.narinfo.nar_size)
+    def _stream(self, info: PathInfo, known: Known, node: Node, start: int, stop: int) -> "Streamed":
+        chunks = self._streams.open(info)
+        if not known.verified:
+            chunks = as_listed(chunks, known.listing)
+        return Streamed(chunks, node, start, stop, nar_size=info.narinfo.nar_size)
+
+
+def as_listed(chunks: Iterator[bytes], listing: NarListing) -> Iterator[bytes]:
+    """The NAR as it comes. At its end, before the last bytes are given out, raises IntegrityError if the listing is another's."""
+    return Stage(_as_listed(chunks, listing), chunks)
+
+
+def _as_listed(chunks: Iterator[bytes], listing: NarListing) -> Iterator[bytes]:
+    parser, builder = NarParser(contents=False), ListingBuilder()
+    held = b""
+    for chunk in chunks:
+        parser.receive_data(chunk)
+        builder.add_all(parser.events())
+        if held:
+            yield held
+        held = chunk
+    parser.receive_eof()
+    builder.add_all(parser.events())
+    _check_same(builder.finish(), listing)
+    yield held
 
 
 def _key(info: PathInfo) -> NarKey:
@@ -133,56 +178,68 @@ def _same(known: Known) -> Check:
     """What a fill has to find in the NAR: just what the file was looked up in."""
 
     def check(listing: NarListing) -> None:
-        if not known.verified and listing != known.listing:
-            raise IntegrityError("the store's listing is not that of the NAR")
+        if not known.verified:
+            _check_same(listing, known.listing)
 
     return check
 
 
+def _check_same(found: NarListing, told: NarListing) -> None:
+    if found != told:
+        raise IntegrityError("the store's listing is not that of the NAR")
+
+
 class Streamed:
-    """Some bytes of a NAR that comes as a stream: what is before them is thrown away.
+    """Some bytes of the file ``node`` out of a NAR that comes as a stream: what is before them is thrown away.
 
     If no more than as much again (or VERIFY_REST) follows behind them, the stream is read to its end, where the NAR's hash is
     checked, before the last bytes are given out: then a NAR that is not what was promised never gives a complete answer.
+    In any case the file has to begin where it was said to.
     """
 
-    def __init__(self, chunks: Iterator[bytes], start: int, stop: int, *, nar_size: int) -> None:
+    def __init__(self, chunks: Iterator[bytes], node: Node, start: int, stop: int, *, nar_size: int) -> None:
         self.length = stop - start
+        self._source = chunks
         to_the_end = nar_size - stop <= max(VERIFY_REST, stop)
-        self._chunks = (skip_and_drain if to_the_end else skip_and_limit)(chunks, start, stop)
+        take = skip_and_drain if to_the_end else skip_and_limit
+        self._chunks = self._behind(node, take, start, stop)
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self._chunks
-
-    def close(self) -> None:
-        close(self._chunks)
-
-
-class FilledOrStreamed:
-    """Some bytes out of a fill; if the cache fails meanwhile, the rest out of a stream of its own."""
-
-    def __init__(
-        self, stream: Callable[[int, int], Streamed], fill: Fill, start: int, stop: int, *, check: Check, strict: bool
-    ) -> None:
-        self.length = stop - start
-        self._open_stream = stream
-        self._strict = strict
-        self._filled: FillBytes = fill.read(start, stop, check)
-        self._chunks = self._read(start, stop)
+    def _behind(self, node: Node, take: Take, start: int, stop: int) -> Generator[bytes]:
+        tag = contents_prefix(node)
+        contents = behind_tag(self._source, node.nar_offset - len(tag), tag)
+        yield from take(contents, start - node.nar_offset, stop - node.nar_offset)
 
     def __iter__(self) -> Iterator[bytes]:
         return self._chunks
 
     def close(self) -> None:
         self._chunks.close()
-        self._filled.close()
+        close(self._source)
+
+
+class KeptOrStreamed:
+    """Some bytes out of the cache; if it fails meanwhile, the rest out of a stream of its own."""
+
+    def __init__(
+        self, kept: FillBytes | CachedBytes, stream: Callable[[int, int], Streamed], start: int, *, strict: bool
+    ) -> None:
+        self.length = kept.length
+        self._kept = kept
+        self._open_stream = stream
+        self._strict = strict
+        self._chunks = self._read(start, start + kept.length)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def close(self) -> None:
+        self._chunks.close()
+        self._kept.close()
 
     def _read(self, start: int, stop: int) -> Generator[bytes]:
         sent = start
         try:
-            if self._strict:
-                self._filled.wait()
-            for chunk in self._filled:
+            for chunk in self._kept:
                 yield chunk
                 sent += len(chunk)
         except CacheFailure:
@@ -197,7 +254,7 @@ class FilledOrStreamed:
             position = start
             for chunk in rest:
                 old = min(len(chunk), max(0, sent - position))
-                if old and self._filled.again(position, position + old) != chunk[:old]:
+                if old and self._kept.again(position, position + old) != chunk[:old]:
                     raise IntegrityError("the store gave other bytes when the NAR was fetched again")
                 position += len(chunk)
                 if chunk[old:]:
