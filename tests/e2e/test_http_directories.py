@@ -82,6 +82,7 @@ def test_index_html(client: Client, roots: dict[str, str], caches: NixCaches) ->
     assert (got.status, got.body) == (200, index)
     assert got.header("Content-Type").startswith("text/html")
     assert "sandbox" in got.header("Content-Security-Policy")
+    assert "accept" in got.header("Vary").lower()
     assert root + "docs/" in page_at(client, root + "?list").hrefs
     assert parse_listing(client.get(root, JSON).body)["root"]["entries"].keys() >= {"index.html", "docs"}
     assert parse_listing(client.get(root + "?format=json").body)["root"]["entries"].keys() >= {"index.html", "docs"}
