@@ -50,3 +50,7 @@ class NarAccessor:
         if node.kind is not Kind.REGULAR or not 0 <= start <= stop <= node.size:
             raise ValueError(f"no bytes {start} to {stop} in a {node.kind} of {node.size} bytes")
         return self._read_node(node, start, stop)
+
+    def read_span(self, first: Node, last: Node) -> NarBytes:
+        """The NAR from the contents of one file to the end of those of another, behind it in the NAR's order."""
+        return self._read_node(first, 0, last.nar_offset + last.size - first.nar_offset)

@@ -5,14 +5,14 @@ reaches a name of any bytes.
 """
 
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 
 from flask import Request
-from werkzeug.exceptions import MethodNotAllowed
+from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from api.handlers.timing import Timing
 from api.hosts import OwnHost
+from api.responses.archives import ARCHIVES, archive_response
 from api.responses.base import NodeRef, Response, options_response
 from api.responses.files import file_response
 from api.responses.listing import listing_response, prefers_json, requested_format
@@ -20,7 +20,7 @@ from api.responses.redirects import redirect_response, script_root
 from api.responses.templates import STATIC_PREFIX
 from narcore.accessor import NarAccessor
 from narcore.binarycache import BinaryCache
-from narcore.errors import FileNotInStore, PathError, StorePathError
+from narcore.errors import PathError, StorePathError
 from narcore.formats.listing import Kind, Node
 from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath, is_hash_part, split_store_path
 from narcore.pathinfo import PathInfo, Trust
@@ -35,10 +35,10 @@ _SLASHES = re.compile("/{2,}")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a URL asks for: its path is ``prefix`` + a store dir + / + ``base`` + ``rest``, or, on a host of its own, ``rest``."""
+    """What a URL asks for: its path is ``prefix`` + ``store_dir`` + / + ``base`` + ``rest``, or, on a host of its own, ``rest``."""
 
     prefix: str  # UNPACK or nothing
-    store_dirs: tuple[str, ...]  # where to look for it
+    store_dir: str | None  # None: whichever it is in
     base: str  # <hash>, or <hash>-<name>
     rest: str  # from the slash behind the base on, or nothing
     host: OwnHost | None = None
@@ -51,7 +51,7 @@ class Asked:
         """The path of another node of the same store path."""
         if self.host is not None:
             return rest or "/"
-        return f"{self.prefix}{self.store_dirs[0]}/{base or self.base}{rest}"
+        return f"{self.prefix}{self.store_dir}/{base or self.base}{rest}"
 
 
 class StoreHandler:
@@ -74,9 +74,11 @@ class StoreHandler:
 
     def _asked(self, request: Request) -> Asked | None:
         path = _decoded_path(request)
+        if path.startswith(STATIC_PREFIX):  # our pages need them on every host
+            return None
         host = OwnHost.of(request, self._domain)
-        if host is not None and not path.startswith(STATIC_PREFIX):
-            return Asked("", self._cache.store_dirs(ask=False), host.hash_part, path, host)
+        if host is not None:
+            return Asked("", None, host.hash_part, path, host)
         return None if request.url_rule is not None else self._asked_by_path(path)
 
     def _asked_by_path(self, path: str) -> Asked | None:
@@ -84,14 +86,15 @@ class StoreHandler:
         path = path.removeprefix(prefix)
         match = _STORE_PATH.fullmatch(path)
         if match is None or not is_hash_part(match[2][:32]):
-            if path.startswith(f"{DEFAULT_STORE_DIR}/") and path != f"{DEFAULT_STORE_DIR}/":
+            dirs = {DEFAULT_STORE_DIR, *self._cache.store_dirs(ask=False)}
+            if any(path.startswith(f"{each}/") and path != f"{each}/" for each in dirs):
                 raise StorePathError(f"{path[:300]!r} is not a store path, nor in one")
             return None
         store_dir, base, rest = match[1], match[2], match[3] or ""
         # The usual one is let through without asking the stores what theirs is: if it is not, they won't have the path.
-        if store_dir != DEFAULT_STORE_DIR and store_dir not in self._cache.store_dirs():
+        if store_dir != DEFAULT_STORE_DIR and not self._cache.may_have(store_dir):
             return None
-        return Asked(prefix, (store_dir,), base, rest)
+        return Asked(prefix, store_dir, base, rest)
 
     def _answer_path(self, request: Request, asked: Asked) -> Response:
         timing = Timing()
@@ -103,7 +106,7 @@ class StoreHandler:
         with timing.of("listing"):
             accessor = self._cache.open(info)
         outcome = resolve(accessor.listing, store_path, asked.rest, follow_last=requested_format(request) is None)
-        answer = _NodeAnswer(request, asked, store_path, info.narinfo.nar_hash.nix32, accessor)
+        answer = _NodeAnswer(self._cache, request, asked, store_path, info.narinfo.nar_hash.nix32, accessor)
         with timing.of("fetch"):
             response = answer.of(outcome)
         response.headers["Server-Timing"] = timing.header
@@ -112,11 +115,9 @@ class StoreHandler:
         return response
 
     def _path_info(self, asked: Asked) -> PathInfo:
-        *others, last = asked.store_dirs
-        for store_dir in others:
-            with suppress(FileNotInStore):
-                return self._cache.path_info(asked.hash_part, store_dir)
-        return self._cache.path_info(asked.hash_part, last)
+        if asked.store_dir is None:
+            return self._cache.path_info_anywhere(asked.hash_part)
+        return self._cache.path_info(asked.hash_part, asked.store_dir)
 
 
 def _checks(info: PathInfo, *, content: bool) -> str:
@@ -129,6 +130,7 @@ def _checks(info: PathInfo, *, content: bool) -> str:
 class _NodeAnswer:
     """The answer for one outcome of resolving a path."""
 
+    cache: BinaryCache
     request: Request
     asked: Asked
     store_path: StorePath
@@ -137,8 +139,8 @@ class _NodeAnswer:
 
     def of(self, outcome: Outcome) -> Response:
         match outcome:
-            case Elsewhere(path):
-                return self._elsewhere(path)
+            case Elsewhere(path, store_dir):
+                return self._elsewhere(path, store_dir)
             case Inside(path):
                 return redirect_response(self.request, self._at(path))
             case Found(node, path):
@@ -147,14 +149,20 @@ class _NodeAnswer:
     def is_file(self, outcome: Outcome) -> bool:
         return isinstance(outcome, Found) and outcome.node.kind is Kind.REGULAR
 
-    def _elsewhere(self, path: str) -> Response:
+    def _elsewhere(self, path: str, store_dir: str) -> Response:
+        if store_dir != self.store_path.store_dir and not self.cache.may_have(store_dir):
+            # No PathError: those are kept for ever, and this changes when a store is added.
+            raise NotFound(f"A link here leads to {path}, and no store of {store_dir} is asked by this server.")
         if self.asked.host is None:
             return redirect_response(self.request, self.asked.prefix + path)
-        there, rest = split_store_path(path, self.store_path.store_dir)
+        there, rest = split_store_path(path, store_dir)
         return redirect_response(self.request, f"/{rest}", origin=self.asked.host.origin_of(there.hash_part))
 
     def _found(self, node: Node, path: str) -> Response:
         slash = self.asked.rest.endswith("/")
+        archive = requested_format(self.request)
+        if archive in ARCHIVES:
+            return archive_response(self.request, self.accessor, node, self._ref(path), archive)
         if node.kind is Kind.DIRECTORY:
             return self._directory(node, path) if slash else redirect_response(self.request, self._at(f"{path}/"))
         if slash and (path or self.asked.host is None):  # a host name's root can't be without its slash
@@ -192,7 +200,7 @@ class _NodeAnswer:
 
     def _listing(self, node: Node, path: str) -> Response:
         host = self.asked.host
-        prefix = script_root(self.request) + self.asked.prefix if host is None else host.main_origin
+        prefix = (host.main_origin if host else "") + script_root(self.request) + self.asked.prefix
         return listing_response(self.request, self.accessor.listing, node, self._ref(path), prefix=prefix)
 
     def _ref(self, path: str) -> NodeRef:

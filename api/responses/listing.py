@@ -6,14 +6,16 @@ from typing import NamedTuple
 from werkzeug.exceptions import BadRequest
 from werkzeug.wrappers import Request
 
+from api.responses.archives import ARCHIVES
 from api.responses.base import NodeRef, Response, cache_forever, not_modified, safe_headers, set_validators
 from api.responses.negotiation import HTML, JSON, negotiate
 from api.responses.redirects import script_root
 from api.responses.templates import render, streamed, templates_version
 from api.responses.text import human_size, quote_path
 from narcore.formats.listing import Kind, NarListing, Node
+from narcore.formats.storepath import is_base_name
 
-FORMATS = ("json",)
+FORMATS = ("json", *ARCHIVES)
 
 # Part of the ETags: to be changed with what this module makes of a listing.
 _VERSION = "1"
@@ -112,7 +114,7 @@ def rows(listing: NarListing, node: Node, ref: NodeRef, prefix: str) -> Iterator
 def _target_href(link: Node, ref: NodeRef, href: str, prefix: str) -> str:
     """Where the target's own text leads, or "" if that is out of the store.
 
-    Where the text alone can't tell (``..`` behind a name that may itself be a link; a way out of this store path), it
+    Where the text alone can't tell (``..`` behind a name that may itself be a link; a way out of this store path, or store dir), it
     is ``href``, the link itself: the server follows it.
     """
     steps = [step for step in link.target.split("/") if step not in ("", ".")]
@@ -120,6 +122,8 @@ def _target_href(link: Node, ref: NodeRef, href: str, prefix: str) -> str:
     path = "/".join(steps)
     if link.target.startswith("/"):
         inside = f"/{path}".startswith(f"{ref.store_dir}/") and ".." not in steps
-        return f"{prefix}/{quote_path(path)}" if inside else ""
+        if inside:
+            return f"{prefix}/{quote_path(path)}"
+        return href if any(map(is_base_name, steps)) else ""  # perhaps into another store dir
     depth = ref.path.count("/") + 1 if ref.path else 0
     return href if ups > depth or ".." in steps[ups:] else f"./{quote_path(path)}"

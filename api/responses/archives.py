@@ -1,0 +1,97 @@
+"""A subtree as an archive to download: tar, zip, or a NAR of its own."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import zstandard
+from werkzeug.wrappers import Request
+
+from api.responses.base import NodeRef, Response, cache_forever, not_modified, safe_headers, set_validators
+from api.responses.text import content_disposition
+from narcore.accessor import NarAccessor
+from narcore.archive import nar, tar, zip_archive
+from narcore.formats.listing import Node
+
+Pack = Callable[[NarAccessor, Node, str], Iterator[bytes]]
+
+# Part of the ETags: to be changed with the bytes that come out for the same subtree.
+_VERSION = "1"
+
+# Small chunks (the headers of small files) are joined up to this: each costs a system call on its way out.
+_CHUNK = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How a subtree is packed, and what it is called then."""
+
+    extension: str
+    media_type: str
+    pack: Pack
+
+
+def _tar_zst(accessor: NarAccessor, node: Node, name: str) -> Iterator[bytes]:
+    compressor = zstandard.ZstdCompressor(write_checksum=True).compressobj()
+    for chunk in tar(accessor, node, name):
+        if packed := compressor.compress(chunk):
+            yield packed
+    yield compressor.flush()
+
+
+ARCHIVES = {
+    "tar": Format(".tar", "application/x-tar", tar),
+    "tar.zst": Format(".tar.zst", "application/zstd", _tar_zst),
+    "zip": Format(".zip", "application/zip", zip_archive),
+    "nar": Format(".nar", "application/x-nix-nar", nar),
+}
+
+
+def archive_response(request: Request, accessor: NarAccessor, node: Node, ref: NodeRef, name: str) -> Response:
+    """The subtree of ``node`` in the format of that name (a key of ARCHIVES): 200 or 304.
+
+    Its length is not known beforehand, so there are no ranges, and a failure on the way cuts the connection. Raises what
+    reading raises before the first byte.
+    """
+    packed = ARCHIVES[name]
+    validators = ref.validators(f"{name} {_VERSION}")
+    headers = safe_headers()
+    cache_forever(headers)
+    set_validators(headers, validators)
+    unchanged = not_modified(request, validators, headers)
+    if unchanged:
+        return unchanged
+    headers["Content-Type"] = packed.media_type
+    headers["Content-Disposition"] = content_disposition(ref.name + packed.extension)
+    headers["Accept-Ranges"] = "none"
+    if request.method == "HEAD":
+        return Response(headers=headers)
+    return Response(_Started(_joined(packed.pack(accessor, node, ref.name))), headers=headers)
+
+
+def _joined(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    waiting: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        waiting.append(chunk)
+        size += len(chunk)
+        if size >= _CHUNK:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    yield b"".join(waiting)
+
+
+class _Started:
+    """An iterator of which the first chunk is there already: until then, a failure is a proper error page."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._first = next(chunks, b"")
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._first
+        yield from self._chunks
+
+    def close(self) -> None:
+        close = getattr(self._chunks, "close", None)
+        if close is not None:
+            close()

@@ -1,0 +1,41 @@
+"""A subtree as a NAR of its own."""
+
+from collections.abc import Iterator
+
+from narcore.accessor import NarAccessor
+from narcore.archive.contents import Contents
+from narcore.formats.listing import Kind, NarListing, Node
+from narcore.formats.nar.events import Data, Directory, DirectoryEnd, NarEvent, Regular, Symlink
+from narcore.formats.nar.writer import write_nar
+
+
+def nar(accessor: NarAccessor, node: Node, name: str) -> Iterator[bytes]:
+    """The NAR of ``node``; that has no name for its root, so ``name`` plays no part. Raises what reading raises."""
+    contents = Contents(accessor, node)
+    try:
+        yield from write_nar(_events(accessor.listing, node, contents))
+    finally:
+        contents.close()
+
+
+def _events(listing: NarListing, root: Node, contents: Contents) -> Iterator[NarEvent]:
+    pending: list[tuple[Node, bytes] | None] = [(root, b"")]  # None: a directory ends
+    while pending:
+        step = pending.pop()
+        if step is None:
+            yield DirectoryEnd()
+            continue
+        node, name = step
+        if node.kind is Kind.DIRECTORY:
+            yield Directory(name)
+            pending.append(None)
+            pending.extend(reversed([(child, _raw(child.name)) for child in listing.children(node)]))
+        elif node.kind is Kind.SYMLINK:
+            yield Symlink(name, _raw(node.target))
+        else:
+            yield Regular(name, node.executable, node.size)
+            yield from map(Data, contents.of(node))
+
+
+def _raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
