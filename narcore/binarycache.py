@@ -5,7 +5,7 @@ It joins the rooms: stores fetch, formats say what the bytes mean, streams unpac
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Self
@@ -70,8 +70,8 @@ class BinaryCache:
         self._strict = strict
         self._max_nar_size = max_nar_size
         self._lookup = Lookup(self.substituters, strategy=strategy, trusted_keys=trusted_keys, trace=trace, clock=clock)
-        streams = NarStreams(others=self._lookup.others, on_lie=self._lookup.distrust)
-        self._source = NarSource(streams, cache, strict=strict, trace=trace)
+        self._streams = NarStreams(others=self._lookup.others, on_lie=self._lookup.distrust)
+        self._source = NarSource(self._streams, cache, strict=strict, trace=trace)
         self._proof = AddressProof(self._source.whole, on_lie=self._lookup.distrust)
         self._trace = trace
         self._listings: LruMemory[tuple[str, str], Known] = LruMemory(LISTING_MEMORY, clock=clock)
@@ -153,6 +153,15 @@ class BinaryCache:
             is_verified=known.verified,
             at_hand=partial(self._source.is_kept, info),
         )
+
+    def nar(self, info: PathInfo) -> Iterator[bytes]:
+        """The whole NAR, fetched from its store now, and neither taken from the disk cache nor kept there.
+
+        Its last bytes come only when all have been checked. Reading raises StoreError, CompressionError and IntegrityError. Close
+        it if it is not read to its end.
+        """
+        self._proof.check(info)
+        return self._streams.open(info)
 
     def _known(self, info: PathInfo) -> Known:
         key = (info.store.url, info.narinfo.nar_hash.nix32)
