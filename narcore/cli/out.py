@@ -1,0 +1,72 @@
+"""What goes to standard output: names are bytes, and a terminal is not shown all of them.
+
+In a pipe a name is its bytes, whatever they are. On a terminal one that holds control characters, bytes that are no UTF-8,
+or characters that mislead the eye is written so that it does no harm and can be pasted into a shell: ``$'new\\nline'``.
+"""
+
+import sys
+
+_ESCAPES = {"\a": "\\a", "\b": "\\b", "\t": "\\t", "\n": "\\n", "\v": "\\v", "\f": "\\f", "\r": "\\r", "\x1b": "\\e"}
+
+
+def encode(text: str) -> bytes:
+    """The bytes that a name of a listing stands for."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def spelled_out(text: str) -> str:
+    """``text`` with what can't be shown in backslashes: ``\\n``, ``\\xff``, ``\\u202e``."""
+    return text if text.isprintable() else "".join(map(_spelled, text))
+
+
+def quoted(text: str) -> str:
+    """``text`` as it stands if it can be shown, else quoted for a shell (bash, zsh, ksh: ``$'...'``)."""
+    if text.isprintable():
+        return text
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{spelled_out(escaped)}'"
+
+
+def _spelled(character: str) -> str:
+    if character.isprintable():
+        return character
+    if character in _ESCAPES:
+        return _ESCAPES[character]
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"  # a byte that is no UTF-8
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+class Output:
+    """Standard output, as bytes."""
+
+    def __init__(self) -> None:
+        self._file = sys.stdout.buffer
+        self._shown = sys.stdout.isatty()
+
+    def name(self, text: str) -> bytes:
+        """A name or a target, for whoever is reading."""
+        return encode(quoted(text) if self._shown else text)
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+
+    def line(self, text: str) -> None:
+        """A name on a line of its own."""
+        self._file.write(self.name(text) + b"\n")
+
+    def flush(self) -> None:
+        """Raises OSError: what is left to the interpreter's end would be reported there, and too late for the exit code."""
+        self._file.flush()
+
+
+def human_size(size: int) -> str:
+    """``size`` bytes in a few characters: ``17 B``, ``1.5 KiB``, ``340 MiB``."""
+    if size < 1024:
+        return f"{size} B"
+    value, units = size / 1024, iter(("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))
+    unit = next(units)
+    while value >= 1023.5:
+        value, unit = value / 1024, next(units)
+    return f"{value:.1f} {unit}" if value < 9.95 else f"{value:.0f} {unit}"

@@ -1,0 +1,189 @@
+"""What a command works with: the stores and instances that the options and the environment name."""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self
+from urllib.parse import quote_from_bytes
+
+import click
+
+from narcore.accessor import NarAccessor
+from narcore.binarycache import BinaryCache
+from narcore.cli.exits import say
+from narcore.cli.out import encode
+from narcore.cli.target import Target
+from narcore.errors import FileNotInStore, SettingsError, SymlinkLoop
+from narcore.formats.listing import Node
+from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath
+from narcore.pathinfo import PathInfo
+from narcore.resolve import Elsewhere, Found, Inside, resolve
+from narcore.settings import Settings
+
+if TYPE_CHECKING:
+    from narcore.cli.instance import Instance
+
+MAX_HOPS = 40  # from one store path to another by links, as many as Linux follows
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A store path whose files can be read. ``info`` is None for one that an instance serves; then ``home`` is its URL."""
+
+    store_path: StorePath
+    accessor: NarAccessor
+    info: PathInfo | None = None
+    home: str = ""
+
+    def name(self, path: str) -> str:
+        """What the node at ``path`` in it is called on this command line."""
+        inside = f"/{path}" if path else ""
+        if self.home:
+            return f"{self.home}/{quote_from_bytes(encode(self.store_path.base_name + inside))}"
+        return f"{self.store_path}{inside}"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A node: of which store path, and where in it (no slash at either end; "" is the root)."""
+
+    opened: Opened
+    node: Node
+    path: str
+
+    @property
+    def name(self) -> str:
+        return self.opened.name(self.path)
+
+
+class Session:
+    """Opens stores and instances as they are needed. A context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._cache: BinaryCache | None = None
+        self._instances: dict[str, Instance] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for instance in self._instances.values():
+            instance.close()
+        if self._cache is not None:
+            self._cache.close()
+
+    @property
+    def cache(self) -> BinaryCache:
+        if self._cache is None:
+            self._cache = BinaryCache.from_settings(self.settings)
+        return self._cache
+
+    def path_info(self, target: Target) -> PathInfo:
+        """Raises what ``BinaryCache.path_info`` raises, and SettingsError for a target on an instance."""
+        if target.home:
+            raise SettingsError(
+                "an instance's URL does not do here: give the store path, and --store URL for the cache that has it"
+            )
+        return find_path_info(self.cache, target)
+
+    def open(self, target: Target) -> Opened:
+        """Raises NarcoreError."""
+        if target.home:
+            instance = self._instance(target)
+            store_path, accessor = instance.open(target.hash_part, target.name)
+            return Opened(store_path, accessor, home=instance.url)
+        return self.open_info(self.path_info(target))
+
+    def _instance(self, target: Target) -> "Instance":
+        from narcore.cli.instance import Instance  # requests takes longer to import than the rest
+
+        if target.home not in self._instances:
+            self._instances[target.home] = Instance(target.home, target.store_dir or DEFAULT_STORE_DIR)
+        return self._instances[target.home]
+
+    def open_info(self, info: PathInfo) -> Opened:
+        return Opened(info.narinfo.store_path, self.cache.open(info), info)
+
+    def locate(self, target: Target, *, follow: bool) -> Place:
+        """The node that the target names; with ``follow``, if that is a link, what it leads to. Raises NarcoreError."""
+        follow = follow or target.follows
+        for _ in range(MAX_HOPS):
+            opened = self.open(target)
+            listing, store_path = opened.accessor.listing, opened.store_path
+            outcome = resolve(listing, store_path, target.path, follow_last=follow)
+            if isinstance(outcome, Inside):  # a path without a link in it
+                outcome = resolve(listing, store_path, outcome.path, follow_last=follow)
+            match outcome:
+                case Found(node, path):
+                    return Place(opened, node, path)
+                case Elsewhere(path):
+                    target = target.elsewhere(path)
+        raise SymlinkLoop(f"the links lead from one store path to another without an end, at last to {target.path}")
+
+
+def find_path_info(cache: BinaryCache, target: Target) -> PathInfo:
+    """Where only a hash was given and /nix/store has no such path, the stores' own store dirs are tried as well."""
+    try:
+        return cache.path_info(target.hash_part, target.store_dir or DEFAULT_STORE_DIR)
+    except FileNotInStore:
+        others = () if target.store_dir else cache.store_dirs()
+        for store_dir in others:
+            if store_dir != DEFAULT_STORE_DIR:
+                return cache.path_info(target.hash_part, store_dir)
+        raise
+
+
+def session_options(command: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:
+    """Give a command the options that say where to look, and a Session for them as its first argument."""
+
+    @click.option(
+        "--store",
+        "stores",
+        multiple=True,
+        metavar="URL",
+        help="A binary cache to ask: http(s)://..., file:///... or a directory. May be repeated.  [env: NAR_CACHE_URL]",
+    )
+    @click.option(
+        "--cache-dir",
+        metavar="DIR|off",
+        help="Where unpacked archives are kept.  [env: NAR_CACHE_DIR]",
+    )
+    @functools.wraps(command)
+    def run(stores: tuple[str, ...], cache_dir: str | None, *args: P.args, **kwargs: P.kwargs) -> None:
+        with Session(read_settings(stores, cache_dir)) as session:
+            command(session, *args, **kwargs)
+
+    return run
+
+
+def read_settings(stores: tuple[str, ...], cache_dir: str | None) -> Settings:
+    """The environment's, with the options in their place. Warns of settings that do nothing. Raises SettingsError."""
+    environ = dict(os.environ)
+    if stores:
+        environ["NAR_CACHE_URL"] = " ".join(map(_store_url, stores))
+    if cache_dir:
+        environ["NAR_CACHE_DIR"] = cache_dir
+    settings = Settings.from_environ(environ)
+    for warning in settings.warnings:
+        say(f"warning: {warning}")
+    return settings
+
+
+def _store_url(text: str) -> str:
+    """A store URL, or the directory of a cache, which need not be absolute."""
+    if ":" in text:
+        if text.split() != [text]:
+            raise SettingsError(f"--store {text!r}: write %20 for a space in a URL")
+        return text
+    directory = Path(text).absolute()
+    if not directory.is_dir():
+        raise SettingsError(f"--store {text!r}: there is no such directory; a cache on the web begins with https://")
+    return directory.as_uri()

@@ -1,0 +1,121 @@
+"""A tree to disk, whatever is in it and whatever is there already.
+
+Every step goes through the descriptor of the directory that it is in, so no path is ever walked a second time: nothing that
+appears meanwhile, and no link, can lead it elsewhere. What is there already is only kept if it is the beginning of just that
+file, and a file of our own.
+"""
+
+import os
+import stat
+from contextlib import suppress
+
+from narcore.errors import NarError
+
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OLD = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# As in a Nix store: 1 s after the epoch.
+_TIMES = (10**9, 10**9)
+
+
+class TreeWriter:
+    """Writes nodes into the directory that is open at ``fd``, and into those that it makes there. Raises OSError.
+
+    Modes are those that the umask leaves: what was executable is, and all can be written by their owner.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._open = [os.dup(fd)]
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.pop())
+
+    def directory(self, name: bytes) -> None:
+        """Go into a directory, made where it lacks; ``end_directory`` leaves it."""
+        _check(name)
+        with suppress(FileExistsError):
+            os.mkdir(name, dir_fd=self._open[-1])
+        self._open.append(os.open(name, _DIRECTORY, dir_fd=self._open[-1]))
+
+    def end_directory(self) -> None:
+        fd = self._open.pop()
+        try:
+            os.utime(fd, ns=_TIMES)
+        finally:
+            os.close(fd)
+
+    def symlink(self, name: bytes, target: bytes) -> None:
+        _check(name)
+        here = self._open[-1]
+        if not _is_link_to(name, target, here):
+            _remove(name, here)
+            os.symlink(target, name, dir_fd=here)
+        os.utime(name, ns=_TIMES, dir_fd=here, follow_symlinks=False)
+
+    def file(self, name: bytes, executable: bool, size: int) -> "FileWriter":
+        """A regular file, to be closed by the caller."""
+        _check(name)
+        here = self._open[-1]
+        fd = _open_old(name, executable, size, here)
+        if fd is None:
+            _remove(name, here)
+            fd = os.open(name, _NEW, 0o777 if executable else 0o666, dir_fd=here)
+        return FileWriter(fd)
+
+
+class FileWriter:
+    """A file that is being written from its start to its end. ``have`` bytes of it were there before."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.have = os.fstat(fd).st_size
+
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        """The bytes at ``offset``. Those that are there already are left alone if they are the same."""
+        old = os.pread(self._fd, max(0, min(len(data), self.have - offset)), offset)
+        rest = memoryview(data)
+        if old == rest[: len(old)]:
+            rest, offset = rest[len(old) :], offset + len(old)
+        while rest:
+            written = os.pwrite(self._fd, rest, offset)
+            rest, offset = rest[written:], offset + written
+
+    def finish(self) -> None:
+        os.utime(self._fd, ns=_TIMES)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _check(name: bytes) -> None:
+    """The parsers let no such name through; this is the last place where one could do harm."""
+    if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
+        raise NarError(f"a name that no file can have: {name!r}")
+
+
+def _open_old(name: bytes, executable: bool, size: int, here: int) -> int | None:
+    """What an earlier run has written of the file; None if that is not what is there."""
+    try:
+        fd = os.open(name, _OLD, dir_fd=here)
+    except OSError:  # not there, a link, a directory, a socket
+        return None
+    status = os.fstat(fd)
+    ours = stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid()
+    if ours and status.st_size <= size and bool(status.st_mode & stat.S_IXUSR) == executable:
+        return fd
+    os.close(fd)
+    return None
+
+
+def _is_link_to(name: bytes, target: bytes, here: int) -> bool:
+    try:
+        return os.readlink(name, dir_fd=here) == target
+    except OSError:
+        return False
+
+
+def _remove(name: bytes, here: int) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=here)
