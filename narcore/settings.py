@@ -11,6 +11,7 @@ from typing import Literal, Self, TypeVar
 
 from narcore.errors import FormatError, SettingsError
 from narcore.formats.signature import PublicKey, parse_public_keys
+from narcore.stores.bucketurl import BucketUrl
 
 DEFAULT_CACHE_URL = "https://cache.nixos.org"
 DEFAULT_PUBLIC_KEY = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="
@@ -26,12 +27,15 @@ NAMES = frozenset(
         "NAR_LOG_FORMAT",
         "NAR_MAX_FILLS",
         "NAR_MAX_NAR_SIZE",
+        "NAR_MAX_RESPONSE",
+        "NAR_OFFLOAD_URL",
         "NAR_TRUSTED_PUBLIC_KEYS",
         "NAR_VERIFY",
     }
 )
 
-# Set by the platforms themselves; there, only the temp dir can be written to.
+# Set by the platforms themselves; there, only the temp dir can be written to. It is of some 512 MB and for this program
+# alone, so its share is a large one.
 SERVERLESS = ("VERCEL", "AWS_LAMBDA_FUNCTION_NAME")
 
 _SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -77,6 +81,8 @@ class Settings:
     cache_size: CacheSize = CacheSize()
     max_fills: int = 4
     max_nar_size: int | None = None
+    max_response: int | None = None
+    offload_url: str = ""
     warnings: tuple[str, ...] = ()
 
     @classmethod
@@ -92,6 +98,8 @@ class Settings:
             raise SettingsError(
                 "NAR_VERIFY=strict serves out of the disk cache only, and NAR_CACHE_DIR=off turns it off"
             )
+        if "NAR_OFFLOAD_URL" in given and cache_dir is None:
+            raise SettingsError("NAR_OFFLOAD_URL offers what is in the disk cache, and NAR_CACHE_DIR=off turns it off")
         return cls(
             host=host,
             port=port,
@@ -102,9 +110,11 @@ class Settings:
             log_format=_one_of("NAR_LOG_FORMAT", LOG_FORMATS, given),
             verify=verify,
             cache_dir=cache_dir,
-            cache_size=CacheSize.parse(given.get("NAR_CACHE_SIZE", "10%")),
+            cache_size=CacheSize.parse(given.get("NAR_CACHE_SIZE", "80%" if _is_serverless(given) else "10%")),
             max_fills=_count("NAR_MAX_FILLS", given.get("NAR_MAX_FILLS", str(2 * (os.cpu_count() or 1)))),
-            max_nar_size=_size("NAR_MAX_NAR_SIZE", given["NAR_MAX_NAR_SIZE"]) if "NAR_MAX_NAR_SIZE" in given else None,
+            max_nar_size=_size_or_none("NAR_MAX_NAR_SIZE", given),
+            max_response=_size_or_none("NAR_MAX_RESPONSE", given),
+            offload_url=_offload_url(given.get("NAR_OFFLOAD_URL", "")),
             warnings=tuple(_unknown(name) for name in sorted(given) if name.startswith("NAR_") and name not in NAMES),
         )
 
@@ -179,6 +189,26 @@ def _size(name: str, text: str, *, also: str = "") -> int:
     return size
 
 
+def _size_or_none(name: str, given: Mapping[str, str]) -> int | None:
+    return _size(name, given[name]) if name in given else None
+
+
+def _offload_url(text: str) -> str:
+    if not text:
+        return ""
+    try:
+        bucket = BucketUrl.parse(text)
+    except SettingsError as error:
+        raise SettingsError(f"NAR_OFFLOAD_URL: {error}") from error
+    if bucket.scheme != "s3":
+        raise SettingsError(f"NAR_OFFLOAD_URL={str(bucket)!r} is not a bucket of S3; write s3://bucket/prefix")
+    return text
+
+
+def _is_serverless(given: Mapping[str, str]) -> bool:
+    return any(name in given for name in SERVERLESS)
+
+
 def _cache_dir(given: Mapping[str, str]) -> Path | None:
     """NAR_CACHE_DIR; by default where the platform, the service manager or the user has such things."""
     chosen = given.get("NAR_CACHE_DIR")
@@ -186,7 +216,7 @@ def _cache_dir(given: Mapping[str, str]) -> Path | None:
         return None
     if chosen:
         return Path(chosen).absolute()
-    if any(name in given for name in SERVERLESS):
+    if _is_serverless(given):
         return Path(tempfile.gettempdir()) / "nar-serve"
     for name, below in (("CACHE_DIRECTORY", "."), ("XDG_CACHE_HOME", "nar-serve"), ("HOME", ".cache/nar-serve")):
         if given.get(name, "").startswith("/"):
