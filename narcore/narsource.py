@@ -12,7 +12,7 @@ from functools import partial
 
 from narcore.accessor import NarBytes
 from narcore.cache.cached import CachedBytes
-from narcore.cache.fill import Check, FillBytes
+from narcore.cache.fill import Check, Fill, FillBytes
 from narcore.cache.layout import NarKey
 from narcore.cache.narcache import NarCache
 from narcore.errors import CacheFailure, IntegrityError
@@ -85,11 +85,14 @@ class NarSource:
         return self._streams.open(info)
 
     def _filled_listing(self, cache: NarCache, info: PathInfo) -> NarListing:
-        fill = cache.joinable(_key(info)) or cache.fill(_key(info), partial(self._streams.open, info))
+        fill = cache.joinable(_key(info)) or self._fill(cache, info)
         try:
             return fill.wait()
         finally:
             fill.leave()
+
+    def _fill(self, cache: NarCache, info: PathInfo) -> Fill:
+        return cache.fill(_key(info), partial(self._streams.open, info), source=info.store.url)
 
     # --- bytes
 
@@ -113,7 +116,7 @@ class NarSource:
             if part is not None:
                 return "range", part
         try:
-            fill = fill or self._cache.fill(key, partial(self._streams.open, info))
+            fill = fill or self._fill(self._cache, info)
         except CacheFailure:
             if self._strict:
                 raise

@@ -1,4 +1,7 @@
-"""Why a fill failed, remembered for seconds and for every process: a thousand waiting clients must not each try again."""
+"""Why a fill failed, remembered for seconds and for every process: a thousand waiting clients must not each try again.
+
+It holds for the source that the bytes were to come from: another one may have the NAR as it should be.
+"""
 
 import json
 import os
@@ -18,20 +21,23 @@ _CLASSES = {
 }
 
 
-def remember(path: Path, error: errors.NarcoreError) -> None:
-    """Note the error at ``path``, in place of an older one. A disk that can't take it is none of the readers' trouble."""
-    note = json.dumps({"error": type(error).__name__, "message": str(error)}).encode()
+def remember(path: Path, error: errors.NarcoreError, source: str = "") -> None:
+    """Note the error of a fill from ``source`` at ``path``, in place of an older one.
+
+    A disk that can't take it is none of the readers' trouble.
+    """
+    note = json.dumps({"error": type(error).__name__, "message": str(error), "source": source}).encode()
     with suppress(OSError), replacing(path) as fd:
         os.write(fd, note)
 
 
-def recall(path: Path) -> errors.NarcoreError | None:
-    """The error noted at ``path``, if it is no older than SECONDS."""
+def recall(path: Path, source: str = "") -> errors.NarcoreError | None:
+    """The error noted at ``path``, if it is of a fill from ``source`` and no older than SECONDS."""
     try:
         if is_old(path):
             return None
         noted = json.loads(path.read_bytes())
-        return _CLASSES[noted["error"]](noted["message"])
+        return _CLASSES[noted["error"]](noted["message"]) if noted["source"] == source else None
     except (OSError, ValueError, KeyError, TypeError):  # none, or not one of ours
         return None
 

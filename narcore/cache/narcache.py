@@ -57,7 +57,7 @@ class NarCache:
         self._verifier = Verifier()
         self._lock = threading.Lock()
         self._fills: dict[NarKey, Fill] = {}
-        self._failed: LruMemory[NarKey, NarcoreError] = LruMemory(1000)
+        self._failed: LruMemory[tuple[NarKey, str], NarcoreError] = LruMemory(1000)
         self._said: LruMemory[str, bool] = LruMemory(100)
         self._cleaned = time.monotonic()
         with disk_trouble():
@@ -153,28 +153,29 @@ class NarCache:
         self._note("join", key)
         return fill
 
-    def fill(self, key: NarKey, fetch: Fetch) -> Fill:
+    def fill(self, key: NarKey, fetch: Fetch, *, source: str = "") -> Fill:
         """The fill of that NAR, begun with ``fetch`` if there is none, with the caller counted in as a reader, who has to leave it.
 
-        Raises CacheFailure if the NAR is larger than the whole cache, or what the last fill failed with seconds ago.
+        Raises CacheFailure if the NAR is larger than the whole cache, or what a fill from the same ``source`` (a store's URL)
+        failed with seconds ago.
         """
         if key.size > self.limit:
             raise CacheFailure(f"a NAR of {key.size} bytes is larger than the cache")
-        remembered = self._failed.get(key) or memo.recall(self.layout.error(key))
+        remembered = self._failed.get((key, source)) or memo.recall(self.layout.error(key), source)
         if remembered is not None:
             raise copy.copy(remembered)
-        fill, begun = self._join_or_make(key, fetch)
+        fill, begun = self._join_or_make(key, fetch, source)
         self._note("miss" if begun else "join", key)
         if begun:
             fill.start()
         return fill
 
-    def _join_or_make(self, key: NarKey, fetch: Fetch) -> tuple[Fill, bool]:
+    def _join_or_make(self, key: NarKey, fetch: Fetch, source: str) -> tuple[Fill, bool]:
         with self._lock:
             fill = self._fills.get(key)
             if fill is not None and fill.join():
                 return fill, False
-            part = Part(self.layout, key, limit=self.limit, slots=self._slots, on_evict=self._evicted)
+            part = Part(self.layout, key, source=source, limit=self.limit, slots=self._slots, on_evict=self._evicted)
             fill = self._fills[key] = Fill(part, fetch, on_end=self._ended)
             fill.join()
             return fill, True
@@ -183,7 +184,7 @@ class NarCache:
         key = fill.part.key
         if isinstance(error, NarcoreError) and not isinstance(error, CapacityError):
             # A copy: the traceback of the original would keep the chunks that were being read.
-            self._failed.put(key, copy.copy(error), seconds=memo.SECONDS)
+            self._failed.put((key, fill.part.source), copy.copy(error), seconds=memo.SECONDS)
         with self._lock:
             if self._fills.get(key) is fill:
                 del self._fills[key]

@@ -45,12 +45,20 @@ def disk_trouble() -> Generator[None]:
 
 
 class Part:
-    """One process's hold on a part file. Not thread-safe but for ``read``."""
+    """One process's hold on a part file. Not thread-safe but for ``read``. ``source`` names where it would fetch the NAR from."""
 
     def __init__(
-        self, layout: Layout, key: NarKey, *, limit: int, slots: Slots, on_evict: Callable[[list[Entry]], None]
+        self,
+        layout: Layout,
+        key: NarKey,
+        *,
+        source: str,
+        limit: int,
+        slots: Slots,
+        on_evict: Callable[[list[Entry]], None],
     ) -> None:
         self.key = key
+        self.source = source
         self._layout = layout
         self._limit = limit
         self._slots = slots
@@ -96,13 +104,15 @@ class Part:
     def finished_elsewhere(self) -> NarListing | None:
         """With the lock held: the listing, if another process has completed the NAR; None if it is to be fetched here.
 
-        Raises what the fill there failed with, or GivenUp.
+        Raises what the fill there failed with, if it was from the same source, or GivenUp.
         """
         with disk_trouble():
             if is_still_at(self._fd, self._path):
                 return self._adopt_entry()
             if not is_still_at(self._fd, self._layout.nar(self.key.digits)):
-                raise memo.recall(self._layout.error(self.key)) or GivenUp("the download was given up elsewhere")
+                raise memo.recall(self._layout.error(self.key), self.source) or GivenUp(
+                    "the download was given up elsewhere"
+                )
             unlock(self._fd)
             return load_listing(self._layout, self.key, self._fd)
 
@@ -195,7 +205,7 @@ class Part:
 
     def _discard(self, error: BaseException) -> None:
         if isinstance(error, NarcoreError) and not isinstance(error, CapacityError):
-            memo.remember(self._layout.error(self.key), error)
+            memo.remember(self._layout.error(self.key), error, self.source)
         if not isinstance(error, Unwanted) or try_lock(self._readers_fd):  # else another process goes on with it
             with suppress(OSError):  # a directory that was taken away has nothing left to remove
                 self._remove()
