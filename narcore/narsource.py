@@ -221,12 +221,16 @@ class Streamed:
 
 
 class KeptOrStreamed:
-    """Some bytes out of the cache; if it fails meanwhile, the rest out of a stream of its own."""
+    """Some bytes out of the cache; if it fails meanwhile, the rest out of a stream of its own.
+
+    ``file`` is that of ``CachedBytes``; who reads it has to ``check_untouched`` at the end, and gets no rest.
+    """
 
     def __init__(
         self, kept: FillBytes | CachedBytes, stream: Callable[[int, int], Streamed], start: int, *, strict: bool
     ) -> None:
         self.length = kept.length
+        self.file = kept.file if isinstance(kept, CachedBytes) else None
         self._kept = kept
         self._open_stream = stream
         self._strict = strict
@@ -234,6 +238,11 @@ class KeptOrStreamed:
 
     def __iter__(self) -> Iterator[bytes]:
         return self._chunks
+
+    def check_untouched(self) -> None:
+        """Raises CacheFailure if ``file`` has been written to since it was opened."""
+        if isinstance(self._kept, CachedBytes):
+            self._kept.check_untouched()
 
     def close(self) -> None:
         self._chunks.close()
