@@ -6,7 +6,7 @@ It joins the rooms: stores fetch, formats say what the bytes mean, streams unpac
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from concurrent.futures import as_completed
 from functools import partial
 from typing import Self
 
@@ -18,6 +18,7 @@ from narcore.errors import (
     CacheFailure,
     CompressionError,
     CorruptStream,
+    FileNotInStore,
     ListingError,
     NarcoreError,
     NarTooLarge,
@@ -35,7 +36,7 @@ from narcore.proof import AddressProof
 from narcore.settings import Settings
 from narcore.stores.base import BinaryCacheStore, read_file
 from narcore.streams.compression import decompress, sniff
-from narcore.substituter import Substituter
+from narcore.substituter import Substituter, in_background
 from narcore.trace import Trace, silent
 
 log = logging.getLogger("narcore")
@@ -70,9 +71,9 @@ class BinaryCache:
         self._strict = strict
         self._max_nar_size = max_nar_size
         self._lookup = Lookup(self.substituters, strategy=strategy, trusted_keys=trusted_keys, trace=trace, clock=clock)
-        self._streams = NarStreams(others=self._lookup.others, on_lie=self._lookup.distrust)
+        self._streams = NarStreams(sources=self._lookup.sources, on_failure=self._lookup.demote)
         self._source = NarSource(self._streams, cache, strict=strict, trace=trace)
-        self._proof = AddressProof(self._source.whole, on_lie=self._lookup.distrust)
+        self._proof = AddressProof(self._source.whole, on_lie=self._lookup.demote)
         self._trace = trace
         self._listings: LruMemory[tuple[str, str], Known] = LruMemory(LISTING_MEMORY, clock=clock)
         self._listing_flights: SingleFlight[tuple[str, str], Known] = SingleFlight()
@@ -91,7 +92,6 @@ class BinaryCache:
         )
 
     def close(self) -> None:
-        self._lookup.close()
         if self._cache is not None:
             self._cache.close()
         for substituter in self.substituters:
@@ -100,24 +100,31 @@ class BinaryCache:
     # --- what the stores are
 
     def store_dirs(self, *, ask: bool = True) -> tuple[str, ...]:
-        """The store dirs of the stores, each once, in the stores' order; ``/nix/store`` for one that does not answer.
+        """The store dirs of the stores, each once, in the stores' order; ``/nix/store`` for one that does not answer (soon).
 
         Without ``ask``, as far as they are known: nothing is waited for.
         """
-        dirs: dict[str, None] = {}
-        for substituter in self.substituters:
-            if ask:
-                with suppress(NarcoreError):  # what is wrong with the store is said when a path is asked of it
-                    substituter.info()
-            dirs[substituter.store_dir or DEFAULT_STORE_DIR] = None
-        return tuple(dirs)
+        self._lookup.introduce(patient=ask)
+        return tuple(dict.fromkeys(each.store_dir or DEFAULT_STORE_DIR for each in self.substituters))
+
+    def may_have(self, store_dir: str) -> bool:
+        """Whether a store is of that store dir, or does not say of which it is."""
+        if any(each.store_dir == store_dir for each in self.substituters):
+            return True
+        self._lookup.introduce(patient=True)
+        return any(each.store_dir in (None, store_dir) for each in self.substituters)
+
+    def in_order(self) -> list[Substituter]:
+        """The stores in the order in which they are asked, as far as that is known. Does not wait for any."""
+        self._lookup.introduce(patient=False)
+        return self._lookup.substituters()
 
     def check_ready(self) -> None:
         """Whether some store answers. Raises the last one's StoreError or CacheInfoError if none does."""
         error: NarcoreError | None = None
-        for substituter in self.substituters:
+        for answer in as_completed([in_background(each.check) for each in self.substituters]):
             try:
-                substituter.check()
+                answer.result()
             except NarcoreError as failure:
                 error = failure
             else:
@@ -134,6 +141,18 @@ class BinaryCache:
         (StoreError, NarInfoError, UntrustedSignature).
         """
         return self._lookup.find(hash_part, store_dir)
+
+    def path_info_anywhere(self, hash_part: str) -> PathInfo:
+        """As ``path_info``, in the first of the store dirs that has such a path. FileNotInStore only if none has."""
+        failure: NarcoreError | None = None
+        for store_dir in self.store_dirs():
+            try:
+                return self.path_info(hash_part, store_dir)
+            except FileNotInStore as missing:
+                failure = failure or missing
+            except NarcoreError as other:
+                failure = other if failure is None or isinstance(failure, FileNotInStore) else failure
+        raise failure or FileNotInStore("there is no store")
 
     # --- what is in it
 
@@ -189,6 +208,8 @@ class BinaryCache:
     def _stored_listing(self, info: PathInfo) -> NarListing | None:
         """The ``.ls`` of the store, or None if it has none that fits: then the NAR can still tell."""
         narinfo = info.narinfo
+        if self._lookup.is_left_alone(info):
+            return None
         try:
             packed = read_file(info.store, f"{narinfo.store_path.hash_part}.ls", LISTING_LIMIT)
             return NarListing.parse(_unpacked(packed), nar_size=narinfo.nar_size)

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Literal
 
@@ -11,6 +10,7 @@ from narcore.cache.lru import LruMemory
 from narcore.cache.singleflight import SingleFlight
 from narcore.errors import (
     FileNotInStore,
+    IntegrityError,
     NarcoreError,
     NarInfoError,
     StoreError,
@@ -38,13 +38,9 @@ NARINFO_MEMORY = 8 << 20
 NARINFO_SECONDS = 3600.0
 MISSING_SECONDS = 5.0
 
-# How long a store that gave a NAR that is not what was promised is not asked for that path again.
+# How long a store whose NAR of a path was not what its narinfo says, or could not be read, is asked for that path after the others.
 LIE_SECONDS = 300.0
-
-# The order needs every store's nix-cache-info; one that does not give it in this time is placed without.
-PLACING_SECONDS = 3.0
-
-WORKERS = 16
+FAILED_NAR_SECONDS = 60.0
 
 
 class Lookup:
@@ -65,15 +61,8 @@ class Lookup:
         self._trace = trace
         self._found: LruMemory[tuple[str, str], PathInfo] = LruMemory(NARINFO_MEMORY, clock=clock)
         self._missing: LruMemory[tuple[str, str], str] = LruMemory(10_000, clock=clock)
-        self._liars: LruMemory[tuple[str, str], bool] = LruMemory(10_000, clock=clock)
+        self._demoted: LruMemory[tuple[str, str], bool] = LruMemory(10_000, clock=clock)
         self._flights: SingleFlight[tuple[str, str], PathInfo] = SingleFlight()
-        self._workers = (
-            ThreadPoolExecutor(WORKERS, thread_name_prefix="lookup") if len(self._substituters) > 1 else None
-        )
-
-    def close(self) -> None:
-        if self._workers is not None:
-            self._workers.shutdown(wait=False, cancel_futures=True)
 
     def find(self, hash_part: str, store_dir: str) -> PathInfo:
         """The narinfo of the path with that hash part, of the first substituter in order that has a good one.
@@ -92,26 +81,54 @@ class Lookup:
             raise FileNotInStore(missing)
         return self._flights.do(key, partial(self._ask_all, hash_part, store_dir))
 
-    def others(self, info: PathInfo) -> Iterator[PathInfo]:
-        """The same NAR from the other substituters that have it, in order: for when the one of ``info`` fails."""
-        narinfo = info.narinfo
-        for substituter in self._in_order():
+    def sources(self, info: PathInfo) -> Iterator[PathInfo]:
+        """Who to get the NAR of ``info`` from, one after the other: its own store, then those that have the same NAR.
+
+        While its own store is left alone for its failures, it is the last one.
+        """
+        own_last = self.is_left_alone(info)
+        if not own_last:
+            yield info
+        yield from self._others(info)
+        if own_last:
+            yield info
+
+    def _others(self, info: PathInfo) -> Iterator[PathInfo]:
+        narinfo, own = info.narinfo, info.narinfo.store_path
+        for substituter in self._in_order(own.hash_part):
             if substituter.store is info.store:
                 continue
             try:
-                other = self._fetch(substituter, narinfo.store_path.hash_part, narinfo.store_path.store_dir)
+                other = self._fetch(substituter, own.hash_part, own.store_dir)
             except NarcoreError:
-                continue  # the error to be told is that of the one asked first
+                continue  # the error to be told is that of the one whose narinfo was taken
             if (other.narinfo.nar_hash, other.narinfo.nar_size) == (narinfo.nar_hash, narinfo.nar_size):
-                log.warning("%s: going on with the NAR of %s", info.store.url, other.store.url)
                 yield other
 
-    def distrust(self, info: PathInfo) -> None:
-        """Note that the NAR was not what its narinfo says: another substituter's turn, if there is one."""
+    def demote(self, info: PathInfo, failure: NarcoreError) -> None:
+        """Note that the NAR could not be had, or was not what its narinfo says: another substituter's turn, if there is one."""
         store_path = info.narinfo.store_path
-        self._found.discard((store_path.store_dir, store_path.hash_part))
-        if len(self._substituters) > 1:
-            self._liars.put((info.store.url, store_path.hash_part), True, seconds=LIE_SECONDS)
+        log.warning("the NAR of %s at %s: %s", store_path.base_name, info.store.url, failure)
+        is_lie = isinstance(failure, IntegrityError)
+        if is_lie or len(self._substituters) > 1:
+            self._found.discard((store_path.store_dir, store_path.hash_part))
+        self._demoted.put(
+            (info.store.url, store_path.hash_part), True, seconds=LIE_SECONDS if is_lie else FAILED_NAR_SECONDS
+        )
+
+    # --- the substituters themselves
+
+    def substituters(self) -> list[Substituter]:
+        """In the order in which they are asked, as far as it is known."""
+        return sorted(self._substituters, key=lambda substituter: substituter.priority)
+
+    def introduce(self, *, patient: bool) -> None:
+        """Have those asked for their nix-cache-info of which nothing is known; ``patient``: wait for it, but not for long."""
+        _introduce(self._substituters, patient=patient)
+
+    def is_left_alone(self, info: PathInfo) -> bool:
+        """Whether its store has failed repeatedly, and there are others."""
+        return len(self._substituters) > 1 and self._substituter(info).is_left_alone
 
     # --- asking
 
@@ -122,8 +139,11 @@ class Lookup:
                 info = answer()
             except FileNotInStore:
                 continue
+            except StoreError as failure:  # the substituter has logged it
+                failures.append(failure)
+                continue
             except NarcoreError as failure:
-                log.warning("%s-*: %s", hash_part, failure)
+                log.warning("%s: %s", hash_part, failure)
                 failures.append(failure)
                 continue
             self._found.put((store_dir, hash_part), info, weight=_weight(info), seconds=NARINFO_SECONDS)
@@ -134,30 +154,22 @@ class Lookup:
         self._missing.put((store_dir, hash_part), missing, seconds=MISSING_SECONDS)
         raise FileNotInStore(missing)
 
-    def _answers(self, hash_part: str, store_dir: str) -> Iterator[Callable[[], PathInfo]]:
-        """A call for the answer of each substituter, in order; with ``parallel`` all have been asked by then."""
-        asked = [
-            partial(self._fetch, substituter, hash_part, store_dir)
-            for substituter in self._in_order()
-            if substituter.store_dir in (None, store_dir) and not self._liars.get((substituter.url, hash_part))
-        ]
-        if self._strategy == "ordered" or self._workers is None or len(asked) < 2:
-            yield from asked
-            return
-        flights: list[Future[PathInfo]] = [self._workers.submit(ask) for ask in asked]
-        try:
-            for flight in flights:
-                yield flight.result
-        finally:
-            for flight in flights:
-                flight.cancel()
+    def _answers(self, hash_part: str, store_dir: str) -> list[Callable[[], PathInfo]]:
+        """A call for the answer of each substituter, in order. With ``parallel`` all but the first are being asked by then."""
+        asked = [each for each in self._in_order(hash_part) if each.store_dir in (None, store_dir)]
+        calls = [partial(self._fetch, substituter, hash_part, store_dir) for substituter in asked]
+        if self._strategy == "ordered":
+            return list(calls)
+        return [*calls[:1], *(each.soon(call) for each, call in zip(asked[1:], calls[1:], strict=True))]
 
-    def _in_order(self) -> list[Substituter]:
-        """By priority, then as configured."""
-        if self._workers is not None:
-            unplaced = [substituter for substituter in self._substituters if not substituter.is_placed]
-            wait([self._workers.submit(_place, substituter) for substituter in unplaced], timeout=PLACING_SECONDS)
-        return sorted(self._substituters, key=lambda substituter: substituter.priority)
+    def _in_order(self, hash_part: str) -> list[Substituter]:
+        """By priority, then as configured; behind all others, those whose NAR of this path was no good a while ago."""
+        if len(self._substituters) > 1:
+            _introduce([each for each in self._substituters if not each.has_own_priority], patient=True)
+        return sorted(self.substituters(), key=lambda each: bool(self._demoted.get((each.url, hash_part))))
+
+    def _substituter(self, info: PathInfo) -> Substituter:
+        return next(each for each in self._substituters if each.store is info.store)
 
     def _verdict(self, failures: list[NarcoreError]) -> NarcoreError:
         """What to tell if nobody had it and some failed."""
@@ -182,25 +194,29 @@ class Lookup:
         return PathInfo(narinfo, substituter.store, self._check(substituter, narinfo))
 
     def _check(self, substituter: Substituter, narinfo: NarInfo) -> Trust:
-        """Why the narinfo is believed (Nix: src/libstore/path-info.cc, checkSignatures). Raises UntrustedSignature."""
+        """Why the narinfo is believed (Nix: src/libstore/path-info.cc, checkSignatures). Raises UntrustedSignature.
+
+        An address comes last: it is the one that costs reading the whole NAR, mostly, before anything is served.
+        """
         if not self._trusted_keys:
             return Trust.UNCHECKED
         if narinfo.signed_by(self._trusted_keys) is not None:
             return Trust.SIGNATURE
         if substituter.trusted:
             return Trust.STORE
-        if is_address_of(narinfo):  # last: to prove such an address may take reading the whole NAR
+        if is_address_of(narinfo):
             return Trust.ADDRESS
         raise UntrustedSignature(f"{substituter.url}: no trusted key has signed {narinfo.store_path.base_name}")
+
+
+def _introduce(substituters: Sequence[Substituter], *, patient: bool) -> None:
+    for substituter in substituters:
+        substituter.introduce()
+    if patient:
+        for substituter in substituters:
+            substituter.wait_for_introduction()
 
 
 def _weight(info: PathInfo) -> int:
     """About how many bytes of memory it takes."""
     return 2000 + sum(map(len, info.narinfo.references))
-
-
-def _place(substituter: Substituter) -> None:
-    try:
-        substituter.info()
-    except NarcoreError as failure:  # it keeps the place that it has without
-        log.warning("%s", failure)

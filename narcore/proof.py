@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator
 
 from narcore.cache.lru import LruMemory
-from narcore.errors import IntegrityError
+from narcore.errors import IntegrityError, NarcoreError, NarError
 from narcore.formats.contentaddress import ContentAddress, contents_unproved, refers_to_itself
 from narcore.pathinfo import PathInfo, Trust
 from narcore.streams.contentcheck import addressed
+
+OnFailure = Callable[[PathInfo, NarcoreError], None]
 
 
 class AddressProof:
@@ -16,7 +18,7 @@ class AddressProof:
     another NAR into an unsigned narinfo. ``read`` gives a whole NAR; ``on_lie`` is told of one that is not what its address says.
     """
 
-    def __init__(self, read: Callable[[PathInfo], Iterator[bytes]], *, on_lie: Callable[[PathInfo], None]) -> None:
+    def __init__(self, read: Callable[[PathInfo], Iterator[bytes]], *, on_lie: OnFailure) -> None:
         self._read = read
         self._on_lie = on_lie
         self._proved: LruMemory[tuple[str, str], bool] = LruMemory(100_000)
@@ -30,10 +32,11 @@ class AddressProof:
         if self._proved.get(key):
             return
         own = narinfo.store_path.hash_part if refers_to_itself(narinfo) else ""
+        address = ContentAddress.parse(narinfo.ca)
         try:
-            for _chunk in addressed(self._read(info), ContentAddress.parse(narinfo.ca), self_reference=own):
+            for _chunk in addressed(self._read(info), address, self_reference=own):
                 pass
-        except IntegrityError:
-            self._on_lie(info)
+        except (IntegrityError, NarError) as lie:
+            self._on_lie(info, lie)
             raise
         self._proved.put(key, True)

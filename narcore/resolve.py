@@ -6,9 +6,9 @@ since only another NAR could tell more.
 
 from dataclasses import dataclass
 
-from narcore.errors import NoSuchNode, NotADirectory, OutsideStore, StorePathError, SymlinkLoop
+from narcore.errors import NoSuchNode, NotADirectory, OutsideStore, SymlinkLoop
 from narcore.formats.listing import Kind, NarListing, Node
-from narcore.formats.storepath import StorePath
+from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath, is_base_name
 
 MAX_LINKS = 40  # as many as Linux follows (MAXSYMLINKS in include/linux/namei.h)
 
@@ -30,9 +30,10 @@ class Inside:
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
-    """A link on the way leads into another store path; ``path`` is absolute, in the same store dir."""
+    """A link on the way leads into another store path; ``path`` is absolute. Its store dir need not be one that anybody has."""
 
     path: str
+    store_dir: str = DEFAULT_STORE_DIR
 
 
 Outcome = Found | Inside | Elsewhere
@@ -127,13 +128,19 @@ class _Walk:
             if place == self.home:
                 self.names, self.nodes = [], [self.listing.root]
                 return None
-        if place[: len(self.home) - 1] != self.home[:-1] or len(place) < len(self.home):
-            raise OutsideStore(f"the link {self.last_link} leads out of {self.store_path.store_dir}")
-        try:
-            StorePath.from_base_name(place[len(self.home) - 1], store_dir=self.store_path.store_dir)
-        except StorePathError:
-            raise OutsideStore(f"the link {self.last_link} leads to no store path") from None
-        return Elsewhere("/" + "/".join(place))
+        return Elsewhere("/" + "/".join(place), "/" + "/".join(place[: self._depth_of_store_dir(place)]))
+
+    def _depth_of_store_dir(self, place: list[str]) -> int:
+        """How many segments of a path outside are its store dir: ours, or else what comes before a store path's base name."""
+        ours = self.home[:-1]
+        if place[: len(ours)] == ours and len(place) > len(ours):
+            if is_base_name(place[len(ours)]):
+                return len(ours)
+            raise OutsideStore(f"the link {self.last_link} leads to no store path")
+        for depth, segment in enumerate(place):
+            if depth and is_base_name(segment):
+                return depth
+        raise OutsideStore(f"the link {self.last_link} leads out of {self.store_path.store_dir}")
 
     def _because(self) -> str:
         return f": the link {self.last_link} dangles" if self.links else ""

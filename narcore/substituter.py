@@ -1,9 +1,12 @@
 """One of the binary caches that are asked for store paths ("substituter" is Nix's word): a store and what is known of it."""
 
+import copy
+import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Self
+from concurrent.futures import Future, wait
+from typing import Self, TypeVar
 from urllib.parse import parse_qs
 
 from narcore.errors import FileNotInStore, NarcoreError, SettingsError, StoreError, StoreUnavailable
@@ -11,9 +14,14 @@ from narcore.formats.cacheinfo import CacheInfo
 from narcore.stores import open_store
 from narcore.stores.base import BinaryCacheStore, read_file
 
+log = logging.getLogger("narcore.substituter")
+
 CACHE_INFO_LIMIT = 1 << 16
 CACHE_INFO_SECONDS = 3600.0
 FAILED_INFO_SECONDS = 30.0
+
+# How long others wait for a store's first nix-cache-info. After that they go on without, and it takes its place when it has come.
+INTRODUCTION_SECONDS = 3.0
 
 DEFAULT_PRIORITY = 50  # Nix's (src/libstore/store-api.hh)
 
@@ -22,37 +30,62 @@ FAILURES = 3
 PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 300.0
 
+# How many calls one store may keep waiting at once in threads of their own: no slow store takes those of another.
+CALLS_AT_ONCE = 16
+
+T = TypeVar("T")
+
 
 class Breaker:
-    """Keeps a store that fails from being asked: everybody who asks it waits for its timeout. Thread-safe."""
+    """Keeps a store that fails from being asked: everybody who asks it waits for its timeout. Thread-safe.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    ``url`` is for the log, which gets a line when the store is left alone and when it is back.
+    """
+
+    def __init__(self, url: str, clock: Callable[[], float]) -> None:
+        self._url = url
         self._clock = clock
         self._lock = threading.Lock()
         self._failures = 0
         self._pause = PAUSE_SECONDS
         self._until = 0.0
+        self._on_trial = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it keeps everybody off just now."""
+        with self._lock:
+            return self._failures >= FAILURES and self._clock() < self._until
 
     def lets_through(self) -> bool:
-        """Whether to ask. While it is paused, nobody is let through; behind the pause, one is, to see."""
+        """Whether to ask. While the store is left alone, nobody is let through; after that one is, to see."""
         with self._lock:
             if self._failures < FAILURES:
                 return True
             if self._clock() < self._until:
                 return False
-            self._until = self._clock() + self._pause
+            self._on_trial = True
+            self._until = self._clock() + self._pause  # if that one never tells, another may try
             return True
 
     def succeeded(self) -> None:
         with self._lock:
-            self._failures, self._pause = 0, PAUSE_SECONDS
+            was_open = self._failures >= FAILURES
+            self._failures, self._pause, self._on_trial = 0, PAUSE_SECONDS, False
+        if was_open:
+            log.info("%s answers again", self._url)
 
     def failed(self) -> None:
         with self._lock:
+            was_open = self._failures >= FAILURES
             self._failures += 1
-            if self._failures >= FAILURES:
-                self._until = self._clock() + self._pause
-                self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+            # Those who were asking when it opened fail one after the other: they say nothing new.
+            if self._failures < FAILURES or (was_open and not self._on_trial):
+                return
+            pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+            self._until = self._clock() + pause
+            self._on_trial = False
+        log.warning("%s fails again and again, and is left alone for %g s", self._url, pause)
 
 
 class Substituter:
@@ -70,10 +103,14 @@ class Substituter:
         self.trusted = trusted
         self._priority = priority
         self._clock = clock
-        self._breaker = Breaker(clock)
+        self._breaker = Breaker(store.url, clock)
+        self._last_failure: StoreError | None = None
+        self._calls = threading.BoundedSemaphore(CALLS_AT_ONCE)
+        self._lock = threading.Lock()
         self._info: CacheInfo | None = None
-        self._failure: NarcoreError | None = None
-        self._asked_again_at = 0.0
+        self._info_failure: NarcoreError | None = None
+        self._introduction: Future[None] | None = None
+        self._introduced_at = self._ask_again_at = 0.0
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -85,6 +122,8 @@ class Substituter:
     def url(self) -> str:
         return self.store.url
 
+    # --- nix-cache-info
+
     @property
     def priority(self) -> int:
         """Lower is asked first: the URL's word, else that of nix-cache-info as far as it is known."""
@@ -92,29 +131,46 @@ class Substituter:
         return next((number for number in (self._priority, known) if number is not None), DEFAULT_PRIORITY)
 
     @property
+    def has_own_priority(self) -> bool:
+        """Whether the URL says it, so that nix-cache-info can't."""
+        return self._priority is not None
+
+    @property
     def store_dir(self) -> str | None:
         """As far as it is known: nothing is asked for here."""
         return self._info.store_dir if self._info is not None else None
 
-    @property
-    def is_placed(self) -> bool:
-        """Whether asking for its nix-cache-info could not change its place."""
-        return self._priority is not None or self._clock() < self._asked_again_at
+    def introduce(self) -> Future[None]:
+        """Have its nix-cache-info asked for in the background, unless that was done within the hour (or 30 s, if it failed)."""
+        with self._lock:
+            asked = self._introduction
+            if asked is None or (asked.done() and self._clock() >= self._ask_again_at):
+                self._introduced_at = self._clock()
+                asked = self._introduction = in_background(self._learn)
+            return asked
+
+    def wait_for_introduction(self) -> None:
+        """Have it asked for, and if nothing is known of it yet, wait until INTRODUCTION_SECONDS after it was asked."""
+        asked = self.introduce()
+        if self._info is None and self._info_failure is None:
+            wait([asked], timeout=max(0.0, self._introduced_at + INTRODUCTION_SECONDS - self._clock()))
 
     def info(self) -> CacheInfo:
-        """Its nix-cache-info, at most an hour old; Nix's defaults where it has none.
-
-        Raises StoreError or CacheInfoError, also for half a minute after it has.
-        """
-        if self._clock() >= self._asked_again_at:
-            try:
-                self._info, self._failure, seconds = self._fetch_info(), None, CACHE_INFO_SECONDS
-            except NarcoreError as failure:
-                self._failure, seconds = failure, FAILED_INFO_SECONDS
-            self._asked_again_at = self._clock() + seconds
+        """Its nix-cache-info, Nix's defaults where it has none; however long that takes. Raises StoreError or CacheInfoError."""
+        self.introduce().result()
         if self._info is None:
-            raise self._failure or StoreUnavailable(f"{self.url} has not been asked")
+            raise copy.copy(self._info_failure or StoreUnavailable(f"{self.url} has not been asked"))
         return self._info
+
+    def _learn(self) -> None:
+        seconds = CACHE_INFO_SECONDS
+        try:
+            self._info = self._fetch_info()
+        except NarcoreError as failure:  # what was known before still holds
+            self._info_failure, seconds = failure, FAILED_INFO_SECONDS
+            if not isinstance(failure, StoreError):
+                log.warning("%s: %s", self.url, failure)
+        self._ask_again_at = self._clock() + seconds
 
     def _fetch_info(self) -> CacheInfo:
         try:
@@ -126,20 +182,61 @@ class Substituter:
         """Ask it now, whatever is remembered. Raises StoreError or CacheInfoError if it does not answer."""
         self._fetch_info()
 
+    # --- asking
+
+    @property
+    def is_left_alone(self) -> bool:
+        """Whether it has failed repeatedly, and is not asked for now."""
+        return self._breaker.is_open
+
     def read(self, path: str, limit: int) -> bytes:
-        """A small file. Raises StoreError; without asking, while the store is being left alone."""
+        """A small file. Raises StoreError; what it raised last, without asking, while the store is left alone."""
         if not self._breaker.lets_through():
-            raise StoreUnavailable(f"{self.url} has failed repeatedly and is left alone for a while")
+            kind = type(self._last_failure) if self._last_failure else StoreUnavailable
+            raise kind(f"{self.url} is left alone for a while, after: {self._last_failure}")
         try:
             content = read_file(self.store, path, limit)
+        except StoreUnavailable as failure:
+            self._last_failure = failure
+            log.warning("%s", failure)
+            self._breaker.failed()
+            raise
         except FileNotInStore:
             self._breaker.succeeded()
             raise
-        except StoreError:
-            self._breaker.failed()
-            raise
         self._breaker.succeeded()
         return content
+
+    def soon(self, call: Callable[[], T]) -> Callable[[], T]:
+        """Begin a call to the store in a thread of its own, to be waited for by calling what this gives.
+
+        If too many are under way at this store, it is only begun when it is waited for.
+        """
+        if not self._calls.acquire(blocking=False):
+            return call
+        try:
+            flight = in_background(call)
+        except RuntimeError:  # the system has no more threads to give
+            self._calls.release()
+            return call
+        flight.add_done_callback(lambda _flight: self._calls.release())
+        return flight.result
+
+
+def in_background(call: Callable[[], T]) -> Future[T]:
+    """Call it in a new thread, one that does not keep the process from ending: a slow store would."""
+    flight: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result = call()
+        except BaseException as error:  # noqa: BLE001  it is raised again for whoever waits
+            flight.set_exception(error)
+        else:
+            flight.set_result(result)
+
+    threading.Thread(target=run, name="substituter", daemon=True).start()
+    return flight
 
 
 def _priority(parameters: dict[str, list[str]]) -> int | None:

@@ -17,16 +17,15 @@ def script_root(request: Request) -> str:
 
 
 def redirect_response(
-    request: Request, path: str, *, origin: str | None = None, immutable: bool = True, keep_query: bool = True
+    request: Request, path: str, *, origin: str = "", immutable: bool = True, keep_query: bool = True
 ) -> Response:
     """302 to ``path`` (decoded, absolute, without SCRIPT_NAME), with the query string of the request.
 
-    ``origin`` (``https://host``) leads to another host, where there is no SCRIPT_NAME. ``immutable``: the store path
-    decides it, so it may be cached for ever.
+    ``origin`` (``//host``) leads to another host of ours, which the same server is in front of: SCRIPT_NAME is the same.
+    ``immutable``: the store path decides it, so it may be cached for ever.
     """
-    prefix = script_root(request) if origin is None else origin
     # One slash, not two: "//host" would be another host (RFC 3986 4.2).
-    location = f"{prefix}/{quote_path(path.lstrip('/'))}"
+    location = f"{origin}{script_root(request)}/{quote_path(path.lstrip('/'))}"
     if keep_query and request.query_string:
         location += "?" + quote_from_bytes(request.query_string, safe=_QUERY_CHARACTERS)
     headers = safe_headers()

@@ -31,8 +31,8 @@ def test_a_redirect() -> None:
 def test_script_name_origin_and_what_may_change() -> None:
     assert redirect("/nix/store/x", script_name="/prod").headers["Location"] == "/prod/nix/store/x"
     assert redirect("/nix/store/x", script_name="/gr\xc3\xbcn/").headers["Location"] == "/gr%C3%BCn/nix/store/x"
-    elsewhere = redirect("/bin/x", "?a", script_name="/prod", origin="https://abc.example.org")
-    assert elsewhere.headers["Location"] == "https://abc.example.org/bin/x?a"
+    elsewhere = redirect("/bin/x", "?a", script_name="/prod", origin="//abc.example.org")
+    assert elsewhere.headers["Location"] == "//abc.example.org/prod/bin/x?a"
     short = redirect("/nix/store/x", "?path=abc", immutable=False, keep_query=False)
     assert (short.headers["Location"], short.headers["Cache-Control"]) == ("/nix/store/x", "no-cache")
 
