@@ -16,6 +16,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.wrappers import Request
 
+from api.offload.bucket import OffloadError
 from api.responses.base import ALLOWED_METHODS, Response, cache_forever, safe_headers
 from api.responses.negotiation import HTML, JSON, TEXT, negotiate
 from api.responses.templates import render, streamed
@@ -113,9 +114,11 @@ ROWS: dict[type[Exception], Row] = {
     http.BadRequest: Row(400, "Bad request", "Correct the URL and try again.", keep=Keep.SHORT),
     http.NotFound: Row(404, "Not found", "Nothing is served at this URL; store paths are.", keep=Keep.SHORT),
     http.MethodNotAllowed: Row(405, "Method not allowed", "Files can be read (GET, HEAD), and nothing else."),
+    http.RequestEntityTooLarge: Row(413, "Too large for one answer", "", keep=Keep.SHORT),
     http.PreconditionFailed: Row(
         412, "Precondition failed", "This is not the version that If-Match or its like names."
     ),
+    OffloadError: Row(502, "Large files can't be had", f"The bucket that they are put into fails. {_LATER}"),
     http.RequestedRangeNotSatisfiable: Row(
         416,
         "Range not satisfiable",

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from flask import Flask, request
@@ -9,8 +10,11 @@ from werkzeug.exceptions import HTTPException
 
 from api.errors import error_response
 from api.handlers.pages import Pages
-from api.handlers.store import StoreHandler
+from api.handlers.store import LargeAnswers, StoreHandler
+from api.offload.bucket import Bucket
+from api.offload.redirect import Offload
 from api.responses.base import Response
+from api.responses.limits import Limit
 from narcore.binarycache import BinaryCache
 from narcore.settings import Settings
 
@@ -35,9 +39,17 @@ def create_app(
     app.add_url_rule("/readyz", view_func=pages.ready, methods=["GET"])
     app.add_url_rule("/robots.txt", view_func=pages.robots, methods=["GET"])
     app.add_url_rule("/-/static/<name>", view_func=pages.static, methods=["GET"])
-    app.before_request(partial(StoreHandler(cache, domain=settings.domain).answer, request))
+    stores = StoreHandler(cache, domain=settings.domain, limit=Limit(settings.max_response), large=_large(settings))
+    app.before_request(partial(stores.answer, request))
     app.register_error_handler(Exception, _answer_error)
     return app
+
+
+def _large(settings: Settings) -> LargeAnswers | None:
+    if not settings.offload_url:
+        return None
+    strict = BinaryCache.from_settings(replace(settings, verify="strict"))  # on the same directory
+    return LargeAnswers(Offload(Bucket.open(settings.offload_url)), strict)
 
 
 def _answer_error(error: Exception) -> Response:

@@ -5,22 +5,24 @@ reaches a name of any bytes.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flask import Request
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from api.handlers.timing import Timing
 from api.hosts import OwnHost
+from api.offload.redirect import Offload
 from api.responses.archives import ARCHIVES, archive_response
 from api.responses.base import NodeRef, Response, options_response
 from api.responses.files import file_response
+from api.responses.limits import AnswerTooLarge, Limit
 from api.responses.listing import listing_response, prefers_json, requested_format
 from api.responses.redirects import redirect_response, script_root
 from api.responses.templates import STATIC_PREFIX
 from narcore.accessor import NarAccessor
 from narcore.binarycache import BinaryCache
-from narcore.errors import PathError, StorePathError
+from narcore.errors import CacheFailure, PathError, StorePathError
 from narcore.formats.listing import Kind, Node
 from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath, is_hash_part, split_store_path
 from narcore.pathinfo import PathInfo, Trust
@@ -31,6 +33,7 @@ UNPACK = "/unpack"
 # A store dir, and a name in it that begins with a hash part.
 _STORE_PATH = re.compile(r"(?s)(/.+?)/([0-9a-z]{32}(?:-[^/]*)?)(/.*)?")
 _SLASHES = re.compile("/{2,}")
+_NO_LIMIT = Limit()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,24 @@ class Asked:
         return f"{self.prefix}{self.store_dir}/{base or self.base}{rest}"
 
 
+@dataclass(frozen=True, slots=True)
+class LargeAnswers:
+    """Where answers go that the platform can't carry. They come out of a ``cache`` that gives nothing unchecked: they stay."""
+
+    offload: Offload
+    cache: BinaryCache
+
+
 class StoreHandler:
     """Answers what is asked of the store paths of one binary cache."""
 
-    def __init__(self, cache: BinaryCache, *, domain: str = "") -> None:
+    def __init__(
+        self, cache: BinaryCache, *, domain: str = "", limit: Limit = _NO_LIMIT, large: LargeAnswers | None = None
+    ) -> None:
         self._cache = cache
         self._domain = domain
+        self._limit = limit
+        self._large = large
 
     def answer(self, request: Request) -> Response | None:
         """The answer, or None for a URL that is not below a store dir. Raises NarcoreError and HTTPException."""
@@ -105,14 +120,27 @@ class StoreHandler:
             return redirect_response(request, asked.at(asked.rest, base=store_path.base_name))
         with timing.of("listing"):
             accessor = self._cache.open(info)
-        outcome = resolve(accessor.listing, store_path, asked.rest, follow_last=requested_format(request) is None)
-        answer = _NodeAnswer(self._cache, request, asked, store_path, info.narinfo.nar_hash.nix32, accessor)
+        answer = _NodeAnswer(self._cache, request, asked, info, accessor, self._limit)
+        outcome = answer.outcome()
         with timing.of("fetch"):
-            response = answer.of(outcome)
+            response = self._within_limit(answer, outcome)
         response.headers["Server-Timing"] = timing.header
         if checks := _checks(info, content=accessor.at_hand or (accessor.is_verified and not answer.is_file(outcome))):
             response.headers["NAR-Verified"] = checks
         return response
+
+    def _within_limit(self, answer: "_NodeAnswer", outcome: Outcome) -> Response:
+        """The answer, or a redirect to where it is had if it is too large. Raises AnswerTooLarge."""
+        try:
+            return self._limit.check(answer.request, answer.of(outcome))
+        except AnswerTooLarge as error:
+            if self._large is None or not error.movable:
+                raise
+            cache = self._large.cache
+            try:
+                return self._large.offload.response(error.headers, lambda: answer.whole(cache))
+            except CacheFailure:
+                raise error from None  # it can't be kept, so it can't be checked as a whole
 
     def _path_info(self, asked: Asked) -> PathInfo:
         if asked.store_dir is None:
@@ -133,9 +161,25 @@ class _NodeAnswer:
     cache: BinaryCache
     request: Request
     asked: Asked
-    store_path: StorePath
-    nar_hash: str
+    info: PathInfo
     accessor: NarAccessor
+    limit: Limit
+
+    @property
+    def store_path(self) -> StorePath:
+        return self.info.narinfo.store_path
+
+    def outcome(self) -> Outcome:
+        """What the path leads to."""
+        follow_last = requested_format(self.request) is None
+        return resolve(self.accessor.listing, self.store_path, self.asked.rest, follow_last=follow_last)
+
+    def whole(self, cache: BinaryCache) -> Response:
+        """The answer without ranges, conditions and limit, out of ``cache``."""
+        left_out = ("HTTP_RANGE", "HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "wsgi.file_wrapper")
+        environ = {name: value for name, value in self.request.environ.items() if name not in left_out}
+        answer = replace(self, request=Request(environ), accessor=cache.open(self.info), limit=_NO_LIMIT)
+        return answer.of(answer.outcome())
 
     def of(self, outcome: Outcome) -> Response:
         match outcome:
@@ -196,6 +240,7 @@ class _NodeAnswer:
             lambda start, stop: self.accessor.read(node, start, stop),
             own_origin=self.asked.host is not None,
             at_hand=self.request.method == "HEAD" and self.accessor.at_hand,
+            limit=self.limit,
         )
 
     def _listing(self, node: Node, path: str) -> Response:
@@ -204,7 +249,7 @@ class _NodeAnswer:
         return listing_response(self.request, self.accessor.listing, node, self._ref(path), prefix=prefix)
 
     def _ref(self, path: str) -> NodeRef:
-        return NodeRef(self.nar_hash, str(self.store_path), path)
+        return NodeRef(self.info.narinfo.nar_hash.nix32, str(self.store_path), path)
 
     def _at(self, path: str) -> str:
         """``path`` in this store path; "" is the root, "/" the root as a directory."""

@@ -11,6 +11,7 @@ from werkzeug.wrappers import Request
 from api.responses.base import CONTENT_CSP, NodeRef, Response, cache_forever, not_modified, safe_headers, set_validators
 from api.responses.body import FileWindow, MultipartBody, Read, StreamBody, open_body, read_head
 from api.responses.conditional import Validators, range_applies
+from api.responses.limits import Limit
 from api.responses.mediatypes import SNIFF_LENGTH, type_by_content, type_by_name
 from api.responses.ranges import ByteRange, UnsatisfiableRangeError, parse_ranges
 from api.responses.text import content_disposition
@@ -18,6 +19,8 @@ from narcore.formats.listing import Node
 
 # What is handed to a server at a time where it does not use sendfile.
 _BLOCK = 256 * 1024
+
+_NO_LIMIT = Limit()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +43,21 @@ class _File:
 
 
 def file_response(
-    request: Request, node: Node, ref: NodeRef, read: Read, *, own_origin: bool = False, at_hand: bool = False
+    request: Request,
+    node: Node,
+    ref: NodeRef,
+    read: Read,
+    *,
+    own_origin: bool = False,
+    at_hand: bool = False,
+    limit: Limit = _NO_LIMIT,
 ) -> Response:
     """The answer to a GET or HEAD of a regular file: 200, 206 or 304.
 
     ``read`` is called only when bytes are needed. ``own_origin``: the request is on the path's own host name, so no
     sandbox. ``at_hand``: reading costs next to nothing, so a HEAD may do it to tell the Content-Type. Raises
-    PreconditionFailed (412), RequestedRangeNotSatisfiable (416), and what ``read`` raises before the first byte.
+    PreconditionFailed (412), RequestedRangeNotSatisfiable (416), AnswerTooLarge (413), and what ``read`` raises before the
+    first byte.
     """
     validators = ref.validators()
     headers = safe_headers(None if own_origin else CONTENT_CSP)
@@ -62,9 +73,18 @@ def file_response(
     if request.method == "HEAD":
         return _head_only(headers, file, at_hand=at_hand)
     parts = _wanted_parts(request, validators, node.size)
+    length = sum(part.length for part in parts) if parts else node.size
+    limit.check_length(request, length, _named(headers, ref))
     if parts is not None and len(parts) > 1:
         return _many_parts(headers, file, parts)
     return _one_part(request, headers, file, parts[0] if parts else None)
+
+
+def _named(headers: Headers, ref: NodeRef) -> Headers:
+    """What an answer of the whole file has to be when it comes from elsewhere: of the same name."""
+    named = headers.copy()
+    named.setdefault("Content-Disposition", content_disposition(ref.name, "inline"))
+    return named
 
 
 def _describe(headers: Headers, node: Node) -> None:

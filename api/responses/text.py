@@ -30,17 +30,17 @@ def _spelled_out(character: str) -> str:
     return repr(character)[1:-1]
 
 
-def content_disposition(filename: str) -> str:
-    """``attachment``, with the name as RFC 6266 says: plain where that is safe, else ASCII and RFC 8187's form.
+def content_disposition(filename: str, kind: str = "attachment") -> str:
+    """``kind``, with the name as RFC 6266 says: plain where that is safe, else ASCII and RFC 8187's form.
 
     ``%`` counts as unsafe: browsers differ on ``%41`` in a quoted name (RFC 6266 appendix D). A byte that is not
     UTF-8 has no spelling in RFC 8187 and becomes U+FFFD.
     """
     plain = "".join(character if _is_plain(character) else "_" for character in filename)
     if plain == filename:
-        return f'attachment; filename="{plain}"'
+        return f'{kind}; filename="{plain}"'
     text = filename.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(text, safe='')}"
+    return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(text, safe='')}"
 
 
 def _is_plain(character: str) -> bool:
