@@ -2,13 +2,14 @@
 
 1. ``?profile=`` or ``AWS_PROFILE``: boto3, which knows every kind of profile
 2. ``AWS_ACCESS_KEY_ID``, a web identity token, a container's endpoint: obstore, from the environment
-3. a ``[default]`` in the shared files: boto3
+3. a container's endpoint without a token file, which obstore would pass over, or a ``[default]`` in the shared files: boto3
 4. the instance's metadata service, if it answers: obstore
 5. none: requests are not signed
 """
 
 import configparser
 import importlib.util
+import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from enum import Enum, auto
@@ -25,7 +26,7 @@ _IN_ENVIRONMENT = (
     ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"),
     ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",),
-    ("AWS_CONTAINER_CREDENTIALS_FULL_URI",),
+    ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"),
 )
 _SHARED_FILES = (("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials"), ("AWS_CONFIG_FILE", ".aws/config"))
 # What makes a section one that gives credentials, not only a region.
@@ -35,7 +36,7 @@ _PROFILE_TTL = timedelta(minutes=10)
 
 
 class Source(Enum):
-    PROFILE = auto()
+    BOTO3 = auto()
     ENVIRONMENT = auto()
     INSTANCE = auto()
     NONE = auto()
@@ -44,9 +45,10 @@ class Source(Enum):
 def known_source(profile: str, environ: Mapping[str, str]) -> Source | None:
     """What can be said without asking the network; None if only the metadata service is left. Raises ``SettingsError``."""
     source = _known_source(profile, environ)
-    if source is Source.PROFILE and importlib.util.find_spec("boto3") is None:
+    if source is Source.BOTO3 and importlib.util.find_spec("boto3") is None:
         raise SettingsError(
-            "a profile of Amazon's shared files is read by boto3, which is not installed: pip install boto3, "
+            "a profile of Amazon's shared files, or a container's endpoint without a token file, takes boto3, "
+            "which is not installed: pip install boto3, "
             "or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket"
         )
     return source
@@ -54,15 +56,17 @@ def known_source(profile: str, environ: Mapping[str, str]) -> Source | None:
 
 def _known_source(profile: str, environ: Mapping[str, str]) -> Source | None:
     if profile:
-        return Source.PROFILE
+        return Source.BOTO3
     if environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true"):
         return Source.NONE
     if environ.get("AWS_PROFILE"):
-        return Source.PROFILE
+        return Source.BOTO3
     if any(all(environ.get(name) for name in names) for names in _IN_ENVIRONMENT):
         return Source.ENVIRONMENT
+    if environ.get("AWS_CONTAINER_CREDENTIALS_FULL_URI"):
+        return Source.BOTO3
     if any(_has_default(Path(environ.get(name) or Path.home() / place)) for name, place in _SHARED_FILES):
-        return Source.PROFILE
+        return Source.BOTO3
     return Source.NONE if environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true" else None
 
 
@@ -83,7 +87,7 @@ def metadata_endpoint(environ: Mapping[str, str]) -> str:
     return next((environ[name].rstrip("/") for name in names if environ.get(name)), metadata.LINK_LOCAL)
 
 
-def open_profile(profile: str) -> tuple[Callable[[], "S3Credential"], str | None]:
+def open_boto3(profile: str) -> tuple[Callable[[], "S3Credential"], str | None]:
     """What gives the credentials of a profile (empty: the one that the environment or the files name), and its region.
 
     Raises ``StoreForbidden``.
@@ -95,9 +99,12 @@ def open_profile(profile: str) -> tuple[Callable[[], "S3Credential"], str | None
     try:
         session = boto3.Session(profile_name=profile or None)
         return Boto3CredentialProvider(session, ttl=_PROFILE_TTL), session.region_name
-    except (botocore.exceptions.BotoCoreError, ValueError) as error:
-        # Their texts name profiles and files; secrets are not in them.
-        raise StoreForbidden(f"no credentials of profile {profile or 'default'!r}: {error}") from None
+    except (botocore.exceptions.BotoCoreError, ValueError) as error:  # its text may hold what a service answered
+        named = profile or os.environ.get("AWS_PROFILE") or "default"
+        raise StoreForbidden(
+            f"boto3 finds no credentials of profile {named!r} ({type(error).__name__}); "
+            "aws sts get-caller-identity --profile ... says why"
+        ) from None
 
 
 def _has_default(path: Path) -> bool:

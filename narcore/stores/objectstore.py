@@ -24,7 +24,14 @@ from narcore.stores import metadata
 from narcore.stores.base import CHUNK_SIZE, StoreFile, check_part
 from narcore.stores.bucketurl import BucketUrl
 from narcore.stores.names import file_names
-from narcore.stores.obstoreclient import client_options, no_credentials, require_obstore, retry_config, status_of
+from narcore.stores.obstoreclient import (
+    client_options,
+    no_credentials,
+    opening,
+    require_obstore,
+    retry_config,
+    status_of,
+)
 
 if TYPE_CHECKING:
     from obstore import BytesStream, GetOptions, GetResult
@@ -128,9 +135,10 @@ class ObjectBinaryCacheStore:
         import obstore
 
         missing: FileNotInStore | None = None
+        store = self._store()
         for name in file_names(path):
             try:
-                return obstore.get(self._store(), self._bucket.key(name), options=options)
+                return obstore.get(store, self._bucket.key(name), options=options)
             except _failures() as failure:
                 error = _store_error(f"{self.url}: {path}", failure)
                 if not isinstance(error, FileNotInStore):
@@ -155,7 +163,8 @@ class ObjectBinaryCacheStore:
         config: GCSConfig = {} if has_google_credentials(os.environ) else {"skip_signature": True}
         if self._endpoint is not None:
             config["base_url"] = str(self._endpoint)
-        return GCSStore(self._bucket.bucket, config=config, **self._limits())
+        with opening(self.url, "GOOGLE_"):
+            return GCSStore(self._bucket.bucket, config=config, **self._limits())
 
     def _open_azure(self) -> "AzureStore":
         from obstore.store import AzureStore
@@ -165,7 +174,8 @@ class ObjectBinaryCacheStore:
             config["account_name"] = self._account
         if self._endpoint is not None:
             config["endpoint"] = str(self._endpoint)
-        return AzureStore(self._bucket.bucket, config=config, **self._limits())
+        with opening(self.url, "AZURE_"):
+            return AzureStore(self._bucket.bucket, config=config, **self._limits())
 
     def _limits(self) -> dict[str, Any]:
         options = client_options(self._connect_timeout, self._read_timeout)

@@ -3,6 +3,8 @@
 import importlib.util
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,3 +63,14 @@ def no_credentials(what: str, text: str) -> StoreError:
         return StoreForbidden(f"{what}: the service that gives the credentials refuses, with status {status}")
     reason = f"answers with status {status}" if status else "does not answer"
     return StoreUnavailable(f"{what}: the service that gives the credentials {reason}")
+
+
+@contextmanager
+def opening(what: str, prefix: str) -> Iterator[None]:
+    """Makes a ``StoreForbidden`` of what obstore raises when a store is opened. Its text is not passed on."""
+    from obstore.exceptions import BaseError
+
+    try:
+        yield
+    except (BaseError, OSError, ValueError, TypeError):
+        raise StoreForbidden(f"{what}: obstore refuses the settings: look at the variables {prefix}*") from None

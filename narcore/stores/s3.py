@@ -26,12 +26,12 @@ from narcore.errors import (
     StoreForbidden,
     StoreUnavailable,
 )
-from narcore.stores.awscredentials import Source, find_source, known_source, metadata_endpoint, open_profile
+from narcore.stores.awscredentials import Source, find_source, known_source, metadata_endpoint, open_boto3
 from narcore.stores.base import StoreFile, check_part
 from narcore.stores.bucketurl import BucketUrl, S3Access, parse_endpoint, parse_style, s3_access
 from narcore.stores.http import HttpBinaryCacheStore, Refusal, refusal
 from narcore.stores.names import file_names
-from narcore.stores.obstoreclient import client_options, no_credentials, require_obstore, retry_config
+from narcore.stores.obstoreclient import client_options, no_credentials, opening, require_obstore, retry_config
 from narcore.stores.urls import StoreUrl
 
 if TYPE_CHECKING:
@@ -153,8 +153,8 @@ class S3BinaryCacheStore:
         source = find_source(self._profile, os.environ)
         config: S3Config = {}
         provider, region = None, self._region
-        if source is Source.PROFILE:
-            provider, profile_region = open_profile(self._profile)
+        if source is Source.BOTO3:
+            provider, profile_region = open_boto3(self._profile)
             region = region or profile_region or ""
         elif source is Source.INSTANCE:
             config["metadata_endpoint"] = metadata_endpoint(os.environ)
@@ -220,18 +220,19 @@ def _open_signer(
 ) -> "S3Store":
     from obstore.store import S3Store
 
-    return S3Store(
-        bucket,
-        config={
-            "region": access.region,
-            "aws_endpoint_url_s3": access.endpoint,  # the one that wins over what the environment says
-            "virtual_hosted_style_request": access.virtual,
-            **config,
-        },
-        client_options=client_options(),
-        retry_config=retry_config(),
-        credential_provider=provider,
-    )
+    with opening(f"s3://{bucket}", "AWS_"):
+        return S3Store(
+            bucket,
+            config={
+                "region": access.region,
+                "aws_endpoint_url_s3": access.endpoint,  # the one that wins over what the environment says
+                "virtual_hosted_style_request": access.virtual,
+                **config,
+            },
+            client_options=client_options(),
+            retry_config=retry_config(),
+            credential_provider=provider,
+        )
 
 
 def _quoted(name: str) -> str:

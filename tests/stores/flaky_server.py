@@ -90,7 +90,8 @@ class FlakyServer:
     def _serve(self, connection: socket.socket) -> None:
         try:
             if self._context is not None:
-                connection = self._context.wrap_socket(connection, server_side=True)
+                connection = self._context.wrap_socket(connection, server_side=True)  # the old one is detached by this
+                self._sockets.append(connection)
             with connection, connection.makefile("rb") as lines:
                 while (request := _request(lines)) is not None:
                     self.requests.append(request)

@@ -197,12 +197,7 @@ def test_any_text_opens_or_is_refused(text: str) -> None:
     store.close()
     assert store.url.partition(":")[0] in ("s3", "gs", "az")
     url = BucketUrl.parse(text)
-    assert (
-        BucketUrl.parse(
-            f"{url.scheme}://{url.bucket}{str(url).partition('?')[0].removeprefix(f'{url.scheme}://{url.bucket}')}"
-        ).prefix
-        == url.prefix
-    )
+    assert BucketUrl.parse(str(url).partition("?")[0]).prefix == url.prefix
     if url.scheme == "s3":
         access = s3_access(url, url.parameters.get("region") or "us-east-1", url.endpoint)
         base = StoreUrl.parse(access.base)  # a URL that the HTTP store takes, on the host that was named
