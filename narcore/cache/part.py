@@ -120,7 +120,7 @@ class Part:
         """The NAR may have been completed between the look for it and the lock: then read that."""
         try:
             fd = os.open(self._layout.nar(self.key.digits), READ_FLAGS)
-        except FileNotFoundError:
+        except OSError:  # none, or what takes its place is not one: ours will
             return None
         try:
             status = os.fstat(fd)

@@ -1,0 +1,140 @@
+"""A cache in a directory of the test, and NARs that come as slowly as a test wants."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from narcore.cache.fill import Fill, FillBytes
+from narcore.cache.layout import NarKey
+from narcore.cache.narcache import NarCache
+from narcore.errors import HashMismatch
+from narcore.formats import nixbase32
+from tests import builders
+
+PATIENCE = 10.0
+
+
+def nar_of(size: int, seed: int = 0) -> bytes:
+    """The NAR of one file of about ``size`` bytes, another one for each seed."""
+    return builders.nar({"data": hashlib.shake_128(seed.to_bytes(4, "big")).digest(max(0, size))})
+
+
+def key_of(nar: bytes) -> NarKey:
+    return NarKey(nixbase32.encode(hashlib.sha256(nar).digest()), len(nar))
+
+
+@dataclass
+class Source:
+    """Fetches a NAR: chunk by chunk, as far as ``gate`` lets it, then ``fault`` is raised if there is one.
+
+    The bytes that come are ``sent`` if given, and are checked at the end as the real ones are.
+    """
+
+    nar: bytes
+    chunk: int = 1 << 16
+    gated: bool = False
+    sent: bytes | None = None
+    fault: Exception | None = None
+    fetched: int = 0  # how often
+    closed: int = 0
+    _may: int = 0
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+
+    @property
+    def key(self) -> NarKey:
+        return key_of(self.nar)
+
+    def allow(self, stop: int | None = None) -> None:
+        """Let the bytes before ``stop`` (all) come."""
+        with self._changed:
+            self._may = len(self.nar) + 1 if stop is None else stop
+            self._changed.notify_all()
+
+    def __call__(self) -> Iterator[bytes]:
+        self.fetched += 1
+        return self._chunks()
+
+    def _chunks(self) -> Iterator[bytes]:
+        data = self.nar if self.sent is None else self.sent
+        try:
+            for start in range(0, len(data), self.chunk):
+                self._wait(min(start + self.chunk, len(data)))
+                if start + self.chunk >= len(data):
+                    self._check(data)
+                yield data[start : start + self.chunk]
+        finally:
+            self.closed += 1
+
+    def _wait(self, position: int) -> None:
+        if self.gated:
+            with self._changed:
+                assert self._changed.wait_for(lambda: self._may >= position, 20)
+        if self.fault is not None and position > len(self.nar) // 2:
+            raise self.fault
+
+    def _check(self, data: bytes) -> None:
+        if data != self.nar:
+            raise HashMismatch("the NAR is another one")
+
+
+def no_check(listing: object) -> None:
+    """Any listing will do."""
+
+
+def read_all(fill: Fill, start: int = 0, stop: int | None = None) -> bytes:
+    """Bytes out of a fill that the caller has joined; leaves it."""
+    reader = fill.read(start, fill.part.key.size if stop is None else stop, no_check)
+    try:
+        return b"".join(reader)
+    finally:
+        reader.close()
+
+
+def reader_of(fill: Fill) -> FillBytes:
+    return fill.read(0, fill.part.key.size, no_check)
+
+
+def read_until_error(chunks: Iterable[bytes]) -> tuple[bytes, BaseException | None]:
+    """What comes, and what it ends with."""
+    got = b""
+    try:
+        for chunk in chunks:
+            got += chunk
+    except Exception as error:  # noqa: BLE001  the test looks at it
+        return got, error
+    return got, None
+
+
+def keep(cache: NarCache, nar: bytes) -> NarKey:
+    """Put a NAR into the cache."""
+    source = Source(nar)
+    assert read_all(cache.fill(source.key, source)) == nar
+    return source.key
+
+
+def kept(cache: NarCache, key: NarKey) -> bytes | None:
+    """What the cache gives for that NAR."""
+    nar = cache.open(key)
+    if nar is None:
+        return None
+    reader = nar.read(0, key.size)
+    try:
+        return b"".join(reader)
+    finally:
+        reader.close()
+
+
+def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    """Wait for something that another thread does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.002)
+
+
+def names(directory: Path) -> set[str]:
+    """What lies in the directory, but for what always does."""
+    return {path.name for path in directory.iterdir() if not path.name.startswith((".lock", ".slot-", ".counters"))}

@@ -1,0 +1,183 @@
+"""Room for what comes: who goes, who stays, and what is promised to others."""
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from narcore.cache import eviction
+from narcore.cache.eviction import entries, make_room
+from narcore.cache.layout import Layout, NarKey
+from narcore.cache.locks import OPEN_FLAGS, try_lock
+from narcore.cache.slots import Slot, Slots, reserved_parts
+from narcore.errors import CacheFailure, CapacityError
+
+
+def digits(number: int) -> str:
+    return f"{number:052d}"
+
+
+def key(number: int, size: int) -> NarKey:
+    return NarKey(digits(number), size)
+
+
+def put(layout: Layout, number: int, size: int, used: int, listing: int = 0) -> None:
+    """An entry that was used at that second."""
+    layout.nar(digits(number)).write_bytes(bytes(size))
+    os.utime(layout.nar(digits(number)), (used, 1))
+    if listing:
+        layout.listing(digits(number)).write_bytes(bytes(listing))
+
+
+def put_part(layout: Layout, part: NarKey, size: int) -> None:
+    layout.part(part).write_bytes(bytes(size))
+
+
+@contextmanager
+def reserved(layout: Layout, number: int, part: NarKey) -> Iterator[None]:
+    """As another process would hold room for a part."""
+    fd = os.open(layout.slot(number), OPEN_FLAGS, 0o600)
+    assert try_lock(fd)
+    slot = Slot(fd)
+    slot.reserve(layout.part(part).name)
+    try:
+        yield
+    finally:
+        slot.close()
+
+
+def has_room(slot: Slot) -> bool:
+    return True
+
+
+class TestMakeRoom:
+    @given(
+        have=st.lists(st.tuples(st.integers(1, 50), st.integers(0, 9)), max_size=8),
+        part=st.tuples(st.integers(1, 50), st.integers(0, 60), st.booleans()) | st.none(),
+        size=st.integers(0, 120),
+        limit=st.integers(1, 150),
+    )
+    def test_takes_the_least_recently_used_and_no_more_than_it_must(
+        self, have: list[tuple[int, int]], part: tuple[int, int, bool] | None, size: int, limit: int
+    ) -> None:
+        with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as name:  # noqa: PTH112
+            layout = Layout(Path(name))
+            for number, (nar_size, used) in enumerate(have):
+                put(layout, number, nar_size, used)
+            others = 0
+            if part:
+                put_part(layout, key(90, part[0]), part[1])
+                others = max(part[:2]) if part[2] else part[1]  # without a reservation, what it has
+            before = entries(layout)
+            slot = reserved(layout, 0, key(90, part[0])) if part and part[2] else reserved(layout, 1, key(91, 1))
+            with slot:
+                if size > limit:
+                    with pytest.raises(CacheFailure):
+                        make_room(layout, key(99, size), limit)
+                    evicted = []
+                else:
+                    found = make_room(layout, key(99, size), limit)
+                    assert (found is None) == (size + others > limit)
+                    evicted = found or []
+            after = entries(layout)
+            assert evicted + after == before  # those in front went, and the order is by use
+            assert [entry.used for entry in before] == sorted(entry.used for entry in before)
+            if size <= limit and found is not None:
+                total = sum(entry.size for entry in after)
+                assert total + others + size <= limit
+                assert not evicted or total + evicted[-1].size + others + size > limit
+
+    def test_a_listing_counts_and_goes_with_its_nar(self, tmp_path: Path) -> None:
+        layout = Layout(tmp_path)
+        put(layout, 1, 10, 1, listing=7)
+        put(layout, 2, 10, 2, listing=7)
+        assert [entry.size for entry in entries(layout)] == [17, 17]
+        assert [entry.digits for entry in make_room(layout, key(9, 6), 39) or []] == [digits(1)]
+        assert {path.name for path in tmp_path.iterdir()} == {".lock", f"{digits(2)}.nar", f"{digits(2)}.ls"}
+
+    def test_the_file_system_may_have_less_than_the_limit(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        layout = Layout(tmp_path)
+        for number in range(4):
+            put(layout, number, 10, number)
+        disk = 50
+
+        def free(directory: Path) -> int:
+            return disk - sum(path.stat().st_size for path in directory.iterdir() if path.name[0] != ".")
+
+        monkeypatch.setattr(eviction, "_free", free)
+        put_part(layout, key(90, 9), 1)
+        with reserved(layout, 0, key(90, 9)):  # 8 bytes of it are still to come
+            assert [entry.digits for entry in make_room(layout, key(9, 20), 1000) or []] == [digits(0), digits(1)]
+            assert make_room(layout, key(9, 45), 1000) is None  # once the other has ended, there may be room
+            with pytest.raises(CacheFailure):
+                make_room(layout, key(9, 51), 1000)
+        assert len(entries(layout)) == 2  # none went for what can't be had
+
+    def test_what_else_lies_there_is_left_alone(self, tmp_path: Path) -> None:
+        layout = Layout(tmp_path)
+        strange = [tmp_path / name for name in (f"{digits(1)[:32]}.nar", "x.nar", "notes.txt", f"{digits(1)}.nar.bak")]
+        for path in strange:
+            path.write_bytes(bytes(1000))
+        (tmp_path / f"{digits(2)}.nar").symlink_to("/etc/passwd")
+        (tmp_path / f"{digits(3)}.nar").mkdir()
+        assert make_room(layout, key(9, 10), 10) == []
+        assert all(path.exists() for path in strange)
+
+
+class TestSlots:
+    def test_are_as_many_as_there_may_be(self, tmp_path: Path) -> None:
+        one, two = (Slots(Layout(tmp_path), 2, patience=0.05) for _ in range(2))  # as if in two processes
+        with one.hold(has_room), two.hold(has_room):
+            with pytest.raises(CapacityError) as raised, one.hold(has_room):
+                pass
+            assert type(raised.value) is CapacityError
+            assert raised.value.retry_after > 0
+        with two.hold(has_room), two.hold(has_room):
+            pass
+
+    def test_who_waits_gets_one(self, tmp_path: Path) -> None:
+        slots = Slots(Layout(tmp_path), 1, patience=5)
+        got = threading.Event()
+
+        def wait() -> None:
+            with slots.hold(has_room):
+                got.set()
+
+        thread = threading.Thread(target=wait)
+        with slots.hold(has_room):
+            thread.start()
+            assert not got.wait(0.1)
+        assert got.wait(5)
+        thread.join()
+
+    def test_no_room_keeps_no_slot(self, tmp_path: Path) -> None:
+        slots = Slots(Layout(tmp_path), 1, patience=0.0)
+        with pytest.raises(CacheFailure), slots.hold(lambda slot: False):
+            pass
+        with pytest.raises(ZeroDivisionError), slots.hold(lambda slot: bool(1 / 0)):
+            pass
+        with slots.hold(has_room):
+            pass
+
+    def test_room_is_waited_for(self, tmp_path: Path) -> None:
+        slots = Slots(Layout(tmp_path), 1, patience=5)
+        since = time.monotonic()
+        with slots.hold(lambda slot: time.monotonic() > since + 0.1):
+            assert time.monotonic() > since + 0.1
+
+    def test_a_reservation_ends_with_its_holder(self, tmp_path: Path) -> None:
+        layout = Layout(tmp_path)
+        with reserved(layout, 7, key(1, 5)):  # beyond our own count: another process may have more
+            assert reserved_parts(layout) == {layout.part(key(1, 5)).name}
+        assert reserved_parts(layout) == set()
+        layout.slot(3).write_text(layout.part(key(2, 5)).name)  # of a process that was killed
+        assert reserved_parts(layout) == set()
