@@ -84,9 +84,9 @@ class Lookup:
     def sources(self, info: PathInfo) -> Iterator[PathInfo]:
         """Who to get the NAR of ``info`` from, one after the other: its own store, then those that have the same NAR.
 
-        While its own store is left alone for its failures, it is the last one.
+        While its own store is left alone for its failures, or that NAR of it was no good just now, it is the last one.
         """
-        own_last = self.is_left_alone(info)
+        own_last = self.is_left_alone(info) or self._is_demoted(info.store.url, info.narinfo.store_path.hash_part)
         if not own_last:
             yield info
         yield from self._others(info)
@@ -166,7 +166,10 @@ class Lookup:
         """By priority, then as configured; behind all others, those whose NAR of this path was no good a while ago."""
         if len(self._substituters) > 1:
             _introduce([each for each in self._substituters if not each.has_own_priority], patient=True)
-        return sorted(self.substituters(), key=lambda each: bool(self._demoted.get((each.url, hash_part))))
+        return sorted(self.substituters(), key=lambda each: self._is_demoted(each.url, hash_part))
+
+    def _is_demoted(self, url: str, hash_part: str) -> bool:
+        return self._demoted.get((url, hash_part)) is not None
 
     def _substituter(self, info: PathInfo) -> Substituter:
         return next(each for each in self._substituters if each.store is info.store)

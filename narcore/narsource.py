@@ -15,7 +15,7 @@ from narcore.cache.cached import CachedBytes
 from narcore.cache.fill import Check, Fill, FillBytes
 from narcore.cache.layout import NarKey
 from narcore.cache.narcache import NarCache
-from narcore.errors import CacheFailure, IntegrityError
+from narcore.errors import CacheFailure, CompressionError, IntegrityError, NarcoreError, StoreError
 from narcore.formats.listing import ListingBuilder, NarListing, Node, contents_prefix
 from narcore.formats.nar.parser import NarParser, parse_nar
 from narcore.narstream import NarStreams
@@ -114,7 +114,7 @@ class NarSource:
         if fill is None and not self._strict:
             part = self._remote.read(info, node, start, stop, thrifty=True)
             if part is not None:
-                return "range", part
+                return "range", self._part(part, info, known, node, start, stop)
         try:
             fill = fill or self._fill(self._cache, info)
         except CacheFailure:
@@ -144,7 +144,19 @@ class NarSource:
 
     def _uncached(self, info: PathInfo, known: Known, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
         part = self._remote.read(info, node, start, stop, thrifty=False)
-        return ("range", part) if part else ("stream", self._stream(info, known, node, start, stop))
+        if part is None:
+            return "stream", self._stream(info, known, node, start, stop)
+        return "range", self._part(part, info, known, node, start, stop)
+
+    def _part(
+        self, part: NarBytes, info: PathInfo, known: Known, node: Node, start: int, stop: int
+    ) -> "PartOrElsewhere":
+        def elsewhere(failure: NarcoreError, start: int) -> Iterator[NarBytes]:
+            for other in self._streams.others(info, failure):
+                rest = self._remote.read(other, node, start, stop, thrifty=False)
+                yield rest or self._stream(other, known, node, start, stop)
+
+        return PartOrElsewhere(part, start, elsewhere)
 
     def _stream(self, info: PathInfo, known: Known, node: Node, start: int, stop: int) -> "Streamed":
         chunks = self._streams.open(info)
@@ -218,6 +230,52 @@ class Streamed:
     def close(self) -> None:
         self._chunks.close()
         close(self._source)
+
+
+class PartOrElsewhere:
+    """Some bytes out of a part of a remote file; if that fails, the rest from wherever else it can be had.
+
+    ``elsewhere`` is told of the failure and where to go on, and gives what to try, one after the other.
+    """
+
+    def __init__(
+        self, part: NarBytes, start: int, elsewhere: Callable[[NarcoreError, int], Iterator[NarBytes]]
+    ) -> None:
+        self.length = part.length
+        self._part = part
+        self._start = start
+        self._elsewhere = elsewhere
+        self._chunks = self._read()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def close(self) -> None:
+        self._chunks.close()
+        self._part.close()
+
+    def _read(self) -> Generator[bytes]:
+        try:
+            yield from self._counted(self._part)
+        except (StoreError, CompressionError) as error:
+            failure = error
+        else:
+            return
+        for rest in self._elsewhere(failure, self._start):
+            try:
+                yield from self._counted(rest)
+            except (StoreError, CompressionError):
+                continue
+            else:
+                return
+            finally:
+                rest.close()
+        raise failure
+
+    def _counted(self, chunks: NarBytes) -> Generator[bytes]:
+        for chunk in chunks:
+            self._start += len(chunk)
+            yield chunk
 
 
 class KeptOrStreamed:

@@ -45,6 +45,11 @@ class NarStreams:
         chunks = verified(plain, nar_hash=narinfo.nar_hash, nar_size=narinfo.nar_size, hasher=BackgroundSha256())
         return Stage(self._telling(used, chunks), chunks)
 
+    def others(self, info: PathInfo, failure: NarcoreError) -> Iterator[PathInfo]:
+        """The same NAR at other stores, now that ``failure`` has shown that this one can't give it."""
+        self._on_failure(info, failure)
+        return (source for source in self._sources(info) if source is not info)
+
     def _telling(self, used: list[PathInfo], chunks: Iterator[bytes]) -> Iterator[bytes]:
         try:
             yield from chunks
