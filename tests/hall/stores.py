@@ -62,9 +62,10 @@ class Stores:
             if request.target.split("/", 4)[3] == mark
         ]
 
-    def ranges(self, mark: str) -> list[tuple[int, int | None]]:
-        """The parts of files that were asked for."""
-        return [each.range for each in self._server.requests if f"/{mark}/" in each.target and each.range]
+    def ranges(self, mark: str) -> list[tuple[int, int]]:
+        """The parts of files that were asked for: their first bytes, and how many."""
+        parts = [request.range for request in list(self._server.requests) if f"/{mark}/" in request.target]
+        return [(first, last - first + 1 if last is not None else 0) for first, last in filter(None, parts)]
 
 
 @contextmanager
