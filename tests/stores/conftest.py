@@ -1,6 +1,8 @@
 """Servers and stores that close themselves, in an environment without proxies and netrc."""
 
+import ipaddress
 import os
+import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,11 +12,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+import urllib3.util.connection
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from narcore.stores import HttpBinaryCacheStore
+from narcore.stores import HttpBinaryCacheStore, guard
 from narcore.stores.cafile import CA_VARIABLES
 from tests.stores.flaky_server import FlakyServer, Script
 
@@ -44,6 +47,20 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv(name, "true")
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")  # should obstore ask after all
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:1")
+
+
+@pytest.fixture(autouse=True)
+def _no_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that fails to refuse an address must not send anything there."""
+    real = urllib3.util.connection.create_connection
+
+    def connect(address: tuple[str, int], *args: Any, **options: Any) -> socket.socket:
+        for *_, found in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+            assert ipaddress.ip_address(found[0]).is_loopback, f"would connect to {address}"
+        return real(address, *args, **options)
+
+    monkeypatch.setattr(urllib3.util.connection, "create_connection", connect)
+    monkeypatch.setattr(guard, "create_connection", connect)
 
 
 @pytest.fixture

@@ -1,0 +1,387 @@
+"""Server-side request forgery: nothing that a cache says makes us connect to where only we can reach.
+
+Two things that a store reads come from strangers: the ``URL`` of a narinfo, which nobody signs, and the ``Location`` of a
+redirect. The tricks that are tried, each with a canary on another port of this machine and one on another loopback
+address, which must not see a connection:
+
+- a whole URL of another host, port, scheme, or user, and one without a scheme; the scheme in capitals, or with nothing,
+  one slash or three behind it
+- user and password that look like the host, or the host like user and password; ``#`` and ``?`` before an ``@``
+- backslashes, as they are, encoded once and twice; tabs, line ends and control characters, encoded or not (a header
+  of our request, or a second request, is not to be written by a narinfo)
+- climbing out by ``..``, encoded once, twice and thrice, half, with a ``;``, behind a directory; an encoded slash
+- other notations of 127.0.0.1: decimal, octal, hexadecimal, short, with a dot behind it, percent-encoded, in full width
+  or circled digits, with ideographic full stops
+- IPv6: loopback, unspecified, IPv4-mapped, NAT64, 6to4, link-local, unique local (a cloud's metadata service), site-local
+- private, shared (100.64/10), link-local (169.254.169.254), multicast, broadcast and unspecified addresses
+- names that resolve to loopback, also as one address of several, or only after they were checked (DNS rebinding)
+- the schemes file, ftp, gopher, unix, javascript, data; ports that are none
+- a redirect by a public cache, and by a bucket of S3, whose session token must not be taken along either
+- several hops, of which only the last leads inward; a redirect in answer to a resumed request
+
+No test may send anything to an address that is not loopback: the public cache is played by a proxy on this machine, and
+what is neither refused nor answered by it fails.
+"""
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import responses
+
+from narcore.errors import FileNotInStore, StoreForbidden, StoreUnavailable
+from narcore.stores import BinaryCacheStore, HttpBinaryCacheStore, LocalBinaryCacheStore, MemoryStore, guard, read_file
+from narcore.stores.objectstore import ObjectBinaryCacheStore
+from narcore.stores.s3 import S3BinaryCacheStore
+from tests.stores.conftest import OpenHttp, Serve
+from tests.stores.flaky_server import FlakyFile, Request, Step, answer, redirect
+
+PUBLIC_ADDRESS = "93.184.216.34"
+
+
+class Canary:
+    """Listens on a port of two loopback addresses, and counts who connects."""
+
+    def __init__(self) -> None:
+        first = socket.create_server(("127.0.0.1", 0))
+        self.port: int = first.getsockname()[1]
+        self._listeners = [first, socket.create_server(("127.0.0.2", self.port))]
+        self.seen: list[str] = []
+
+    def count(self) -> list[str]:
+        """Every address that was connected to. A connection is in the backlog by the time that ``connect`` returns."""
+        for listener in self._listeners:
+            listener.setblocking(False)
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except BlockingIOError:
+                    break
+                connection.close()
+                self.seen.append(listener.getsockname()[0])
+        return self.seen
+
+    def close(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+
+
+@pytest.fixture
+def canary() -> Iterator[Canary]:
+    canary = Canary()
+    yield canary
+    assert canary.count() == []
+    for address in ("127.0.0.1", "127.0.0.2"):  # it would have noticed
+        socket.create_connection((address, canary.port)).close()
+    assert canary.count() == ["127.0.0.1", "127.0.0.2"]
+    canary.close()
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """A name service: names that are not in it are real ones (``localhost``, addresses)."""
+    table = {"cache.example.org": [PUBLIC_ADDRESS]}
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: str, port: Any, *args: Any, **options: Any) -> Any:
+        if host.endswith(".example.org") and options.get("flags") != socket.AI_NUMERICHOST:
+            found = table.get(host)
+            if found is None:
+                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
+        return real(host, port, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return table
+
+
+# --- what a narinfo says
+
+URLS = [
+    "http://{canary}/x",
+    "https://{canary}/x",
+    "HTTP://{canary}/x",
+    "http://127.0.0.2:{port}/x",
+    "http:/{canary}/x",
+    "http:{canary}/x",
+    "http:///{canary}/x",
+    "//{canary}/x",
+    "///{canary}/x",
+    "////{canary}/x",
+    "/\\{canary}/x",
+    "\\\\{canary}\\x",
+    "%5c%5c{canary}/x",
+    "%2f%2f{canary}/x",
+    "/%2f{canary}/x",
+    "/%5c{canary}/x",
+    "/%255c{canary}/x",
+    "http:\\\\{canary}\\x",
+    "http://{store}@{canary}/x",
+    "http://user:pass@{canary}/x",
+    "http://{store}:80@{canary}/x",
+    "http://{canary}#@{store}/x",
+    "http://{canary}?@{store}/x",
+    "http://{canary}\\@{store}/x",
+    "http://{canary}%23@{store}/x",
+    "http://{store}#@{canary}/x",
+    "http://{store}\\@{canary}/x",
+    "http://{store}.{canary}/x",
+    "@{canary}/x",
+    ":@{canary}/x",
+    ":{port}/x",
+    "http://2130706433:{port}/x",
+    "http://0x7f.1:{port}/x",
+    "http://0177.0.0.1:{port}/x",
+    "http://127.1:{port}/x",
+    "http://[::ffff:127.0.0.1]:{port}/x",
+    "http://localhost:{port}/x",
+    "http://127\u30020\u30020\u30021:{port}/x",
+    "http://\u2460\u2461\u2466.0.0.1:{port}/x",
+    "nar/x HTTP/1.1\r\nHost: {canary}\r\nX: y",
+    "nar/x%20HTTP/1.1%0d%0aHost:%20{canary}%0d%0a",
+    "nar/x\nHost: {canary}",
+    "nar/x\0{canary}",
+    "nar/x\t{canary}",
+    "file:///etc/passwd",
+    "FILE://{canary}/etc/passwd",
+    "gopher://{canary}/_GET%20/",
+    "ftp://{canary}/x",
+    "s3://{canary}/x",
+    "unix:///var/run/docker.sock",
+    "data:,x",
+    "javascript:alert(1)",
+    "../../../etc/passwd",
+    "..%2f..%2f..%2fetc/passwd",
+    "%2e%2e/%2e%2e/etc/passwd",
+    "%252e%252e/%252e%252e/etc/passwd",
+    "%25252e%25252e/etc/passwd",
+    "nar/../../secret",
+    "nar/..;/..;/secret",
+    "/secret",
+    "/etc/passwd",
+]
+
+
+def play_public_files(request: Request) -> list[Step]:
+    """A cache, also as a bucket, with a secret beside it; what it has not is not there."""
+    path = request.target.partition("?")[0]
+    if path in ("/secret", "/bucket/secret", "/a/secret"):
+        return answer(200, b"secret", "Last-Modified: Wed, 21 Oct 2015 07:28:00 GMT", 'ETag: "x"')
+    return answer(404)
+
+
+def over_http(url: str, directory: Path) -> BinaryCacheStore:
+    return HttpBinaryCacheStore(f"{url}/a/b", retries=0)
+
+
+def over_s3(url: str, directory: Path) -> BinaryCacheStore:
+    return S3BinaryCacheStore(f"s3://bucket/b?endpoint={url}", retries=0)
+
+
+def over_google(url: str, directory: Path) -> BinaryCacheStore:
+    return ObjectBinaryCacheStore(f"gs://bucket/b?endpoint={url}", retries=0)
+
+
+def over_azure(url: str, directory: Path) -> BinaryCacheStore:
+    return ObjectBinaryCacheStore(f"az://bucket/b?account=joe&endpoint={url}", retries=0)
+
+
+def on_disk(url: str, directory: Path) -> BinaryCacheStore:
+    (directory / "a/b/nar").mkdir(parents=True)
+    for place in (directory, directory / "a"):
+        (place / "secret").write_bytes(b"secret")
+    return LocalBinaryCacheStore(str(directory / "a/b"))
+
+
+def in_memory(url: str, directory: Path) -> BinaryCacheStore:
+    return MemoryStore({"nar/x": b"x"})
+
+
+STORES = [over_http, over_s3, over_google, over_azure, on_disk, in_memory]
+Open = Callable[[str, Path], BinaryCacheStore]
+
+
+@pytest.mark.parametrize("open_store", STORES)
+def test_a_narinfo_leads_nowhere_but_into_its_store(
+    serve: Serve, closing: ExitStack, canary: Canary, tmp_path: Path, open_store: Open
+) -> None:
+    server = serve(play_public_files)
+    store = open_store(server.url, tmp_path)
+    closing.callback(store.close)
+    wrong = []
+    for pattern in URLS:
+        url = pattern.format(
+            canary=f"127.0.0.1:{canary.port}", port=canary.port, store=server.url.removeprefix("http://")
+        )
+        try:
+            content = read_file(store, url, 1000)
+        except (StoreForbidden, FileNotInStore):
+            continue
+        # RFC 3986 lets an HTTP store's narinfo name a path of its own host, and nothing more.
+        if not (url == "/secret" and open_store is over_http):
+            wrong.append((url, content))
+    assert not wrong
+    hosts = {(request.headers["host"], request.method) for request in server.requests}
+    assert hosts <= {(server.url.removeprefix("http://"), "GET")}
+    inside = ("/a/b/", "/bucket/b/", "/bucket/b%2F")
+    outside = [request.target for request in server.requests if not request.target.startswith(inside)]
+    assert [target for target in outside if open_store is not over_http or ".." in target or "@" in target] == []
+
+
+# --- where a redirect leads
+
+INWARD = [
+    "http://127.0.0.1:{port}/",
+    "http://localhost:{port}/",
+    "http://LOCALHOST.:{port}/",
+    "http://127.1:{port}/",
+    "http://127.0.0.1.:{port}/",
+    "http://0x7f000001:{port}/",
+    "http://0x7f.1:{port}/",
+    "http://2130706433:{port}/",
+    "http://0177.0.0.1:{port}/",
+    "http://0:{port}/",
+    "http://0.0.0.0:{port}/",
+    "http://[::1]:{port}/",
+    "http://[::]:{port}/",
+    "http://[::ffff:127.0.0.1]:{port}/",
+    "http://[::ffff:7f00:1]:{port}/",
+    "http://[64:ff9b::127.0.0.1]:{port}/",
+    "http://[2002:7f00:1::]:{port}/",
+    "http://loop.example.org:{port}/",
+    "http://mixed.example.org:{port}/",
+    "http://cache.example.org@127.0.0.1:{port}/",
+    "http://cache.example.org:80@127.0.0.1:{port}/",
+    "http://127.0.0.1:{port}#@cache.example.org/",
+    "http://127.0.0.1:{port}\\@cache.example.org/",
+    "http://cache.example.org\\@127.0.0.1:{port}/",
+    "http:\\\\127.0.0.1:{port}/",
+    "http://127.0.0.1:{port}\t/",
+    "\x01http://127.0.0.1:{port}/",
+    "//127.0.0.1:{port}/",
+    "http://%31%32%37.0.0.1:{port}/",
+    "http://①②⑦.⓪.⓪.①:{port}/",
+    "http://127。0。0。1:{port}/",
+    "https://127.0.0.1:{port}/",
+    "HTTP://127.0.0.1:{port}/",
+    "http://169.254.169.254/latest/meta-data/",
+    "http://[fe80::1]/",
+    "http://[fd00:ec2::254]/",
+    "http://[fec0::1]/",
+    "http://10.0.0.1/",
+    "http://172.16.0.1/",
+    "http://192.168.1.1/",
+    "http://100.100.100.200/",
+    "http://224.0.0.1/",
+    "http://255.255.255.255/",
+    "file:///etc/passwd",
+    "ftp://127.0.0.1:{port}/",
+    "gopher://127.0.0.1:{port}/",
+    "unix:///var/run/docker.sock",
+    "javascript:alert(1)",
+    "http://[::1",
+    "http://127.0.0.1:{port}0000/",
+    "http://127.0.0.1:x/",
+    "http://127.0.0.1:-1/",
+    "http://:{port}/",
+]
+# Paths of the cache itself, for whoever reads URLs by RFC 3986.
+HARMLESS = [
+    "http://cache.example.org#@127.0.0.1:{port}/",
+    "///127.0.0.1:{port}/",
+    "http:127.0.0.1:{port}/",
+    "http:///127.0.0.1:{port}/",
+    "cache.example.org@127.0.0.1:{port}/",
+]
+
+
+def public_http(open_http: OpenHttp) -> BinaryCacheStore:
+    return open_http("http://cache.example.org", connect_timeout=0.2, retries=0)
+
+
+def public_s3(open_http: OpenHttp) -> BinaryCacheStore:
+    return S3BinaryCacheStore("s3://bucket?endpoint=http://cache.example.org", connect_timeout=0.2, retries=0)
+
+
+@pytest.fixture(params=[public_http, public_s3])
+def public(
+    request: pytest.FixtureRequest, open_http: OpenHttp, closing: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "aladdin")
+    store = request.param(open_http)
+    closing.callback(store.close)
+    return store
+
+
+FIRST = re.compile(r"http://cache\.example\.org/(bucket/)?x(\?|$)")
+
+
+@responses.activate
+@pytest.mark.parametrize("location", INWARD + HARMLESS)
+def test_a_public_cache_never_leads_inward(
+    public: BinaryCacheStore, canary: Canary, names: dict[str, list[str]], location: str
+) -> None:
+    names["loop.example.org"] = ["127.0.0.1"]
+    names["mixed.example.org"] = [PUBLIC_ADDRESS, "127.0.0.1"]
+    responses.add_passthru(re.compile(r"(?!http://cache\.example\.org)"))
+    target = location.format(port=canary.port).encode().decode("latin-1")
+    responses.add("GET", FIRST, status=302, headers={"Location": target})
+    responses.add("GET", re.compile(r"http://cache\.example\.org(?!/(bucket/)?x(\?|$))"), status=404)
+    with pytest.raises(FileNotInStore if location in HARMLESS else StoreForbidden):
+        public.get_file("x")
+
+
+@responses.activate
+def test_nor_at_the_last_of_several_hops(public: BinaryCacheStore, canary: Canary, names: dict[str, list[str]]) -> None:
+    names["other.example.org"] = [PUBLIC_ADDRESS]
+    responses.add_passthru("http://127.0.0.1")
+    responses.add("GET", FIRST, status=307, headers={"Location": "http://other.example.org/y"})
+    responses.add("GET", "http://other.example.org/y", status=301, headers={"Location": "/z"})
+    inward = f"http://127.0.0.1:{canary.port}/"
+    responses.add("GET", "http://other.example.org/z", status=308, headers={"Location": inward})
+    with pytest.raises(StoreForbidden, match="loopback"):
+        public.get_file("x")
+    urls = [str(call.request.url) for call in responses.calls]
+    assert urls[1:] == ["http://other.example.org/y", "http://other.example.org/z"]
+    assert not [call for call in responses.calls[1:] if "aladdin" in f"{call.request.url}{call.request.headers}"]
+
+
+def test_nor_where_a_body_was_cut(serve: Serve, open_http: OpenHttp, canary: Canary) -> None:
+    """The first answer was good, the resumed one leads away: the redirect is judged as any other."""
+    content = FlakyFile(b"x" * 1000, [10])
+
+    def script(request: Request) -> Any:
+        return content(request) if request.range is None else redirect(f"http://10.0.0.1:{canary.port}/")
+
+    with pytest.raises((StoreForbidden, StoreUnavailable)):
+        read_file(open_http(serve(script).url), "x", 10_000)
+
+
+@responses.activate
+def test_a_name_that_changes_its_address(
+    open_http: OpenHttp, names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DNS rebinding: the connection is made to the address that was checked, not to what the name says next."""
+    connected: list[str] = []
+
+    def connect(address: tuple[str, int], *_: object) -> socket.socket:
+        connected.append(address[0])
+        names["rebind.example.org"] = ["127.0.0.1"]
+        raise OSError
+
+    monkeypatch.setattr(guard, "create_connection", connect)
+    names["rebind.example.org"] = [PUBLIC_ADDRESS]
+    responses.add_passthru("http://rebind.example.org")
+    responses.add("GET", "http://cache.example.org/x", status=302, headers={"Location": "http://rebind.example.org/"})
+    store = open_http("http://cache.example.org", retries=0)
+    with pytest.raises(StoreUnavailable):
+        store.get_file("x")
+    with pytest.raises(StoreForbidden, match="loopback"):
+        store.get_file("x")
+    assert connected == [PUBLIC_ADDRESS]
