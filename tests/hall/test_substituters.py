@@ -355,7 +355,7 @@ def test_the_first_in_order_wins_and_the_others_do_not_hold_it_up() -> None:
         ask_in_thread = [threading.Thread(target=find, args=(cache, f"path-{number}")) for number in range(40)]
         for thread in ask_in_thread:
             thread.start()
-        until(lambda: sum(path.endswith(".narinfo") for _, path in quick.asked) >= 40)
+        until(lambda: sum(path.endswith(".narinfo") for _, path in quick.asked) >= CALLS_AT_ONCE)
         # The hung store keeps a bounded number of threads, and the quick one is asked all the same.
         own = [thread for thread in threading.enumerate() if thread.name == "substituter"]
         assert len(own) <= CALLS_AT_ONCE
