@@ -131,7 +131,7 @@ def exit_code_of_usage(error: click.ClickException) -> int:
         error.show()
     else:
         command = context.command_path if context else "nar-serve"
-        say(f"{error.format_message().rstrip('.')}: try '{command} --help'")
+        say(f"{error.format_message().rstrip('.')}; try '{command} --help'")
     return USAGE
 
 
@@ -141,11 +141,12 @@ class _Said(logging.Handler):
 
 
 def log_to_stderr() -> None:
-    """What the rooms log, without the lookups': their failures are reported, or did not matter."""
+    """What the rooms log, without what failed at a store: that is reported, or did not matter."""
     log = logging.getLogger("narcore")
     if not any(isinstance(handler, _Said) for handler in log.handlers):
         log.addHandler(_Said())
-    logging.getLogger("narcore.lookup").setLevel(logging.ERROR)
+    for name in ("narcore.lookup", "narcore.substituter"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _row(error: BaseException) -> tuple[int, str]:

@@ -1,13 +1,13 @@
 """``nar-serve get``"""
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import click
 
-from narcore.binarycache import BinaryCache
 from narcore.cli.out import Output, encode
 from narcore.cli.progress import Tick, progress
 from narcore.cli.session import Place, Session, session_options
@@ -23,6 +23,7 @@ from narcore.formats.nar.parser import parse_nar
 from narcore.formats.nar.writer import write_nar
 from narcore.pathinfo import PathInfo
 from narcore.settings import Settings
+from narcore.streams.closing import close
 
 # Behind the last file that is wanted, so much more of the NAR (or as much again as was read) is read to check the hash.
 VERIFY_REST = 8 << 20
@@ -80,16 +81,15 @@ def _has_nar_hash(goal: Destination, info: PathInfo) -> bool:
 
 def _fetch(session: Session, place: Place, goal: Destination) -> None:
     with goal.staged(_staging_name(place)) as fd, closing(TreeWriter(fd)) as writer:
-        if place.opened.info is None or _is_best_by_file(session.settings, place, place.opened.info):
-            _by_file(place, writer)
-        else:
-            _in_one_pass(session.cache, place, place.opened.info, writer)
+        is_new = not os.listdir(fd)
+        if not _in_one_pass(session, place, writer, is_new=is_new):
+            by_file(place, writer)
 
 
 def _staging_name(place: Place) -> bytes:
     opened = place.opened
-    what = opened.info.narinfo.nar_hash.nix32 if opened.info else opened.home
-    identity = hashlib.sha256(encode("\0".join((what, opened.store_path.base_name, place.path)))).hexdigest()
+    what = opened.info.narinfo.nar_hash.nix32 if opened.info else ""
+    identity = hashlib.sha256(encode("\0".join((what, place.name)))).hexdigest()
     return f".{opened.store_path.name[:100]}.{identity[:16]}.part".encode()
 
 
@@ -117,7 +117,8 @@ def _is_kept(settings: Settings, info: PathInfo) -> bool:
 # --- file by file
 
 
-def _by_file(place: Place, writer: TreeWriter) -> None:
+def by_file(place: Place, writer: TreeWriter) -> None:
+    """Write the node of ``place`` as ROOT, with as many reads as there are files that lack something."""
     accessor = place.opened.accessor
     with progress(_label(place), _total(accessor.listing, place.node)) as tick:
         _write_node(place, place.node, ROOT, writer, tick)
@@ -159,25 +160,41 @@ def _total(listing: NarListing, node: Node) -> int:
 # --- in one pass
 
 
-def _in_one_pass(cache: BinaryCache, place: Place, info: PathInfo, writer: TreeWriter) -> None:
-    """Out of the NAR as it comes. Its hash is checked at its end: for a whole tree, that is before it is given out."""
-    reading = _Reading(cache.nar(info))
-    with progress(_label(place), info.narinfo.nar_size) as tick, closing(reading):
-        reading.tick = tick
+def _in_one_pass(session: Session, place: Place, writer: TreeWriter, *, is_new: bool) -> bool:
+    """Write the node of ``place`` out of a NAR as it comes, if that is the best way; whether it was."""
+    opened, listing = place.opened, place.opened.accessor.listing
+    if opened.instance:
+        # What is there of a run before need not be sent again: then it is better to ask for the files that lack.
+        chunks = opened.instance.nar(opened.store_path, place.path) if is_new else None
+        if chunks is None:
+            return False
+        total = _total(listing, place.node) if place.path else listing.nar_size
+        _write_nar(place, _Reading(chunks, total), [], writer)
+        return True
+    if opened.info is None or _is_best_by_file(session.settings, place, opened.info):
+        return False
+    path = [encode(name) for name in place.path.split("/")] if place.path else []
+    _write_nar(place, _Reading(session.cache.nar(opened.info), listing.nar_size), path, writer)
+    return True
+
+
+def _write_nar(place: Place, reading: "_Reading", path: list[bytes], writer: TreeWriter) -> None:
+    """Its hash is checked at its end, so of a whole tree before it is given out."""
+    with progress(_label(place), reading.total) as reading.tick, closing(reading):
         events = parse_nar(reading)
-        wanted = [encode(name) for name in place.path.split("/")] if place.path else []
-        if not _write_events(below(events, wanted), writer):
+        if not _write_events(below(events, path), writer):
             raise IntegrityError("the store's listing is not that of the NAR")
-        rest = info.narinfo.nar_size - reading.done
-        if not wanted or rest <= max(VERIFY_REST, reading.done):
+        rest = reading.total - reading.done
+        if not path or rest <= max(VERIFY_REST, reading.done):
             for _event in events:
                 pass
 
 
 class _Reading:
-    """Chunks on their way, counted."""
+    """The chunks of a NAR on their way, counted: ``done`` of about ``total`` bytes."""
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
+    def __init__(self, chunks: Iterator[bytes], total: int) -> None:
+        self.total = total
         self.done = 0
         self.tick: Tick = lambda _count: None
         self._chunks = chunks
@@ -189,9 +206,7 @@ class _Reading:
             yield chunk
 
     def close(self) -> None:
-        close = getattr(self._chunks, "close", None)
-        if close is not None:
-            close()
+        close(self._chunks)
 
 
 def below(events: Iterable[NarEvent], path: list[bytes]) -> Iterator[NarEvent]:

@@ -5,7 +5,7 @@ What it serves is taken as it is: there is no hash in HTTP to check it by. Whoev
 
 import json
 from collections.abc import Generator, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from urllib.parse import quote_from_bytes, unquote_to_bytes, urlsplit, urlunsplit
 
 import requests
@@ -56,7 +56,7 @@ class Instance:
             }
         )
         retries = urllib3.Retry(
-            total=3, backoff_factor=0.2, status_forcelist=(429, 503, 504), raise_on_status=False, redirect=5
+            total=3, connect=1, backoff_factor=0.2, status_forcelist=(429, 503, 504), raise_on_status=False, redirect=5
         )
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(max_retries=retries))
@@ -89,11 +89,8 @@ class Instance:
 
     def get_file(self, store_path: StorePath, path: str, start: int, stop: int, size: int) -> "_Body":
         """Bytes ``start`` to ``stop`` of a file of ``size`` bytes."""
-        url = (
-            f"{self.url}/{quote_from_bytes(encode(f'{store_path.base_name}/{path}' if path else store_path.base_name))}"
-        )
         part = (start, stop) != (0, size)
-        response = self._get(url, {"Range": f"bytes={start}-{stop - 1}"} if part else {})
+        response = self._get(self._file_url(store_path, path), {"Range": f"bytes={start}-{stop - 1}"} if part else {})
         try:
             here = start if response.status_code == 206 else 0
             _check_extent(response, here, stop if response.status_code == 206 else size, size)
@@ -101,6 +98,31 @@ class Instance:
             response.close()
             raise
         return _Body(self, response, skip=start - here, length=stop - start)
+
+    def nar(self, store_path: StorePath, path: str) -> Iterator[bytes] | None:
+        """The NAR of a node, to be closed; None if this instance does not give any. It is not checked against a hash."""
+        try:
+            response = self._get(f"{self._file_url(store_path, path)}?format=nar")
+        except StorePathError:  # the status for a format that is not known
+            return None
+        return self._chunks(response)
+
+    def _file_url(self, store_path: StorePath, path: str) -> str:
+        return f"{self.url}/{quote_from_bytes(encode('/'.join(filter(None, (store_path.base_name, path)))))}"
+
+    def _chunks(self, response: requests.Response) -> Generator[bytes]:
+        with closing(response):
+            while chunk := self.read(response):
+                yield chunk
+            if response.raw.length_remaining:
+                raise StoreUnavailable(f"{self.url}: the bytes end early")
+
+    def read(self, response: requests.Response) -> bytes:
+        """The next bytes of a body; none at its end."""
+        try:
+            return response.raw.read1(CHUNK, decode_content=False) or b""
+        except (OSError, urllib3.exceptions.HTTPError) as error:
+            raise self.failure(error) from None
 
     def _get(self, url: str, headers: dict[str, str] | None = None) -> requests.Response:
         try:
@@ -179,10 +201,7 @@ class _Body:
     def _read(self, skip: int) -> Generator[bytes]:
         left = self.length
         while left:
-            try:
-                chunk = self._response.raw.read1(CHUNK, decode_content=False) or b""
-            except (OSError, urllib3.exceptions.HTTPError) as error:
-                raise self._instance.failure(error) from None
+            chunk = self._instance.read(self._response)
             if not chunk:
                 raise StoreUnavailable(f"{self._instance.url}: the bytes end early")
             fresh = chunk[skip:][:left]

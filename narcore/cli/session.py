@@ -16,7 +16,7 @@ from narcore.binarycache import BinaryCache
 from narcore.cli.exits import say
 from narcore.cli.out import encode
 from narcore.cli.target import Target
-from narcore.errors import FileNotInStore, SettingsError, SymlinkLoop
+from narcore.errors import SettingsError, SymlinkLoop
 from narcore.formats.listing import Node
 from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath
 from narcore.pathinfo import PathInfo
@@ -33,18 +33,18 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A store path whose files can be read. ``info`` is None for one that an instance serves; then ``home`` is its URL."""
+    """A store path whose files can be read: ``info`` says from which store, or ``instance`` serves it."""
 
     store_path: StorePath
     accessor: NarAccessor
     info: PathInfo | None = None
-    home: str = ""
+    instance: "Instance | None" = None
 
     def name(self, path: str) -> str:
         """What the node at ``path`` in it is called on this command line."""
         inside = f"/{path}" if path else ""
-        if self.home:
-            return f"{self.home}/{quote_from_bytes(encode(self.store_path.base_name + inside))}"
+        if self.instance:
+            return f"{self.instance.url}/{quote_from_bytes(encode(self.store_path.base_name + inside))}"
         return f"{self.store_path}{inside}"
 
 
@@ -99,7 +99,7 @@ class Session:
         if target.home:
             instance = self._instance(target)
             store_path, accessor = instance.open(target.hash_part, target.name)
-            return Opened(store_path, accessor, home=instance.url)
+            return Opened(store_path, accessor, instance=instance)
         return self.open_info(self.path_info(target))
 
     def _instance(self, target: Target) -> "Instance":
@@ -130,15 +130,10 @@ class Session:
 
 
 def find_path_info(cache: BinaryCache, target: Target) -> PathInfo:
-    """Where only a hash was given and /nix/store has no such path, the stores' own store dirs are tried as well."""
-    try:
-        return cache.path_info(target.hash_part, target.store_dir or DEFAULT_STORE_DIR)
-    except FileNotInStore:
-        others = () if target.store_dir else cache.store_dirs()
-        for store_dir in others:
-            if store_dir != DEFAULT_STORE_DIR:
-                return cache.path_info(target.hash_part, store_dir)
-        raise
+    """Raises what ``BinaryCache.path_info`` raises."""
+    if target.store_dir is None:
+        return cache.path_info_anywhere(target.hash_part)
+    return cache.path_info(target.hash_part, target.store_dir)
 
 
 def session_options(command: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:

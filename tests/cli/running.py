@@ -57,6 +57,14 @@ class InProcess:
         return done
 
 
+def stored(directory: Path, files: Mapping[str, bytes]) -> Path:
+    """The files of a binary cache, as a directory."""
+    for name, data in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(data)
+    return directory
+
+
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("NAR_", "NIX_", "PYTHON"))}
     # PYTHONDEVMODE: a file or a connection that is left open shows on standard error.
