@@ -1,6 +1,7 @@
 """The URLs that are not in a store path: landing page, health, robots.txt, our own style sheet and icon."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from flask import request
 
@@ -8,6 +9,7 @@ from api.responses.base import Response, text_response
 from api.responses.pages import landing_response
 from api.responses.redirects import redirect_response
 from api.responses.templates import static_response
+from api.responses.text import quote_path
 from narcore.binarycache import BinaryCache
 from narcore.errors import NarcoreError, StorePathError
 from narcore.formats.storepath import is_hash_part
@@ -26,7 +28,7 @@ class Pages:
             return redirect_response(request, self._typed_path(typed), immutable=False, keep_query=False)
         return landing_response(
             request,
-            caches=[substituter.url for substituter in self._cache.substituters],
+            caches=[(substituter.url, substituter.store_dir or "") for substituter in self._cache.in_order()],
             store_dir=self._cache.store_dirs(ask=False)[0],
             examples=self._examples,
         )
@@ -37,8 +39,15 @@ class Pages:
         if typed.startswith("/"):
             return typed
         if is_hash_part(typed[:32]):
-            return f"{self._cache.store_dirs(ask=False)[0]}/{typed}"
+            return f"{self._store_dir_of(typed[:32])}/{typed}"
         raise StorePathError(f"{typed[:300]!r} is not a store path")
+
+    def _store_dir_of(self, hash_part: str) -> str:
+        first, *others = self._cache.store_dirs(ask=False)
+        if others:
+            with suppress(NarcoreError):  # what is wrong is said at the URL that this leads to
+                return self._cache.path_info_anywhere(hash_part).narinfo.store_path.store_dir
+        return first
 
     def health(self) -> Response:
         """Whether the process lives; touches nothing."""
@@ -56,7 +65,7 @@ class Pages:
 
     def robots(self) -> Response:
         """A crawler would unpack the whole cache."""
-        rules = [f"Disallow: {store_dir}/" for store_dir in self._cache.store_dirs()]
+        rules = [f"Disallow: {quote_path(store_dir)}/" for store_dir in self._cache.store_dirs()]
         return text_response(
             "\n".join(["User-agent: *", *rules, "Disallow: /unpack/", ""]), cache_control="public, max-age=3600"
         )

@@ -11,11 +11,11 @@ from api.responses.templates import render
 
 
 def landing_response(
-    request: Request, *, caches: Sequence[str], store_dir: str, examples: Sequence[tuple[str, str]] = ()
+    request: Request, *, caches: Sequence[tuple[str, str]], store_dir: str, examples: Sequence[tuple[str, str]] = ()
 ) -> Response:
     """What this is and how to use it. Its form asks for ``/?path=<what was typed>``.
 
-    ``caches``: URLs to show, without passwords. ``examples``: labels, and URL paths (encoded, without SCRIPT_NAME).
+    ``caches``: URLs to show, without passwords, and the store dirs of these stores, "" where that is not known (yet). ``examples``: labels, and URL paths (encoded, without SCRIPT_NAME).
     """
     page = render(request, "landing.html", caches=caches, store_dir=store_dir, examples=examples)
     body = b"".join(page)

@@ -8,7 +8,7 @@ from tests.api.test_listings import Page
 
 
 def landing(headers: Headers | None = None, method: str = "GET", script_name: str = "", **values: object) -> Answer:
-    options = {"caches": ["https://cache.example.org"], "store_dir": "/nix/store", **values}
+    options = {"caches": [("https://cache.example.org", "")], "store_dir": "/nix/store", **values}
     return answer(
         request("/", method, headers, {"SCRIPT_NAME": script_name}),
         lambda asked: landing_response(asked, **options),  # type: ignore[arg-type]
@@ -40,9 +40,11 @@ def test_everything_of_ours_is_below_script_name() -> None:
     assert all(url and url.startswith("/prod/") for url in urls)
 
 
-def test_several_caches_are_in_order() -> None:
-    text = landing(caches=["https://a.example", "https://b.example"]).text
+def test_several_caches_are_in_order_and_have_their_store_dirs() -> None:
+    text = landing(caches=[("https://a.example", "/nix/store"), ("https://b.example", ""), ("https://c", "/<x>")]).text
     assert text.index("a.example") < text.index("b.example")
+    shown = re.findall(r"<li><code>(.*?)</code>(?:, for <code>(.*?)</code>)?</li>", text)
+    assert shown == [("https://a.example", "/nix/store"), ("https://b.example", ""), ("https://c", "/&lt;x&gt;")]
 
 
 def test_the_landing_page_is_asked_for_again_cheaply() -> None:
@@ -50,7 +52,7 @@ def test_the_landing_page_is_asked_for_again_cheaply() -> None:
     assert first.headers["Cache-Control"] == "no-cache"
     again = landing({"If-None-Match": first.headers["ETag"]})
     assert (again.status, again.body) == (304, b"")
-    assert landing(caches=["https://other.example"]).headers["ETag"] != first.headers["ETag"]
+    assert landing(caches=[("https://other.example", "")]).headers["ETag"] != first.headers["ETag"]
     head = landing(method="HEAD")
     assert (head.body, head.headers["Content-Length"]) == (b"", str(len(first.body)))
 
