@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
@@ -18,6 +19,7 @@ DEFAULT_PUBLIC_KEY = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDS
 STRATEGIES: tuple[Literal["ordered", "parallel"], ...] = ("ordered", "parallel")
 LOG_FORMATS: tuple[Literal["text", "json"], ...] = ("text", "json")
 VERIFY_MODES: tuple[Literal["stream", "strict"], ...] = ("stream", "strict")
+SWITCH = {"on": True, "1": True, "off": False, "0": False}
 NAMES = frozenset(
     {
         "NAR_CACHE_DIR",
@@ -28,15 +30,22 @@ NAMES = frozenset(
         "NAR_MAX_FILLS",
         "NAR_MAX_NAR_SIZE",
         "NAR_MAX_RESPONSE",
+        "NAR_METRICS",
         "NAR_OFFLOAD_URL",
+        "NAR_STOP_SECONDS",
+        "NAR_THREADS",
+        "NAR_TRUSTED_PROXIES",
         "NAR_TRUSTED_PUBLIC_KEYS",
         "NAR_VERIFY",
+        "NAR_WORKERS",
     }
 )
 
 # Set by the platforms themselves; there, only the temp dir can be written to. It is of some 512 MB and for this program
 # alone, so its share is a large one.
 SERVERLESS = ("VERCEL", "AWS_LAMBDA_FUNCTION_NAME")
+
+Network = IPv4Network | IPv6Network
 
 _SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _PERCENT = re.compile(r"([0-9]{1,3})%")
@@ -83,6 +92,11 @@ class Settings:
     max_nar_size: int | None = None
     max_response: int | None = None
     offload_url: str = ""
+    workers: int = 2
+    threads: int = 32
+    stop_seconds: int = 60
+    metrics: bool = False
+    trusted_proxies: tuple[Network, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @classmethod
@@ -115,6 +129,11 @@ class Settings:
             max_nar_size=_size_or_none("NAR_MAX_NAR_SIZE", given),
             max_response=_size_or_none("NAR_MAX_RESPONSE", given),
             offload_url=_offload_url(given.get("NAR_OFFLOAD_URL", "")),
+            workers=_count("NAR_WORKERS", given.get("NAR_WORKERS", "2")),
+            threads=_count("NAR_THREADS", given.get("NAR_THREADS", "32")),
+            stop_seconds=_count("NAR_STOP_SECONDS", given.get("NAR_STOP_SECONDS", "60")),
+            metrics=_switch("NAR_METRICS", given),
+            trusted_proxies=_networks("NAR_TRUSTED_PROXIES", given.get("NAR_TRUSTED_PROXIES", "")),
             warnings=tuple(_unknown(name) for name in sorted(given) if name.startswith("NAR_") and name not in NAMES),
         )
 
@@ -177,6 +196,21 @@ def _count(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) <= 10_000):
         raise SettingsError(f"{name}={text!r} is not a number from 1 to 10000")
     return int(text)
+
+
+def _switch(name: str, given: Mapping[str, str]) -> bool:
+    text = given.get(name, "off")
+    if text not in SWITCH:
+        raise SettingsError(f"{name}={text!r} is not known; it is on (1) or off (0)")
+    return SWITCH[text]
+
+
+def _networks(name: str, text: str) -> tuple[Network, ...]:
+    """Addresses and networks (CIDR), with white space or commas between them."""
+    try:
+        return tuple(ip_network(word) for word in text.replace(",", " ").split())
+    except ValueError as error:
+        raise SettingsError(f"{name}: {error}; it is addresses or networks, such as 127.0.0.1 or 10.0.0.0/8") from error
 
 
 def _size(name: str, text: str, *, also: str = "") -> int:
