@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from urllib.parse import unquote_to_bytes
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -21,7 +22,7 @@ class DecodedPath:
     def __init__(self, application: WSGIApplication) -> None:
         self._application = application
 
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> object:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if "REQUEST_URI" not in environ and "RAW_URI" not in environ:
             raw = environ.get("PATH_INFO", "").encode("latin-1")
             environ["PATH_INFO"] = unquote_to_bytes(raw).decode("latin-1")
@@ -32,9 +33,11 @@ def _start() -> WSGIApplication:
     try:
         settings = Settings.from_environ(os.environ)
         configure_logging(settings.log_format)
-        return create_app(settings)
+        app = create_app(settings)
     except SettingsError as error:
         sys.exit(f"nar-serve: {error}")
+    app.wsgi_app = DecodedPath(app.wsgi_app)  # type: ignore[method-assign]  # as Flask's documentation says to
+    return app
 
 
 app = _start()

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 from urllib.parse import parse_qs, quote, urljoin, urlsplit
 
+from api._dev.apigateway import REMAPPED_LENGTH
 from tests.e2e.fronts import Front
 
 
@@ -28,6 +29,11 @@ class Answer(NamedTuple):
         values = self.headers.get_all(name, [])
         assert len(values) == 1, f"{name}: {values} in {self.headers.items()}"
         return str(values[0])
+
+    @property
+    def size(self) -> int:
+        """Content-Length; API Gateway calls it something else in the answer to HEAD."""
+        return int(self.headers.get(REMAPPED_LENGTH) or self.header("Content-Length"))
 
     def directives(self) -> dict[str, str]:
         """Cache-Control, as a dict."""

@@ -56,9 +56,16 @@ class RunFront(Protocol):
         """``cache_dir`` is the directory of its NAR cache; ``settings`` are more environment variables."""
 
 
-@pytest.fixture(scope="session", params=fronts.FRONTS)
-def run_front(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunFront:
-    """Starts the application in each way of `fronts.FRONTS`, and keeps its log."""
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What HTTP says is tested in each way to run the application, the rest in the first one."""
+    if "kind" in metafunc.fixturenames:
+        everywhere = metafunc.module.__name__.rpartition(".")[2].startswith("test_http_")
+        metafunc.parametrize("kind", [*fronts.FRONTS] if everywhere else ["gunicorn"], scope="session")
+
+
+@pytest.fixture(scope="session")
+def run_front(kind: str, tmp_path_factory: pytest.TempPathFactory) -> RunFront:
+    """Starts the application, and keeps its log."""
     numbers = itertools.count()
     logs = tmp_path_factory.mktemp("fronts")
 
@@ -73,7 +80,7 @@ def run_front(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         log = logs / f"{next(numbers)}.log"
         _LOGS.add(log)
         environ = {"NAR_CACHE_URL": cache_url, "NAR_CACHE_DIR": str(cache_dir)} | dict(settings or {})
-        return fronts.running(environ, log, kind=request.param, shape=shape, expect_trouble=expect_trouble)
+        return fronts.running(environ, log, kind=kind, shape=shape, expect_trouble=expect_trouble)
 
     return run
 

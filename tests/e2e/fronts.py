@@ -13,8 +13,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+
+from tests import tools
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 30
@@ -43,15 +46,33 @@ def gunicorn(listener: socket.socket, shape: Shape) -> list[str]:
     return [sys.executable, "-m", "gunicorn", *options, shape.app]
 
 
-FRONTS: dict[str, Callable[[socket.socket, Shape], list[str]]] = {"gunicorn": gunicorn}
+def vercel(listener: socket.socket, shape: Shape) -> list[str]:
+    """Vercel's own runtime."""
+    python = str(tools.vercel_python())
+    return [sys.executable, "-m", "tests.e2e.vercel", "--fd", str(listener.fileno()), "--python", python]
+
+
+def on_lambda(kind: str, listener: socket.socket, shape: Shape) -> list[str]:
+    """A runtime client of Lambda, behind what API Gateway does."""
+    options = ["--fd", str(listener.fileno()), "--instances", str(shape.workers + 1)]
+    return [sys.executable, "-m", "tests.e2e.gateway", *options, kind]
+
+
+FRONTS: dict[str, Callable[[socket.socket, Shape], list[str]]] = {
+    "gunicorn": gunicorn,
+    "vercel": vercel,
+    "lambda": partial(on_lambda, "handler"),
+    "stream": partial(on_lambda, "stream"),
+}
 """The ways to run the application, by name."""
 
 
 class Front:
     """A server that is running. ``log`` is where its standard error and output go."""
 
-    def __init__(self, process: subprocess.Popen[bytes], address: tuple[str, int], log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], kind: str, address: tuple[str, int], log: Path) -> None:
         self.process = process
+        self.kind = kind
         self.host, self.port = address
         self.log = log
 
@@ -142,6 +163,7 @@ def running(
                 pass_fds=(listener.fileno(),),
                 start_new_session=True,
             ),
+            kind,
             listener.getsockname()[:2],
             log,
         )

@@ -129,7 +129,9 @@ def test_repeated_slashes_count_as_one(client: Client, hello: str, change: objec
 
 def test_a_slash_behind_a_file(client: Client, hello: str, caches: NixCaches) -> None:
     got = client.get(f"{hello}/bin/hello/?download")
-    assert location(got, f"{hello}/bin/hello/") == f"{hello}/bin/hello?download"
+    target = location(got, f"{hello}/bin/hello/")
+    assert target.partition("?")[0] == f"{hello}/bin/hello"
+    assert query_of(target) == {"download": [""]}
     one = url_path(caches.store_paths[trees.ONE_FILE_NAME])
     assert location(client.get(f"{one}/"), f"{one}/") == one
 
@@ -185,7 +187,7 @@ def test_bytes_that_are_not_encoded(site: Front, caches: NixCaches) -> None:
     for name in (b"caf\xc3\xa9", b"\xff\xfe", b"quote\"d'", b"<b>bold"):
         request = b"GET " + path + b"/" + name + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         head, _, body = raw_exchange(site, request).partition(b"\r\n\r\n")
-        assert head.startswith((b"HTTP/1.1 200", b"HTTP/1.1 400"))
+        assert head[:12].endswith((b" 200", b" 400", b" 404"))
         if b" 200" in head[:12]:
             assert body == b"contents of " + name
 
@@ -199,7 +201,9 @@ def test_a_target_with_line_breaks_adds_no_header(client: Client, caches: NixCac
 
 
 def test_a_stage_prefix(site: Front, caches: NixCaches, hello: str) -> None:
-    """gunicorn takes SCRIPT_NAME from a header of a proxy that it trusts, and this machine is one."""
+    """gunicorn takes SCRIPT_NAME from a header of a proxy that it trusts, and this machine is one. API Gateway has stages."""
+    if site.kind == "vercel":
+        pytest.skip("Vercel has no prefixes")
     prefix = {"SCRIPT_NAME": "/prod"}
     with Client(site, prefix="/prod") as client:
         assert client.get(f"{hello}/bin/hello", prefix).body == trees.SCRIPT

@@ -1,0 +1,175 @@
+"""API Gateway and Lambda on this machine: HTTP in, events out to real runtime clients, and back.
+
+``python -m tests.e2e.gateway --fd N handler`` runs awslambdaric; with ``stream``, our own client, by the wrapper that Lambda
+would start. Like Lambda it replaces a process that ends, and gives each one request at a time.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from api._dev.apigateway import EnvelopeError, HttpRequest, answer_of, event_of, passed_on
+from tests.e2e.runtime_api import FunctionError, Prelude, RuntimeApi
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 29.0  # the gateway's
+
+COMMANDS: dict[str, list[str]] = {
+    "handler": [sys.executable, "-m", "awslambdaric", "api/_lambda/handler.handler"],
+    "stream": [str(ROOT / "api/_lambda/stream"), sys.executable, "/var/runtime/bootstrap.py"],
+}
+"""What Lambda starts; behind the wrapper comes the command line of its own client."""
+
+
+def environment(api: RuntimeApi) -> dict[str, str]:
+    """What Lambda sets for a function."""
+    return os.environ | {
+        "AWS_LAMBDA_FUNCTION_NAME": "nar-serve",
+        "AWS_LAMBDA_RUNTIME_API": api.address,
+        "AWS_REGION": "us-east-1",
+        "LAMBDA_TASK_ROOT": os.environ.get("LAMBDA_TASK_ROOT", str(ROOT)),
+        "_HANDLER": "api/_lambda/handler.handler",
+    }
+
+
+class Instances:
+    """The processes of the function."""
+
+    def __init__(self, command: list[str], api: RuntimeApi, number: int) -> None:
+        self._command = command
+        self._api = api
+        self._processes = [self._start() for _ in range(number)]
+        self._ended = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        environ = environment(self._api)
+        return subprocess.Popen(self._command, cwd=environ["LAMBDA_TASK_ROOT"], env=environ)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.05):
+            for index, process in enumerate(self._processes):
+                if process.poll() is not None:
+                    self._api.fail_all(f"Runtime exited with status {process.returncode}")
+                    time.sleep(0.2)
+                    self._processes[index] = self._start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._watcher.join()
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.wait(5)
+
+
+class Gateway(ThreadingHTTPServer):
+    """Answers on an open socket."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, listener: socket.socket, api: RuntimeApi) -> None:
+        super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.api = api
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that leaves is no news."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1
+    server: Gateway
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (the name that the base class gave it)
+        """Requests are not printed."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("do_"):  # ANY
+            return self._answer
+        raise AttributeError(name)
+
+    def _answer(self) -> None:
+        # The name in front of the path is the host's business; http.server reads "//x" as one slash.
+        target = self.requestline.split(" ")[1]
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        headers = [*self.headers.items(), ("X-Forwarded-Proto", "http")]
+        request = HttpRequest(self.command, target, headers, body, self.client_address[0])
+        if not request.is_acceptable:
+            self._refuse(400, "Bad Request")
+            return
+        try:
+            self._pass_on(request)
+        except (FunctionError, EnvelopeError) as error:
+            print(f"gateway: {self.command} {target}: {error}", file=sys.stderr, flush=True)
+            self._refuse(504 if "timed out" in str(error) else 502, "Internal server error")
+
+    def _pass_on(self, request: HttpRequest) -> None:
+        parts = self.server.api.invoke(event_of(request)).parts(TIMEOUT)
+        first = next(parts)
+        if isinstance(first, bytes):
+            answer = answer_of(request, first)
+            self._head(answer.status, answer.headers)
+            self.wfile.write(answer.body)
+            return
+        headers = passed_on(request, first.given, None)
+        sized = request.method == "HEAD" or any(name.lower() == "content-length" for name, _ in headers)
+        chunked = not sized and first.given["statusCode"] not in (204, 304)
+        self._head(first.given["statusCode"], headers + ([("Transfer-Encoding", "chunked")] if chunked else []))
+        try:
+            for part in parts:
+                assert not isinstance(part, Prelude)
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
+            if chunked:
+                self.wfile.write(b"0\r\n\r\n")
+        except FunctionError as error:
+            print(f"gateway: cut {request.method} {request.target}: {error}", file=sys.stderr, flush=True)
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _head(self, status: int, headers: list[tuple[str, str]]) -> None:
+        self.send_response_only(status)
+        for name, value in [*headers, ("x-amzn-RequestId", "c0ffee00-0000-4000-8000-000000000000")]:
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _refuse(self, status: int, message: str) -> None:
+        body = f'{{"message": "{message}"}}'.encode()
+        self._head(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+        self.wfile.write(body)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--instances", type=int, default=2)
+    parser.add_argument("kind", choices=COMMANDS)
+    given = parser.parse_args()
+    api = RuntimeApi()
+    gateway = Gateway(socket.socket(fileno=given.fd), api)
+    instances = Instances(COMMANDS[given.kind], api, given.instances)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    threading.Thread(target=gateway.serve_forever, args=(0.05,), daemon=True).start()
+    stop.wait()
+    gateway.shutdown()
+    instances.stop()
+    # Not by way of the interpreter's end, which would warn of the connections that threads still hold.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

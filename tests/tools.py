@@ -1,0 +1,125 @@
+"""Programs that some tests need and that don't belong into the project's own environment.
+
+Each is installed once, from its registry, into the user's cache directory, under a hash of what it is made from;
+``NAR_SERVE_TOOLS_DIR`` moves that directory. Where one can't be had, its tests skip, but not in CI.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+OSLS, CFN_LINT, MOTO, VERCEL_RUNTIME = "osls@4.3.1", "cfn-lint==1.58.0", "moto[s3]==5.2.5", "vercel-runtime==0.24.1"
+
+
+@cache
+def vercel_python() -> Path:
+    """A Python 3.12 or newer with Vercel's runtime and what the project depends on, as a deployment there has it."""
+    python = _python_for_vercel()
+    if python is None:
+        _missing("vercel-runtime needs Python 3.12 or newer, and there is none on PATH or in pyenv")
+    depends = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    return _venv("vercel", python, [VERCEL_RUNTIME, *depends])
+
+
+@cache
+def moto_server() -> Path:
+    """The program ``moto_server``: S3 on this machine. Its environment has boto3 as well."""
+    return _venv("moto", sys.executable, [MOTO, "flask", "flask-cors"]).with_name("moto_server")
+
+
+@cache
+def cfn_lint() -> Path:
+    """The program ``cfn-lint``."""
+    return _venv("cfn-lint", sys.executable, [CFN_LINT]).with_name("cfn-lint")
+
+
+@cache
+def osls() -> Path:
+    """The program ``osls``, which reads a serverless.yml. Needs npm."""
+    if shutil.which("npm") is None:
+        _missing("osls needs npm")
+
+    def install(directory: Path) -> None:
+        _run("npm", "install", "--prefix", directory, "--no-audit", "--no-fund", "--silent", OSLS)
+
+    return _made("osls", [OSLS], install) / "node_modules/.bin/osls"
+
+
+def _python_for_vercel() -> str | None:
+    names = ("python3.12", "python3.13", "python3.14", "python3")
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    candidates = [sys.executable, *names, *map(str, sorted(pyenv.glob("3.1[2-9]*/bin/python")))]
+    return next(filter(_is_new_enough, candidates), None)
+
+
+def _is_new_enough(python: str) -> bool:
+    """Run, not only found: pyenv leaves names on PATH that start nothing."""
+    code = "import sys; sys.exit(sys.version_info < (3, 12))"
+    try:
+        return subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def _venv(name: str, python: str, requirements: list[str]) -> Path:
+    """The interpreter of an environment with these packages."""
+
+    def install(directory: Path) -> None:
+        _run(python, "-m", "venv", "--copies", directory)
+        pip = (directory / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+        _run(*pip, *requirements)
+
+    version = subprocess.run([python, "-VV"], capture_output=True, text=True, check=True).stdout
+    return _made(name, [version, *requirements], install) / "bin/python"
+
+
+def _made(name: str, parts: list[str], install: Callable[[Path], None]) -> Path:
+    """The directory for what ``install`` makes, made by one process at a time, and again if it was interrupted."""
+    home = Path(os.environ.get("NAR_SERVE_TOOLS_DIR") or _user_cache() / "nar-serve-tools")
+    home.mkdir(parents=True, exist_ok=True)
+    directory = home / f"{name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
+    stamp = directory / "complete"
+    with _locked(home / f"{name}.lock"):
+        if not stamp.exists():
+            for old in home.glob(f"{name}-*"):
+                shutil.rmtree(old)
+            try:
+                install(directory)
+            except (OSError, subprocess.CalledProcessError) as error:
+                _missing(f"{name} can't be installed: {error}")
+            stamp.touch()
+    return directory
+
+
+def _missing(reason: str) -> NoReturn:
+    if not os.environ.get("CI"):
+        pytest.skip(reason)
+    pytest.fail(reason)
+
+
+def _run(*command: str | Path) -> None:
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
