@@ -15,7 +15,8 @@ def landing_response(
 ) -> Response:
     """What this is and how to use it. Its form asks for ``/?path=<what was typed>``.
 
-    ``caches``: URLs to show, without passwords, and the store dirs of these stores, "" where that is not known (yet). ``examples``: labels, and URL paths (encoded, without SCRIPT_NAME).
+    ``caches``: URLs to show, without passwords, each with its store dir, "" where that is not known (yet). ``examples``: labels,
+    and URL paths (encoded, without SCRIPT_NAME).
     """
     page = render(request, "landing.html", caches=caches, store_dir=store_dir, examples=examples)
     body = b"".join(page)
