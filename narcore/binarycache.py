@@ -82,7 +82,7 @@ class BinaryCache:
     def from_settings(cls, settings: Settings, *, trace: Trace = silent) -> Self:
         """Raises SettingsError for a URL that is not a store's."""
         return cls(
-            [Substituter.open(url) for url in settings.cache_urls],
+            [Substituter.open(url, trace=trace) for url in settings.cache_urls],
             strategy=settings.cache_strategy,
             trusted_keys=settings.trusted_public_keys,
             cache=_open_cache(settings, trace),

@@ -13,6 +13,8 @@ from narcore.errors import FileNotInStore, NarcoreError, SettingsError, StoreErr
 from narcore.formats.cacheinfo import CacheInfo
 from narcore.stores import open_store
 from narcore.stores.base import BinaryCacheStore, read_file
+from narcore.trace import Trace, silent
+from narcore.tracedstore import TracedStore
 
 log = logging.getLogger("narcore.substituter")
 
@@ -113,10 +115,13 @@ class Substituter:
         self._introduced_at = self._ask_again_at = 0.0
 
     @classmethod
-    def open(cls, url: str) -> Self:
+    def open(cls, url: str, *, trace: Trace = silent) -> Self:
         """From a store URL, whose ``priority`` and ``trusted`` are for us. Raises SettingsError."""
         parameters = parse_qs(url.partition("?")[2], keep_blank_values=True)
-        return cls(open_store(url), priority=_priority(parameters), trusted=_flag(parameters, "trusted"))
+        store = open_store(url)
+        if trace is not silent:
+            store = TracedStore(store, trace)
+        return cls(store, priority=_priority(parameters), trusted=_flag(parameters, "trusted"))
 
     @property
     def url(self) -> str:
