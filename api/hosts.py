@@ -27,7 +27,7 @@ class OwnHost:
     @classmethod
     def of(cls, request: Request, domain: str) -> Self | None:
         """None for a host that is not below ``domain``. Raises NotFound for one that is, but is no store path's."""
-        match = _HOST.fullmatch(request.environ.get("HTTP_HOST", "").lower())
+        match = _HOST.fullmatch(request.environ.get("HTTP_HOST", "").strip().lower())
         name = match[1].rstrip(".") if match else ""
         if match is None or not domain or not name.endswith(f".{domain}"):
             return None

@@ -1,0 +1,59 @@
+"""The app behind a real socket, in this process, and requests that are sent just as they are written."""
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
+from typing import NamedTuple
+from wsgiref.types import WSGIApplication
+
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+
+class Received(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    @property
+    def location(self) -> str:
+        assert self.status == 302, self
+        return self.headers["Location"]
+
+
+class Wire(NamedTuple):
+    port: int
+
+    def get(self, path: str, host: str | None = "localhost", method: str = "GET", **headers: str) -> Received:
+        """One request; without a host there is no such header. ``_`` in the names of headers stands for ``-``."""
+        with closing(HTTPConnection("127.0.0.1", self.port, timeout=10)) as connection:
+            connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+            if host is not None:
+                connection.putheader("Host", host)
+            for name, value in headers.items():
+                connection.putheader(name.replace("_", "-"), value)
+            connection.endheaders()
+            response = connection.getresponse()
+            return Received(response.status, dict(response.getheaders()), response.read())
+
+
+class _Quiet(WSGIRequestHandler):
+    def log(self, type: str, message: str, *args: object) -> None:  # noqa: A002  (the name that the base class gave it)
+        """Requests are not printed."""
+
+
+@contextmanager
+def serving(app: WSGIApplication) -> Iterator[Wire]:
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield Wire(server.server_port)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
