@@ -11,24 +11,34 @@ from werkzeug.exceptions import HTTPException
 from api.errors import error_response
 from api.handlers.pages import Pages
 from api.handlers.store import LargeAnswers, StoreHandler
+from api.instruments import Instruments
 from api.offload.bucket import Bucket
 from api.offload.redirect import Offload
+from api.proxies import TrustedProxies
 from api.responses.base import Response
 from api.responses.limits import Limit
 from narcore.binarycache import BinaryCache
 from narcore.settings import Settings
+from narcore.trace import Trace
 
 log = logging.getLogger("api")
 
 
 def create_app(
-    settings: Settings, cache: BinaryCache | None = None, *, examples: Sequence[tuple[str, str]] = ()
+    settings: Settings,
+    cache: BinaryCache | None = None,
+    *,
+    examples: Sequence[tuple[str, str]] = (),
+    access_log: bool = False,
 ) -> Flask:
     """The app for ``cache``, by default the one that the settings describe.
 
-    ``examples`` are labels and URL paths for the landing page. Raises SettingsError.
+    ``examples`` are labels and URL paths for the landing page. ``access_log``: log each request. Raises SettingsError.
     """
-    cache = cache or BinaryCache.from_settings(settings)
+    for warning in settings.warnings:
+        log.warning("%s", warning)
+    instruments = Instruments(settings, access_log=access_log)
+    cache = cache or BinaryCache.from_settings(settings, trace=instruments.trace)
     app = Flask("nar-serve", static_folder=None, template_folder=None, root_path=".")
     app.response_class = Response
     # What names a store path is decided on the raw bytes of the path. Werkzeug's rules would decode and merge before.
@@ -39,16 +49,21 @@ def create_app(
     app.add_url_rule("/readyz", view_func=pages.ready, methods=["GET"])
     app.add_url_rule("/robots.txt", view_func=pages.robots, methods=["GET"])
     app.add_url_rule("/-/static/<name>", view_func=pages.static, methods=["GET"])
-    stores = StoreHandler(cache, domain=settings.domain, limit=Limit(settings.max_response), large=_large(settings))
+    stores = StoreHandler(
+        cache, domain=settings.domain, limit=Limit(settings.max_response), large=_large(settings, instruments.trace)
+    )
     app.before_request(partial(stores.answer, request))
     app.register_error_handler(Exception, _answer_error)
+    instruments.attach(app)
+    if settings.trusted_proxies:
+        app.wsgi_app = TrustedProxies(app.wsgi_app, settings.trusted_proxies)  # type: ignore[method-assign]
     return app
 
 
-def _large(settings: Settings) -> LargeAnswers | None:
+def _large(settings: Settings, trace: Trace) -> LargeAnswers | None:
     if not settings.offload_url:
         return None
-    strict = BinaryCache.from_settings(replace(settings, verify="strict"))  # on the same directory
+    strict = BinaryCache.from_settings(replace(settings, verify="strict"), trace=trace)  # on the same directory
     return LargeAnswers(Offload(Bucket.open(settings.offload_url)), strict)
 
 

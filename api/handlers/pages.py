@@ -51,17 +51,17 @@ class Pages:
 
     def health(self) -> Response:
         """Whether the process lives; touches nothing."""
-        return text_response("OK\n")
+        return _health("OK\n")
 
     def ready(self) -> Response:
         """Whether a cache answers."""
         try:
             self._cache.check_ready()
         except NarcoreError:
-            response = text_response("no cache answers\n")
+            response = _health("no cache answers\n")
             response.status_code = 503
             return response
-        return text_response("OK\n")
+        return _health("OK\n")
 
     def robots(self) -> Response:
         """A crawler would unpack the whole cache."""
@@ -72,3 +72,9 @@ class Pages:
 
     def static(self, name: str) -> Response:
         return static_response(request, name)
+
+
+def _health(text: str) -> Response:
+    response = text_response(text)
+    response.kind = "health"  # those who ask for it ask often: not to be counted among the pages
+    return response

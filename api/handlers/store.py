@@ -124,6 +124,7 @@ class StoreHandler:
         outcome = answer.outcome()
         with timing.of("fetch"):
             response = self._within_limit(answer, outcome)
+        response.kind = answer.kind(outcome)
         response.headers["Server-Timing"] = timing.header
         if checks := _checks(info, content=accessor.at_hand or (accessor.is_verified and not answer.is_file(outcome))):
             response.headers["NAR-Verified"] = checks
@@ -192,6 +193,13 @@ class _NodeAnswer:
 
     def is_file(self, outcome: Outcome) -> bool:
         return isinstance(outcome, Found) and outcome.node.kind is Kind.REGULAR
+
+    def kind(self, outcome: Outcome) -> str:
+        """What the answer is of, for metrics."""
+        requested = requested_format(self.request)
+        if requested in ARCHIVES:
+            return "archive"
+        return "file" if requested is None and self.is_file(outcome) else "directory"
 
     def _elsewhere(self, path: str, store_dir: str) -> Response:
         if store_dir != self.store_path.store_dir and not self.cache.may_have(store_dir):

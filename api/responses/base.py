@@ -44,9 +44,13 @@ _FOREVER = f"public, max-age={YEAR}, immutable"
 
 
 class Response(flask.Response):
-    """A response without a Content-Type unless one is set: Flask's text/html would be a wrong guess about a file."""
+    """A response without a Content-Type unless one is set: Flask's text/html would be a wrong guess about a file.
+
+    ``kind`` is what it is of, for metrics: file, directory, archive, page, health or metrics.
+    """
 
     default_mimetype = None
+    kind = "page"
 
     def get_wsgi_headers(self, environ: "WSGIEnvironment") -> Headers:
         """The headers as they are where nothing is to be put right: Werkzeug's copy takes a tenth of a small answer's time."""

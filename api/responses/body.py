@@ -86,11 +86,18 @@ class FileWindow:
     """
 
     def __init__(self, source: FileBytes, file: BinaryIO, offset: int) -> None:
+        self.length = source.length
         self._source = source
         self._descriptor = file.fileno()
+        self._start = offset
         self._stop = offset + source.length
         self._position = self.seek(offset)
         self._closed = False
+
+    @property
+    def sent(self) -> int:
+        """How many bytes the server has taken: it reads, or socket.sendfile moves the position when it has ended."""
+        return self._position - self._start
 
     def peek(self, size: int) -> bytes:
         return os.pread(self._descriptor, min(size, self._stop - self._position), self._position)
