@@ -37,6 +37,8 @@ def create_app(
     """
     for warning in settings.warnings:
         log.warning("%s", warning)
+    if cache is None and not settings.trusted_public_keys:
+        log.warning("NAR_TRUSTED_PUBLIC_KEYS is not set: what the caches say is believed without a signature")
     instruments = Instruments(settings, access_log=access_log)
     cache = cache or BinaryCache.from_settings(settings, trace=instruments.trace)
     app = Flask("nar-serve", static_folder=None, template_folder=None, root_path=".")

@@ -81,8 +81,12 @@ class BinaryCache:
     @classmethod
     def from_settings(cls, settings: Settings, *, trace: Trace = silent) -> Self:
         """Raises SettingsError for a URL that is not a store's."""
+        try:
+            substituters = [Substituter.open(url, trace=trace) for url in settings.cache_urls]
+        except SettingsError as error:
+            raise SettingsError(f"NAR_CACHE_URL: {error}") from error
         return cls(
-            [Substituter.open(url, trace=trace) for url in settings.cache_urls],
+            substituters,
             strategy=settings.cache_strategy,
             trusted_keys=settings.trusted_public_keys,
             cache=_open_cache(settings, trace),

@@ -47,6 +47,8 @@ SERVERLESS = ("VERCEL", "AWS_LAMBDA_FUNCTION_NAME")
 
 Network = IPv4Network | IPv6Network
 
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_HOST = re.compile(r"[^\s\[\]:]*|\[[^\s\[\]]+\]")  # a name, an IPv4 address, an IPv6 address in brackets, or nothing
 _SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _PERCENT = re.compile(r"([0-9]{1,3})%")
 
@@ -143,8 +145,7 @@ def _address(given: Mapping[str, str]) -> tuple[str, int]:
     if "HTTP_ADDR" not in given:
         return "", _port("PORT", given.get("PORT", "8383"))
     host, colon, port = given["HTTP_ADDR"].rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or (":" in host and not bracketed):
+    if not colon or not _HOST.fullmatch(host):
         raise SettingsError(
             f"HTTP_ADDR={given['HTTP_ADDR']!r} is not host:port; try 127.0.0.1:8383, [::1]:8383 or :8383"
         )
@@ -152,7 +153,7 @@ def _address(given: Mapping[str, str]) -> tuple[str, int]:
 
 
 def _port(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65535):
+    if not (_NUMBER.fullmatch(text) and int(text) <= 65535):
         raise SettingsError(f"{name}: {text!r} is not a port; it is a number from 0 to 65535 (0: any free one)")
     return int(text)
 
@@ -173,7 +174,8 @@ def _domain(text: str) -> str:
 
 def _trusted_public_keys(given: Mapping[str, str]) -> tuple[PublicKey, ...]:
     """White space between them, as in nix.conf. For the default store its own key is known."""
-    default = DEFAULT_PUBLIC_KEY if _cache_urls(given) == (DEFAULT_CACHE_URL,) else ""
+    urls = {url.partition("?")[0].rstrip("/").lower() for url in _cache_urls(given)}
+    default = DEFAULT_PUBLIC_KEY if urls == {DEFAULT_CACHE_URL} else ""
     try:
         return parse_public_keys(given.get("NAR_TRUSTED_PUBLIC_KEYS", default))
     except FormatError as error:
@@ -193,7 +195,7 @@ def _one_of(name: str, choices: tuple[Choice, ...], given: Mapping[str, str]) ->
 
 
 def _count(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) <= 10_000):
+    if not (_NUMBER.fullmatch(text) and 0 < int(text) <= 10_000):
         raise SettingsError(f"{name}={text!r} is not a number from 1 to 10000")
     return int(text)
 

@@ -1,13 +1,19 @@
+import os
 import re
+import subprocess
+import sys
+from ipaddress import ip_network
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api.factory import create_app
 from narcore.errors import SettingsError
-from narcore.formats.signature import SecretKey
-from narcore.settings import DEFAULT_CACHE_URL, DEFAULT_PUBLIC_KEY, NAMES, SERVERLESS, Settings
+from narcore.formats.signature import PublicKey, SecretKey
+from narcore.settings import DEFAULT_CACHE_URL, DEFAULT_PUBLIC_KEY, NAMES, SERVERLESS, CacheSize, Settings
 from narcore.substituter import Substituter
 
 ONE, OTHER = SecretKey.generate("one-1").public_key, SecretKey.generate("other").public_key
@@ -63,6 +69,149 @@ def test_a_key_that_is_none_ends_the_start(text: str) -> None:
 def test_a_misspelt_name_is_warned_of() -> None:
     (warning,) = Settings.from_environ({"NAR_TRUSTED_PUBLIC_KEY": str(ONE)}).warnings
     assert "NAR_TRUSTED_PUBLIC_KEYS" in warning
+
+
+# Each setting: what it is given, and what comes of it, or what the one line that ends the start has to say besides its name.
+
+PROXIES = ("127.0.0.1", "10.0.0.0/8", "::1")
+GOOD: list[tuple[dict[str, str], str, object]] = [
+    ({"PORT": "80"}, "port", 80),
+    ({"PORT": "0"}, "port", 0),
+    ({"PORT": " 65535 "}, "port", 65535),
+    ({"HTTP_ADDR": "127.0.0.1:1", "PORT": "2"}, "port", 1),
+    ({"HTTP_ADDR": "127.0.0.1:1"}, "host", "127.0.0.1"),
+    ({"HTTP_ADDR": ":9"}, "host", ""),
+    ({"HTTP_ADDR": "[::1]:9"}, "host", "::1"),
+    ({"HTTP_ADDR": "localhost:9"}, "host", "localhost"),
+    ({"DOMAIN": "Nar.Example.ORG."}, "domain", "nar.example.org"),
+    ({"DOMAIN": "localhost"}, "domain", "localhost"),
+    ({"NAR_CACHE_URL": " a:b\tc:d\n a:b "}, "cache_urls", ("a:b", "c:d")),
+    ({"NIX_CACHE_URL": "https://x"}, "cache_urls", ("https://x",)),
+    ({"NIX_CACHE_URL": "https://x", "NAR_CACHE_URL": "https://y"}, "cache_urls", ("https://y",)),
+    ({"NAR_CACHE_URL": f"{DEFAULT_CACHE_URL}/?priority=3"}, "trusted_public_keys", (PublicKey.parse(DEFAULT_PUBLIC_KEY),)),
+    ({"NAR_CACHE_STRATEGY": "parallel"}, "cache_strategy", "parallel"),
+    ({"NAR_VERIFY": "strict"}, "verify", "strict"),
+    ({"NAR_LOG_FORMAT": "json"}, "log_format", "json"),
+    ({"NAR_CACHE_DIR": "off"}, "cache_dir", None),
+    ({"NAR_CACHE_DIR": "/x/y"}, "cache_dir", Path("/x/y")),
+    ({"NAR_CACHE_DIR": "y"}, "cache_dir", Path.cwd() / "y"),
+    ({"HOME": "/home/x"}, "cache_dir", Path("/home/x/.cache/nar-serve")),
+    ({"HOME": "/home/x", "XDG_CACHE_HOME": "/c"}, "cache_dir", Path("/c/nar-serve")),
+    ({"HOME": "/home/x", "XDG_CACHE_HOME": "c"}, "cache_dir", Path("/home/x/.cache/nar-serve")),
+    ({"CACHE_DIRECTORY": "/var/cache/x", "XDG_CACHE_HOME": "/c"}, "cache_dir", Path("/var/cache/x")),
+    ({"VERCEL": "1", "HOME": "/home/x"}, "cache_dir", Path(gettempdir()) / "nar-serve"),
+    ({"NAR_CACHE_SIZE": "20G"}, "cache_size", CacheSize(20 << 30, 0)),
+    ({"NAR_CACHE_SIZE": "500mb"}, "cache_size", CacheSize(500 << 20, 0)),
+    ({"NAR_CACHE_SIZE": "12345"}, "cache_size", CacheSize(12345, 0)),
+    ({"NAR_CACHE_SIZE": "3KiB"}, "cache_size", CacheSize(3072, 0)),
+    ({"NAR_CACHE_SIZE": "100%"}, "cache_size", CacheSize(0, 100)),
+    ({}, "cache_size", CacheSize(0, 10)),
+    ({"AWS_LAMBDA_FUNCTION_NAME": "x"}, "cache_size", CacheSize(0, 80)),
+    ({"NAR_MAX_FILLS": "10000"}, "max_fills", 10_000),
+    ({"NAR_MAX_NAR_SIZE": "1T"}, "max_nar_size", 1 << 40),
+    ({"NAR_MAX_RESPONSE": "4M"}, "max_response", 4 << 20),
+    ({"NAR_OFFLOAD_URL": "s3://b/x", "HOME": "/x"}, "offload_url", "s3://b/x"),
+    ({"NAR_WORKERS": "1"}, "workers", 1),
+    ({"NAR_THREADS": "007"}, "threads", 7),
+    ({"NAR_STOP_SECONDS": "5"}, "stop_seconds", 5),
+    ({"NAR_METRICS": "on"}, "metrics", True),
+    ({"NAR_METRICS": "0"}, "metrics", False),
+    ({"NAR_TRUSTED_PROXIES": "127.0.0.1, 10.0.0.0/8 ::1"}, "trusted_proxies", tuple(map(ip_network, PROXIES))),
+]  # fmt: skip
+
+BAD: list[tuple[dict[str, str], str]] = [
+    *(({"PORT": text}, "from 0 to 65535") for text in ("x", "-1", "65536", "80a", "8 0", "\u0664", "00000099999", "9" * 30)),
+    *(({"HTTP_ADDR": text}, "127.0.0.1:8383") for text in ("127.0.0.1", "::1:80", "[::1:80", "::1]:80", "a b:80", "http://x:80")),
+    *(({"HTTP_ADDR": text}, "from 0 to 65535") for text in ("localhost:", "x:http", ":65536")),
+    *(({"DOMAIN": text}, "nar.example.org") for text in ("https://x", "x:80", "a_b", "a..b", "*.x", "x/y", "b\u00fccher.x", ".")),
+    *(({"NAR_CACHE_STRATEGY": text}, "ordered, parallel") for text in ("Parallel", "both")),
+    *(({"NAR_VERIFY": text}, "stream, strict") for text in ("no", "STRICT")),
+    ({"NAR_VERIFY": "strict", "NAR_CACHE_DIR": "off"}, "NAR_CACHE_DIR=off"),
+    ({"NAR_LOG_FORMAT": "xml"}, "text, json"),
+    *(({"NAR_CACHE_SIZE": text}, "20G, or 10%") for text in ("0", "0%", "101%", "-1G", "1.5G", "1P", "10 G", "all", "\u0664G")),
+    *(({"NAR_MAX_NAR_SIZE": text}, "20G") for text in ("0", "10%", "none", "1e9")),
+    *(({"NAR_MAX_RESPONSE": text}, "20G") for text in ("0", "4.5M")),
+    *(
+        ({name: text}, "from 1 to 10000")
+        for name in ("NAR_MAX_FILLS", "NAR_WORKERS", "NAR_THREADS", "NAR_STOP_SECONDS")
+        for text in ("0", "-1", "10001", "0000019999999", "x", "1.5")
+    ),
+    *(({"NAR_OFFLOAD_URL": text, "HOME": "/x"}, "s3://") for text in ("https://x", "gs://x", "x")),
+    ({"NAR_OFFLOAD_URL": "s3://x", "NAR_CACHE_DIR": "off"}, "NAR_CACHE_DIR=off"),
+    *(({"NAR_METRICS": text}, "on (1) or off (0)") for text in ("true", "yes", "ON")),
+    *(({"NAR_TRUSTED_PROXIES": text}, "10.0.0.0/8") for text in ("proxy.example", "10.0.0.1/8", "10.0.0.0/33", "*")),
+    ({"NAR_TRUSTED_PUBLIC_KEYS": f"{ONE} two-1:abc"}, "number 2, 'two-1'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("environ", "name", "value"), GOOD, ids=lambda value: str(value)[:40])
+def test_good_values(environ: dict[str, str], name: str, value: object) -> None:
+    settings = Settings.from_environ(environ)
+    assert getattr(settings, name) == value
+    assert not settings.warnings
+
+
+@pytest.mark.parametrize(("environ", "would_do"), BAD, ids=lambda value: str(value)[:60])
+def test_bad_values(environ: dict[str, str], would_do: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environ(environ)
+    said = str(caught.value)
+    ((name, value), *_) = environ.items()
+    assert said.startswith(name)
+    assert would_do in said
+    assert "\n" not in said
+    # What was given is shown, in the place where it is wrong; but of a key only its name, and of a URL what is no secret.
+    if name not in ("NAR_TRUSTED_PUBLIC_KEYS", "NAR_OFFLOAD_URL"):
+        assert repr(value.rpartition(":")[2])[1:-1] in said
+
+
+def test_every_setting_is_in_the_tables() -> None:
+    tried = {name for environ in [row[0] for row in GOOD] + [row[0] for row in BAD] for name in environ}
+    assert tried >= NAMES | {"PORT", "HTTP_ADDR", "DOMAIN", "NIX_CACHE_URL"}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("NAR_CACHE_URLS", "NAR_CACHE_URL"),
+        ("NAR_MAX_FILL", "NAR_MAX_FILLS"),
+        ("NAR_LOGFORMAT", "NAR_LOG_FORMAT"),
+        ("NAR_XYZZY", ""),
+    ],
+)
+def test_unknown_names_are_logged_at_the_start(name: str, meant: str, caplog: pytest.LogCaptureFixture) -> None:
+    settings = Settings.from_environ({name: "x", "NAR_CACHE_DIR": "off"})
+    create_app(settings)
+    (line,) = caplog.messages
+    assert line.startswith(name)
+    assert f"did you mean {meant}?" in line if meant else "did you mean" not in line
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"NAR_TRUSTED_PUBLIC_KEYS": "x"}, "nar-serve: NAR_TRUSTED_PUBLIC_KEYS: "),
+        ({"NAR_CACHE_URL": "ftp://x"}, "nar-serve: NAR_CACHE_URL: not a store URL: 'ftp://x'"),
+        ({"NAR_CACHE_URL": "https://x?priority=high"}, "nar-serve: NAR_CACHE_URL: "),
+        ({"NAR_CACHE_URL": "https://user:secret@x:port/"}, "nar-serve: NAR_CACHE_URL: "),
+        ({"NAR_CACHE_STRATEGY": "x"}, "nar-serve: NAR_CACHE_STRATEGY='x' "),
+    ],
+)
+def test_a_bad_setting_ends_the_start_with_one_line(environ: dict[str, str], said: str) -> None:
+    environ = {"PATH": os.environ["PATH"], "NAR_CACHE_DIR": "off"} | environ
+    done = subprocess.run([sys.executable, "-c", "import api.index"], env=environ, capture_output=True, check=False)
+    assert done.returncode == 3  # with another one gunicorn would try for ever
+    (line,) = (line for line in done.stderr.decode().splitlines() if "is not set" not in line)
+    assert line.startswith(said)
+    assert "secret" not in line
+
+
+def test_what_is_not_checked_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    create_app(Settings.from_environ({"NAR_CACHE_DIR": "off"}))
+    assert not caplog.messages
+    create_app(Settings.from_environ({"NAR_CACHE_DIR": "off", "NAR_CACHE_URL": f"{DEFAULT_CACHE_URL} https://x"}))
+    (line,) = caplog.messages
+    assert line.startswith("NAR_TRUSTED_PUBLIC_KEYS is not set")
 
 
 # What the texts of settings are made of, so that some of them are nearly right.

@@ -126,8 +126,21 @@ class SecretKey:
 
 
 def parse_public_keys(text: str) -> tuple[PublicKey, ...]:
-    """Read a list of public keys as ``trusted-public-keys`` of nix.conf has it: separated by white space, or empty."""
-    return tuple(PublicKey.parse(word) for word in text.split())
+    """Read a list of public keys as ``trusted-public-keys`` of nix.conf has it: separated by white space, or empty.
+
+    FormatError, which says which key it is about, but not what it holds: it may be a secret one.
+    """
+    return tuple(_listed_key(number, word) for number, word in enumerate(text.split(), 1))
+
+
+def _listed_key(number: int, text: str) -> PublicKey:
+    try:
+        return PublicKey.parse(text)
+    except FormatError as error:
+        name, colon, _ = text.partition(":")
+        raise FormatError(
+            str(error), where=f"number {number}, {name[:50]!r}" if colon else f"number {number}"
+        ) from error
 
 
 def _split(text: str, where: str) -> tuple[str, bytes]:
