@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.bench.memory import status_of
-from tests.e2e.fronts import Shape, running
+from tests.e2e.fronts import Shape, gunicorn, running
 
 # As many processes as nginx has, too.
 PROCESSES = 2
@@ -100,6 +100,23 @@ def nar_serve(directory: Path, url: str, *, threads: int = 16, cache_dir: Path |
     settings["NAR_CACHE_SIZE"] = "20G"
     with running(settings, directory / "gunicorn.log", shape=Shape(PROCESSES, threads)) as front:
         yield Server(front.port, front.process.pid)
+
+
+@contextmanager
+def bare_wsgi(size: int, *, threads: int = 16) -> Iterator[Server]:
+    """What gunicorn takes for itself: the same server around an app that answers with ``size`` bytes, whatever is asked."""
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+        *command, _ = gunicorn(listener, Shape(PROCESSES, threads))
+        process = subprocess.Popen(
+            [*command, f"tests.bench.bare:of_size({size})"], pass_fds=(listener.fileno(),), stderr=subprocess.DEVNULL
+        )
+        port = listener.getsockname()[1]
+    try:
+        _wait_for(port)
+        yield Server(port, process.pid)
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.bench.material import Packed, Upstream, settle_disk, write_file, write_tree
 from tests.bench.report import MB, MIB, Row, against, alternate, at_most
-from tests.bench.servers import Server, nar_serve, nginx
+from tests.bench.servers import Server, bare_wsgi, nar_serve, nginx
 from tests.bench.setup import Setup
 
 SMALL = 4096
@@ -78,8 +78,12 @@ def _throughput(server: Server, path: str) -> float:
 
 def _small(setup: Setup, site: _Site, ours: Server, peer: Server) -> Iterator[Row]:
     path = site.path("small.txt")
-    own, theirs = alternate(setup.runs, *(partial(server.requests_a_second, path) for server in (ours, peer)))
+    with bare_wsgi(SMALL) as bare:
+        own, empty, theirs = alternate(
+            setup.runs, *(partial(server.requests_a_second, path) for server in (ours, bare, peer))
+        )
     yield against("4 KB file out of the cache", own, theirs, "requests/s", peer_name="nginx", at_least=0.25)
+    yield against("the same", own, empty, "requests/s", peer_name="gunicorn with an app that does nothing")
 
 
 def readers(setup: Setup) -> Iterator[Row]:
