@@ -6,6 +6,7 @@ would start. Like Lambda it replaces a process that ends, and gives each one req
 
 import argparse
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from api._dev.apigateway import EnvelopeError, HttpRequest, answer_of, event_of, passed_on
-from tests.e2e.runtime_api import FunctionError, Prelude, RuntimeApi
+from tests.e2e.runtime_api import FunctionError, Invocation, Prelude, RuntimeApi
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 29.0  # the gateway's
@@ -40,13 +41,13 @@ def environment(api: RuntimeApi) -> dict[str, str]:
     }
 
 
-class Instances:
-    """The processes of the function."""
+class Instance:
+    """A process of the function, and the one in its place if it ends."""
 
-    def __init__(self, command: list[str], api: RuntimeApi, number: int) -> None:
+    def __init__(self, command: list[str], waiting: "queue.SimpleQueue[Invocation]") -> None:
+        self._api = RuntimeApi(waiting)
         self._command = command
-        self._api = api
-        self._processes = [self._start() for _ in range(number)]
+        self._process = self._start()
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
@@ -57,19 +58,17 @@ class Instances:
 
     def _watch(self) -> None:
         while not self._ended.wait(0.05):
-            for index, process in enumerate(self._processes):
-                if process.poll() is not None:
-                    self._api.fail_all(f"Runtime exited with status {process.returncode}")
-                    time.sleep(0.2)
-                    self._processes[index] = self._start()
+            if self._process.poll() is not None:
+                self._api.fail_all(f"Runtime exited with status {self._process.returncode}")
+                time.sleep(0.2)
+                self._process = self._start()
 
     def stop(self) -> None:
         self._ended.set()
         self._watcher.join()
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            process.wait(5)
+        self._process.terminate()
+        self._process.wait(5)
+        self._api.close()
 
 
 class Gateway(ThreadingHTTPServer):
@@ -78,11 +77,11 @@ class Gateway(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, listener: socket.socket, api: RuntimeApi) -> None:
+    def __init__(self, listener: socket.socket) -> None:
         super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
-        self.api = api
+        self.waiting: queue.SimpleQueue[Invocation] = queue.SimpleQueue()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that leaves is no news."""
@@ -118,7 +117,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(504 if "timed out" in str(error) else 502, "Internal server error")
 
     def _pass_on(self, request: HttpRequest) -> None:
-        parts = self.server.api.invoke(event_of(request)).parts(TIMEOUT)
+        invocation = Invocation(event_of(request))
+        self.server.waiting.put(invocation)
+        parts = invocation.parts(TIMEOUT)
         first = next(parts)
         if isinstance(first, bytes):
             answer = answer_of(request, first)
@@ -158,15 +159,15 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=2)
     parser.add_argument("kind", choices=COMMANDS)
     given = parser.parse_args()
-    api = RuntimeApi()
-    gateway = Gateway(socket.socket(fileno=given.fd), api)
-    instances = Instances(COMMANDS[given.kind], api, given.instances)
+    gateway = Gateway(socket.socket(fileno=given.fd))
+    instances = [Instance(COMMANDS[given.kind], gateway.waiting) for _ in range(given.instances)]
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     threading.Thread(target=gateway.serve_forever, args=(0.05,), daemon=True).start()
     stop.wait()
     gateway.shutdown()
-    instances.stop()
+    for instance in instances:
+        instance.stop()
     # Not by way of the interpreter's end, which would warn of the connections that threads still hold.
     os._exit(0)
 

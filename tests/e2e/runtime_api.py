@@ -61,13 +61,12 @@ class Invocation:
 
 
 class RuntimeApi:
-    """The server, for any number of runtime clients: each takes the next request when it is ready for one."""
+    """The server for one runtime client, which takes a request from ``waiting`` when it is ready for it."""
 
-    def __init__(self) -> None:
-        self.waiting: queue.SimpleQueue[Invocation] = queue.SimpleQueue()
+    def __init__(self, waiting: "queue.SimpleQueue[Invocation]") -> None:
+        self.waiting = waiting
         self.under_way: dict[str, Invocation] = {}
         self.init_errors: list[bytes] = []
-        self.streamed = 0
         self._server = _Server(self)
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -76,21 +75,14 @@ class RuntimeApi:
         """For AWS_LAMBDA_RUNTIME_API."""
         return f"127.0.0.1:{self._server.server_address[1]}"
 
-    def invoke(self, event: dict[str, Any]) -> Invocation:
-        invocation = Invocation(event)
-        self.under_way[invocation.id] = invocation
-        self.waiting.put(invocation)
-        return invocation
-
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
 
     def fail_all(self, message: str) -> None:
         """The process is gone: whoever waits for it gets an error."""
-        for invocation in list(self.under_way.values()):
-            self.under_way.pop(invocation.id, None)
-            invocation.put(FunctionError(message))
+        for request_id in list(self.under_way):
+            self.under_way.pop(request_id).put(FunctionError(message))
 
 
 class _Server(ThreadingHTTPServer):
@@ -120,6 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         invocation = self._next()
         if invocation is None:
             return
+        self.server.api.under_way[invocation.id] = invocation
         self.send_response(200)
         for name, value in (
             ("Lambda-Runtime-Aws-Request-Id", invocation.id),

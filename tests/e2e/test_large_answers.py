@@ -1,0 +1,235 @@
+"""What a platform can't carry in one answer, on its own runtime code: ranges, the bucket, and errors that help."""
+
+import hashlib
+import io
+import re
+import shlex
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from api._lambda.buffered import CARRIES
+from tests.builders import Tree, binary_cache, store_path
+from tests.e2e import fronts, s3
+from tests.e2e.client import Answer, Client, url_path
+from tests.e2e.fronts import Front
+from tests.e2e.s3 import S3
+
+SIZE = 60_000_000
+DATA = b"".join(hashlib.sha256(str(number).encode()).digest() for number in range(3000)) * (SIZE // 96_000)
+FILES = 30_000
+MANY: Tree = {f"{number:05}-{'long name ' * 12}.txt": b"" for number in range(FILES)}
+ARCHIVE: Tree = {"one": b"1" * 3_000_000, "two": b"2" * 3_000_000}
+TREE: Tree = {
+    "data.bin": DATA,
+    "tool": b"\x7fELF" + bytes(CARRIES),
+    "fits": bytes(CARRIES),
+    "caf\xe9 \u20ac.css": b"a{}" * 2_000_000,
+    "many": MANY,
+    "archive": ARCHIVE,
+}
+ROOT = url_path(str(store_path("large")))
+BINARY = "application/octet-stream"
+
+
+@pytest.fixture(scope="module")
+def large_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of a binary cache that holds TREE, as ``large``."""
+    directory = tmp_path_factory.mktemp("large")
+    for name, data in binary_cache({"large": TREE}, listings=False).items():
+        path = directory / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    return directory.as_uri()
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with s3.running(tmp_path_factory.mktemp("s3") / "log") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def with_bucket(large_cache: str, bucket: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """On awslambdaric, with a bucket."""
+    directory = tmp_path_factory.mktemp("with-bucket")
+    settings = bucket.settings | {"NAR_CACHE_URL": large_cache, "NAR_CACHE_DIR": str(directory / "nars")}
+    with fronts.running(settings, directory / "log", kind="lambda") as front, Client(front) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def without_bucket(large_cache: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """On awslambdaric, without a bucket."""
+    directory = tmp_path_factory.mktemp("without-bucket")
+    settings = {"NAR_CACHE_URL": large_cache, "NAR_CACHE_DIR": str(directory / "nars")}
+    with fronts.running(settings, directory / "log", kind="lambda") as front, Client(front) as client:
+        yield client
+
+
+def fetched(redirect: Answer, headers: dict[str, str] | None = None) -> Answer:
+    """What a client gets that follows the redirect, and sends its headers again."""
+    assert redirect.status == 302, redirect
+    assert redirect.header("Cache-Control") == "no-store"
+    assert redirect.header("Access-Control-Allow-Origin") == "*"
+    url = urlsplit(redirect.header("Location"))
+    connection = HTTPConnection(url.netloc, timeout=30)
+    try:
+        connection.request("GET", f"{url.path}?{url.query}", headers=headers or {})
+        response = connection.getresponse()
+        return Answer(response.status, response.msg, response.read())
+    finally:
+        connection.close()
+
+
+def test_slices_that_fit_are_sent(with_bucket: Client, without_bucket: Client, bucket: S3) -> None:
+    for client in (with_bucket, without_bucket):
+        for header, start, stop in (
+            ("bytes=0-9", 0, 10),
+            ("bytes=-5", len(DATA) - 5, len(DATA)),
+            (f"bytes={len(DATA) - CARRIES}-", len(DATA) - CARRIES, len(DATA)),
+            (f"bytes=30000000-{30_000_000 + CARRIES - 1}", 30_000_000, 30_000_000 + CARRIES),
+        ):
+            got = client.get(f"{ROOT}/data.bin", {"Range": header})
+            assert (got.status, got.body) == (206, DATA[start:stop])
+            assert got.header("Content-Range") == f"bytes {start}-{stop - 1}/{len(DATA)}"
+        assert client.get(f"{ROOT}/fits").body == bytes(CARRIES)
+    assert bucket.uploads() == 0
+
+
+def test_a_large_file_comes_out_of_the_bucket(with_bucket: Client, bucket: S3) -> None:
+    before = bucket.uploads()
+    first = with_bucket.get(f"{ROOT}/data.bin")
+    got = fetched(first)
+    assert (got.status, got.body) == (200, DATA)
+    assert got.header("Content-Type") == BINARY
+    assert got.header("Content-Disposition") == 'inline; filename="data.bin"'
+    assert "immutable" in got.header("Cache-Control")
+    assert bucket.uploads() == before + 1
+
+    assert fetched(with_bucket.get(f"{ROOT}/data.bin?download")).header("Content-Disposition") == (
+        'attachment; filename="data.bin"'
+    )
+    part = {"Range": f"bytes=5-{5 + CARRIES}"}  # one byte too much to be sent from here
+    got = fetched(with_bucket.get(f"{ROOT}/data.bin", part), part)
+    assert (got.status, got.body) == (206, DATA[5 : 6 + CARRIES])
+    assert bucket.uploads() == before + 1
+    assert bucket.unfinished() == []
+
+
+def test_a_name_and_a_type_of_their_own(with_bucket: Client) -> None:
+    got = fetched(with_bucket.get(f"{ROOT}/caf%C3%A9%20%E2%82%AC.css"))
+    assert got.header("Content-Type") == "text/css; charset=utf-8"
+    assert got.header("Content-Disposition") == (
+        "inline; filename=\"caf_ _.css\"; filename*=UTF-8''caf%C3%A9%20%E2%82%AC.css"
+    )
+
+
+def test_conditions_and_head_need_no_bucket(with_bucket: Client, without_bucket: Client, bucket: S3) -> None:
+    before = bucket.uploads()
+    for client in (with_bucket, without_bucket):
+        head = client.head(f"{ROOT}/data.bin")
+        assert (head.status, head.size) == (200, len(DATA))
+        assert head.header("NAR-File-Size") == str(len(DATA))
+        for path in (f"{ROOT}/data.bin", f"{ROOT}/tool"):
+            etag = client.head(path).header("ETag")
+            assert client.get(path, {"If-None-Match": etag}).status == 304
+        for path in ("many/?list", "many/?format=json", "?format=tar", "archive?format=zip"):
+            assert client.head(f"{ROOT}/{path}").status == 200
+    assert bucket.uploads() == before
+
+
+def test_one_upload_for_many_that_ask_at_once(large_cache: str, bucket: S3, tmp_path: Path) -> None:
+    before = bucket.uploads()
+    settings = bucket.settings | {"NAR_CACHE_URL": large_cache, "NAR_CACHE_DIR": str(tmp_path / "nars")}
+    shape = fronts.Shape(workers=3)  # four processes
+
+    def ask(front: Front) -> Answer:
+        with Client(front) as client:
+            return client.get(f"{ROOT}/tool")
+
+    with (
+        fronts.running(settings, tmp_path / "log", kind="lambda", shape=shape) as front,
+        ThreadPoolExecutor(20) as pool,
+    ):
+        answers = list(pool.map(ask, [front] * 20))
+    assert {answer.status for answer in answers} == {302}
+    assert fetched(answers[7]).body == b"\x7fELF" + bytes(CARRIES)
+    assert bucket.uploads() == before + 1
+    assert [key for key in bucket.objects() if "claims" in key] == []
+
+
+def test_listings_and_archives(with_bucket: Client, bucket: S3) -> None:
+    got = fetched(with_bucket.get(f"{ROOT}/many/?format=json"))
+    assert got.header("Content-Type") == "application/json"
+    assert got.body.count(b'"regular"') == FILES
+    got = fetched(with_bucket.get(f"{ROOT}/archive?format=tar"))
+    assert got.header("Content-Disposition") == 'attachment; filename="archive.tar"'
+    with tarfile.open(fileobj=io.BytesIO(got.body)) as tar:
+        assert {member.name: member.size for member in tar if member.isfile()} == {
+            "archive/one": 3_000_000,
+            "archive/two": 3_000_000,
+        }
+    before = bucket.uploads()
+    assert with_bucket.get(f"{ROOT}/archive?format=tar").status == 302
+    assert bucket.uploads() == before
+
+
+def test_a_page_stays_here(with_bucket: Client) -> None:
+    """Its links are relative to its own URL."""
+    got = with_bucket.get(f"{ROOT}/many/?list")
+    assert got.status == 413
+    assert "?format=json" in got.text
+
+
+def test_without_a_bucket_the_error_helps(without_bucket: Client) -> None:
+    got = without_bucket.get(f"{ROOT}/data.bin")
+    assert got.status == 413
+    assert got.header("Cache-Control") == "public, max-age=60"
+    assert str(len(DATA)) in got.text
+    assert str(CARRIES) in got.text
+    example = re.search(r"curl -r [^\n]*'", got.text)
+    assert example
+    done = subprocess.run([*shlex.split(example[0]), "-s", "--fail"], capture_output=True, check=True)
+    assert done.stdout == DATA[:CARRIES]
+    for path in ("many/?format=json", "many/?list", "archive?format=tar", "?format=nar"):
+        got = without_bucket.get(f"{ROOT}/{path}")
+        assert got.status == 413, path
+        assert "directory" in got.text
+    too_many = without_bucket.get(f"{ROOT}/data.bin", {"Range": f"bytes=0-{CARRIES // 2},-{CARRIES // 2}"})
+    assert too_many.status == 413
+    json = without_bucket.get(f"{ROOT}/data.bin", {"Accept": "application/json"})
+    assert json.header("Content-Type") == "application/json"
+
+
+def test_a_stream_carries_it(large_cache: str, tmp_path: Path) -> None:
+    settings = {"NAR_CACHE_URL": large_cache, "NAR_CACHE_DIR": str(tmp_path / "nars")}
+    with fronts.running(settings, tmp_path / "log", kind="stream") as front, Client(front) as client:
+        got = client.get(f"{ROOT}/data.bin")
+        assert (got.status, got.body) == (200, DATA)
+        assert client.get(f"{ROOT}/many/?format=json").body.count(b'"regular"') == FILES
+        with tarfile.open(fileobj=io.BytesIO(client.get(f"{ROOT}/archive/?format=tar").body)) as tar:
+            assert len(tar.getmembers()) == 3
+
+
+@pytest.mark.parametrize("platform", ["lambda", "stream"])
+def test_a_failure_half_way_is_never_a_whole_answer(large_cache: str, tmp_path: Path, platform: str) -> None:
+    broken = tmp_path / "broken"
+    subprocess.run(["cp", "-r", urlsplit(large_cache).path, broken], check=True)
+    (nar,) = broken.glob("nar/*")
+    packed = bytearray(nar.read_bytes())
+    packed[len(packed) // 2] ^= 0xFF
+    nar.write_bytes(packed)
+    settings = {"NAR_CACHE_URL": broken.as_uri(), "NAR_CACHE_DIR": "off"}
+    with (
+        fronts.running(settings, tmp_path / "log", kind=platform, expect_trouble=True) as front,
+        Client(front) as client,
+    ):
+        assert client.get(f"{ROOT}/fits").status >= 500
+        assert client.get("/healthz").status == 200  # and the process goes on
