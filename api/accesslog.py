@@ -36,7 +36,7 @@ def log_access(exchange: Exchange) -> None:
         f'{exchange.client} "{exchange.method} {path}" {exchange.status}',
         f"{exchange.sent} B {exchange.seconds * 1000:.1f} ms",
         *exchange.sources,
-        *([] if exchange.complete else ["cut"]),
+        *([] if exchange.complete else ["cut", *filter(None, [exchange.error])]),
         exchange.request_id,
     ]
     log.info("%s", " ".join(text), extra={"fields": _fields(exchange)})
@@ -57,5 +57,6 @@ def _fields(exchange: Exchange) -> dict[str, object]:
         "ms": round(exchange.seconds * 1000, 1),
         "first_byte_ms": None if first_byte is None else round(first_byte * 1000, 1),
         "complete": exchange.complete,
+        "error": exchange.error,
         "sources": list(exchange.sources),
     }

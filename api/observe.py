@@ -5,6 +5,7 @@ known whether the client got all of it. While a request is being answered its Ex
 line can carry its id and a trace event its cause.
 """
 
+import logging
 import re
 import secrets
 import time
@@ -16,6 +17,8 @@ from urllib.parse import quote_from_bytes
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+log = logging.getLogger("api")
 
 HEADER = "X-Request-Id"
 
@@ -39,6 +42,7 @@ class Exchange:
     sent: int = 0  # bytes of the body that the server took, or the kernel did
     first_byte: float | None = None
     complete: bool = False
+    error: str = ""  # the name of what a body that was cut has raised
     seconds: float = 0.0
     sources: dict[str, None] = field(default_factory=dict)  # an ordered set: where bytes of NARs came from
 
@@ -49,7 +53,7 @@ class Exchange:
             given if _SANE_ID.fullmatch(given) else secrets.token_hex(16),
             environ["REQUEST_METHOD"],
             environ.get("RAW_URI") or environ.get("REQUEST_URI") or _quoted_path(environ),
-            environ.get("REMOTE_ADDR") or "-",
+            environ.get("REMOTE_ADDR", "").removeprefix("::ffff:") or "-",  # an IPv4 address, on a socket of both
         )
 
     @property
@@ -147,10 +151,15 @@ class _Body:
 
     def __iter__(self) -> Iterator[bytes]:
         exchange = self._exchange
-        for chunk in self._body:
-            exchange.begin_body()
-            yield chunk
-            exchange.sent += len(chunk)  # now: the server has come back for more
+        try:
+            for chunk in self._body:
+                exchange.begin_body()
+                yield chunk
+                exchange.sent += len(chunk)  # now: the server has come back for more
+        except Exception as error:
+            exchange.error = type(error).__name__
+            log.warning("%s %r was cut: %s: %s", exchange.method, exchange.path, exchange.error, error)
+            raise
         exchange.begin_body()
         exchange.complete = True
 

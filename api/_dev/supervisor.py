@@ -5,7 +5,6 @@ child that is replaced stops accepting at once and has ``child.DRAIN_SECONDS`` f
 """
 
 import contextlib
-import errno
 import json
 import os
 import queue
@@ -27,13 +26,13 @@ from watchfiles import DefaultFilter, watch
 from api._dev.child import BAD_SETTING, DRAIN_SECONDS
 from api._dev.demo import build_demo
 from api._dev.routing import Deployment, VercelJsonError
+from api.listener import explain, listen, url_host
 from narcore.errors import SettingsError
 from narcore.settings import DEFAULT_CACHE_URL, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 TREES = ("api", "narcore", "public")
 FILES = ("vercel.json", "pyproject.toml")
-BACKLOG = 128
 
 # A child that ends by itself is started again, but not in a tight loop: one that lived shorter waits for a change.
 WORTH_RESTARTING_SECONDS = 2.0
@@ -173,40 +172,10 @@ def watching(events: queue.SimpleQueue[list[str] | Stop]) -> Iterator[None]:
             thread.join()
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Listen on ``host``, or on every interface, IPv4 and IPv6, where it is empty."""
-    if host:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server((str(address[0]), port), family=family, backlog=BACKLOG)
-    if socket.has_dualstack_ipv6():
-        try:
-            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG)
-        except OSError as error:
-            # IPv6 compiled in but switched off, as in many containers: only binding to it tells.
-            if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
-                raise
-    return socket.create_server(("", port), backlog=BACKLOG)
-
-
-def explain(error: OSError, host: str, port: int) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"port {port} is taken; stop what holds it, or choose another: PORT={port + 1} ./start-dev"
-    if error.errno == errno.EACCES:
-        return f"no permission to listen on port {port}; choose one above 1023: PORT=8383 ./start-dev"
-    return f"can't listen on {host or 'any address'}, port {port}: {error.strerror or error}"
-
-
 def public_url(url: str) -> str:
     """A store URL for a terminal: without a user, a password, or the query that may hold a token."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
-
-
-def url_host(host: str) -> str:
-    """What a browser on this machine puts for the address that is listened on."""
-    if host.strip("0.:") == "":  # none, 0.0.0.0 or ::
-        return "localhost"
-    return f"[{host}]" if ":" in host else host
 
 
 def say(line: str) -> None:

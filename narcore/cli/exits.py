@@ -14,6 +14,7 @@ from typing import NoReturn, TypeVar
 import click
 
 from narcore import errors
+from narcore.cli import plugins
 from narcore.cli.out import spelled_out
 
 NO, USAGE, TROUBLE = 1, 2, 3
@@ -60,8 +61,11 @@ class Program(click.Group):
     """The group of all commands: nothing that goes wrong below it becomes a traceback, unless it is a mistake of ours."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order in which they were added."""
-        return list(self.commands)
+        """In the order in which they were added, then those that are plugged in."""
+        return [*self.commands, *plugins.names()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or plugins.load(cmd_name)
 
     def invoke(self, ctx: click.Context) -> int:
         try:
