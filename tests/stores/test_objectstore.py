@@ -43,7 +43,7 @@ def open_bucket(request: pytest.FixtureRequest, closing: ExitStack, monkeypatch:
     monkeypatch.setenv("GOOGLE_BEARER_TOKEN", "hunter2")
 
     def make(server: FlakyServer, **options: Any) -> ObjectBinaryCacheStore:
-        settings: dict[str, Any] = {"connect_timeout": 1, "read_timeout": 0.4, "retries": 1, **options}
+        settings: dict[str, Any] = {"connect_timeout": 1, "read_timeout": 0.3, "retries": 0, **options}
         store = ObjectBinaryCacheStore(URLS[request.param].format(server.url), **settings)
         closing.callback(store.close)
         return store

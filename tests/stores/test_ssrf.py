@@ -23,6 +23,7 @@ No test may send anything to an address that is not loopback: the public cache i
 what is neither refused nor answered by it fails.
 """
 
+import contextlib
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -72,13 +73,12 @@ class Canary:
 
 @pytest.fixture
 def canary() -> Iterator[Canary]:
-    canary = Canary()
-    yield canary
-    assert canary.count() == []
-    for address in ("127.0.0.1", "127.0.0.2"):  # it would have noticed
-        socket.create_connection((address, canary.port)).close()
-    assert canary.count() == ["127.0.0.1", "127.0.0.2"]
-    canary.close()
+    with contextlib.closing(Canary()) as canary:
+        yield canary
+        assert canary.count() == []
+        for address in ("127.0.0.1", "127.0.0.2"):  # it would have noticed
+            socket.create_connection((address, canary.port)).close()
+        assert canary.count() == ["127.0.0.1", "127.0.0.2"]
 
 
 @pytest.fixture
