@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import zstandard
 from werkzeug.wrappers import Request
 
 from api.responses.base import NodeRef, Response, cache_forever, not_modified, safe_headers, set_validators
@@ -31,6 +30,8 @@ class Format:
 
 
 def _tar_zst(accessor: NarAccessor, node: Node, name: str) -> Iterator[bytes]:
+    import zstandard  # here, since a start need not wait for it
+
     compressor = zstandard.ZstdCompressor(write_checksum=True).compressobj()
     for chunk in tar(accessor, node, name):
         if packed := compressor.compress(chunk):
