@@ -98,7 +98,7 @@ class Bucket:
                 held = obstore.get(self._store(), key)
                 if int(bytes(held.bytes())) > self._now().timestamp():
                     return False
-                obstore.put(self._store(), key, expiry, mode={"e_tag": held.meta["e_tag"], "version": None})
+                obstore.put(self._store(), key, expiry, mode={"e_tag": held.meta["e_tag"]})
             except (FileNotFoundError, PreconditionError):  # given up just now, or taken by another
                 return False
         return True
@@ -129,9 +129,13 @@ class Bucket:
 
         # Not before the first request, as a forked worker has to have its own; twice, at worst, which does no harm.
         if self._made is None:
+            credentials = Credentials.from_environ(self._environ)
             self._made = S3Store(
                 self._url.bucket,
                 config={
+                    "access_key_id": credentials.key_id,
+                    "secret_access_key": credentials.secret,
+                    **({"session_token": credentials.token} if credentials.token else {}),
                     "region": self._access.region,
                     "aws_endpoint_url_s3": self._access.endpoint,
                     "virtual_hosted_style_request": self._access.virtual,
@@ -147,6 +151,6 @@ class Bucket:
 
         try:
             yield
-        except (BaseError, PermissionError) as error:
+        except (BaseError, PermissionError, FileNotFoundError) as error:  # not found: the bucket itself
             # Its first line has the status and S3's code; what follows repeats the request.
             raise OffloadError(f"{self._url}: {name}: {str(error).partition(chr(10))[0][:300]}") from None
