@@ -32,7 +32,7 @@ def imports(setup: Setup) -> Iterator[Row]:
 
 def _run_python(directory: Path, code: str) -> None:
     environ = os.environ | {"NAR_CACHE_DIR": str(directory / "cache"), "NAR_CACHE_URL": directory.as_uri()}
-    subprocess.run([sys.executable, "-c", code], env=environ, check=True)
+    subprocess.run([sys.executable, "-c", code], env=environ, stderr=subprocess.DEVNULL, check=True)
 
 
 def firstbyte(setup: Setup) -> Iterator[Row]:

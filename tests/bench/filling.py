@@ -16,7 +16,7 @@ FILES = 50
 def fill(setup: Setup) -> Iterator[Row]:
     """Throughput of a fill with 1 and with 50 readers of different files, against zstd and xz -dc > file."""
     for number in range(FILES):
-        write_file(setup.directory / "tree" / f"part-{number:02}", setup.size // FILES, salt=b"%d" % number)
+        write_file(setup.directory / "tree" / f"part-{number:02}", setup.size // FILES, seed=number)
     nar = write_tree(setup.directory / "tree", setup.directory / "parts.nar")
     upstream = Upstream(setup.directory / "upstream")
     for compression in ("zstd", "xz"):

@@ -51,9 +51,12 @@ def _sources() -> tuple[Path, ...]:
     return (Path(sys.executable).resolve(), *sorted(found))
 
 
-def realistic(size: int) -> Iterator[bytes]:
-    """``size`` bytes that compress to a third, as programs and their sources do. What repeats is far apart."""
-    for path in cycle(_sources()):
+def realistic(size: int, *, seed: int = 0) -> Iterator[bytes]:
+    """``size`` bytes that compress to a third, as programs and their sources do. What repeats is far apart.
+
+    Another ``seed`` begins at another place.
+    """
+    for path in islice(cycle(_sources()), seed * 37 % len(_sources()), None):
         data = path.read_bytes()[:size]
         size -= len(data)
         if data:
@@ -62,12 +65,13 @@ def realistic(size: int) -> Iterator[bytes]:
             return
 
 
-def write_file(path: Path, size: int, *, salt: bytes = b"") -> None:
-    """A realistic file; with another ``salt`` its hash is another."""
+def write_file(path: Path, size: int, *, seed: int = 0) -> None:
+    """A realistic file; with another ``seed`` it is another."""
+    salt = str(seed).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(salt)
-        file.writelines(realistic(size - len(salt)))
+        file.writelines(realistic(size - len(salt), seed=seed))
 
 
 def small_files(count: int, *, size: int = 200, in_directory: int = 100) -> Iterator[NarEvent]:

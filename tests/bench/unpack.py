@@ -28,7 +28,7 @@ def unpack(setup: Setup) -> Iterator[Row]:
 
 def _one_file(setup: Setup, upstream: Upstream, compression: str) -> Packed:
     tree = setup.directory / compression
-    write_file(tree / "large.bin", setup.size // SHARE.get(compression, 1), salt=compression.encode())
+    write_file(tree / "large.bin", setup.size // SHARE.get(compression, 1), seed=list(UNPACK).index(compression))
     return upstream.add(compression, write_tree(tree, setup.directory / f"{compression}.nar"), compression)
 
 
