@@ -11,6 +11,9 @@ from api.logs import configure_logging
 from narcore.errors import SettingsError
 from narcore.settings import Settings
 
+# gunicorn starts a worker that has ended anew, for ever, unless it has ended with this (its Arbiter.WORKER_BOOT_ERROR).
+_BOOT_ERROR = 3
+
 
 class DecodedPath:
     """Decode PATH_INFO where the server did not.
@@ -35,7 +38,8 @@ def _start() -> WSGIApplication:
         configure_logging(settings.log_format)
         app = create_app(settings)
     except SettingsError as error:
-        sys.exit(f"nar-serve: {error}")
+        sys.stderr.write(f"nar-serve: {error}\n")
+        sys.exit(_BOOT_ERROR)
     app.wsgi_app = DecodedPath(app.wsgi_app)  # type: ignore[method-assign]  # as Flask's documentation says to
     return app
 
