@@ -61,9 +61,9 @@ def make_checkout(root: Path) -> Path:
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ("narcore", "public", "api/_dev"):
         shutil.copytree(ROOT / name, root / name, ignore=ignore)
-    for name in ("start-dev", "vercel.json", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, root / name)
     (root / "api" / "__init__.py").touch()
+    for name in ("start-dev", "vercel.json", "pyproject.toml", "README.md", "LICENSE", "api/listener.py"):
+        shutil.copy(ROOT / name, root / name)
     (root / "api" / "index.py").write_text(INDEX)
     (root / "api" / "factory.py").write_text(FACTORY)
     return root
