@@ -123,6 +123,19 @@ def test_a_planted_hard_link_is_not_written_through(cli: InProcess, staging: Pat
     assert Path("x/e").read_bytes() == b"of the tree, too"
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_planted_contents_are_found_out(cli: InProcess, staging: Path, tmp_path: Path, kept: bool) -> None:
+    """Bytes of another tree in a file of the right size: compared where that costs no download."""
+    cli.use(NAR_CACHE_DIR=str(tmp_path / "nars") if kept else "off")
+    if kept:
+        cli.ok("cat", f"{HASH}/e")
+    (staging / "root/d").mkdir(parents=True, exist_ok=True)
+    (staging / "root/e").write_bytes(b"of another tree!")
+    (staging / "root/d/f").write_bytes(b"of a")
+    cli.ok("get", HASH)
+    assert (Path("x/d/f").read_bytes(), Path("x/e").read_bytes()) == (b"of the tree", b"of the tree, too")
+
+
 @pytest.mark.parametrize("place", ["root", "root/d"])
 def test_a_planted_link_to_a_directory_ends_it(cli: InProcess, staging: Path, outside: Path, place: str) -> None:
     shutil.rmtree(staging / place, ignore_errors=True)
