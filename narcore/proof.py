@@ -1,8 +1,10 @@
 """Paths that are believed for their content address and not for a signature: are the contents what the address says?"""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from narcore.cache.lru import LruMemory
+from narcore.cache.singleflight import SingleFlight
 from narcore.errors import IntegrityError, NarcoreError, NarError
 from narcore.formats.contentaddress import ContentAddress, contents_unproved, refers_to_itself
 from narcore.pathinfo import PathInfo, Trust
@@ -22,6 +24,7 @@ class AddressProof:
         self._read = read
         self._on_lie = on_lie
         self._proved: LruMemory[tuple[str, str], bool] = LruMemory(100_000)
+        self._flights: SingleFlight[tuple[str, str], None] = SingleFlight()
 
     def check(self, info: PathInfo) -> None:
         """Raises HashMismatch or NarError if the contents are not those of the address, and what reading them raises."""
@@ -29,14 +32,17 @@ class AddressProof:
         if info.trust is not Trust.ADDRESS or narinfo.ca is None or not contents_unproved(narinfo):
             return
         key = (str(narinfo.store_path), narinfo.nar_hash.nix32)
-        if self._proved.get(key):
-            return
+        if not self._proved.get(key):
+            self._flights.do(key, partial(self._prove, info, narinfo.ca))
+            self._proved.put(key, True)
+
+    def _prove(self, info: PathInfo, ca: str) -> None:
+        narinfo = info.narinfo
         own = narinfo.store_path.hash_part if refers_to_itself(narinfo) else ""
-        address = ContentAddress.parse(narinfo.ca)
+        address = ContentAddress.parse(ca)
         try:
             for _chunk in addressed(self._read(info), address, self_reference=own):
                 pass
         except (IntegrityError, NarError) as lie:
             self._on_lie(info, lie)
             raise
-        self._proved.put(key, True)

@@ -172,7 +172,7 @@ class Substituter:
         try:
             self._info = self._fetch_info()
         except NarcoreError as failure:  # what was known before still holds
-            self._info_failure, seconds = failure, FAILED_INFO_SECONDS
+            self._info_failure, seconds = copy.copy(failure), FAILED_INFO_SECONDS
             if not isinstance(failure, StoreError):
                 log.warning("%s: %s", self.url, failure)
         self._ask_again_at = self._clock() + seconds
@@ -202,7 +202,7 @@ class Substituter:
         try:
             content = read_file(self.store, path, limit)
         except StoreUnavailable as failure:
-            self._last_failure = failure
+            self._last_failure = copy.copy(failure)  # without its traceback, which keeps what was being read
             log.warning("%s", failure)
             self._breaker.failed()
             raise
