@@ -1,4 +1,8 @@
-"""The listing beside a cached NAR. It is made of the NAR itself, and made again if the file can't be trusted."""
+"""The listing beside a cached NAR. It is made of the NAR itself, and made again if the file can't be trusted.
+
+Nix's RemoteFSAccessor, with which the directory can be shared, keeps the root node alone there: what stands in the ``root`` of the
+``.ls`` file of a binary cache.
+"""
 
 import os
 from collections.abc import Generator, Iterator
@@ -12,16 +16,26 @@ from narcore.formats.nar.parser import parse_nar
 
 CHUNK = 256 * 1024
 
+_BEFORE_ROOT, _BEHIND_ROOT = b'{"version":1,"root":', b"}"
+
 
 @contextmanager
 def new_listing(layout: Layout, digits: str, listing: NarListing) -> Generator[None]:
     """Write the listing, and put it in its place at the end of the ``with`` block, if all went well. Raises OSError."""
     with replacing(layout.listing(digits)) as fd:
         with os.fdopen(fd, "wb", closefd=False) as file:
-            file.writelines(listing.json_chunks())
+            file.writelines(_root_chunks(listing))
         os.fchmod(fd, 0o444)
         mark(fd, THIS_BOOT)
         yield
+
+
+def _root_chunks(listing: NarListing) -> Iterator[bytes]:
+    held = b""
+    for number, chunk in enumerate(listing.json_chunks()):
+        yield held
+        held = chunk if number else chunk.removeprefix(_BEFORE_ROOT)
+    yield held.removesuffix(_BEHIND_ROOT)
 
 
 def load_listing(layout: Layout, key: NarKey, nar_fd: int) -> NarListing:
@@ -37,7 +51,7 @@ def _read_listing(layout: Layout, key: NarKey) -> NarListing | None:
     try:
         with layout.listing(key.digits).open("rb") as file:
             if is_verified(os.fstat(file.fileno())):  # else somebody wrote to it since
-                return NarListing.parse(file.read(), nar_size=key.size)
+                return NarListing.parse(b"".join((_BEFORE_ROOT, file.read(), _BEHIND_ROOT)), nar_size=key.size)
     except (OSError, ListingError):
         pass
     return None

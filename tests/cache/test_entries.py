@@ -145,7 +145,7 @@ class TestPutThereBySomeoneElse:
 
     @pytest.fixture
     def path(self, cache: NarCache, directory: Path) -> Path:
-        (directory / f"{KEY.digits}.ls").write_text('{"version":1,"root":{"type":"regular","size":1}}')
+        (directory / f"{KEY.digits}.ls").write_text('{"type":"regular","size":1}')
         path = directory / f"{KEY.digits}.nar"
         path.write_bytes(NAR)
         return path

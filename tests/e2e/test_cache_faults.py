@@ -417,4 +417,4 @@ def spoil(entry: Path, what: str) -> None:
         listing.unlink()
     else:
         listing.chmod(0o600)
-        listing.write_text('{"version":1,"root":{"type":"regular","size":1}}')
+        listing.write_text('{"type":"regular","size":1}')
