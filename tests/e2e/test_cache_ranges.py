@@ -1,0 +1,127 @@
+"""What a small file of a very large NAR costs, where the remote file can be had in parts."""
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from narcore.formats import nixbase32
+from narcore.formats.listing import ListingBuilder
+from narcore.formats.nar.events import Data, Directory, DirectoryEnd, NarEvent, Regular
+from narcore.formats.nar.writer import write_nar
+from narcore.formats.narinfo import NarInfo
+from narcore.formats.nixhash import NixHash
+from tests.builders import store_path
+from tests.e2e.cache_support import NARS, get, url_of
+from tests.e2e.conftest import RunFront
+from tests.e2e.upstream import Upstream
+
+SMALL = os.urandom(4096)
+ZEROS = bytes(1 << 21)
+
+
+def events(size: int) -> Iterator[NarEvent]:
+    """A small file in the middle of ``size`` bytes of nothing."""
+    yield Directory(b"")
+    for name in (b"a", b"m", b"z"):
+        length = len(SMALL) if name == b"m" else size // 2
+        yield Regular(name, False, length)
+        if name == b"m":
+            yield Data(SMALL)
+        else:
+            for start in range(0, length, len(ZEROS)):
+                yield Data(ZEROS[: length - start])
+    yield DirectoryEnd()
+
+
+def write(directory: Path, name: str, size: int) -> None:
+    """A binary cache with one NAR, not compressed. Holes on the disk where the nothing is."""
+    digest, builder, path, position = hashlib.sha256(), ListingBuilder(), directory / "x.nar", 0
+    directory.mkdir()
+    with path.open("wb") as file:
+        for chunk in write_nar(events(size)):
+            digest.update(chunk)
+            if chunk != ZEROS:
+                file.seek(position)
+                file.write(chunk)
+            position += len(chunk)
+    builder.add_all(events(size))
+    (directory / f"{store_path(name).hash_part}.ls").write_bytes(b"".join(builder.finish().json_chunks()))
+    nar_hash = NixHash("sha256", digest.digest())
+    info = NarInfo(
+        store_path=store_path(name), url="x.nar", compression="none", nar_hash=nar_hash, nar_size=position,
+        file_hash=nar_hash, file_size=position,
+    )  # fmt: skip
+    (directory / f"{store_path(name).hash_part}.narinfo").write_text(info.to_text())
+
+
+def write_blocks(directory: Path, name: str, size: int) -> int:
+    """The same in xz, in blocks as Nix writes them; gives the size of the file."""
+    write(directory, name, size)
+    path = directory / f"{store_path(name).hash_part}.narinfo"
+    info = NarInfo.parse(path.read_bytes())
+    subprocess.run(["xz", "-0", "-T2", "--block-size=24MiB", directory / "x.nar"], check=True)
+    packed = (directory / "x.nar.xz").stat().st_size
+    path.write_text(replace(info, url="x.nar.xz", compression="xz", file_hash=None, file_size=packed).to_text())
+    return packed
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_half_a_gigabyte_uncompressed(
+    upstream: Upstream, run_front: RunFront, tmp_path: Path, large: Path, cached: bool
+) -> None:
+    url = upstream.mount("large", large)
+    with run_front(url, tmp_path / "nars" if cached else "off") as front:
+        upstream.clear()
+        got = get(front, url_of("large", "m"))
+        assert (got.status, got.body) == (200, SMALL)
+        assert upstream.count() <= 3
+        assert upstream.sent() <= 256 * 1024
+        upstream.clear()
+        deep = get(front, url_of("large", "z"), {"Range": "bytes=200000000-200004095"})
+        assert (deep.status, deep.body) == (206, bytes(4096))
+        assert upstream.count() <= 3
+        assert upstream.sent() <= 256 * 1024
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("large") / "cache"
+    write(directory, "large", 500_000_000)
+    return directory
+
+
+def test_xz_in_blocks(upstream: Upstream, run_front: RunFront, tmp_path: Path) -> None:
+    directory = tmp_path / "blocks"
+    packed = write_blocks(directory, "blocks", 120_000_000)
+    url = upstream.mount("blocks", directory)
+    with run_front(url, tmp_path / "nars") as front:
+        upstream.clear()
+        got = get(front, url_of("blocks", "m"))
+        assert (got.status, got.body) == (200, SMALL)
+        asked = upstream.seen("*.xz")
+        assert len(asked) == 2  # the index at the end, and the one block
+        assert asked[0].sent <= 4096
+        assert asked[1].sent < packed / 5 + 8192  # one of five blocks, and it holds what can't be compressed
+
+
+def test_an_upstream_without_ranges(upstream: Upstream, run_front: RunFront, tmp_path: Path) -> None:
+    """Quietly the next source: one whole download, which is kept."""
+    directory = tmp_path / "plain"
+    write(directory, "plain", 6_000_000)
+    url = upstream.mount("plain", directory)
+    with run_front(url, tmp_path / "nars") as front, upstream.fault("*.nar", ranges=False):
+        upstream.clear()
+        for name, body in (("m", SMALL), ("a", bytes(3_000_000)), ("m", SMALL)):
+            got = get(front, url_of("plain", name))
+            assert (got.status, got.body) == (200, body)
+        assert [request.range for request in upstream.seen("*.nar")][1:] == [None]
+        assert "range" not in front.log_text().lower()
+    assert [nixbase32.encode(hashlib.sha256(path.read_bytes()).digest()) for path in tmp_path.glob("nars/*.nar")] == [
+        path.stem for path in tmp_path.glob("nars/*.nar")
+    ]
+    assert upstream.count(NARS) == 0
