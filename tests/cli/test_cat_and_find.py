@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from narcore.cli.find import Pattern
-from tests.cli.running import PROGRAM, InProcess, environment, program
+from tests.builders import Tree, binary_cache, link, store_path
+from tests.cli.running import PROGRAM, InProcess, environment, program, stored
 from tests.e2e import links, trees
 from tests.e2e.fronts import Front
 from tests.e2e.nixcaches import NixCaches
@@ -39,6 +40,15 @@ def test_links_are_followed(cli: InProcess, caches: NixCaches, instance: Front, 
             assert (done.code, done.out, len(done.err.splitlines())) == (1, b"", 1), name
         else:
             assert (done.code, done.out, done.err) == (0, expected.read_bytes(), ""), name
+
+
+def test_links_from_path_to_path_come_to_an_end(cli: InProcess, tmp_path: Path) -> None:
+    chain: dict[str, Tree] = {f"n{number}": link(str(store_path(f"n{number + 1}"))) for number in range(5)}
+    loop: dict[str, Tree] = {"p": link(f"{store_path('q')}/x"), "q": {"x": link(f"../{store_path('p').base_name}")}}
+    cli.use(stored(tmp_path / "store", binary_cache({**chain, "n5": b"the end", **loop})))
+    assert cli.ok("cat", str(store_path("n0"))).out == b"the end"
+    done = cli("cat", str(store_path("p")))
+    assert (done.code, "without an end" in done.err) == (1, True)
 
 
 def test_every_odd_name_can_be_found_and_read(cli: InProcess, caches: NixCaches, instance: Front) -> None:

@@ -22,7 +22,7 @@ from narcore.errors import StoreUnavailable
 from narcore.formats.listing import NarListing, Node
 from narcore.formats.nar import parse_nar
 from narcore.formats.storepath import StorePath
-from tests.builders import Tree, binary_cache, exe, hash_part, link, nar, store_path
+from tests.builders import COMPRESS, Tree, binary_cache, exe, hash_part, link, nar, store_path
 from tests.cli.running import InProcess, program, start, stored
 from tests.e2e import trees
 from tests.e2e.fronts import Front
@@ -295,6 +295,16 @@ def test_a_nar_that_is_not_what_was_promised_leaves_nothing(cli: InProcess, tmp_
         assert (done.code, done.out) == (1, b"")
         assert "NarHash" in done.err
         assert os.listdir() == []
+
+
+def test_a_lie_behind_a_part_is_found_where_it_is_near(cli: InProcess, tmp_path: Path) -> None:
+    tree: dict[str, Tree] = {"a": {"f": b"wanted"}, "b": b"good" * 9}
+    files = binary_cache({"x": tree})
+    [url] = [name for name in files if name.startswith("nar/")]
+    files[url] = COMPRESS["zstd"](nar({"a": {"f": b"wanted"}, "b": b"evil" * 9}))
+    cli.use(stored(tmp_path / "store", files), NAR_CACHE_DIR="off")
+    done = cli("get", f"{hash_part('x')}/a")
+    assert (done.code, "NarHash" in done.err, os.listdir()) == (1, True, [])
 
 
 def test_a_listing_that_lies_is_found_out(cli: InProcess, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from narcore.cli.out import encode, quoted
 from tests.cli.running import InProcess, at_terminal
 from tests.e2e import trees
 from tests.e2e.fronts import Front
@@ -119,3 +120,23 @@ def test_a_terminal_gets_names_that_do_no_harm_and_can_be_pasted(caches: NixCach
     names = {b"./" + entry.path for entry in caches.entries(trees.NAMES_NAME) if entry.path and b"/" not in entry.path}
     assert plain | set(pasted.split(b"\0")) - {b""} == names
     assert len(odd) > 10
+
+
+def test_quoted_names_mean_to_a_shell_what_they_are() -> None:
+    names = [
+        "a\nb",
+        "it's\tx",
+        "back\\slash\n",
+        "\\n\n",
+        "\udcff'\\",
+        "\u202e'",
+        "\x1b[2J",
+        "\U000e0001$x `y` \r",
+        "\x7f\x80",
+        "\udcff1",
+    ]
+    script = "printf '%s\\0' " + " ".join(map(quoted, names))
+    pasted = subprocess.run(["bash", "-c", script], check=True, capture_output=True, env={"LC_ALL": "C.UTF-8"}).stdout
+    assert pasted.split(b"\0")[:-1] == [encode(name) for name in names]
+    assert all(quoted(name).isprintable() for name in names)
+    assert quoted("pl ain's") == "pl ain's"
