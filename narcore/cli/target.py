@@ -64,8 +64,9 @@ class Target:
         return self.path.endswith("/")
 
     def elsewhere(self, path: str) -> "Target":
-        """What an absolute path in the same store dir names, in the same place."""
-        return replace(Target.parse(path), store_dir=self.store_dir, home=self.home)
+        """What an absolute path names, in the same place: in the stores, or on an instance (there, in the same store dir)."""
+        found = Target.parse(path)
+        return replace(found, store_dir=self.store_dir, home=self.home) if self.home else found
 
 
 def _store_dir(path: str) -> str:
