@@ -14,14 +14,16 @@ from tests.bench.parser import parser
 from tests.bench.report import HEAD, MB, Row
 from tests.bench.serving import readers, warm
 from tests.bench.setup import Setup
+from tests.bench.slowclients import slowclients
 from tests.bench.unpack import unpack
 
 BENCHES: Mapping[str, Callable[[Setup], Iterator[Row]]] = {
-    bench.__name__: bench for bench in (unpack, parser, memory, imports, firstbyte, warm, readers, fill)
+    bench.__name__: bench for bench in (unpack, parser, memory, imports, firstbyte, warm, readers, fill, slowclients)
 }
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "main": ("unpack", "parser", "memory", "imports", "firstbyte"),
     "cache": ("warm", "readers", "fill"),
+    "server": ("slowclients",),
 }
 
 

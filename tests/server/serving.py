@@ -1,0 +1,100 @@
+"""Runs the real ``nar-serve serve``, in a process group of its own, on a port that it chooses."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import TypeVar
+
+from tests.e2e.fronts import ROOT, environment
+
+START_SECONDS = 30
+STOP_SECONDS = 15
+
+_GREETING = re.compile(r"http://\S+:([0-9]+)/ is served")
+
+T = TypeVar("T")
+
+
+class Serving:
+    """A server that runs. ``out`` has its access log, ``err`` all else that it says."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", directory: Path) -> None:
+        self.process = process
+        self.out = directory / "out"
+        self.err = directory / "err"
+        self.port = int(eventually(self._port, START_SECONDS))
+
+    def _port(self) -> str:
+        assert self.process.poll() is None, self.err.read_text()
+        found = _GREETING.search(self.err.read_text())
+        return found[1] if found else ""
+
+    def get(self, path: str, headers: Mapping[str, str] | None = None, *, method: str = "GET") -> "Reply":
+        """On a connection of its own."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, headers=dict(headers or {}))
+            response = connection.getresponse()
+            return Reply(response.status, dict(response.getheaders()), response.read())
+        finally:
+            connection.close()
+
+    def processes(self) -> list[int]:
+        """The master, then the workers."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [self.process.pid, *map(int, children)]
+
+    def access_log(self) -> list[str]:
+        return self.out.read_text().splitlines()
+
+    def wait(self) -> int:
+        return self.process.wait(STOP_SECONDS)
+
+
+class Reply:
+    """An answer that was read to its end."""
+
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+
+@contextlib.contextmanager
+def serving(directory: Path, cache_url: str, *options: str, **settings: str) -> Iterator[Serving]:
+    """``nar-serve serve`` with these options and environment variables, and its NAR cache and its logs in ``directory``."""
+    directory.mkdir(exist_ok=True)
+    environ = environment({"HTTP_ADDR": "127.0.0.1:0", "NAR_CACHE_DIR": str(directory / "nars")} | settings)
+    command = [sys.executable, "-m", "narcore", "serve", "--store", cache_url, *options]
+    with (directory / "out").open("wb") as out, (directory / "err").open("wb") as err:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+        )
+    try:
+        yield Serving(process, directory)
+        process.terminate()
+        process.wait(STOP_SECONDS)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def eventually(condition: Callable[[], T], seconds: float = 10) -> T:
+    """What ``condition`` gives as soon as that is true."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.02)
+    return value
