@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from narcore.cli.exits import say
@@ -72,8 +72,7 @@ class Destination:
 
     def _open(self, staging: bytes) -> int:
         while True:
-            with suppress(FileExistsError):
-                os.mkdir(staging, 0o700, dir_fd=self.parent_fd)
+            self._make(staging)
             fd = os.open(staging, _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.parent_fd)
             try:
                 if self._is_mine(fd, staging):
@@ -82,6 +81,15 @@ class Destination:
                 os.close(fd)
                 raise
             os.close(fd)
+
+    def _make(self, staging: bytes) -> None:
+        try:
+            os.mkdir(staging, 0o700, dir_fd=self.parent_fd)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            error.filename = os.fsdecode(self.parent) or "."  # it is the directory that can't be written to
+            raise
 
     def _is_mine(self, fd: int, staging: bytes) -> bool:
         """Lock it. False if it was moved away by the one who had the lock before."""

@@ -110,6 +110,8 @@ def test_where_it_goes(cli: InProcess, caches: NixCaches) -> None:
     assert sorted(os.listdir("a")) == ["b", "bin"]
     refused = cli("get", f"{hello}/bin", "nowhere/b")
     assert (refused.code, "mkdir -p" in refused.err) == (2, True)
+    refused = cli("get", f"{hello}/bin", "/proc/")
+    assert (refused.code, refused.err.startswith("nar-serve: /proc/: ")) == (3, True)
 
 
 def test_what_is_there_is_not_touched(cli: InProcess, caches: NixCaches) -> None:
