@@ -21,7 +21,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-OSLS, CFN_LINT, MOTO, VERCEL_RUNTIME = "osls@4.3.1", "cfn-lint==1.58.0", "moto[s3]==5.2.5", "vercel-runtime==0.24.1"
+OSLS, CFN_LINT, MOTO = "osls@4.3.1", "cfn-lint==1.58.0", "moto[s3]==5.2.5"
+VERCEL_RUNTIME, AWSLAMBDARIC = "vercel-runtime==0.24.1", "awslambdaric==4.2.2"
 
 
 @cache
@@ -38,6 +39,12 @@ def vercel_python() -> Path:
 def moto_server() -> Path:
     """The program ``moto_server``: S3 on this machine. Its environment has boto3 as well."""
     return _venv("moto", sys.executable, [MOTO, "flask", "flask-cors"]).with_name("moto_server")
+
+
+@cache
+def lambda_python() -> Path:
+    """A Python as Lambda has it: with the runtime client, and without anything that the project depends on."""
+    return _venv("lambda", sys.executable, [AWSLAMBDARIC])
 
 
 @cache

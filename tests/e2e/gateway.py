@@ -23,9 +23,13 @@ from tests.e2e.runtime_api import FunctionError, Invocation, Prelude, RuntimeApi
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 29.0  # the gateway's
 
+PYTHON = os.environ.get("LAMBDA_PYTHON", sys.executable)
+TASK_ROOT = os.environ.get("LAMBDA_TASK_ROOT", str(ROOT))
+"""What the function is run with, and where its package is: the environment may say others than those of the tests."""
+
 COMMANDS: dict[str, list[str]] = {
-    "handler": [sys.executable, "-m", "awslambdaric", "api/_lambda/handler.handler"],
-    "stream": [str(ROOT / "api/_lambda/stream"), sys.executable, "/var/runtime/bootstrap.py"],
+    "handler": [PYTHON, "-m", "awslambdaric", "api/_lambda/handler.handler"],
+    "stream": [f"{TASK_ROOT}/api/_lambda/stream", PYTHON, "/var/runtime/bootstrap.py"],
 }
 """What Lambda starts; behind the wrapper comes the command line of its own client."""
 
@@ -36,7 +40,7 @@ def environment(api: RuntimeApi) -> dict[str, str]:
         "AWS_LAMBDA_FUNCTION_NAME": "nar-serve",
         "AWS_LAMBDA_RUNTIME_API": api.address,
         "AWS_REGION": "us-east-1",
-        "LAMBDA_TASK_ROOT": os.environ.get("LAMBDA_TASK_ROOT", str(ROOT)),
+        "LAMBDA_TASK_ROOT": TASK_ROOT,
         "_HANDLER": "api/_lambda/handler.handler",
     }
 
@@ -53,8 +57,7 @@ class Instance:
         self._watcher.start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        environ = environment(self._api)
-        return subprocess.Popen(self._command, cwd=environ["LAMBDA_TASK_ROOT"], env=environ)
+        return subprocess.Popen(self._command, cwd=TASK_ROOT, env=environment(self._api))
 
     def _watch(self) -> None:
         while not self._ended.wait(0.05):

@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Makes the ZIP file that Lambda runs: this project and what it depends on, for the machine that Lambda has.
+
+``python3 deploy/lambda/build.py`` needs pip and a network. ``plugin.js`` runs it for ``npx osls package`` and ``deploy``.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+OUTPUT = ROOT / "dist" / "lambda" / "nar-serve.zip"
+
+EXTRAS = ("lz4", "objectstore")
+SOURCES = ("api/**/*", "narcore/**/*")
+LEFT_OUT = ("api/_dev/*", "narcore/cli/*", "*/__pycache__/*")
+
+# Of the packages: what nothing imports. Metadata stays, for what asks for its own version. zstandard is there twice, as a C
+# extension and by cffi; of cffi itself, cryptography needs the module in C alone.
+NOT_NEEDED: tuple[str, ...] = (
+    *("bin/*", "*/tests/*", "*.pyi", "*.pyx", "*.pxd", "*.h", "*.c", "*/RECORD", "*/licenses/*", "*/sboms/*"),
+    *("zstandard/_cffi*", "zstandard/backend_cffi.py", "cffi/*", "pycparser/*"),
+)
+
+MACHINES = {"arm64": "aarch64", "x86_64": "x86_64"}
+WRAPPER = "api/_lambda/stream"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Make the ZIP file for AWS Lambda.")
+    parser.add_argument("--python", default="3.13", help="as in the runtime's name: python3.13 (default: %(default)s)")
+    parser.add_argument("--architecture", choices=MACHINES, default="arm64", help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="default: %(default)s")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="nar-serve-lambda-") as directory:
+        stage = Path(directory)
+        install(stage, given.python, MACHINES[given.architecture])
+        copy_sources(stage)
+        compiled = compile_all(stage, given.python)
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        size = write_zip(stage, given.output)
+    say(f"{given.output}: {size / 1e6:.1f} MB, {'with' if compiled else 'without'} byte code")
+    if not compiled:
+        say(
+            f"there is no Python {given.python} here to compile with, so each cold start has to; it takes a second longer"
+        )
+    return 0
+
+
+def install(stage: Path, python: str, machine: str) -> None:
+    """The packages, as wheels for Lambda's machine: this one may be another."""
+    # Amazon Linux 2023 has glibc 2.34; pip takes each tag for just itself.
+    platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(34, 16, -1)] + [f"manylinux2014_{machine}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-compile",
+        "--root-user-action=ignore",
+    ]
+    command += ["--target", str(stage), "--implementation", "cp", "--python-version", python, "--only-binary=:all:"]
+    command += [option for platform in platforms for option in ("--platform", platform)]
+    subprocess.run([*command, *requirements()], check=True)
+    for path in [path for path in stage.rglob("*") if path.is_file() and is_any(path.relative_to(stage), NOT_NEEDED)]:
+        path.unlink()
+
+
+def requirements() -> list[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [*project["dependencies"], *(each for extra in EXTRAS for each in project["optional-dependencies"][extra])]
+
+
+def copy_sources(stage: Path) -> None:
+    for source in sources():
+        target = stage / source.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+
+
+def sources() -> Iterator[Path]:
+    for pattern in SOURCES:
+        for path in sorted(ROOT.glob(pattern)):
+            if path.is_file() and not is_any(path.relative_to(ROOT), LEFT_OUT):
+                yield path
+
+
+def is_any(path: Path, patterns: tuple[str, ...]) -> bool:
+    """Whether ``path`` or a directory that it is in matches one of them."""
+    return any(each.match(pattern) for each in (path, *path.parents) for pattern in patterns)
+
+
+def compile_all(stage: Path, python: str) -> bool:
+    """Byte code next to the sources, where there is such a Python: in a function nothing can be written there later."""
+    interpreter = find_python(python)
+    if interpreter is None:
+        return False
+    # By hash, unchecked: Lambda unpacks with dates of its own, and the files don't change.
+    command: list[str | Path] = [
+        interpreter,
+        "-m",
+        "compileall",
+        "-q",
+        "--invalidation-mode",
+        "unchecked-hash",
+        "-s",
+        stage,
+        stage,
+    ]
+    return subprocess.run(command, check=False).returncode == 0
+
+
+def find_python(version: str) -> str | None:
+    """Run, not only found: pyenv leaves names on PATH that start nothing."""
+    pyenv = sorted((Path.home() / ".pyenv/versions").glob(f"{version}.*/bin/python"))
+    code = f"import sys; sys.exit('{version}' != '%d.%d' % sys.version_info[:2])"
+    for candidate in (sys.executable, f"python{version}", *map(str, pyenv)):
+        try:
+            if subprocess.run([candidate, "-c", code], capture_output=True, check=False).returncode == 0:
+                return candidate
+        except FileNotFoundError:
+            continue
+    return None
+
+
+def write_zip(stage: Path, output: Path) -> int:
+    """The same bytes for the same files: sorted, with one date, readable by all."""
+    with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for path in sorted(path for path in stage.rglob("*") if path.is_file()):
+            name = path.relative_to(stage).as_posix()
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = (0o100755 if name == WRAPPER else 0o100644) << 16
+            archive.writestr(info, path.read_bytes())
+    return output.stat().st_size
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"build: {line}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
