@@ -1,0 +1,226 @@
+"""The same cache out of every kind of store: two implementations of S3, Google's and Azure's emulators, HTTP, HTTPS, files.
+
+The small trees are compressed by zstd, the large one is not compressed, so that parts of its NAR are asked of the store.
+"""
+
+import os
+import random
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from narcore.errors import FileNotInStore, NarcoreError, RangeNotSupported, StoreForbidden, StoreUnavailable
+from narcore.stores import open_store, read_file
+from tests.e2e import emulators, links, trees
+from tests.e2e.client import Client, url_path
+from tests.e2e.conftest import RunFront
+from tests.e2e.fronts import Front
+from tests.e2e.nixcaches import NixCaches, parse_listing, read_narinfo
+from tests.e2e.storefronts import NEED_EMULATORS, SECRET, STOREFRONTS, StoreFront
+from tests.e2e.test_files import SMALL, check, fetch_with_http_client, regular_files
+
+# What the URL of a narinfo may say, and may not do.
+HOSTILE_URLS = (
+    "http://127.0.0.1:{port}/x",
+    "HTTPS://127.0.0.1:{port}/x",
+    "//127.0.0.1:{port}/x",
+    "http://user@127.0.0.1:{port}/x",
+    "\\\\127.0.0.1:{port}\\x",
+    "../secret",
+    "../../secret",
+    "%2e%2e/secret",
+    "..%2f..%2fsecret",
+    "nar/../../secret",
+    "/secret",
+    "file:///etc/passwd",
+    "s3://127.0.0.1:{port}/x",
+)
+
+
+def hostile_hash(number: int) -> str:
+    return f"{'0' * 30}{number:02}"
+
+
+@pytest.fixture(scope="module")
+def canary() -> Iterator[socket.socket]:
+    """A listener that nobody may connect to."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        yield listener
+
+
+@pytest.fixture(scope="module")
+def files(caches: NixCaches, canary: socket.socket, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache: see above; and narinfos with the URLs of `HOSTILE_URLS`."""
+    directory = tmp_path_factory.mktemp("cache")
+    (directory / "nar").mkdir()
+    shutil.copy(caches.cache("zstd") / "nix-cache-info", directory)
+    for name in (*SMALL, trees.BIG_NAME):
+        source = caches.cache("none" if name == trees.BIG_NAME else "zstd")
+        narinfo = source / f"{caches.hash_part(name)}.narinfo"
+        for path in (narinfo, narinfo.with_suffix(".ls"), source / read_narinfo(narinfo)["URL"]):
+            shutil.copy(path, directory / path.relative_to(source))
+    good = directory / f"{caches.hash_part(links.HELLO)}.narinfo"
+    fields = read_narinfo(good)
+    for number, hostile in enumerate(HOSTILE_URLS):
+        # A hash of its own: what is known of one NAR is not asked for again.
+        forged = good.read_text().replace(fields["NarHash"], f"sha256:{number:064x}")
+        forged = forged.replace(fields["URL"], hostile.format(port=canary.getsockname()[1]))
+        forged = forged.replace(caches.hash_part(links.HELLO), hostile_hash(number))
+        (directory / f"{hostile_hash(number)}.narinfo").write_text(forged)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def installed_emulators() -> Path:
+    """Skips where they can't be installed, but not in CI."""
+    try:
+        return emulators.install()
+    except emulators.NotInstallable as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no emulators: {error}")
+
+
+@pytest.fixture(scope="module", params=STOREFRONTS)
+def storefront(
+    request: pytest.FixtureRequest, files: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StoreFront]:
+    needed = request.param in NEED_EMULATORS
+    directory = request.getfixturevalue("installed_emulators") if needed else Path()
+    with STOREFRONTS[request.param](files, directory, tmp_path_factory.mktemp(request.param)) as storefront:
+        yield storefront
+
+
+@pytest.fixture(scope="module")
+def front(storefront: StoreFront, run_front: RunFront, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    with run_front(storefront.url, tmp_path_factory.mktemp("nars"), storefront.environ) as front:
+        yield front
+
+
+@pytest.fixture
+def _environ(storefront: StoreFront, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For stores in this process."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "AZURE_", "GOOGLE_")):
+            monkeypatch.delenv(name)
+    for name, value in storefront.environ.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_it_is_ready_and_shows_no_secret(front: Front, storefront: StoreFront) -> None:
+    with Client(front) as client:
+        assert client.get("/readyz").status == 200
+        landing = client.get("/", {"Accept": "text/html"}).text
+    assert storefront.url.partition(":")[0] + "://" in landing
+    assert not [secret for secret in storefront.secrets if secret in landing]
+
+
+def test_every_file(front: Front, caches: NixCaches) -> None:
+    check(fetch_with_http_client, front, regular_files(caches, (*SMALL, trees.BIG_NAME)))
+
+
+def test_ranges(storefront: StoreFront, run_front: RunFront, caches: NixCaches) -> None:
+    """By a front that keeps nothing, so that each part comes from the store."""
+    generator = random.Random(5)
+    wrong: list[tuple[object, ...]] = []
+    with run_front(storefront.url, "off", storefront.environ) as front, Client(front) as client:
+        for name in ("data.bin", "later.bin", "z-last.txt"):
+            data = (caches.tree(trees.BIG_NAME) / name).read_bytes()
+            path = url_path(caches.store_paths[trees.BIG_NAME], name.encode())
+            for _ in range(3):
+                start = generator.randrange(len(data))
+                stop = min(len(data), start + generator.choice([1, 100, 70_000, 3_000_000]))
+                got = client.get(path, {"Range": f"bytes={start}-{stop - 1}"})
+                if (got.status, got.body) != (206, data[start:stop]):
+                    wrong.append((name, start, stop, got.status))
+    assert not wrong
+
+
+def test_listings_and_links(front: Front, caches: NixCaches) -> None:
+    with Client(front) as client:
+        for name in (links.HELLO, trees.NAMES_NAME, trees.BIG_NAME):
+            got = client.get(url_path(caches.store_paths[name]) + "/?format=json&recursive")
+            assert (got.status, parse_listing(got.body)) == (200, caches.listing(name))
+        assert client.get(url_path(caches.store_paths[links.HELLO], b"bin/hi")).status == 302
+
+
+def test_head_is_get_without_the_body(front: Front, caches: NixCaches) -> None:
+    with Client(front) as client:
+        for name, path in ((links.HELLO, b"bin/hello"), (trees.BIG_NAME, b"data.bin")):
+            url = url_path(caches.store_paths[name], path)
+            head, got = client.head(url), client.get(url)
+            assert (head.status, got.status) == (200, 200)
+            for header in ("Content-Length", "ETag", "Cache-Control", "Last-Modified"):
+                assert head.header(header) == got.header(header)
+
+
+def test_what_is_missing(front: Front, caches: NixCaches) -> None:
+    with Client(front) as client:
+        for method in ("GET", "HEAD"):
+            assert client.request(method, f"/nix/store/{'1' * 32}-nothing/x").status == 404
+            assert client.request(method, url_path(caches.store_paths[links.HELLO], b"bin/nothing")).status == 404
+
+
+def test_hostile_narinfos(front: Front, storefront: StoreFront, canary: socket.socket) -> None:
+    with Client(front) as client:
+        for number, hostile in enumerate(HOSTILE_URLS):
+            got = client.get(f"/nix/store/{hostile_hash(number)}-{links.HELLO}/bin/hello", {"Accept": "text/plain"})
+            assert got.status in (404, 502), hostile
+            assert SECRET not in got.body
+            assert b"root:" not in got.body
+    with pytest.raises(BlockingIOError):
+        canary.accept()
+    log = front.log_text()
+    assert "left alone" not in log  # then it was not asked
+    assert not [secret for secret in storefront.secrets if secret in log]
+
+
+@pytest.mark.usefixtures("_environ")
+def test_the_store_itself(storefront: StoreFront, files: Path) -> None:
+    store = open_store(storefront.url)
+    nar = max((files / "nar").iterdir(), key=lambda path: path.stat().st_size)
+    data, name = nar.read_bytes(), f"nar/{nar.name}"
+    assert read_file(store, name, len(data)) == data
+    for start, stop in ((0, 2), (5, 1_000_000), (len(data) - 7, None), (1, len(data))):
+        if storefront.ranges:
+            with store.get_file(name, start, stop) as file:
+                assert (b"".join(file), file.size) == (data[start:stop], len(data))
+        else:
+            with pytest.raises(RangeNotSupported):
+                store.get_file(name, start, stop)
+    for start, end in ((5, len(data) + 1), (len(data), None), (len(data) + 5, len(data) + 9)):
+        with pytest.raises(RangeNotSupported):
+            store.get_file(name, start, end)
+    assert store.file_exists(name)
+    assert not store.file_exists("nar/nothing")
+    with pytest.raises(FileNotInStore):
+        store.get_file("nothing.narinfo")
+    for path in ("../secret", "../../secret", "%2e%2e/secret", "..%2fsecret", "nar/../../secret", ""):
+        with pytest.raises(StoreForbidden):
+            store.get_file(path)
+    store.close()
+
+
+@pytest.mark.usefixtures("_environ")
+@pytest.mark.parametrize("storefront", ["s3-moto", "s3-s3rver", "az"], indirect=True)
+def test_a_bucket_that_is_not_there(storefront: StoreFront) -> None:
+    store = open_store(storefront.url.replace("nix-cache", "nix-cash"))
+    with pytest.raises(StoreUnavailable, match=r"there is no .*bucket"):
+        store.get_file("nix-cache-info")
+    store.close()
+
+
+@pytest.mark.usefixtures("_environ")
+@pytest.mark.parametrize("storefront", ["s3-s3rver", "az"], indirect=True)
+def test_credentials_that_are_wrong(storefront: StoreFront, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "UNKNOWN")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "d3Jvbmc=")
+    store = open_store(storefront.url)
+    with pytest.raises(NarcoreError, match="credentials") as caught:
+        store.get_file("nix-cache-info")
+    assert isinstance(caught.value, StoreForbidden)
+    store.close()
