@@ -9,6 +9,8 @@ in an error for everyone who reads from it, and never in a complete answer.
 """
 
 import copy
+import heapq
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -31,7 +33,9 @@ class Fill:
         self.part = part
         self._fetch = fetch
         self._on_end = on_end
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[int, int, threading.Condition]] = []  # a heap, by how many bytes are waited for
+        self._news = time.monotonic()
         self._readers = 0
         self._available = 0
         self._listing: NarListing | None = None
@@ -51,14 +55,14 @@ class Fill:
 
     def join(self) -> bool:
         """Count in one more reader, who has to ``leave``. False if the fill has ended, and nobody keeps its file open."""
-        with self._changed:
+        with self._lock:
             if self._closed and (self._listing is None or not self._readers):
                 return False
             self._readers += 1
             return True
 
     def leave(self) -> None:
-        with self._changed:
+        with self._lock:
             self._readers -= 1
             if self._ended and not self._readers:
                 self.part.close()
@@ -73,9 +77,9 @@ class Fill:
 
     def wait(self) -> NarListing:
         """Wait until the NAR is complete and verified; its listing. Raises whatever it failed with."""
-        with self._changed:
+        with self._lock:
             while self._listing is None:
-                self._wait_for_news()
+                self._wait_for(sys.maxsize)
             return self._listing
 
     def read(self, start: int, stop: int, check: Check, *, whole: bool = False) -> "FillBytes":
@@ -101,20 +105,34 @@ class Fill:
 
     def _wait_beyond(self, position: int, stop: int) -> int:
         """Wait until there is something to read at ``position``; up to where it may be read."""
-        with self._changed:
+        with self._lock:
             while True:
                 if self._listing is not None:
                     return stop
                 ready = min(self._available, stop - 1)
                 if ready > position:
                     return ready
-                self._wait_for_news()
+                self._wait_for(position + 1 if position + 1 < stop else sys.maxsize)  # the last one comes at the end
 
-    def _wait_for_news(self) -> None:
+    def _wait_for(self, available: int) -> None:
+        """Wait, with the lock held, until so many bytes are there or the fill has ended. Raises what it has failed with.
+
+        Each reader has a condition of its own: to wake all of them for each chunk costs more than to unpack it.
+        """
         if self._error is not None:
             raise copy.copy(self._error)  # each reader's own: a shared one would collect the traceback of each
-        if not self._changed.wait(STALL_SECONDS):
-            raise StoreTimeout("no byte of the NAR has come for two minutes")
+        mine = threading.Condition(self._lock)
+        entry = (available, id(mine), mine)
+        heapq.heappush(self._waiting, entry)
+        while not mine.wait(STALL_SECONDS) and entry in self._waiting:
+            if time.monotonic() - self._news >= STALL_SECONDS:
+                self._waiting.remove(entry)
+                heapq.heapify(self._waiting)
+                raise StoreTimeout("no byte of the NAR has come for two minutes")
+
+    def _wake(self, available: int) -> None:
+        while self._waiting and self._waiting[0][0] <= available:
+            heapq.heappop(self._waiting)[2].notify()
 
     # --- the thread's side
 
@@ -132,9 +150,9 @@ class Fill:
         try:
             self._on_end(self, error)
         finally:
-            with self._changed:
+            with self._lock:
                 self._listing, self._error, self._closed, self._ended = listing, error, True, True
-                self._changed.notify_all()
+                self._wake(sys.maxsize)
                 if not self._readers:
                     self.part.close()
 
@@ -154,20 +172,23 @@ class Fill:
     def _follow(self) -> None:
         """Watch the file grow until the lock on it is free."""
         while not self.part.try_lead():
-            self._publish(self.part.size())
+            size = self.part.size()
+            if size > self._available:
+                self._publish(size)
             if self._give_up(lambda: True):
                 raise Unwanted("nobody reads it here any more")
             time.sleep(POLL_SECONDS)
 
     def _publish(self, available: int) -> None:
-        with self._changed:
+        with self._lock:
+            self._news = time.monotonic()
             if available > self._available:  # one that takes over starts from the front, where all is there already
                 self._available = available
-                self._changed.notify_all()
+                self._wake(available)
 
     def _give_up(self, may_end: Callable[[], bool]) -> bool:
         """End the fill for newcomers if nobody reads it and ``may_end`` agrees, or the process ends; tells whether it did."""
-        with self._changed:
+        with self._lock:
             self._closed = self._stopping or (not self._readers and may_end())
             return self._closed
 

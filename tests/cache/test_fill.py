@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from narcore.cache import fill as fill_module
 from narcore.cache import memo, narcache, part
 from narcore.cache.fill import Fill
 from narcore.cache.layout import Layout, is_verified
@@ -329,6 +330,29 @@ class TestFailure:
             with pytest.raises(CapacityError):
                 read_all(cache.fill(source.key, source))
         assert read_all(cache.fill(source.key, source)) == NAR
+
+    def test_a_stall(self, cache: NarCache, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Readers wait as long as something comes, be it not for them, and no longer."""
+        monkeypatch.setattr(fill_module, "STALL_SECONDS", 0.3)
+        source = Source(NAR, gated=True, chunk=20_000)
+        fill = cache.fill(source.key, source)
+        reader = reader_of(cache.fill(source.key, source))
+        got: list[BaseException | None] = []
+        thread = threading.Thread(target=lambda: got.append(read_until_error(reader)[1]))
+        thread.start()
+        since = time.monotonic()
+        waiting = fill.read(len(NAR) - 10, len(NAR), no_check)
+        for step in range(1, 6):
+            threading.Timer(step / 10, source.allow, (step * 20_000,)).start()
+        with pytest.raises(StoreTimeout):
+            next(iter(waiting))
+        assert 0.75 < time.monotonic() - since < 3
+        thread.join()
+        assert isinstance(got[0], StoreTimeout)
+        assert fill._waiting == []
+        source.allow()
+        reader.close()
+        waiting.close()
 
     def test_larger_than_the_cache(self, make_cache: MakeCache) -> None:
         source = Source(NAR)
