@@ -126,7 +126,7 @@ class Observed:
             exchange.sent = window.sent
             try:
                 close()
-                exchange.complete = window.sent == window.length
+                exchange.complete = exchange.sent == window.length
             finally:
                 self._end(exchange)
 
