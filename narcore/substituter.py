@@ -185,7 +185,10 @@ class Substituter:
 
     def check(self) -> None:
         """Ask it now, whatever is remembered. Raises StoreError or CacheInfoError if it does not answer."""
-        self._fetch_info()
+        try:
+            CacheInfo.parse(self.read("nix-cache-info", CACHE_INFO_LIMIT))
+        except FileNotInStore:
+            self.store.check()  # which tells a missing one from one that may not be read
 
     # --- asking
 

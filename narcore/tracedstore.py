@@ -39,6 +39,9 @@ class TracedStore:
     def file_exists(self, path: str) -> bool:
         return self._store.file_exists(path)
 
+    def check(self) -> None:
+        self._store.check()
+
     def close(self) -> None:
         self._store.close()
 

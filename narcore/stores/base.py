@@ -1,10 +1,11 @@
 """What a binary cache store is: files by relative path. It knows no format."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self
 
-from narcore.errors import StoreError
+from narcore.errors import FileNotInStore, StoreError
 
 CHUNK_SIZE = 256 * 1024
 
@@ -75,6 +76,14 @@ class BinaryCacheStore(Protocol):
 
     def file_exists(self, path: str) -> bool: ...
 
+    def check(self) -> None:
+        """Raise a ``StoreError`` that says what to do if the store can't be used as it is set up.
+
+        It is fine if it answers, even that it has no nix-cache-info. Object stores tell that apart from a file that may
+        not be read, where ``get_file`` can't.
+        """
+        ...
+
     def close(self) -> None: ...
 
 
@@ -82,6 +91,12 @@ def check_part(start: int, stop: int | None) -> None:
     """Raise ``ValueError`` unless ``start`` and ``stop`` name at least one byte (HTTP has no empty range)."""
     if start < 0 or (stop is not None and stop <= start):
         raise ValueError(f"not a part of a file: bytes {start} to {stop}")
+
+
+def check_by_asking(store: BinaryCacheStore) -> None:
+    """``check`` for a store whose answers mean what they say."""
+    with suppress(FileNotInStore):
+        store.get_file("nix-cache-info").close()
 
 
 def read_file(store: BinaryCacheStore, path: str, limit: int) -> bytes:

@@ -14,7 +14,7 @@ from narcore.errors import (
     StoreTimeout,
     StoreUnavailable,
 )
-from narcore.stores.base import StoreFile, check_part
+from narcore.stores.base import StoreFile, check_by_asking, check_part
 from narcore.stores.httpbody import ContentRange, HttpBody, content_encoding, range_header
 from narcore.stores.urls import StoreUrl, without_query
 
@@ -116,6 +116,9 @@ class HttpBinaryCacheStore:
         if isinstance(error, FileNotInStore):
             return False
         raise error
+
+    def check(self) -> None:
+        check_by_asking(self)
 
     def close(self) -> None:
         with self._lock:

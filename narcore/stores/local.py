@@ -9,7 +9,7 @@ from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from narcore.errors import FileNotInStore, RangeNotSupported, SettingsError, StoreForbidden, StoreUnavailable
-from narcore.stores.base import CHUNK_SIZE, StoreFile, check_part
+from narcore.stores.base import CHUNK_SIZE, StoreFile, check_by_asking, check_part
 from narcore.stores.names import file_names
 from narcore.stores.urls import redacted
 
@@ -52,6 +52,9 @@ class LocalBinaryCacheStore:
             return False
         file.close()
         return True
+
+    def check(self) -> None:
+        check_by_asking(self)
 
     def close(self) -> None:
         """There is nothing to close: every file is closed by its reader."""

@@ -3,7 +3,7 @@
 from collections.abc import Generator, Mapping
 
 from narcore.errors import FileNotInStore, RangeNotSupported
-from narcore.stores.base import CHUNK_SIZE, StoreFile, check_part
+from narcore.stores.base import CHUNK_SIZE, StoreFile, check_by_asking, check_part
 from narcore.stores.names import file_names
 
 
@@ -38,6 +38,9 @@ class MemoryStore:
 
     def file_exists(self, path: str) -> bool:
         return self._find(path) is not None
+
+    def check(self) -> None:
+        check_by_asking(self)
 
     def close(self) -> None:
         """There is nothing to close."""

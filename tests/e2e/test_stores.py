@@ -224,3 +224,11 @@ def test_credentials_that_are_wrong(storefront: StoreFront, monkeypatch: pytest.
         store.get_file("nix-cache-info")
     assert isinstance(caught.value, StoreForbidden)
     store.close()
+
+
+@pytest.mark.parametrize("storefront", ["s3-moto"], indirect=True)
+def test_a_private_bucket_without_credentials_is_not_ready(storefront: StoreFront, run_front: RunFront) -> None:
+    """Its 403 is an absence for every file; for readiness it is not, or nobody would learn of it."""
+    with run_front(storefront.url, "off", {"AWS_SKIP_SIGNATURE": "true"}) as front, Client(front) as client:
+        assert client.get(f"/nix/store/{'1' * 32}-nothing/x").status == 404
+        assert client.get("/readyz").status == 503

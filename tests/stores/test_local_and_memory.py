@@ -147,3 +147,9 @@ def test_open_store(url: str, kind: type, shown: str) -> None:
 def test_open_store_refuses(url: str) -> None:
     with pytest.raises(SettingsError):
         open_store(url)
+
+
+def test_check(store: BinaryCacheStore, tmp_path: Path) -> None:
+    store.check()  # without a nix-cache-info, too
+    with pytest.raises(StoreUnavailable, match="no such directory"):
+        LocalBinaryCacheStore(str(tmp_path / "nowhere")).check()
