@@ -65,7 +65,7 @@ def _known_source(profile: str, environ: Mapping[str, str]) -> Source | None:
         return Source.ENVIRONMENT
     if environ.get("AWS_CONTAINER_CREDENTIALS_FULL_URI"):
         return Source.BOTO3
-    if any(_has_default(Path(environ.get(name) or Path.home() / place)) for name, place in _SHARED_FILES):
+    if any(_has_default(environ.get(name) or f"~/{place}") for name, place in _SHARED_FILES):
         return Source.BOTO3
     return Source.NONE if environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true" else None
 
@@ -107,10 +107,11 @@ def open_boto3(profile: str) -> tuple[Callable[[], "S3Credential"], str | None]:
         ) from None
 
 
-def _has_default(path: Path) -> bool:
+def _has_default(path: str) -> bool:
     parser = configparser.RawConfigParser(default_section="", strict=False)
     try:
-        parser.read_string(path.read_text(errors="replace"))
+        # os.path: unlike pathlib it lives with a user who has no home, as containers have.
+        parser.read_string(Path(os.path.expanduser(path)).read_text(errors="replace"))  # noqa: PTH111  see above
         return any(parser.has_option("default", key) for key in _SHARED_KEYS)
     except (OSError, configparser.Error):
         return False

@@ -239,7 +239,8 @@ def has_google_credentials(environ: Mapping[str, str]) -> bool:
     """Whether there are any, in the order of Google's tools. Takes a second at most."""
     if _is_true(environ.get("GOOGLE_SKIP_SIGNATURE")):
         return False
-    config = Path(environ.get("CLOUDSDK_CONFIG") or Path.home() / ".config/gcloud")
+    # os.path: unlike pathlib it lives with a user who has no home, as containers have.
+    config = Path(os.path.expanduser(environ.get("CLOUDSDK_CONFIG") or "~/.config/gcloud"))  # noqa: PTH111  see above
     if any(environ.get(name) for name in _GOOGLE) or (config / "application_default_credentials.json").is_file():
         return True
     if _is_true(environ.get("NO_GCE_CHECK")):

@@ -20,7 +20,7 @@ from narcore.errors import (
     StoreTimeout,
     StoreUnavailable,
 )
-from narcore.stores import read_file
+from narcore.stores import metadata, read_file
 from narcore.stores.base import CHUNK_SIZE
 from narcore.stores.objectstore import ObjectBinaryCacheStore, has_azure_credentials, has_google_credentials
 from tests.stores.conftest import Serve
@@ -211,7 +211,13 @@ def test_credentials_of_google(serve: Serve, monkeypatch: pytest.MonkeyPatch) ->
     assert has_google_credentials({"GOOGLE_APPLICATION_CREDENTIALS": "/x.json"})
 
 
-def test_credentials_of_azure() -> None:
+def test_credentials_of_azure(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     key = base64.b64encode(b"x").decode()
     assert has_azure_credentials({"AZURE_STORAGE_ACCOUNT_KEY": key})
     assert not has_azure_credentials({"AZURE_STORAGE_ACCOUNT_KEY": key, "AZURE_SKIP_SIGNATURE": "1"})
+    service = serve(lambda _: answer(200, b"x"))
+    monkeypatch.setattr(metadata, "LINK_LOCAL", service.url)
+    assert has_azure_credentials({})
+    assert service.requests[0].headers["metadata"] == "true"
+    monkeypatch.setattr(metadata, "LINK_LOCAL", serve(lambda _: answer(404)).url)
+    assert not has_azure_credentials({})

@@ -413,6 +413,16 @@ def test_which_region_wins(
     assert signature(server.requests[0])["X-Amz-Credential"].split("/")[2] == region
 
 
+def test_a_user_without_a_home(
+    key_used: Callable[..., str | None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in a container that runs under a number which no user has."""
+    for name in ("HOME", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", dict[int, Any]().__getitem__)
+    assert key_used() is None
+
+
 @pytest.mark.usefixtures("shared_files")
 def test_a_profile_that_is_not_there(serve: Serve, open_s3: OpenS3) -> None:
     server = serve(lambda _: answer(200, b"x"))
@@ -434,6 +444,7 @@ def test_the_environment_names_the_endpoint(serve: Serve, monkeypatch: pytest.Mo
     assert len(server.requests) == len(other.requests) == 1
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_process_has_its_own(serve: Serve, open_s3: OpenS3, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opened before the fork, asked after it, as gunicorn does when it preloads the application."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
@@ -441,5 +452,8 @@ def test_a_forked_process_has_its_own(serve: Serve, open_s3: OpenS3, monkeypatch
     store = open_s3(serve(lambda _: answer(200, b"x")))
     child = os.fork()
     if not child:
-        os._exit(0 if read_file(store, "x", 9) == b"x" else 1)
+        try:
+            os._exit(0 if read_file(store, "x", 9) == b"x" else 1)
+        finally:
+            os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
