@@ -15,7 +15,12 @@ HERE = StorePath.parse("/nix/store/0123456789abcdfghijklmnpqrsvwxyz-here-1.0")
 OTHER = "/nix/store/zyxwvsrqpnmlkjihgfdcba9876543210-other-2.0"
 
 TREE: dict[str, Tree] = {
-    "bin": {"hello": b"hello", "up": link("../share/doc"), "abs": link(f"{HERE}/share/doc/README"), "self": link("self")},
+    "bin": {
+        "hello": b"hello",
+        "up": link("../share/doc"),
+        "abs": link(f"{HERE}/share/doc/README"),
+        "self": link("self"),
+    },
     "share": {"doc": {"README": b"read me", "...": b"dots"}, "doc-link": link("doc"), "root": link("..")},
     "lib": {"x": b"1"},
     "lib64": link("lib"),
