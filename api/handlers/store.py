@@ -16,8 +16,9 @@ from api.offload.redirect import Offload
 from api.responses.archives import ARCHIVES, archive_response
 from api.responses.base import NodeRef, Response, options_response
 from api.responses.files import file_response
+from api.responses.formats import requested_format
 from api.responses.limits import AnswerTooLarge, Limit
-from api.responses.listing import listing_response, prefers_json, requested_format
+from api.responses.listing import listing_response, prefers_json
 from api.responses.redirects import redirect_response, script_root
 from api.responses.templates import STATIC_PREFIX
 from narcore.accessor import NarAccessor

@@ -15,7 +15,8 @@ body                    bytes on their way to the WSGI server
 
 from api.responses.base import NodeRef, Response, options_response, text_response
 from api.responses.files import file_response
-from api.responses.listing import FORMATS, listing_response, prefers_json, requested_format
+from api.responses.formats import FORMATS, requested_format
+from api.responses.listing import listing_response, prefers_json
 from api.responses.pages import landing_response
 from api.responses.redirects import redirect_response, script_root
 from api.responses.templates import STATIC_PREFIX, static_response

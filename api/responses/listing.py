@@ -3,19 +3,16 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from werkzeug.exceptions import BadRequest
 from werkzeug.wrappers import Request
 
-from api.responses.archives import ARCHIVES
 from api.responses.base import NodeRef, Response, cache_forever, not_modified, safe_headers, set_validators
+from api.responses.formats import LISTING, requested_format
 from api.responses.negotiation import HTML, JSON, negotiate
 from api.responses.redirects import script_root
 from api.responses.templates import render, streamed, templates_version
 from api.responses.text import human_size, quote_path
 from narcore.formats.listing import Kind, NarListing, Node
 from narcore.formats.storepath import is_base_name
-
-FORMATS = ("json", *ARCHIVES)
 
 # Part of the ETags: to be changed with what this module makes of a listing.
 _VERSION = "1"
@@ -39,14 +36,6 @@ class Row(NamedTuple):
     target_href: str
 
 
-def requested_format(request: Request) -> str | None:
-    """What ``?format=`` asks for, or None. Raises BadRequest with the formats that there are."""
-    wanted = request.args.get("format")
-    if wanted is not None and wanted not in FORMATS:
-        raise BadRequest(f"There is no format {wanted!r}. What can be asked for: {', '.join(FORMATS)}.")
-    return wanted
-
-
 def prefers_json(request: Request) -> bool:
     """Whether the Accept header asks for JSON rather than for a page."""
     return negotiate(request.headers.get("Accept"), (HTML, JSON), HTML) == JSON
@@ -60,7 +49,7 @@ def listing_response(
     JSON there is of any node. For HTML the URL must be a directory's, with its slash. ``prefix`` (encoded) is what
     links to other store paths begin with; the default is SCRIPT_NAME.
     """
-    by_format = requested_format(request) == "json"
+    by_format = requested_format(request) == LISTING
     as_json = by_format or prefers_json(request)
     recursive = as_json and "recursive" in request.args
     representation = f"json {recursive}" if as_json else f"html {templates_version()}"
