@@ -5,12 +5,13 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
+from typing import NamedTuple
 
 from narcore.formats import nixbase32
 from tests.builders import Tree, binary_cache, store_path
@@ -132,14 +133,29 @@ class Sizes:
         return total
 
 
-def process_state(pids: Iterable[int]) -> dict[int, tuple[int, int]]:
-    """For each process, how many descriptors and threads it has."""
-    return {pid: (len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))) for pid in pids}
+class State(NamedTuple):
+    """What a process holds."""
+
+    threads: int
+    descriptors: int
+    open_files: list[str]
+
+    def files_in(self, directory: Path) -> list[str]:
+        """Those of the open files that are, or were, in there."""
+        return [name for name in self.open_files if name.startswith(f"{directory}/")]
 
 
-def until(condition: object, seconds: float = 10) -> None:
-    """Wait until the callable says yes."""
-    assert callable(condition)
+def process_state(pid: int) -> State:
+    descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
+    open_files = []
+    for descriptor in descriptors:
+        with suppress(FileNotFoundError):
+            open_files.append(str(descriptor.readlink()))
+    return State(len(os.listdir(f"/proc/{pid}/task")), len(descriptors), open_files)
+
+
+def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait for something that another process does."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it does not happen"
