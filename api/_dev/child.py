@@ -43,7 +43,7 @@ def main() -> int:
     examples = [(label, path) for label, path in options.examples]
     stop = threading.Event()
     threading.Thread(target=wait_for_end_of_input, args=[stop], daemon=True).start()
-    application = load(examples, strict=options.strict)
+    application = load(options.target, examples, strict=options.strict)
     server = Server(options.host, 0, RequestLog(application), fd=options.fd)
     loop = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     loop.start()
@@ -59,6 +59,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--host", required=True, help="the address that it is bound to")
     parser.add_argument(
         "--examples", type=json.loads, default=[], help="JSON: pairs of label and path for the landing page"
+    )
+    parser.add_argument(
+        "--target", choices=("vercel", "lambda"), default="vercel", help="whose routing to stand in for"
     )
     parser.add_argument(
         "--strict", action="store_true", help="a bad setting ends the process instead of becoming a page"
@@ -179,11 +182,11 @@ class Answer:
         )
 
 
-def load(examples: Sequence[tuple[str, str]], *, strict: bool) -> WSGIApplication:
+def load(target: str, examples: Sequence[tuple[str, str]], *, strict: bool) -> WSGIApplication:
     """The application as it is on disk now, or a page that says why there is none."""
     sys.path[0] = str(ROOT)
     try:
-        return load_application(examples)
+        return load_lambda(examples) if target == "lambda" else load_application(examples)
     except SystemExit as ended:  # a setting that can't be used, in one line
         text = f"{ended.code}\n"
         sys.stderr.write(text)
@@ -205,6 +208,15 @@ def load_application(examples: Sequence[tuple[str, str]]) -> WSGIApplication:
         return Router(Deployment.read(ROOT), lambda function: load_function(function, examples))
     except (SettingsError, VercelJsonError) as error:
         sys.exit(f"start-dev: {error}")
+
+
+def load_lambda(examples: Sequence[tuple[str, str]]) -> WSGIApplication:
+    """Raises SystemExit with a line for people, or whatever a broken module raises."""
+    from api._dev.lambdatarget import LambdaTarget
+    from api._lambda.application import load_application
+    from api._lambda.buffered import CARRIES, make_handler
+
+    return LambdaTarget(lambda: make_handler(load_application(CARRIES, examples)))
 
 
 def load_function(function: "Function", examples: Sequence[tuple[str, str]]) -> WSGIApplication:

@@ -4,6 +4,7 @@ The socket outlives the children, so a request that comes during a reload waits 
 child that is replaced stops accepting at once and has ``child.DRAIN_SECONDS`` for what it is in the middle of.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -61,9 +62,10 @@ class Supervisor:
     """One current child, and those before it that still answer a request."""
 
     def __init__(
-        self, listener: socket.socket, environ: Mapping[str, str], examples: Sequence[tuple[str, str]]
+        self, listener: socket.socket, target: str, environ: Mapping[str, str], examples: Sequence[tuple[str, str]]
     ) -> None:
         self.listener = listener
+        self.target = target
         self.environ = {**environ, "PYTHONDONTWRITEBYTECODE": "1"}  # a .pyc can't tell two saves within one second
         self.examples = examples
         # SimpleQueue, because a signal handler may put into it while this thread is inside get().
@@ -99,7 +101,8 @@ class Supervisor:
     def spawn(self, *options: str) -> Child:
         fd = self.listener.fileno()
         command: list[str | Path] = [sys.executable, ROOT / "api" / "_dev" / "child.py", "--fd", str(fd)]
-        command += ["--host", self.listener.getsockname()[0], "--examples", json.dumps(self.examples), *options]
+        command += ["--host", self.listener.getsockname()[0], "--target", self.target]
+        command += ["--examples", json.dumps(self.examples), *options]
         # Its own process group: Ctrl-C is for the supervisor, which then lets the children go in peace.
         return Child(
             subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[fd], env=self.environ, cwd=ROOT, process_group=0)
@@ -189,6 +192,9 @@ def fail(line: str) -> NoReturn:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description="Serve this checkout, and start again at every change.")
+    parser.add_argument("--target", choices=("vercel", "lambda"), default="vercel")
+    target = parser.parse_args().target
     try:
         settings = Settings.from_environ(os.environ)
         Deployment.read(ROOT)
@@ -199,10 +205,10 @@ def main() -> int:
         fail(explain(error, settings.host, settings.port))
     with listener:
         if is_set("NAR_CACHE_URL") or is_set("NIX_CACHE_URL"):
-            return serve(listener, settings.host, settings.cache_urls)
+            return serve(listener, target, settings.host, settings.cache_urls)
         with tempfile.TemporaryDirectory(prefix="nar-serve-demo-") as directory:
             examples = build_demo(ROOT, Path(directory))
-            return serve(listener, settings.host, (Path(directory).as_uri(), DEFAULT_CACHE_URL), examples)
+            return serve(listener, target, settings.host, (Path(directory).as_uri(), DEFAULT_CACHE_URL), examples)
 
 
 def is_set(name: str) -> bool:
@@ -210,14 +216,20 @@ def is_set(name: str) -> bool:
 
 
 def serve(
-    listener: socket.socket, host: str, cache_urls: Sequence[str], examples: Sequence[tuple[str, str]] = ()
+    listener: socket.socket,
+    target: str,
+    host: str,
+    cache_urls: Sequence[str],
+    examples: Sequence[tuple[str, str]] = (),
 ) -> int:
     origin = f"http://{url_host(host)}:{listener.getsockname()[1]}"
     say(f"{origin}/ serves {', '.join(map(public_url, cache_urls))}")
     for _, path in examples[:1]:
         say(f"{origin}{path} is in the demo cache")
+    if target == "lambda":
+        say("as on AWS Lambda: requests become events of API Gateway, and an answer carries 4 MiB")
     say("Ctrl-C stops it")
-    return Supervisor(listener, {**os.environ, "NAR_CACHE_URL": " ".join(cache_urls)}, examples).run()
+    return Supervisor(listener, target, {**os.environ, "NAR_CACHE_URL": " ".join(cache_urls)}, examples).run()
 
 
 if __name__ == "__main__":
