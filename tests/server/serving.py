@@ -36,15 +36,8 @@ class Serving:
         found = _GREETING.search(self.err.read_text())
         return found[1] if found else ""
 
-    def get(self, path: str, headers: Mapping[str, str] | None = None, *, method: str = "GET") -> "Reply":
-        """On a connection of its own."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            connection.request(method, path, headers=dict(headers or {}))
-            response = connection.getresponse()
-            return Reply(response.status, dict(response.getheaders()), response.read())
-        finally:
-            connection.close()
+    def get(self, path: str, headers: Mapping[str, str] | None = None) -> "Reply":
+        return fetch(self.port, path, headers)
 
     def processes(self) -> list[int]:
         """The master, then the workers."""
@@ -69,6 +62,17 @@ class Reply:
     @property
     def text(self) -> str:
         return self.body.decode()
+
+
+def fetch(port: int, path: str, headers: Mapping[str, str] | None = None) -> Reply:
+    """GET, on a connection of its own."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request("GET", path, headers=dict(headers or {}))
+        response = connection.getresponse()
+        return Reply(response.status, dict(response.getheaders()), response.read())
+    finally:
+        connection.close()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,65 @@
+"""A real nginx, with a configuration of the test's."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server.serving import eventually
+
+NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
+
+_MAIN = """\
+{user}
+daemon off;
+worker_processes 1;
+pid {directory}/pid;
+error_log {directory}/error.log;
+events {{ worker_connections 64; }}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    {http}
+}}
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def nginx(directory: Path, http: str, port: int) -> Iterator[None]:
+    """nginx with ``http`` in its http block, which listens on ``port``. Skips where there is no nginx, but not in CI."""
+    if not Path(NGINX).exists() and not os.environ.get("CI"):
+        pytest.skip("nginx is not installed")
+    directory.mkdir()
+    config = directory / "nginx.conf"
+    user = "" if os.geteuid() else "user root;"  # another one could not come to the directories of these tests
+    config.write_text(_MAIN.format(user=user, directory=directory, http=http))
+    process = subprocess.Popen([NGINX, "-e", f"{directory}/error.log", "-c", config, "-p", directory])
+    try:
+        eventually(lambda: _answers(port))
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port)).close()
+        return True
+    return False

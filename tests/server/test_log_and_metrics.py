@@ -1,0 +1,183 @@
+"""What the server says of its requests: the access log, and the metrics of two workers."""
+
+import json
+import re
+import socket
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.factory import create_app
+from narcore.errors import SettingsError
+from narcore.settings import Settings
+from tests.server.conftest import BIG_DATA, BIG_FILE, HELLO_PATH, README, Start
+from tests.server.serving import Serving, eventually
+
+
+@contextmanager
+def beginning(server: Serving, path: str) -> Iterator[None]:
+    """In the middle of an answer; at the end of the ``with`` the client goes away."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        yield
+
+
+def entries(server: Serving, count: int) -> list[dict[str, Any]]:
+    lines = eventually(lambda: server.access_log() if len(server.access_log()) >= count else [])
+    return [json.loads(line) for line in lines]
+
+
+def sources_of(server: Serving, path: str) -> list[str]:
+    """Where the bytes of one more request for ``path`` come from."""
+    before = len(server.access_log())
+    server.get(path)
+    sources: list[str] = entries(server, before + 1)[-1]["sources"]
+    return sources
+
+
+def test_the_access_log_in_json(start: Start) -> None:
+    with start("--workers", "1", NAR_LOG_FORMAT="json") as server:
+        reply = server.get(f"{HELLO_PATH}/README", {"X-Request-Id": "my-id"})
+        assert reply.headers["X-Request-Id"] == "my-id"
+        made = server.get(f"{HELLO_PATH}/bin/", {"X-Request-Id": "no good"}).headers["X-Request-Id"]
+        assert re.fullmatch("[0-9a-f]{32}", made)
+        server.get(f"{HELLO_PATH}/a%20b%0a%ff%22?x=%22")
+        server.get(BIG_FILE)
+        eventually(lambda: "disk" in sources_of(server, BIG_FILE))
+        before = len(server.access_log())
+        with beginning(server, BIG_FILE):
+            pass
+        logged = entries(server, before + 1)
+        assert [(each["status"], each["kind"], each["bytes"]) for each in logged[:4]] == [
+            (200, "file", len(README)),
+            (200, "directory", logged[1]["bytes"]),
+            (404, "error", logged[2]["bytes"]),
+            (200, "file", len(BIG_DATA)),
+        ]
+        assert [each["request_id"] for each in logged[:2]] == ["my-id", made]
+        assert logged[2]["path"] == f"{HELLO_PATH}/a%20b%0a%ff%22?x=%22"
+        assert [each["sources"] for each in logged[:4]] == [["fill"], [], [], ["fill"]]
+        assert all(each["complete"] and each["client"] == "127.0.0.1" for each in logged[:-1])
+        assert all(0 < each["first_byte_ms"] <= each["ms"] + 0.1 for each in logged)
+        assert (logged[-1]["complete"], logged[-1]["bytes"] < len(BIG_DATA)) == (False, True)
+        errors = [json.loads(line) for line in server.err.read_text().splitlines()]
+        assert {each["level"] for each in errors} <= {"info", "warning"}
+
+
+def test_an_error_has_the_id_of_its_request(start: Start, tmp_path: Path) -> None:
+    path = f"/nix/store/{'0' * 32}-bad/x"
+    (tmp_path / f"{'0' * 32}.narinfo").write_text("nonsense")
+    with start("--workers", "1", "--store", str(tmp_path), NAR_LOG_FORMAT="json") as server:
+        assert server.get(path, {"X-Request-Id": "id-9"}).status == 502
+        errors = [json.loads(line) for line in server.err.read_text().splitlines()]
+        assert [each["request_id"] for each in errors if path in each["message"]] == ["id-9"]
+
+
+SAMPLE = re.compile(r"nar_serve_(\w+?)(?:_total)?(?:\{(.*)\})? (\S+)")
+
+
+def samples(server: Serving) -> dict[tuple[str, ...], float]:
+    """By name and the values of the labels, in the order of their names."""
+    found = {}
+    for line in server.get("/metrics").text.splitlines():
+        match = SAMPLE.fullmatch(line)
+        if match and "_bucket" not in line:
+            values = re.findall(r'="((?:[^"\\]|\\.)*)"', match[2] or "")
+            found[match[1], *values] = float(match[3])
+    return found
+
+
+def test_metrics_of_two_workers(start: Start) -> None:
+    with start("--workers", "2", "--threads", "1", NAR_METRICS="on") as server:
+        script = Counter(
+            {
+                f"{HELLO_PATH}/README": 20,
+                BIG_FILE: 1,
+                f"{HELLO_PATH}/": 10,
+                f"{HELLO_PATH}/?format=tar": 2,
+                f"{HELLO_PATH}/lib": 5,
+                f"{HELLO_PATH}/none": 5,
+                "/healthz": 5,
+                "/": 3,
+            }
+        )
+        sizes: Counter[str] = Counter()
+        for path in script.elements():
+            sizes[path] += len(server.get(path).body)
+        with beginning(server, BIG_FILE), beginning(server, BIG_FILE):
+            pass  # both workers are at it: a worker with one thread takes one connection
+        got = eventually(lambda: _settled(server, sum(script.values()) + 2))
+        of = {"file": f"{HELLO_PATH}/README", "directory": f"{HELLO_PATH}/", "archive": f"{HELLO_PATH}/?format=tar",
+              "redirect": f"{HELLO_PATH}/lib", "error": f"{HELLO_PATH}/none", "health": "/healthz", "page": "/"}  # fmt: skip
+        status = {"redirect": "302", "error": "404"}
+        for kind, path in of.items():
+            count = script[path] + (3 if kind == "file" else 0)  # the large one, and those that were cut
+            assert got["requests", kind, status.get(kind, "200")] == count
+            assert got["request_seconds_count", kind] == got["first_byte_seconds_count", kind] == count
+            assert got["request_seconds_sum", kind] > got["first_byte_seconds_sum", kind] > 0
+            if kind != "file":
+                assert got["sent_bytes", kind] == sizes[path]
+        whole = sizes[of["file"]] + len(BIG_DATA)
+        assert whole < got["sent_bytes", "file"] < whole + 2 * len(BIG_DATA)
+        assert _of(got, "responses_cut") == {("file",): 2}
+        assert got["requests_in_progress",] == 1  # the one that asks
+        _check_cache_and_stores(got)
+
+
+def _settled(server: Serving, count: int) -> dict[tuple[str, ...], float]:
+    """The samples, once all requests of the script and all fills have ended."""
+    got = samples(server)
+    ended = sum(value for key, value in got.items() if key[0] == "requests" and key[1] != "metrics")
+    return got if ended == count and _of(got, "cache_events")["fill",] >= 2 else {}
+
+
+def _of(got: Mapping[tuple[str, ...], float], name: str) -> dict[tuple[str, ...], float]:
+    return {key[1:]: value for key, value in got.items() if key[0] == name}
+
+
+def _check_cache_and_stores(got: Mapping[tuple[str, ...], float]) -> None:
+    """Both workers have read both NARs once from the store, or seen the other one do it."""
+    events = _of(got, "cache_events")
+    assert events["failure",] == events["evict",] == 0
+    assert events["hit",] + events["miss",] + events["join",] >= 20
+    reads = _of(got, "nar_reads")
+    assert reads["disk",] + reads["fill",] >= 22
+    assert reads["range",] == reads["stream",] == 0
+    fetched: Counter[str] = Counter()
+    for (outcome, _store, what), value in _of(got, "upstream_requests").items():
+        assert outcome in ("whole", "left")
+        fetched[what] += int(value)
+    assert fetched["nar"] == 2
+    assert 2 <= fetched["narinfo"] <= 4
+    assert _of(got, "upstream_errors") == {}
+    (received,) = [value for (_store, what), value in _of(got, "received_bytes").items() if what == "nar"]
+    assert received > len(BIG_DATA)
+    assert got["upstream_seconds_count", "nar"] == 2
+
+
+def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.delitem(sys.modules, "api.metrics", raising=False)
+    settings = Settings.from_environ({"NAR_METRICS": "1", "NAR_CACHE_DIR": "off"})
+    with pytest.raises(SettingsError, match=r"nar-serve\[metrics\]"):
+        create_app(settings)
+
+
+def test_in_one_process_and_only_when_it_is_on() -> None:
+    def status(**settings: str) -> tuple[int, str]:
+        app = create_app(Settings.from_environ({"NAR_CACHE_DIR": "off"} | settings))
+        reply = app.test_client().get("/metrics")
+        return reply.status_code, reply.text
+
+    assert status()[0] == 404
+    assert status(NAR_METRICS="off")[0] == 404
+    code, text = status(NAR_METRICS="on")
+    assert code == 200
+    assert "nar_serve_requests_in_progress 1.0" in text
