@@ -44,7 +44,7 @@ def _open_metrics() -> "Metrics":
     try:
         from api.metrics import Metrics  # takes as long to import as the rest of api
     except ModuleNotFoundError as error:
-        if error.name != "prometheus_client":
+        if not (error.name or "").startswith("prometheus_client"):
             raise
         raise SettingsError("NAR_METRICS needs prometheus-client: pip install 'nar-serve[metrics]'") from error
     return Metrics()

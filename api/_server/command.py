@@ -66,7 +66,7 @@ def _server() -> Callable[[Settings, socket.socket], NoReturn]:
     try:
         from api._server.master import run
     except ModuleNotFoundError as error:
-        if error.name != "gunicorn":
+        if not (error.name or "").startswith("gunicorn"):
             raise
         raise SettingsError("nar-serve serve needs gunicorn: pip install 'nar-serve[server]'") from error
     return run

@@ -115,7 +115,7 @@ class _Log(Logger):
         """No traceback for what is no mistake of ours; of what a body raised, ``api.observe`` has told already."""
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
-            self.error_log.warning("%s: %s", str(msg) % args, error)
+            self.error_log.warning("%s: %s", (str(msg) % args).rstrip("."), error)
         elif not isinstance(error, NarcoreError):
             self.error_log.exception(msg, *args)
 
