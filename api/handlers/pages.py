@@ -1,5 +1,6 @@
 """The URLs that are not in a store path: landing page, health, robots.txt, our own style sheet and icon."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -13,6 +14,8 @@ from api.responses.text import quote_path
 from narcore.binarycache import BinaryCache
 from narcore.errors import NarcoreError, StorePathError
 from narcore.formats.storepath import is_hash_part
+
+log = logging.getLogger("api")
 
 
 class Pages:
@@ -57,7 +60,8 @@ class Pages:
         """Whether a cache answers."""
         try:
             self._cache.check_ready()
-        except NarcoreError:
+        except NarcoreError as error:
+            log.warning("no cache answers: %s", error)
             response = _health("no cache answers\n")
             response.status_code = 503
             return response

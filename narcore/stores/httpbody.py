@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from narcore.errors import StoreError, StoreUnavailable
+from narcore.errors import StoreError, StoreTimeout, StoreUnavailable
 from narcore.stores.base import CHUNK_SIZE
 from narcore.stores.retry import backoff
 from narcore.stores.urls import without_query
@@ -146,11 +146,15 @@ class HttpBody:
             raise
 
     def _count_resume(self, cut: StoreUnavailable) -> None:
+        # One new try for a server that stalls: each costs the whole time-out, and somebody waits for it.
+        stalled_again = isinstance(cut, StoreTimeout) and self._position == self._last_cut
         progress = self._last_cut is None or self._position - self._last_cut >= PROGRESS
         self._last_cut = self._position
         self._resumes += 1
         self._stuck = 0 if progress else self._stuck + 1
         if self._validator is None or self._resumes > MAX_RESUMES or self._stuck > MAX_RESUMES_WITHOUT_PROGRESS:
+            raise cut
+        if stalled_again:
             raise cut
         if self._stuck:
             self._client.sleep(backoff(self._stuck))

@@ -67,6 +67,7 @@ def test_a_body_that_always_stalls_is_a_timeout(serve: Serve, open_http: OpenHtt
     server = serve(FlakyFile(CONTENT, [0] * 9, end=Act.STALL))
     with open_http(server.url, read_timeout=0.05).get_file("x") as file, pytest.raises(StoreTimeout):
         b"".join(file)
+    assert len(server.requests) == 2  # whoever waits pays for one new try, not for all
 
 
 @pytest.mark.parametrize(
