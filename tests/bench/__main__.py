@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tests.bench.coldstart import firstbyte, imports
+from tests.bench.coldstart_lambda import coldstart
 from tests.bench.filling import fill
 from tests.bench.memory import memory
 from tests.bench.parser import parser
@@ -18,12 +19,14 @@ from tests.bench.slowclients import slowclients
 from tests.bench.unpack import unpack
 
 BENCHES: Mapping[str, Callable[[Setup], Iterator[Row]]] = {
-    bench.__name__: bench for bench in (unpack, parser, memory, imports, firstbyte, warm, readers, fill, slowclients)
+    bench.__name__: bench
+    for bench in (unpack, parser, memory, imports, firstbyte, coldstart, warm, readers, fill, slowclients)
 }
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "main": ("unpack", "parser", "memory", "imports", "firstbyte"),
     "cache": ("warm", "readers", "fill"),
     "server": ("slowclients",),
+    "lambda": ("coldstart",),
 }
 
 
