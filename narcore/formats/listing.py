@@ -12,6 +12,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from json.encoder import encode_basestring_ascii
 
 from narcore.errors import ListingError
@@ -87,10 +88,13 @@ class _Columns:
 class NarListing:
     """The tree in a NAR of ``nar_size`` bytes; ``len()`` is the number of its nodes, the root included."""
 
-    __slots__ = ("_columns", "nar_size")
+    __slots__ = ("_columns", "_sums", "nar_size")
 
     def __init__(self, columns: _Columns, nar_size: int) -> None:
         self._columns = columns
+        self._sums: array[int] | None = (
+            None  # of the contents up to each row, that one left out; made when it is asked for
+        )
         self.nar_size = nar_size
 
     @classmethod
@@ -130,7 +134,8 @@ class NarListing:
     def nbytes(self) -> int:
         """About how many bytes of memory this listing takes."""
         columns = self._columns
-        return sum(getattr(columns, name).__sizeof__() for name in columns.__slots__)
+        of_sums = self._sums.__sizeof__() if self._sums is not None else 0
+        return of_sums + sum(getattr(columns, name).__sizeof__() for name in columns.__slots__)
 
     @property
     def root(self) -> Node:
@@ -152,6 +157,32 @@ class NarListing:
         if place == places.stop or self._raw_name(rows[place]) != wanted:
             return None
         return self._node(rows[place])
+
+    def count(self, node: Node) -> int:
+        """How many entries a directory has; 0 for other nodes."""
+        return len(self._places(node.index))
+
+    def total_size(self, node: Node) -> int:
+        """The bytes of all regular files at the node and below it.
+
+        A subtree's rows stand together, so this is a difference of two sums. The first call for a listing makes those:
+        8 bytes a row, and some 5 ms for 100,000.
+        """
+        sums = self._sums
+        if sums is None:
+            columns = self._columns
+            files = (
+                size if kind < _DIRECTORY_NODE else 0 for kind, size in zip(columns.kinds, columns.sizes, strict=True)
+            )
+            sums = self._sums = array("Q", accumulate(files, initial=0))
+        return sums[self._last_row(node.index) + 1] - sums[node.index]
+
+    def _last_row(self, row: int) -> int:
+        """The last row of the subtree that begins at ``row``: its last entry's last entry, and so on down."""
+        columns = self._columns
+        while columns.kinds[row] == _DIRECTORY_NODE and columns.sizes[row]:
+            row = columns.children[columns.starts[row] + columns.sizes[row] - 1]
+        return row
 
     def json_chunks(self, node: Node | None = None, recursive: bool = True) -> Iterator[bytes]:
         """The ``.ls`` file of a node (the root if None) and what is below it, in chunks of some 64 KiB.

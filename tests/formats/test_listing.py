@@ -410,3 +410,21 @@ def test_real_nix_writes_what_we_read_and_scan(real_nix: RealNix) -> None:
             assert json.dumps(json.loads(written)) == json.dumps(json.loads(data))  # and the fields in the same order
         seen.add(info.store_path.name)
     assert seen == {"a", "b", "c", "tree"}
+
+
+def sum_of_sizes(found: NarListing, node: Node) -> int:
+    return node.size + sum(sum_of_sizes(found, child) for child in found.children(node))
+
+
+@given(
+    st.recursive(
+        st.binary(max_size=9), lambda below: st.dictionaries(st.sampled_from([b"a", b"a.b", b"ab"]), below, max_size=3)
+    )
+)
+def test_the_total_size_is_that_of_all_files_below(tree: Tree) -> None:
+    found = NarListing.from_events(events(tree))
+    pending = [found.root]
+    for node in pending:
+        assert found.total_size(node) == sum_of_sizes(found, node)
+        assert found.count(node) == len(list(found.children(node)))
+        pending += found.children(node)
