@@ -170,9 +170,10 @@ def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyP
         create_app(settings)
 
 
-def test_in_one_process_and_only_when_it_is_on() -> None:
+def test_in_one_process_and_only_when_it_is_on(cache_directory: Path) -> None:
     def status(**settings: str) -> tuple[int, str]:
-        app = create_app(Settings.from_environ({"NAR_CACHE_DIR": "off"} | settings))
+        given = {"NAR_CACHE_DIR": "off", "NAR_CACHE_URL": str(cache_directory)}
+        app = create_app(Settings.from_environ(given | settings))
         reply = app.test_client().get("/metrics")
         return reply.status_code, reply.text
 
