@@ -1,7 +1,7 @@
 """What a platform can carry in one answer, and how an answer that is larger is found out before it is sent."""
 
 from collections.abc import Callable, Iterator
-from urllib.parse import quote_from_bytes
+from urllib.parse import quote, quote_from_bytes
 
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -107,5 +107,7 @@ def _known_length(response: Response) -> int | None:
 
 
 def _url(request: Request) -> str:
+    """With nothing in it that could end the quotes it is put into, for a shell: the Host header may hold anything."""
     path = quote_from_bytes(request.environ.get("PATH_INFO", "").encode("latin-1"), safe="/+=?,;:@!$&()*~")
-    return f"{request.scheme}://{request.host}{script_root(request)}{path}"
+    host = quote(request.host, safe=".:[]")
+    return f"{request.scheme}://{host}{script_root(request)}{path}"
