@@ -107,7 +107,7 @@ def _known_length(response: Response) -> int | None:
 
 
 def _url(request: Request) -> str:
-    """With nothing in it that could end the quotes it is put into, for a shell: the Host header may hold anything."""
+    """With nothing in it that could end the quotes it is put into, for a shell. Werkzeug gives no host for one that is none."""
     path = quote_from_bytes(request.environ.get("PATH_INFO", "").encode("latin-1"), safe="/+=?,;:@!$&()*~")
-    host = quote(request.host, safe=".:[]")
+    host = quote(request.host or request.environ["SERVER_NAME"], safe=".:[]")
     return f"{request.scheme}://{host}{script_root(request)}{path}"
