@@ -62,6 +62,9 @@ class Runtime:
         os.environ["_X_AMZN_TRACE_ID"] = response.headers.get("Lambda-Runtime-Trace-Id", "")
         return response.headers["Lambda-Runtime-Aws-Request-Id"], event
 
+    def close(self) -> None:
+        self._waiting.close()
+
     def post(self, path: str, error: BaseException) -> None:
         """Say that something failed before there was an answer."""
         connection = HTTPConnection(self._address)
@@ -75,20 +78,25 @@ class Runtime:
         """Send what the application answers. One that fails half-way is reported as failed: no stump passes for the whole."""
         response = _Response()
         body: Iterable[bytes] = ()
-        connection = HTTPConnection(self._address)
         try:
             body = application(environ_of(event), response.start)
             chunks = filter(None, body)
             first = next(chunks, b"")  # the status is known now
-            sending = _Sending(connection, f"{BASE}/invocation/{invocation}/response")
-            sending.send_all(response, first, chunks)
-        except OSError as error:
-            log.warning("the answer could not be given to Lambda: %s", error)
         except Exception as error:  # noqa: BLE001  whatever it is, the next request is to be answered
             traceback.print_exc()
             self.post(f"/invocation/{invocation}/error", error)
+        else:
+            self._send(invocation, response, first, chunks)
         finally:
             getattr(body, "close", lambda: None)()
+
+    def _send(self, invocation: str, response: "_Response", first: bytes, chunks: Iterator[bytes]) -> None:
+        connection = HTTPConnection(self._address)
+        try:
+            _Sending(connection, f"{BASE}/invocation/{invocation}/response").send_all(response, first, chunks)
+        except OSError as error:
+            log.warning("the answer could not be given to Lambda: %s", error)
+        finally:
             connection.close()
 
 

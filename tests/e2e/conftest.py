@@ -58,13 +58,13 @@ class RunFront(Protocol):
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """What HTTP says is tested in each way to run the application, the rest in the first one."""
-    if "kind" in metafunc.fixturenames:
+    if "front_kind" in metafunc.fixturenames:
         everywhere = metafunc.module.__name__.rpartition(".")[2].startswith("test_http_")
-        metafunc.parametrize("kind", [*fronts.FRONTS] if everywhere else ["gunicorn"], scope="session")
+        metafunc.parametrize("front_kind", [*fronts.FRONTS] if everywhere else ["gunicorn"], scope="session")
 
 
 @pytest.fixture(scope="session")
-def run_front(kind: str, tmp_path_factory: pytest.TempPathFactory) -> RunFront:
+def run_front(front_kind: str, tmp_path_factory: pytest.TempPathFactory) -> RunFront:
     """Starts the application, and keeps its log."""
     numbers = itertools.count()
     logs = tmp_path_factory.mktemp("fronts")
@@ -80,7 +80,7 @@ def run_front(kind: str, tmp_path_factory: pytest.TempPathFactory) -> RunFront:
         log = logs / f"{next(numbers)}.log"
         _LOGS.add(log)
         environ = {"NAR_CACHE_URL": cache_url, "NAR_CACHE_DIR": str(cache_dir)} | dict(settings or {})
-        return fronts.running(environ, log, kind=kind, shape=shape, expect_trouble=expect_trouble)
+        return fronts.running(environ, log, kind=front_kind, shape=shape, expect_trouble=expect_trouble)
 
     return run
 
