@@ -3,6 +3,7 @@
 import enum
 from dataclasses import dataclass
 
+from narcore.formats import narinfo_json
 from narcore.formats.narinfo import NarInfo
 from narcore.stores.base import BinaryCacheStore
 
@@ -23,3 +24,14 @@ class PathInfo:
     narinfo: NarInfo
     store: BinaryCacheStore
     trust: Trust = Trust.UNCHECKED
+
+    def to_json(self) -> dict[str, object]:
+        """The fields of nix path-info --json (see narinfo_json), and three that say whom to believe.
+
+        ``store`` is where it is from. ``trusted`` is true, or null where there are no keys to tell by; what it is trusted for is
+        ``trustedFor``: a Trust, left out where there is none.
+        """
+        trusted: dict[str, object] = {"trusted": None}
+        if self.trust is not Trust.UNCHECKED:
+            trusted = {"trusted": True, "trustedFor": self.trust.value}
+        return narinfo_json.to_json(self.narinfo) | {"store": self.store.url} | trusted

@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "narcore.trace": (),
     "narcore.cli": (*FRONT, "narcore.export", "narcore.streams.closing"),
     "narcore.cli.cache": ("narcore.cli", *FRONT, "narcore.cache"),  # the upkeep of the disk cache is what that command is for
+    "narcore.cli.instancestore": ("narcore.cli", *FRONT, "narcore.stores.base"),  # it is a store
     "api": FRONT,
     "api._dev": ("api", *FRONT, "narcore.export"),
     "api._lambda": ("api", *FRONT),

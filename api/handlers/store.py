@@ -16,9 +16,10 @@ from api.offload.redirect import Offload
 from api.responses.archives import ARCHIVES, archive_response
 from api.responses.base import NodeRef, Response, options_response
 from api.responses.files import file_response
-from api.responses.formats import requested_format
+from api.responses.formats import NARINFO, requested_format
 from api.responses.limits import AnswerTooLarge, Limit
 from api.responses.listing import listing_response, prefers_json
+from api.responses.narinfo import narinfo_response
 from api.responses.redirects import redirect_response, script_root
 from api.responses.templates import STATIC_PREFIX
 from narcore.accessor import NarAccessor
@@ -119,6 +120,8 @@ class StoreHandler:
         store_path = info.narinfo.store_path
         if asked.base not in (asked.hash_part, store_path.base_name):
             return redirect_response(request, asked.at(asked.rest, base=store_path.base_name))
+        if requested_format(request) == NARINFO:
+            return self._answer_narinfo(request, info, timing)
         with timing.of("listing"):
             accessor = self._cache.open(info)
         answer = _NodeAnswer(self._cache, request, asked, info, accessor, self._limit)
@@ -128,6 +131,14 @@ class StoreHandler:
         response.kind = answer.kind(outcome)
         response.headers["Server-Timing"] = timing.header
         if checks := _checks(info, content=accessor.at_hand or (accessor.is_verified and not answer.is_file(outcome))):
+            response.headers["NAR-Verified"] = checks
+        return response
+
+    def _answer_narinfo(self, request: Request, info: PathInfo, timing: Timing) -> Response:
+        """Of the store path, whatever else the URL says: nothing of its contents is asked for."""
+        response = self._limit.check(request, narinfo_response(request, info))
+        response.headers["Server-Timing"] = timing.header
+        if checks := _checks(info, content=False):
             response.headers["NAR-Verified"] = checks
         return response
 

@@ -3,6 +3,9 @@
 ======================  ================================================================
 files                   a regular file: conditions, ranges, bytes
 listing                 a directory: HTML, or JSON for programs
+narinfo                 what is known of a store path: JSON
+archives                a subtree as tar, zip or NAR
+formats                 what ``?format=`` can ask for
 redirects, pages        a link; the landing page
 templates               how our own pages and their static files are rendered and sent
 base                    what all answers have in common

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import translate
+from functools import partial
 
 import click
 
@@ -13,7 +14,6 @@ from narcore.cli.session import Opened, Session, session_options
 from narcore.cli.target import Target, target_argument
 from narcore.errors import NarcoreError
 from narcore.formats.listing import Kind, NarListing, Node
-from narcore.pathinfo import PathInfo
 
 # How many store paths of a closure are looked into at once: what takes time is the way to the cache and back.
 AT_ONCE = 8
@@ -120,23 +120,29 @@ class Pattern:
 
 def _others(session: Session, target: Target) -> Iterator[Opened | NarcoreError]:
     """The store paths that the target's refers to, nearest first, each once; in the place of one that fails, its error."""
-    own = session.path_info(target)
-    store_dir = own.narinfo.store_path.store_dir
-    seen = {own.narinfo.store_path.base_name}
+    first = session.open(target).store_path
+    seen = {first.base_name}
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="find") as pool:
-        infos: list[PathInfo] = [own]
-        while infos:
-            names = sorted({name for info in infos for name in info.narinfo.references} - seen)
+        references = [session.references(target)]
+        while references:
+            names = sorted({name for names in references for name in names} - seen)
             seen.update(names)
-            infos = []
-            for found in pool.map(lambda name: _open(session, store_dir, name), names):
-                if isinstance(found, Opened) and found.info is not None:
-                    infos.append(found.info)
-                yield found
+            references = []
+            for found in pool.map(partial(_open, session, target, first.store_dir), names):
+                if isinstance(found, NarcoreError):
+                    yield found
+                else:
+                    opened, further = found
+                    references.append(further)
+                    yield opened
 
 
-def _open(session: Session, store_dir: str, base_name: str) -> Opened | NarcoreError:
+def _open(
+    session: Session, target: Target, store_dir: str, base_name: str
+) -> tuple[Opened, tuple[str, ...]] | NarcoreError:
+    """It, and its references."""
     try:
-        return session.open(Target.parse(f"{store_dir}/{base_name}"))
+        there = target.elsewhere(f"{store_dir}/{base_name}")
+        return session.open(there), session.references(there)
     except NarcoreError as error:
         return error

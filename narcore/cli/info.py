@@ -2,14 +2,12 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 
 import click
 
-from narcore.binarycache import BinaryCache
 from narcore.cli.exits import for_each
 from narcore.cli.out import Output, human_size
-from narcore.cli.session import Session, find_path_info, session_options
+from narcore.cli.session import Session, session_options
 from narcore.cli.target import Target, target_argument
 from narcore.errors import UntrustedSignature
 from narcore.formats.signature import PublicKey, Signature
@@ -35,6 +33,7 @@ def info(session: Session, paths: tuple[Target, ...], as_json: bool) -> None:
     \b
       nar-serve info /nix/store/<hash>-hello-2.12
       nar-serve info --json <hash> | jq .narSize
+      nar-serve info https://nar.example.org/nix/store/<hash>
 
     Nothing of its contents is fetched: nar-serve verify does that, and checks them.
     """
@@ -43,7 +42,7 @@ def info(session: Session, paths: tuple[Target, ...], as_json: bool) -> None:
     def show(target: Target) -> None:
         found, trusted = _find(session, target)
         if as_json:
-            out.write(json.dumps(_as_json(session, found, trusted)).encode() + b"\n")
+            out.write(json.dumps(found.to_json() | {"trusted": trusted}).encode() + b"\n")
             return
         for label, text in _rows(session, found, trusted):
             out.write(f"{label:12}  {text}\n".encode("utf-8", "surrogateescape"))
@@ -57,11 +56,7 @@ def _find(session: Session, target: Target) -> tuple[PathInfo, bool | None]:
     try:
         found = session.path_info(target)
     except UntrustedSignature:
-        trusting = BinaryCache.from_settings(replace(session.settings, trusted_public_keys=(), cache_dir=None))
-        try:
-            return find_path_info(trusting, target), False
-        finally:
-            trusting.close()
+        return session.unchecked_path_info(target), False
     return found, None if found.trust is Trust.UNCHECKED else True
 
 
@@ -103,23 +98,3 @@ def _signature(session: Session, found: PathInfo, signature: Signature) -> str:
 def _is_good(keys: list[PublicKey], found: PathInfo, signature: Signature) -> bool:
     fingerprint = found.narinfo.fingerprint()
     return any(key.verify(fingerprint, signature) for key in keys)
-
-
-def _as_json(session: Session, found: PathInfo, trusted: bool | None) -> dict[str, object]:
-    """The fields of nix path-info --json, and three of our own: store, compression, trusted."""
-    narinfo = found.narinfo
-    fields: dict[str, object | None] = {
-        "path": str(narinfo.store_path),
-        "narHash": narinfo.nar_hash.to_nix32(),
-        "narSize": narinfo.nar_size,
-        "references": [f"{narinfo.store_path.store_dir}/{name}" for name in narinfo.references],
-        "deriver": f"{narinfo.store_path.store_dir}/{narinfo.deriver}" if narinfo.deriver else None,
-        "ca": narinfo.ca,
-        "signatures": [str(signature) for signature in narinfo.signatures],
-        "url": narinfo.url,
-        "downloadHash": narinfo.file_hash.to_nix32() if narinfo.file_hash else None,
-        "downloadSize": narinfo.file_size,
-        "compression": narinfo.compression,
-        "store": found.store.url,
-    }
-    return {name: value for name, value in fields.items() if value is not None} | {"trusted": trusted}

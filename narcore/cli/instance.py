@@ -26,13 +26,15 @@ from narcore.errors import (
     StoreTimeout,
     StoreUnavailable,
 )
-from narcore.formats import listing_json
+from narcore.formats import listing_json, narinfo_json
 from narcore.formats.listing import Kind, NarListing, Node
+from narcore.formats.narinfo import NarInfo
 from narcore.formats.storepath import StorePath
 
 TIMEOUT = (5.0, 60.0)  # to connect; between bytes. An instance may have to fetch a whole NAR before the first one.
 CHUNK = 256 * 1024
 LISTING_LIMIT = 256 << 20
+NARINFO_LIMIT = 16 << 20
 MESSAGE_LIMIT = 64 * 1024
 
 
@@ -43,7 +45,8 @@ class Instance:
         parts = urlsplit(home)
         path = quote_from_bytes(unquote_to_bytes(encode(parts.path)))
         self.url = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], path, "", ""))
-        self._store_dir = store_dir
+        self.store_dir = store_dir
+        self._narinfos: dict[str, NarInfo] = {}
         self._session = requests.Session()
         if "@" in parts.netloc:
             user, password = unquote_to_bytes(parts.username or ""), unquote_to_bytes(parts.password or "")
@@ -80,10 +83,23 @@ class Instance:
             listing, _Files(self, store_path, listing).read, is_verified=False, at_hand=lambda: False
         )
 
+    def narinfo(self, hash_part: str) -> NarInfo:
+        """What the instance says of a store path. Raises NarcoreError."""
+        if hash_part not in self._narinfos:
+            self._narinfos[hash_part] = self._ask_narinfo(hash_part)
+        return self._narinfos[hash_part]
+
+    def _ask_narinfo(self, hash_part: str) -> NarInfo:
+        try:
+            with closing(self._get(f"{self.url}/{hash_part}?format=narinfo")) as response:
+                return narinfo_json.from_json(json.loads(_whole(response, NARINFO_LIMIT)))
+        except (ValueError, ListingError) as error:  # NarInfoError and json's are both ValueErrors
+            raise StoreUnavailable(f"{self.url} gives no narinfo that can be read; is it a nar-serve?") from error
+
     def _store_path(self, url: str) -> StorePath:
         base_name = unquote_to_bytes(urlsplit(url).path.rstrip("/").rpartition("/")[2]).decode("utf-8", "replace")
         try:
-            return StorePath.from_base_name(base_name, self._store_dir)
+            return StorePath.from_base_name(base_name, self.store_dir)
         except StorePathError:
             raise StoreUnavailable(f"{self.url} leads to something that is no store path") from None
 
@@ -99,7 +115,7 @@ class Instance:
             raise
         return _Body(self, response, skip=start - here, length=stop - start)
 
-    def nar(self, store_path: StorePath, path: str) -> Iterator[bytes] | None:
+    def nar(self, store_path: StorePath, path: str) -> Generator[bytes] | None:
         """The NAR of a node, to be closed; None if this instance does not give any. It is not checked against a hash."""
         try:
             response = self._get(f"{self._file_url(store_path, path)}?format=nar")

@@ -2,8 +2,9 @@
 
 import functools
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self
@@ -66,7 +67,7 @@ class Session:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._cache: BinaryCache | None = None
+        self._caches: dict[str, BinaryCache] = {}
         self._instances: dict[str, Instance] = {}
 
     def __enter__(self) -> Self:
@@ -75,24 +76,57 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for cache in self._caches.values():
+            cache.close()
         for instance in self._instances.values():
             instance.close()
-        if self._cache is not None:
-            self._cache.close()
 
     @property
     def cache(self) -> BinaryCache:
-        if self._cache is None:
-            self._cache = BinaryCache.from_settings(self.settings)
-        return self._cache
+        """That of the stores."""
+        return self._cache_at("", lambda: BinaryCache.from_settings(self.settings))
+
+    def cache_of(self, target: Target) -> BinaryCache:
+        """That of the stores, or the one that an instance stands for."""
+        return self._cache_at(target.home, lambda: self._open_cache(target, self.settings))
+
+    def _cache_at(self, home: str, open_cache: Callable[[], BinaryCache]) -> BinaryCache:
+        if home not in self._caches:
+            self._caches[home] = open_cache()
+        return self._caches[home]
+
+    def _open_cache(self, target: Target, settings: Settings) -> BinaryCache:
+        if not target.home:
+            return BinaryCache.from_settings(settings)
+        from narcore.cli.instancestore import InstanceStore  # as in _instance
+
+        store = InstanceStore(self._instance(target))
+        return BinaryCache([store], trusted_keys=settings.trusted_public_keys, max_nar_size=settings.max_nar_size)
 
     def path_info(self, target: Target) -> PathInfo:
-        """Raises what ``BinaryCache.path_info`` raises, and SettingsError for a target on an instance."""
+        """Raises what ``BinaryCache.path_info`` raises. What an instance says is checked as what a store says is."""
+        return self._of_instance(target, find_path_info(self.cache_of(target), target))
+
+    def unchecked_path_info(self, target: Target) -> PathInfo:
+        """The same, whoever has signed it, or not."""
+        settings = replace(self.settings, trusted_public_keys=(), cache_dir=None)
+        with closing(self._open_cache(target, settings)) as cache:
+            return self._of_instance(target, find_path_info(cache, target))
+
+    def _of_instance(self, target: Target, info: PathInfo) -> PathInfo:
+        """With the narinfo as the instance tells it: its cache has one of the NAR as it comes from there."""
+        return replace(info, narinfo=self._instance(target).narinfo(target.hash_part)) if target.home else info
+
+    def nar(self, target: Target) -> Iterator[bytes]:
+        """As ``BinaryCache.nar``."""
+        cache = self.cache_of(target)
+        return cache.nar(find_path_info(cache, target))
+
+    def references(self, target: Target) -> tuple[str, ...]:
+        """Base names; an instance is believed, as it is for files."""
         if target.home:
-            raise SettingsError(
-                "an instance's URL does not do here: give the store path, and --store URL for the cache that has it"
-            )
-        return find_path_info(self.cache, target)
+            return self._instance(target).narinfo(target.hash_part).references
+        return self.path_info(target).narinfo.references
 
     def open(self, target: Target) -> Opened:
         """Raises NarcoreError."""

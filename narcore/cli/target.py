@@ -49,6 +49,11 @@ class Target:
             path = unquote_to_bytes(parts.path).decode("utf-8", "surrogateescape")
         except ValueError:
             raise StorePathError(f"{url[:300]!r} can't be read as a URL") from None
+        user, at, host = parts.netloc.rpartition("@")
+        label, _, site = host.partition(".")
+        if is_hash_part(label) and site:  # <hash>.DOMAIN: where all store paths are served is DOMAIN
+            home = f"{parts.scheme.lower()}://{user}{at}{site}{DEFAULT_STORE_DIR}"
+            return cls(DEFAULT_STORE_DIR, label, "", _SLASHES.sub("/", path), home)
         match = _PARTS.fullmatch(_SLASHES.sub("/", path))
         if match is None or not is_hash_part(match[2]) or not match[1]:
             raise StorePathError(

@@ -28,7 +28,8 @@ def verify(session: Session, paths: tuple[Target, ...]) -> None:
       nar-serve verify /nix/store/<hash>-hello-2.12
       nar-serve verify --store https://cache.example.org <hash> && echo good
 
-    Each is read from its cache, whatever is kept on disk here; nothing is written. Without trusted keys only hash and size
+    Each is read from its cache, whatever is kept on disk here; nothing is written. An instance's URL does as well: what it says
+    and sends is checked by the keys that are trusted here. Without trusted keys only hash and size
     are checked. A line is printed for each that is good; if any is not, the exit code is 1.
     """
     out = Output()
@@ -36,7 +37,7 @@ def verify(session: Session, paths: tuple[Target, ...]) -> None:
     def check(target: Target) -> None:
         info = session.path_info(target)
         narinfo = info.narinfo
-        chunks = session.cache.nar(info)
+        chunks = session.nar(target)
         try:
             with progress(narinfo.store_path.name, narinfo.nar_size) as tick:
                 for chunk in chunks:

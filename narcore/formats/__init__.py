@@ -5,7 +5,8 @@
     nixbase32   the digits of Nix's hashes
     nixhash     NixHash: sha256:<hex, nix base 32 or base 64>, or SRI
     storepath   StorePath: /nix/store/<hash part>-<name>; splitting a path into it and what is below
-    narinfo     NarInfo: what a cache knows of a store path; Quirk: what is odd about it; its fingerprint
+    narinfo     NarInfo: what a cache knows of a store path; Quirk: what is odd about it; its fingerprint;
+                narinfo_json is its JSON form
     cacheinfo   CacheInfo: nix-cache-info
     signature   Signature, PublicKey, SecretKey: Ed25519
     listing     NarListing, Node, ListingBuilder: what is in a NAR, and where (.ls files); listing_json reads the JSON

@@ -152,9 +152,12 @@ def test_globs_are_what_their_expansions_are(names: tuple[str, ...], segments: l
     assert Pattern("/".join(segments)).matches(names) is expected
 
 
-def test_find_in_a_closure(cli: InProcess, caches: NixCaches) -> None:
-    cli.use(caches.cache("zstd"))
-    own, hello = caches.store_paths[links.LINKS_NAME], caches.store_paths[links.HELLO]
+@pytest.mark.parametrize("by", ["store", "instance"])
+def test_find_in_a_closure(cli: InProcess, caches: NixCaches, instance: Front, by: str) -> None:
+    if by == "store":
+        cli.use(caches.cache("zstd"))
+    home = instance.url if by == "instance" else ""
+    own, hello = (home + caches.store_paths[name] for name in (links.LINKS_NAME, links.HELLO))
     assert cli("find", own, "hello*").code == 1
     assert cli.ok("find", "--closure", "-t", "f", own, "h*o").lines == [f"{hello}/bin/hello"]
     assert cli.ok("find", "--closure", "-t", "l", own, "*i").lines == [f"{hello}/bin/hi"]

@@ -60,7 +60,7 @@ def test_help_of_the_whole(cli: InProcess) -> None:
         (["lss"], 2, "No such command 'lss'"),
         (["ls", "--sture", "x", HASH], 2, "--store"),
         (["find", HASH, "*", "-t", "x"], 2, "'x' is not one of"),
-        (["info", f"http://localhost/nix/store/{HASH}"], 2, "--store URL"),
+        (["info", f"http://127.0.0.1:1/nix/store/{HASH}"], 3, "127.0.0.1:1"),
         (["ls", HASH], 1, "no store has a path"),
         (["ls", "--store", "cache.example.org", HASH], 2, "begins with https://"),
         (["ls", "--store", "gopher://x", HASH], 2, "not a store URL"),

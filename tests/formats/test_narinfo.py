@@ -1,4 +1,6 @@
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -6,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from narcore.errors import NarInfoError
+from narcore.formats import narinfo_json
 from narcore.formats.narinfo import LINES_MAX, REFERENCES_MAX, NarInfo, Quirk
 from narcore.formats.nixbase32 import ALPHABET
 from narcore.formats.nixhash import NixHash
@@ -293,3 +296,32 @@ def test_real_nix_verifies_what_we_sign(real_nix: RealNix) -> None:
         )
         accepted[good] = real_nix.run(*verify, *trust, check=False).returncode == 0
     assert accepted == {True: True, False: False}
+
+
+LEAST = replace(
+    INFO, references=(), deriver=None, signatures=(), ca=None, file_hash=None, file_size=None, compression="none"
+)
+
+
+@pytest.mark.parametrize("info", [INFO, LEAST, replace(INFO, store_path=StorePath("/gnu/store", HASH, "x"))])
+def test_json_and_back(info: NarInfo) -> None:
+    fields = json.loads(json.dumps(narinfo_json.to_json(info)))
+    assert narinfo_json.from_json(fields) == info
+    assert None not in fields.values()
+
+
+def test_json_that_is_no_narinfo() -> None:
+    good = narinfo_json.to_json(INFO)
+    for name in good:
+        for value in (None, 7, "x", [1], {"a": 1}, -1):
+            with suppress(NarInfoError):
+                narinfo_json.from_json(good | {name: value})
+    for name in ("path", "narHash", "narSize", "references", "signatures", "url", "compression"):
+        with pytest.raises(NarInfoError):
+            narinfo_json.from_json({key: value for key, value in good.items() if key != name})
+    for value in ([], None, "x", 1):
+        with pytest.raises(NarInfoError):
+            narinfo_json.from_json(value)
+    for wrong in ({"narSize": 1.5}, {"downloadSize": True}, {"references": ["/nix/store/x"]}, {"path": "x"}, {"url": 1}):
+        with pytest.raises(NarInfoError):
+            narinfo_json.from_json(good | wrong)
