@@ -36,7 +36,7 @@ def read_rest(connection: socket.socket) -> bytes:
 def is_refused(server: Serving) -> bool:
     try:
         socket.create_connection(("127.0.0.1", server.port), timeout=5).close()
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):  # the latter: in the moment in which it is closed
         return True
     return False
 
