@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 
 from narcore.cache import memo
+from narcore.cache.ahead import Ahead
 from narcore.cache.eviction import Entry, make_room
 from narcore.cache.layout import DURABLE, THIS_BOOT, Layout, NarKey, is_verified, mark
 from narcore.cache.listings import load_listing, new_listing
@@ -16,7 +17,6 @@ from narcore.cache.slots import Slot, Slots
 from narcore.errors import CacheFailure, CapacityError, IntegrityError, NarcoreError
 from narcore.formats.listing import ListingBuilder, NarListing
 from narcore.formats.nar.parser import NarParser
-from narcore.streams.closing import close
 
 # A fill that nobody reads any more goes on if this little is left to do: soon somebody may.
 LITTLE = 8 << 20
@@ -155,7 +155,7 @@ class Part:
             os.ftruncate(self._fd, 0)
         parser, builder = NarParser(contents=False), ListingBuilder()
         position, present = 0, self.size()
-        chunks = fetch()
+        chunks = Ahead(fetch())
         try:
             for chunk in chunks:
                 parser.receive_data(chunk)
@@ -165,7 +165,7 @@ class Part:
                 publish(position)
                 self._check_wanted(give_up, position)
         finally:
-            close(chunks)
+            chunks.close()
         parser.receive_eof()
         builder.add_all(parser.events())
         return builder.finish()

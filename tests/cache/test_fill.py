@@ -279,8 +279,9 @@ class TestFailure:
         for thread in threads:
             thread.join()
         assert wrong == []
-        # A fault that is no error of ours is not told to other processes: they try for themselves.
-        assert {type(error) for error in errors} == {kind}
+        # A fault that is no error of ours is not told to other processes: they try for themselves, or stream the rest.
+        allowed = {part.GivenUp} if kind is MemoryError else set()
+        assert {type(error) for error in errors} - allowed == {kind}
         assert len({id(error) for error in errors}) == 6
         assert all(name.endswith(".error") for name in names(directory))
 
