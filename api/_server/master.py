@@ -26,7 +26,7 @@ log = logging.getLogger("api.serve")
 # An idle connection takes no thread. Longer than the 60 seconds for which nginx and the load balancers of AWS keep one: whoever
 # closes first must not be us, while a request is on its way.
 KEEPALIVE_SECONDS = 75
-IDLE_CONNECTIONS = 1000
+IDLE_CONNECTIONS = 500  # with the threads and the files that they read, below the usual limit of 1024 open files
 
 # Signals of one cause, as ``timeout`` sends them to a process and then to its group, come within this time.
 SAME_SIGNAL_SECONDS = 0.3
