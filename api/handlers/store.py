@@ -5,6 +5,7 @@ reaches a name of any bytes.
 """
 
 import re
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 from flask import Request
@@ -18,7 +19,7 @@ from api.responses.base import NodeRef, Response, options_response
 from api.responses.files import file_response
 from api.responses.formats import NARINFO, requested_format
 from api.responses.limits import AnswerTooLarge, Limit
-from api.responses.listing import listing_response, prefers_json
+from api.responses.listing import Beside, listing_response, prefers_json
 from api.responses.narinfo import narinfo_response
 from api.responses.redirects import redirect_response, script_root
 from api.responses.templates import STATIC_PREFIX
@@ -36,6 +37,9 @@ UNPACK = "/unpack"
 _STORE_PATH = re.compile(r"(?s)(/.+?)/([0-9a-z]{32}(?:-[^/]*)?)(/.*)?")
 _SLASHES = re.compile("/{2,}")
 _NO_LIMIT = Limit()
+
+# A NAR of so many bytes may be fetched for the README of a page.
+CHEAP_NAR = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +270,19 @@ class _NodeAnswer:
     def _listing(self, node: Node, path: str) -> Response:
         host = self.asked.host
         prefix = (host.main_origin if host else "") + script_root(self.request) + self.asked.prefix
-        return listing_response(self.request, self.accessor.listing, node, self._ref(path), prefix=prefix)
+        beside = Beside(self.info if not path.strip("/") else None, self._whole_file if self._is_cheap else None)
+        return listing_response(
+            self.request, self.accessor.listing, node, self._ref(path), prefix=prefix, beside=beside
+        )
+
+    @property
+    def _is_cheap(self) -> bool:
+        """Whether a file may be read though nobody asked for it."""
+        return self.accessor.at_hand or self.info.narinfo.nar_size <= CHEAP_NAR
+
+    def _whole_file(self, node: Node) -> bytes:
+        with closing(self.accessor.read(node)) as content:
+            return b"".join(content)
 
     def _ref(self, path: str) -> NodeRef:
         return NodeRef(self.info.narinfo.nar_hash.nix32, str(self.store_path), path)

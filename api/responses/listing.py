@@ -1,7 +1,7 @@
 """A directory as an answer: a page for people, or the ``.ls`` format for programs."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from werkzeug.wrappers import Request
 
@@ -9,31 +9,17 @@ from api.responses.base import NodeRef, Response, cache_forever, not_modified, s
 from api.responses.formats import LISTING, requested_format
 from api.responses.negotiation import HTML, JSON, negotiate
 from api.responses.redirects import script_root
-from api.responses.templates import render, streamed, templates_version
-from api.responses.text import human_size, quote_path
-from narcore.formats.listing import Kind, NarListing, Node
-from narcore.formats.storepath import is_base_name
+from api.responses.templates import PAGE_CSP, page_url, render, streamed, templates_version
+from api.responses.text import human_size
+from api.view.panel import Panel, panel_of
+from api.view.readme import Readme, find_readme, readme_of
+from api.view.rows import Order, Switch, breadcrumbs, exact_size, grouped, rows
+from narcore.errors import NarcoreError
+from narcore.formats.listing import NarListing, Node
+from narcore.pathinfo import PathInfo
 
 # Part of the ETags: to be changed with what this module makes of a listing.
-_VERSION = "1"
-
-
-class Link(NamedTuple):
-    label: str
-    href: str
-
-
-class Row(NamedTuple):
-    """A line of the page. Names are raw: the template spells them out and escapes them."""
-
-    name: str
-    href: str
-    kind: str
-    executable: bool
-    size: str
-    exact_size: str
-    target: str
-    target_href: str
+_VERSION = "2"
 
 
 def prefers_json(request: Request) -> bool:
@@ -41,8 +27,25 @@ def prefers_json(request: Request) -> bool:
     return negotiate(request.headers.get("Accept"), (HTML, JSON), HTML) == JSON
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a page shows beside the entries: ``info`` at the root of a store path, the README if ``read`` costs little."""
+
+    info: PathInfo | None = None
+    read: Callable[[Node], bytes] | None = None
+
+
+_NOTHING = Beside()
+
+
 def listing_response(
-    request: Request, listing: NarListing, node: Node, ref: NodeRef, *, prefix: str | None = None
+    request: Request,
+    listing: NarListing,
+    node: Node,
+    ref: NodeRef,
+    *,
+    prefix: str | None = None,
+    beside: Beside = _NOTHING,
 ) -> Response:
     """The listing of ``node``: JSON for ``?format=json`` or by Accept, in full with ``?recursive``; else HTML.
 
@@ -50,10 +53,15 @@ def listing_response(
     links to other store paths begin with; the default is SCRIPT_NAME.
     """
     by_format = requested_format(request) == LISTING
-    as_json = by_format or prefers_json(request)
-    recursive = as_json and "recursive" in request.args
-    representation = f"json {recursive}" if as_json else f"html {templates_version()}"
-    validators = ref.validators(f"{representation} {_VERSION}")
+    if by_format or prefers_json(request):
+        return _json_response(request, listing, node, ref, by_format=by_format)
+    page = _Page(request, listing, node, ref, script_root(request) if prefix is None else prefix, beside)
+    return page.response()
+
+
+def _json_response(request: Request, listing: NarListing, node: Node, ref: NodeRef, *, by_format: bool) -> Response:
+    recursive = "recursive" in request.args
+    validators = ref.validators(f"json {recursive} {_VERSION}")
     headers = safe_headers()
     cache_forever(headers)
     set_validators(headers, validators)
@@ -62,57 +70,84 @@ def listing_response(
     unchanged = not_modified(request, validators, headers)
     if unchanged:
         return unchanged
-    headers["Content-Type"] = JSON if as_json else f"{HTML}; charset=utf-8"
-    if as_json:
-        return streamed(listing.json_chunks(node, recursive), headers)
-    return streamed(_page(request, listing, node, ref, script_root(request) if prefix is None else prefix), headers)
+    headers["Content-Type"] = JSON
+    return streamed(listing.json_chunks(node, recursive), headers)
 
 
-def _page(request: Request, listing: NarListing, node: Node, ref: NodeRef, prefix: str) -> Iterator[bytes]:
-    return render(
-        request,
-        "listing.html",
-        title=f"{ref.store_path}/{ref.path}".rstrip("/") + "/",
-        store_dir=ref.store_dir,
-        crumbs=breadcrumbs(ref),
-        rows=rows(listing, node, ref, prefix),
-    )
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """The page of one directory."""
 
+    request: Request
+    listing: NarListing
+    node: Node
+    ref: NodeRef
+    prefix: str
+    beside: Beside
 
-def breadcrumbs(ref: NodeRef) -> list[Link]:
-    """The store path and each directory down to this one, as relative links, which hold under any prefix and host."""
-    names = [ref.store_path.rpartition("/")[2], *filter(None, ref.path.split("/"))]
-    return [Link(name, "../" * (len(names) - 1 - depth) or "./") for depth, name in enumerate(names)]
+    def response(self) -> Response:
+        order = Order.of(self.request.args)
+        readme = find_readme(self.listing, self.node) if self.beside.read is not None else None
+        validators = self.ref.validators(f"html {templates_version()} {_VERSION} {order} {self._told(readme)}")
+        headers = safe_headers(PAGE_CSP)
+        headers["Vary"] = "Accept"
+        cache_forever(headers)
+        set_validators(headers, validators)
+        unchanged = not_modified(self.request, validators, headers)
+        if unchanged:
+            return unchanged
+        headers["Content-Type"] = f"{HTML}; charset=utf-8"
+        text = self._read(readme)
+        if readme is not None and text is None:  # the page has less than it should: the next one may have it
+            headers["Cache-Control"] = "no-store"
+            del headers["Expires"], headers["ETag"], headers["Last-Modified"]
+        return streamed(self._render(order, text), headers)
 
+    def _told(self, readme: Node | None) -> str:
+        """What else than the NAR decides the page."""
+        info = self.beside.info
+        of_path = f"{info.narinfo.to_text()} {info.store.url} {info.trust}" if info else ""
+        return f"{readme is not None} {of_path}"
 
-def rows(listing: NarListing, node: Node, ref: NodeRef, prefix: str) -> Iterator[Row]:
-    """One Row an entry, in the listing's order, made when it is asked for. ``prefix`` comes before absolute targets."""
-    for child in listing.children(node):
-        # "./": without it, a name with a colon could pass for a scheme.
-        href = "./" + quote_path(child.name)
-        if child.kind is Kind.DIRECTORY:
-            yield Row(child.name, href + "/", "directory", False, "", "", "", "")
-        elif child.kind is Kind.SYMLINK:
-            target_href = _target_href(child, ref, href, prefix)
-            yield Row(child.name, href, "symlink", False, "", "", child.target, target_href)
-        else:
-            exact = f"{child.size:,} byte{'' if child.size == 1 else 's'}"
-            yield Row(child.name, href, "regular", child.executable, human_size(child.size), exact, "", "")
+    def _read(self, readme: Node | None) -> Readme | None:
+        """None if there is none, or if it can't be read: the listing is there all the same."""
+        if readme is None or self.beside.read is None:
+            return None
+        try:
+            return readme_of(readme.name, self.beside.read(readme))
+        except NarcoreError:
+            return None
 
+    def _render(self, order: Order, readme: Readme | None) -> Iterator[bytes]:
+        total = self.listing.total_size(self.node)
+        return render(
+            self.request,
+            "listing.html",
+            title=f"{self.ref.store_path}/{self.ref.path}".rstrip("/") + "/",
+            store_dir=self.ref.store_dir,
+            crumbs=breadcrumbs(self.ref),
+            groups=grouped(rows(self.listing, order.nodes(self.listing, self.node), self.ref, self.prefix)),
+            count=self.listing.count(self.node),
+            total=human_size(total),
+            exact_total=exact_size(total),
+            order=order,
+            switches=self._switches(order),
+            panel=self._panel(),
+            readme=readme,
+        )
 
-def _target_href(link: Node, ref: NodeRef, href: str, prefix: str) -> str:
-    """Where the target's own text leads, or "" if that is out of the store.
+    def _switches(self, order: Order) -> list[Switch]:
+        """Links to this page in another order."""
+        by_size, folders_first = order.by_size, order.folders_first
+        return [
+            Switch("Largest first", self._query(order._replace(by_size=not by_size)), by_size),
+            Switch("Folders first", self._query(order._replace(folders_first=not folders_first)), folders_first),
+        ]
 
-    Where the text alone can't tell (``..`` behind a name that may itself be a link; a way out of this store path, or store dir), it
-    is ``href``, the link itself: the server follows it.
-    """
-    steps = [step for step in link.target.split("/") if step not in ("", ".")]
-    ups = next((index for index, step in enumerate(steps) if step != ".."), len(steps))
-    path = "/".join(steps)
-    if link.target.startswith("/"):
-        inside = f"/{path}".startswith(f"{ref.store_dir}/") and ".." not in steps
-        if inside:
-            return f"{prefix}/{quote_path(path)}"
-        return href if any(map(is_base_name, steps)) else ""  # perhaps into another store dir
-    depth = ref.path.count("/") + 1 if ref.path else 0
-    return href if ups > depth or ".." in steps[ups:] else f"./{quote_path(path)}"
+    def _query(self, order: Order) -> str:
+        query = "&".join(filter(None, ["list" if "list" in self.request.args else "", order.query]))
+        return f"?{query}" if query else "./"
+
+    def _panel(self) -> Panel | None:
+        info = self.beside.info
+        return panel_of(info, self.prefix, page_url(self.request)) if info else None

@@ -1,18 +1,20 @@
 """Our own HTML pages: the templates, the static files that they use, and how both are sent."""
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote_from_bytes
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Request
 
-from api.responses.base import Response, cache_forever, not_modified, safe_headers, set_validators
+from api.responses.base import OWN_CSP, Response, cache_forever, not_modified, safe_headers, set_validators
 from api.responses.conditional import Validators, make_etag
 from api.responses.redirects import script_root
 from api.responses.text import display
@@ -22,7 +24,22 @@ STATIC_PREFIX = "/-/static/"
 
 _API = Path(__file__).parent.parent
 _TEMPLATES = _API / "templates"
-_STATIC = {"style.css": "text/css; charset=utf-8", "icon.svg": "image/svg+xml"}
+_SVG = "image/svg+xml"
+_STATIC = {
+    "style.css": "text/css; charset=utf-8",
+    "script.js": "text/javascript; charset=utf-8",
+    "icon.svg": _SVG,
+    "folder.svg": _SVG,
+    "file.svg": _SVG,
+    "program.svg": _SVG,
+    "link.svg": _SVG,
+}
+
+# Pages that are a pleasure with a script, and do without: it is a file of ours. What they embed is on the same host.
+PAGE_CSP = f"{OWN_CSP}; script-src 'self'; media-src 'self'; frame-src 'self'; object-src 'self'"
+
+# What a style sheet of ours names.
+_CSS_URL = re.compile(r'url\("([a-z.]+)"\)')
 
 _CHUNK = 32 * 1024
 # What is built before it is sent: so much is sent with its Content-Length, which lets a client see a broken transfer.
@@ -50,7 +67,14 @@ def _environment() -> Environment:
 @cache
 def _static_file(name: str) -> StaticFile:
     content = (_API / "static" / name).read_bytes()
+    if name.endswith(".css"):
+        content = _CSS_URL.sub(lambda url: f'url("{_versioned(url[1])}")', content.decode()).encode()
     return StaticFile(content, sha256(content).hexdigest()[:16])
+
+
+def _versioned(name: str) -> str:
+    """The URL of a static file, relative to the others, that stands for this very content."""
+    return f"{name}?v={_static_file(name).version}"
 
 
 @cache
@@ -79,9 +103,15 @@ def static_response(request: Request, name: str) -> Response:
 def render(request: Request, template: str, **values: object) -> Iterator[bytes]:
     """The page, in chunks: a long one is never whole in memory."""
     root = script_root(request)
-    static = {name.partition(".")[0]: f"{root}{STATIC_PREFIX}{name}?v={_static_file(name).version}" for name in _STATIC}
+    static = {name.partition(".")[0]: f"{root}{STATIC_PREFIX}{_versioned(name)}" for name in _STATIC}
     stream = _environment().get_template(template).generate(root=root, static=static, **values)
     return _in_chunks(stream)
+
+
+def page_url(request: Request) -> str:
+    """Where the request was sent to, whole but for the query: for people to copy."""
+    path = quote_from_bytes(request.environ.get("PATH_INFO", "").encode("latin-1"), safe="/")
+    return f"{request.scheme}://{request.host}{script_root(request)}{path}"
 
 
 def _in_chunks(texts: Iterator[str]) -> Iterator[bytes]:

@@ -134,7 +134,7 @@ class NarListing:
     def nbytes(self) -> int:
         """About how many bytes of memory this listing takes."""
         columns = self._columns
-        of_sums = self._sums.__sizeof__() if self._sums is not None else 0
+        of_sums: int = self._sums.__sizeof__() if self._sums is not None else 0
         return of_sums + sum(getattr(columns, name).__sizeof__() for name in columns.__slots__)
 
     @property

@@ -4,12 +4,24 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
+from typing import Any
 from urllib.parse import unquote_to_bytes, urljoin
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from api.responses import listing_response
-from narcore.formats.listing import NarListing
+from api.responses.listing import Beside
+from api.view.readme import readme_of
+from narcore.errors import CorruptStream
+from narcore.formats.listing import NarListing, Node
+from narcore.formats.narinfo import NarInfo
+from narcore.formats.nixhash import NixHash
+from narcore.formats.signature import Signature
+from narcore.formats.storepath import StorePath
+from narcore.pathinfo import PathInfo, Trust
+from narcore.stores.memory import MemoryStore
 from tests.api.support import STORE_PATH, Answer, Headers, answer, listing_of, ref, request
 
 TREE = {
@@ -101,14 +113,16 @@ def test_the_page() -> None:
     assert result.headers["X-Content-Type-Options"] == "nosniff"
     page = Page(result.text)
     assert page.title == f"{STORE_PATH}/"
-    entries = [link for link in page.links if link[1].startswith("./") and link[0] != STORE_PATH.rpartition("/")[2]]
+    entries = [link for link in page.links if link[1].startswith("./") and link[1] != "./"]
     assert entries == [
         ("bin/", "./bin/"),
         ("lib/", "./lib/"),
         ("lib.d/", "./lib.d/"),
-        ("lib64", "./lib64"),
+        ("", "./lib64"),
+        ("lib64", "./lib64?view"),
         ("lib", "./lib"),
-        ("one", "./one"),
+        ("", "./one"),
+        ("one", "./one?view"),
     ]
     assert '<td class="size" title="1 byte">1 B</td>' in result.text
 
@@ -119,7 +133,7 @@ def test_a_directory_further_down() -> None:
     assert page.title == f"{STORE_PATH}/bin/"
     assert (STORE_PATH.rpartition("/")[2], "../") in page.links, "a breadcrumb to the root"
     assert ("../", "../") in page.links
-    assert re.search(r'hello</a><span class="mark" title="executable">\*', result.text)
+    assert re.search(r'hello</bdi></a> <span class="mark" title="executable">exec', result.text)
     assert result.text.count('title="executable"') == 1
 
 
@@ -162,7 +176,7 @@ def test_hostile_names(name: str, as_a: object) -> None:
     assert sorted(page.tags) == sorted(harmless.tags), "a name adds no tag"
     assert {key for key, _ in page.attributes} == {key for key, _ in harmless.attributes}
     here = "http://host/nix/store/x/"
-    urls = {urljoin(here, href) for _, href in page.links if href.startswith("./")}
+    urls = {urljoin(here, href.removesuffix("?view")) for _, href in page.links if href.startswith("./")}
     assert all(url.startswith(here) and not set(url) & set("?#\n") for url in urls)
     reached = {unquote_to_bytes(url.removeprefix(here)).removesuffix(b"/") for url in urls}
     assert name.encode("utf-8", "surrogateescape") in reached
@@ -186,14 +200,132 @@ def test_an_empty_directory() -> None:
     assert "This directory is empty" not in get(listing_of({"a": 1})).text
 
 
-def test_no_script_no_style_no_handler() -> None:
+def test_no_script_but_our_file_no_style_no_handler() -> None:
     result = get(listing_of(TREE))
     page = Page(result.text)
-    assert not {"script", "style", "iframe", "object"} & set(page.tags)
+    assert not {"style", "iframe", "object"} & set(page.tags)
+    scripts = re.findall(r"<script(.*?)</script>", result.text, re.DOTALL)
+    assert len(scripts) == 1
+    assert re.fullmatch(r' src="/-/static/script\.js\?v=[0-9a-f]{16}" defer>', scripts[0])
+    assert "script-src 'self';" in result.headers["Content-Security-Policy"]
     assert not [name for name, _ in page.attributes if name == "style" or name.startswith("on")]
     csp = result.headers["Content-Security-Policy"]
     assert "default-src 'none'" in csp
     assert "unsafe-inline" not in csp
+
+
+# --- order, sizes, and what is beside the entries
+
+
+def order_of(query: str, path: str = "") -> list[str]:
+    tree = {"a": 5, "b": {"x": 3, "y": {"z": 4}}, "c": "/x", "d": {}, "e": 7}
+    page = Page(get(listing_of(tree), path, query).text)
+    return [text for text, href in page.links if text.rstrip("/") in tree and not href.startswith("../")]
+
+
+def test_the_order_is_asked_for_by_links() -> None:
+    assert order_of("") == order_of("?sort=x&folders=y") == ["a", "b/", "c", "d/", "e"]
+    assert order_of("?sort=size") == ["b/", "e", "a", "c", "d/"]
+    assert order_of("?folders=first") == ["b/", "d/", "a", "c", "e"]
+    assert order_of("?sort=size&folders=first") == ["b/", "d/", "e", "a", "c"]
+    links = dict(Page(get(listing_of(TREE), query="?list&sort=size").text).links)
+    assert links["Largest first"] == "?list", "the page that was asked for stays a listing"
+    assert links["Folders first"] == "?list&sort=size&folders=first"
+    assert dict(page_of(TREE).links)["Largest first"] == "?sort=size"
+    listing = listing_of(TREE)
+    assert get(listing).headers["ETag"] != get(listing, query="?sort=size").headers["ETag"]
+
+
+def test_a_folder_shows_what_all_in_it_takes() -> None:
+    text = get(listing_of({"b": {"x": 3000, "y": {"z": 4000}}, "c": 1})).text
+    assert '<td class="size" title="7,000 bytes">6.8 KiB</td>' in text
+    assert '<span title="7,001 bytes">6.8 KiB</span> in all' in text
+    assert ">2 entries<" in text
+
+
+def path_info(**values: object) -> PathInfo:
+    options: dict[str, Any] = {
+        "store_path": StorePath.parse(STORE_PATH),
+        "url": "nar/x.nar.xz",
+        "compression": "xz",
+        "nar_hash": NixHash("sha256", bytes(32)),
+        "nar_size": 5000,
+        "file_size": 2000,
+        "references": (f"{'1' * 32}-bash", f"{'2' * 32}-glibc"),
+        "deriver": f"{'3' * 32}-hello.drv",
+        "signatures": (Signature("key-1", bytes(64)),),
+    }
+    return PathInfo(NarInfo(**{**options, **values}), MemoryStore({}, url="https://c.example/a b"), Trust.SIGNATURE)
+
+
+def beside(info: PathInfo | None = None, readme: bytes | None = None, tree: object = None) -> Answer:
+    def read(node: Node) -> bytes:
+        assert readme is not None
+        if not readme:
+            raise CorruptStream("broken")
+        return readme
+
+    listing = listing_of(tree or {"README.md": 10, "a": 1})
+    what = Beside(info, read if readme is not None else None)
+    return answer(
+        request("/nix/store/x/"), lambda asked: listing_response(asked, listing, listing.root, ref(), beside=what)
+    )
+
+
+def test_the_root_says_what_the_narinfo_says() -> None:
+    result = beside(path_info())
+    page = Page(result.text)
+    assert ("bash", f"/nix/store/{'1' * 32}-bash") in page.links
+    assert ("hello.drv", f"/nix/store/{'3' * 32}-hello.drv?view") in page.links
+    for text in ("4.9 KiB unpacked", "xz", "key-1", "Verified: signed by a key", "sha256-AAAA", "References: 2"):
+        assert text in result.text
+    assert f"nix copy --from &#39;https://c.example/a b&#39; {STORE_PATH}" in result.text
+    assert "curl -L &#39;http://localhost/nix/store/x/?format=tar.zst&#39; | tar --zstd -x" in result.text
+    assert beside().headers["ETag"] != result.headers["ETag"] != beside(path_info(signatures=())).headers["ETag"]
+
+
+def test_a_readme_is_shown_as_safe_html() -> None:
+    text = (
+        b"# Title\n[in](doc/a.txt) [out](https://x.example/) [bad](javascript:alert(1)) [root](/healthz)\n\n"
+        b"<script>alert(1)</script> ![pic](p.png) ![far](https://x.example/p.png)\n\n|a|b|\n|-|-|\n|1|2|\n"
+    )
+    result = beside(readme=text)
+    page = Page(result.text)
+    assert "<h3>Title</h3>" in result.text
+    links = dict(page.links)
+    assert (links["in"], links["out"]) == ("doc/a.txt", "https://x.example/")
+    assert "bad" not in links
+    assert links["root"] == ""
+    assert page.tags.count("script") == 1
+    sources = [value for name, value in page.attributes if name == "src" and "static" not in (value or "")]
+    assert sources == ["p.png"]
+    assert "&lt;script&gt;" in result.text
+    assert "nofollow" in result.text
+
+
+def test_a_readme_that_is_no_markdown_stands_as_it_is() -> None:
+    result = beside(readme=b"# <b>\xff\n", tree={"README": 6})
+    assert '<pre tabindex="0"># &lt;b&gt;\ufffd' in result.text
+    assert 'class="readme"' not in beside(readme=b"x", tree={"README": 300_000}).text
+    assert 'class="readme"' not in beside(readme=b"x", tree={"README": {}}).text
+
+
+def test_a_readme_that_can_not_be_read_is_left_out_for_now() -> None:
+    result = beside(readme=b"")
+    assert result.status == 200
+    assert result.headers["Cache-Control"] == "no-store"
+    assert 'class="readme"' not in result.text
+
+
+@given(st.text(alphabet="[]()<>!`*_#|-\n\"':/ajx.&;\\", max_size=80))
+def test_no_markdown_makes_anything_run(text: str) -> None:
+    html = str(readme_of("README.md", text.encode()).html)
+    page = Page(html)
+    assert not {"script", "style", "iframe", "object", "form"} & set(page.tags)
+    for name, value in page.attributes:
+        assert not name.startswith("on")
+        assert name != "href" or not (value or "").startswith(("javascript:", "data:"))
+        assert name != "src" or ":" not in (value or "")
 
 
 # --- JSON
@@ -283,4 +415,5 @@ def test_a_long_listing_is_made_as_it_is_sent() -> None:
     body = first + b"".join(chunks)
     assert made == 20_000
     assert body.count(b"<tr>") == 20_001
+    assert body.count(b"<tbody>") == 100, "in groups, of which a browser lays out those in sight"
     assert body.rstrip().endswith(b"</html>")

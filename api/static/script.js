@@ -1,0 +1,126 @@
+"use strict";
+/* What our pages do beyond links: filter a directory, walk it by keys, copy a line, mark a range of lines. */
+
+function visit(rows, from, step) {
+  for (let index = from + step; index >= 0 && index < rows.length; index += step) {
+    if (!rows[index].hidden && !rows[index].parentElement.hidden) {
+      rows[index].querySelector("td.name a")?.focus();
+      return true;
+    }
+  }
+  return false;
+}
+
+function directory(table) {
+  const box = document.getElementById("filter");
+  const input = box.querySelector("input");
+  const count = document.getElementById("count");
+  const unfiltered = count.textContent;
+  const groups = [...table.tBodies].filter((group) => !group.classList.contains("up"));
+  let rows = null; // a directory may have 100,000: nothing is gathered before it is needed
+  let names = null;
+  let waiting = 0;
+
+  function gather() {
+    if (rows) return;
+    rows = groups.flatMap((group) => [...group.rows]);
+    names = rows.map((row) => row.cells[1].querySelector("bdi")?.textContent.toLowerCase() ?? "");
+  }
+
+  function filter() {
+    waiting = 0;
+    gather();
+    const wanted = input.value.trim().toLowerCase();
+    let left = 0;
+    rows.forEach((row, index) => {
+      const hidden = !names[index].includes(wanted);
+      if (row.hidden !== hidden) row.hidden = hidden;
+      if (!hidden) left += 1;
+    });
+    for (const group of groups) group.hidden = ![...group.rows].some((row) => !row.hidden);
+    table.classList.toggle("filtered", left < 2000);
+    count.textContent = wanted ? `${left.toLocaleString("en")} of ${unfiltered}` : unfiltered;
+  }
+
+  function walk(event) {
+    if (event.altKey || event.ctrlKey || event.metaKey) return;
+    const here = document.activeElement;
+    const inList = table.contains(here);
+    if (event.key === "/" && here !== input) {
+      input.focus();
+    } else if (event.key === "Escape" && here === input && input.value) {
+      input.value = "";
+      filter();
+    } else if (event.key === "Enter" && here === input) {
+      gather();
+      filter();
+      if (visit(rows, -1, 1)) document.activeElement.click();
+    } else if ((event.key === "ArrowDown" || event.key === "ArrowUp") && (inList || here === input)) {
+      gather();
+      const step = event.key === "ArrowDown" ? 1 : -1;
+      const at = inList ? rows.indexOf(here.closest("tr")) : -1;
+      if (here === input && step < 0) return;
+      if (!visit(rows, at, step) && step < 0) input.focus();
+    } else {
+      return;
+    }
+    event.preventDefault();
+  }
+
+  input.addEventListener("input", () => {
+    waiting = waiting || requestAnimationFrame(filter);
+  });
+  document.addEventListener("keydown", walk);
+  box.hidden = false;
+  if (input.value) filter(); // the browser kept it over a reload
+}
+
+function copyButton(box) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = "Copy";
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(box.querySelector("code").textContent);
+      button.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(box.querySelector("code"));
+      button.textContent = "Selected";
+    }
+    setTimeout(() => (button.textContent = "Copy"), 2000);
+  });
+  box.querySelector("p").append(button);
+}
+
+function lineRange(source) {
+  let anchor = 0;
+
+  function mark() {
+    const found = /^#L(\d+)(?:-L?(\d+))?$/.exec(location.hash);
+    for (const line of source.querySelectorAll(".marked")) line.classList.remove("marked");
+    if (!found) return;
+    const [first, last] = [Number(found[1]), Number(found[2] ?? found[1])].sort((a, b) => a - b);
+    for (let number = first; number <= last; number += 1) {
+      const line = document.getElementById(`L${number}`);
+      if (!line) break;
+      line.classList.add("marked");
+    }
+    anchor = first;
+    document.getElementById(`L${first}`)?.scrollIntoView({ block: "center" });
+  }
+
+  source.addEventListener("click", (event) => {
+    const number = Number(event.target.closest("a.number")?.textContent);
+    if (!number || !event.shiftKey || !anchor) return;
+    event.preventDefault();
+    location.hash = `#L${Math.min(anchor, number)}-L${Math.max(anchor, number)}`;
+  });
+  addEventListener("hashchange", mark);
+  mark();
+}
+
+const table = document.getElementById("entries");
+if (table) directory(table);
+for (const box of document.querySelectorAll(".copied")) copyButton(box);
+const source = document.getElementById("source");
+if (source) lineRange(source);

@@ -1,0 +1,8 @@
+"""What our pages show of a node: values for the templates, without a request or an answer.
+
+==============  ======================================================================
+rows            the entries of a directory, in the order asked for
+panel           what the narinfo says of a store path, and lines to copy
+readme          a README, as safe HTML
+==============  ======================================================================
+"""

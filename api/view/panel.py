@@ -1,0 +1,72 @@
+"""What the narinfo says of a store path, and lines to copy into a terminal."""
+
+import shlex
+from typing import NamedTuple
+
+from api.responses.text import human_size, quote_path
+from api.view.rows import Link, exact_size
+from narcore.pathinfo import PathInfo, Trust
+
+_TRUST = {
+    Trust.UNCHECKED: "Not checked: this server has no trusted keys.",
+    Trust.STORE: "Not checked: this server trusts the store as it is.",
+    Trust.SIGNATURE: "Verified: signed by a key that this server trusts.",
+    Trust.ADDRESS: "Verified: the store path itself is the address of its contents.",
+}
+
+
+class Size(NamedTuple):
+    short: str
+    exact: str
+
+
+class Panel(NamedTuple):
+    """Of one store path. ``commands`` are pairs of what a line does and the line."""
+
+    nar_size: Size
+    file_size: Size | None
+    compression: str
+    nar_hash: str
+    references: list[Link]
+    deriver: Link | None
+    signers: list[str]
+    is_verified: bool
+    trust: str
+    store: str
+    commands: list[tuple[str, str]]
+
+
+def panel_of(info: PathInfo, prefix: str, url: str) -> Panel:
+    """``prefix`` (encoded) is what links to other store paths begin with; ``url`` is that of this one, for other programs."""
+    narinfo = info.narinfo
+    store_dir = narinfo.store_path.store_dir
+
+    def link(base_name: str) -> Link:
+        return Link(base_name, f"{prefix}{quote_path(f'{store_dir}/{base_name}')}")
+
+    return Panel(
+        nar_size=_size(narinfo.nar_size),
+        file_size=_size(narinfo.file_size) if narinfo.file_size is not None else None,
+        compression=narinfo.compression,
+        nar_hash=narinfo.nar_hash.to_sri(),
+        references=[link(reference) for reference in narinfo.references],
+        deriver=link(narinfo.deriver) if narinfo.deriver else None,
+        signers=list(dict.fromkeys(signature.name for signature in narinfo.signatures)),
+        is_verified=info.trust in (Trust.SIGNATURE, Trust.ADDRESS),
+        trust=_TRUST[info.trust],
+        store=info.store.url,
+        commands=_commands(str(narinfo.store_path), info.store.url, url),
+    )
+
+
+def _size(size: int) -> Size:
+    return Size(human_size(size), exact_size(size))
+
+
+def _commands(store_path: str, store_url: str, url: str) -> list[tuple[str, str]]:
+    path, store = shlex.quote(store_path), shlex.quote(store_url)
+    return [
+        ("Copy it into your store", f"nix copy --from {store} {path}"),
+        ("The same, by nix-store", f"nix-store -r {path} --option extra-substituters {store}"),
+        ("Unpack it here, without Nix", f"curl -L {shlex.quote(url + '?format=tar.zst')} | tar --zstd -x"),
+    ]
