@@ -208,9 +208,10 @@ def test_without_a_bucket_the_error_helps(without_bucket: Client) -> None:
     assert json.header("Content-Type") == "application/json"
 
 
-def test_a_stream_carries_it(large_cache: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("platform", ["stream", "vercel"])
+def test_a_stream_carries_it(large_cache: str, tmp_path: Path, platform: str) -> None:
     settings = {"NAR_CACHE_URL": large_cache, "NAR_CACHE_DIR": str(tmp_path / "nars")}
-    with fronts.running(settings, tmp_path / "log", kind="stream") as front, Client(front) as client:
+    with fronts.running(settings, tmp_path / "log", kind=platform) as front, Client(front) as client:
         got = client.get(f"{ROOT}/data.bin")
         assert (got.status, got.body) == (200, DATA)
         assert client.get(f"{ROOT}/many/?format=json").body.count(b'"regular"') == FILES
