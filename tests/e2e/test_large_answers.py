@@ -30,6 +30,7 @@ TREE: Tree = {
     "data.bin": DATA,
     "tool": b"\x7fELF" + bytes(CARRIES),
     "fits": bytes(CARRIES),
+    "ranged": b"0123456789" * 500_000,
     "caf\xe9 \u20ac.css": b"a{}" * 2_000_000,
     "many": MANY,
     "archive": ARCHIVE,
@@ -121,6 +122,13 @@ def test_a_large_file_comes_out_of_the_bucket(with_bucket: Client, bucket: S3) -
     assert (got.status, got.body) == (206, DATA[5 : 6 + CARRIES])
     assert bucket.uploads() == before + 1
     assert bucket.unfinished() == []
+
+
+def test_a_range_that_comes_first_puts_the_whole_file_there(with_bucket: Client) -> None:
+    part = {"Range": "bytes=1-", "If-None-Match": '"other"'}
+    redirect = with_bucket.get(f"{ROOT}/ranged", part)
+    assert fetched(redirect).body == b"0123456789" * 500_000
+    assert fetched(redirect, {"Range": "bytes=1-"}).header("Content-Range") == "bytes 1-4999999/5000000"
 
 
 def test_a_name_and_a_type_of_their_own(with_bucket: Client) -> None:
