@@ -9,6 +9,7 @@ from flask import Flask, request
 from werkzeug.exceptions import HTTPException
 
 from api.errors import error_response
+from api.handlers.openapi import Description
 from api.handlers.pages import Pages
 from api.handlers.store import LargeAnswers, StoreHandler
 from api.instruments import Instruments
@@ -50,6 +51,7 @@ def create_app(
     app.add_url_rule("/healthz", view_func=pages.health, methods=["GET"])
     app.add_url_rule("/readyz", view_func=pages.ready, methods=["GET"])
     app.add_url_rule("/robots.txt", view_func=pages.robots, methods=["GET"])
+    app.add_url_rule("/openapi.json", view_func=Description(settings, cache).openapi, methods=["GET"])
     app.add_url_rule("/-/static/<name>", view_func=pages.static, methods=["GET"])
     stores = StoreHandler(
         cache, domain=settings.domain, limit=Limit(settings.max_response), large=_large(settings, instruments.trace)

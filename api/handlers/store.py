@@ -20,9 +20,9 @@ from api.responses.files import file_response
 from api.responses.formats import NARINFO, requested_format
 from api.responses.limits import AnswerTooLarge, Limit
 from api.responses.listing import Beside, listing_response, prefers_json
-from api.responses.narinfo import narinfo_response
 from api.responses.redirects import redirect_response, script_root
 from api.responses.templates import STATIC_PREFIX
+from api.responses.values import json_response
 from narcore.accessor import NarAccessor
 from narcore.binarycache import BinaryCache
 from narcore.errors import CacheFailure, PathError, StorePathError
@@ -140,7 +140,7 @@ class StoreHandler:
 
     def _answer_narinfo(self, request: Request, info: PathInfo, timing: Timing) -> Response:
         """Of the store path, whatever else the URL says: nothing of its contents is asked for."""
-        response = self._limit.check(request, narinfo_response(request, info))
+        response = self._limit.check(request, json_response(request, info.to_json()))
         response.headers["Server-Timing"] = timing.header
         if checks := _checks(info, content=False):
             response.headers["NAR-Verified"] = checks

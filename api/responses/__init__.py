@@ -3,7 +3,7 @@
 ======================  ================================================================
 files                   a regular file: conditions, ranges, bytes
 listing                 a directory: HTML, or JSON for programs
-narinfo                 what is known of a store path: JSON
+values                  what is known of a store path, what there is to be asked: JSON
 archives                a subtree as tar, zip or NAR
 formats                 what ``?format=`` can ask for
 redirects, pages        a link; the landing page

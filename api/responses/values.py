@@ -1,4 +1,4 @@
-"""What is known of a store path as an answer: the narinfo, as Nix's JSON form."""
+"""A value as an answer in JSON: what is known of a store path, what this server can do."""
 
 import json
 
@@ -7,15 +7,14 @@ from werkzeug.wrappers import Request
 from api.responses.base import Response, not_modified, safe_headers, set_validators
 from api.responses.conditional import Validators, make_etag
 from api.responses.negotiation import JSON
-from narcore.pathinfo import PathInfo
 
-# A narinfo changes where its store path does not: it gets signatures, its NAR is compressed anew, another store has it.
+# These change where a store path does not: a narinfo gets signatures, its NAR is compressed anew, another store has it.
 KEPT_SECONDS = 300
 
 
-def narinfo_response(request: Request, info: PathInfo) -> Response:
-    """200 or 304; the same at every URL of the store path. Raises PreconditionFailed."""
-    text = json.dumps(info.to_json()) + "\n"
+def json_response(request: Request, value: object) -> Response:
+    """200 or 304. Raises PreconditionFailed."""
+    text = json.dumps(value) + "\n"
     validators = Validators(make_etag(text))
     headers = safe_headers()
     headers["Cache-Control"] = f"public, max-age={KEPT_SECONDS}"

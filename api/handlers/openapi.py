@@ -1,0 +1,23 @@
+"""``/openapi.json``"""
+
+from flask import request
+
+from api.responses.base import Response
+from api.responses.redirects import script_root
+from api.responses.values import json_response
+from narcore.binarycache import BinaryCache
+from narcore.settings import Settings
+
+
+class Description:
+    """What there is to be asked for, with these settings and the store dirs of this cache."""
+
+    def __init__(self, settings: Settings, cache: BinaryCache) -> None:
+        self._settings = settings
+        self._cache = cache
+
+    def openapi(self) -> Response:
+        from api.openapi import document  # a start need not wait for it
+
+        store_dirs = self._cache.store_dirs(ask=False)
+        return json_response(request, document(self._settings, store_dirs, script_root(request)))

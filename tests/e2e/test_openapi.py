@@ -1,0 +1,51 @@
+"""The running application against its own OpenAPI document, by schemathesis."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.e2e import fronts, links, trees
+from tests.e2e.conftest import RunFront
+from tests.e2e.nixcaches import NixCaches
+
+PROGRAM = Path(sys.executable).with_name("schemathesis")
+EXAMPLES = 12  # a URL and method, besides those of all corners of the parameters
+SECONDS = 120
+STORE_PATHS = (
+    links.HELLO,
+    links.LINKS_NAME,
+    trees.TYPES_NAME,
+    trees.WEBSITE_NAME,
+    trees.ONE_FILE_NAME,
+    "empty-directory",
+)
+
+
+def test_it_does_what_its_document_says(run_front: RunFront, caches: NixCaches, tmp_path: Path) -> None:
+    with run_front(caches.cache("zstd").as_uri(), tmp_path / "cache", {"NAR_METRICS": "1"}) as front:
+        command = [
+            str(PROGRAM),
+            "--config-file",
+            str(tmp_path / "schemathesis.toml"),
+            "run",
+            f"{front.url}/openapi.json",
+        ]
+        command += [
+            "--checks=all",
+            f"--max-examples={EXAMPLES}",
+            "--workers=2",
+            "--seed=1",
+            "--generation-database=none",
+        ]
+        (tmp_path / "schemathesis.toml").write_text("color = false\n")
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | {
+            "SCHEMATHESIS_HOOKS": "tests.e2e.schemahooks",
+            "STORE_PATHS": " ".join(caches.store_paths[name] for name in STORE_PATHS),
+            "PYTHONPATH": str(fronts.ROOT),
+        }
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+        assert "Missing test data" not in done.stdout, done.stdout[-6000:]  # most requests found something
