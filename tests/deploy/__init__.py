@@ -1,0 +1,1 @@
+"""The files of ``deploy/``: read by the programs that they are for, as far as that goes without a network."""

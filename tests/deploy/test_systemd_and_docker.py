@@ -1,0 +1,88 @@
+"""The unit file, by systemd itself; the Dockerfile, by its words: there is no docker where these tests run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from narcore.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+UNIT = (DEPLOY / "nar-serve.service").read_text()
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
+
+
+def analyze(*arguments: str | Path) -> str:
+    program = shutil.which("systemd-analyze")
+    if program is None and not os.environ.get("CI"):
+        pytest.skip("systemd is not installed")
+    assert program is not None
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit with a program that is there."""
+    path = tmp_path / "nar-serve.service"
+    path.write_text(UNIT.replace("/opt/nar-serve/bin/nar-serve", sys.executable))
+    return path
+
+
+def test_systemd_understands_all_of_the_unit(unit: Path) -> None:
+    analyze("verify", unit)
+    unit.write_text(unit.read_text().replace("ProtectHome=true", "ProtectHose=true"))
+    with pytest.raises(AssertionError, match="ProtectHose"):
+        analyze("verify", unit)
+
+
+def test_the_service_is_hardened(unit: Path) -> None:
+    """1.2 of 10, where 10 is a service without any of it. What is left are the network, and that it has a root file system."""
+    assert "OK" in analyze("security", "--offline=true", "--no-pager", "--threshold=13", unit)
+
+
+def test_it_is_given_the_time_that_it_needs_to_stop() -> None:
+    stop = re.search(r"^TimeoutStopSec=(\d+)$", UNIT, re.MULTILINE)
+    assert stop is not None
+    assert int(stop[1]) > Settings().stop_seconds + 2
+    assert f"--stop-timeout {stop[1]}" in DOCKERFILE
+
+
+def test_the_directory_for_the_cache_is_found() -> None:
+    """systemd says where it is; the image sets it."""
+    given = {"CACHE_DIRECTORY": "/var/cache/nar-serve", "HOME": "/"}
+    directory = Settings.from_environ(given).cache_dir
+    assert directory == Path("/var/cache/nar-serve")
+    assert f"NAR_CACHE_DIR={directory}" in DOCKERFILE
+    assert f"install -d -o 10001 -g 10001 -m 0700 {directory}" in DOCKERFILE
+
+
+def test_what_the_image_is_made_of_is_there() -> None:
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    assert "*" in ignored
+    copied = [
+        name for line in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, re.MULTILINE) for name in line.split()[:-1]
+    ]
+    assert {"narcore", "api", "pyproject.toml"} <= set(copied)
+    for name in copied:
+        assert (ROOT / name).exists()
+        assert f"!{name}" in ignored
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    (installed,) = re.findall(r'"\.\[(.*)\]"', DOCKERFILE)
+    assert {"server", "metrics"} <= set(installed.split(",")) <= extras
+    assert f"nar-serve[{installed}]" in UNIT
+
+
+def test_the_image_runs_as_nobody_in_particular() -> None:
+    last_stage = DOCKERFILE.rpartition("FROM ")[2]
+    assert re.findall(r"^USER (.*)$", last_stage, re.MULTILINE) == ["10001:10001"]
+    assert last_stage.index("USER ") < last_stage.index("ENTRYPOINT ")
+    assert 'ENTRYPOINT ["nar-serve"]' in last_stage
+    assert 'CMD ["serve"]' in last_stage
