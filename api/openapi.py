@@ -24,8 +24,9 @@ Json = dict[str, Any]
 _BOTH = {
     "format": "The node in another form: " + ", ".join(FORMATS) + f". {NARINFO} is of the whole store path.",
     "recursive": f"With {LISTING}: everything below, and not only one level.",
+    "view": "The page of a file, or of a directory also where there is an index.html; hex: of a file's bytes.",
 }
-_FILE = {"download": "As an attachment."}
+_FILE = {"download": "As an attachment.", "page": "With view: which part of a long file."}
 _DIRECTORY = {
     "list": "The listing, also where there is an index.html.",
     "sort": "size: the largest first, on the page.",

@@ -50,8 +50,8 @@ MAY_IMPORT = {
 WEB = ("flask", "werkzeug", "jinja2")
 IMPURE = ("asyncio", "concurrent", "http", "io", "multiprocessing", "os", "pathlib", "requests", "socket", "subprocess", "tempfile",
           "threading", "time", "urllib3")  # fmt: skip
-HEAVY = ("boto3", "botocore", "brotli", "cryptography", "fuse", "grpc", "isal", "lz4", "markdown_it", "obstore",
-         "prometheus_client", "requests", "urllib3", "zstandard")  # fmt: skip
+HEAVY = ("boto3", "botocore", "brotli", "cryptography", "elftools", "fuse", "grpc", "isal", "lz4", "markdown_it", "obstore",
+         "prometheus_client", "pygments", "requests", "urllib3", "zstandard")  # fmt: skip
 
 SOURCES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_text())

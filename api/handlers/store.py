@@ -7,6 +7,7 @@ reaches a name of any bytes.
 import re
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 
 from flask import Request
 from werkzeug.exceptions import MethodNotAllowed, NotFound
@@ -23,6 +24,7 @@ from api.responses.listing import Beside, listing_response, prefers_json
 from api.responses.redirects import redirect_response, script_root
 from api.responses.templates import STATIC_PREFIX
 from api.responses.values import json_response
+from api.responses.view import view_response
 from narcore.accessor import NarAccessor
 from narcore.binarycache import BinaryCache
 from narcore.errors import CacheFailure, PathError, StorePathError
@@ -240,10 +242,10 @@ class _NodeAnswer:
     def _leaf(self, node: Node, path: str) -> Response:
         if requested_format(self.request):
             return listing_response(self.request, self.accessor.listing, node, self._ref(path))
-        return self._file(node, path)
+        return self._view(node, path) if "view" in self.request.args else self._file(node, path)
 
     def _directory(self, node: Node, path: str) -> Response:
-        if requested_format(self.request) or "list" in self.request.args or prefers_json(self.request):
+        if requested_format(self.request) or self._wants_page or prefers_json(self.request):
             return self._listing(node, path)
         try:
             index = resolve(self.accessor.listing, self.store_path, f"{path}/index.html")
@@ -256,24 +258,38 @@ class _NodeAnswer:
         response.headers["Vary"] = "Accept"
         return response
 
+    def _view(self, node: Node, path: str) -> Response:
+        return view_response(
+            self.request, node, self._ref(path), partial(self.accessor.read, node), prefix=self._prefix
+        )
+
     def _file(self, node: Node, path: str) -> Response:
         return file_response(
             self.request,
             node,
             self._ref(path),
-            lambda start, stop: self.accessor.read(node, start, stop),
+            partial(self.accessor.read, node),
             own_origin=self.asked.host is not None,
             at_hand=self.request.method == "HEAD" and self.accessor.at_hand,
             limit=self.limit,
         )
 
     def _listing(self, node: Node, path: str) -> Response:
-        host = self.asked.host
-        prefix = (host.main_origin if host else "") + script_root(self.request) + self.asked.prefix
         beside = Beside(self.info if not path.strip("/") else None, self._whole_file if self._is_cheap else None)
         return listing_response(
-            self.request, self.accessor.listing, node, self._ref(path), prefix=prefix, beside=beside
+            self.request, self.accessor.listing, node, self._ref(path), prefix=self._prefix, beside=beside
         )
+
+    @property
+    def _wants_page(self) -> bool:
+        """Whether the listing is wanted, even if there is an index.html."""
+        return "list" in self.request.args or "view" in self.request.args
+
+    @property
+    def _prefix(self) -> str:
+        """What links to other store paths begin with."""
+        host = self.asked.host
+        return (host.main_origin if host else "") + script_root(self.request) + self.asked.prefix
 
     @property
     def _is_cheap(self) -> bool:

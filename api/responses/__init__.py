@@ -3,6 +3,7 @@
 ======================  ================================================================
 files                   a regular file: conditions, ranges, bytes
 listing                 a directory: HTML, or JSON for programs
+view                    a regular file as a page
 values                  what is known of a store path, what there is to be asked: JSON
 archives                a subtree as tar, zip or NAR
 formats                 what ``?format=`` can ask for

@@ -145,7 +145,10 @@ class _Page:
         ]
 
     def _query(self, order: Order) -> str:
-        query = "&".join(filter(None, ["list" if "list" in self.request.args else "", order.query]))
+        kept = next(
+            (word for word in ("list", "view") if word in self.request.args), ""
+        )  # else there may be an index.html
+        query = "&".join(filter(None, [kept, order.query]))
         return f"?{query}" if query else "./"
 
     def _panel(self) -> Panel | None:

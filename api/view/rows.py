@@ -72,6 +72,15 @@ def breadcrumbs(ref: NodeRef) -> list[Link]:
     return [Link(name, "../" * (len(names) - 1 - depth) or "./") for depth, name in enumerate(names)]
 
 
+def file_breadcrumbs(ref: NodeRef, href: str) -> list[Link]:
+    """The same for a file, whose own link is ``href``. A store path that is itself a file has no directory to lead to."""
+    if not ref.path:
+        return [Link(ref.name, href)]
+    names = [ref.store_path.rpartition("/")[2], *ref.path.split("/")]
+    above = [Link(name, "../" * (len(names) - 2 - depth) or "./") for depth, name in enumerate(names[:-1])]
+    return [*above, Link(names[-1], href)]
+
+
 def grouped(rows: Iterator[Row]) -> Iterator[list[Row]]:
     while group := list(islice(rows, _GROUP)):
         yield group

@@ -1,0 +1,210 @@
+"""A regular file as a page (``?view``): highlighted source, a picture, bytes, what a program needs, what a derivation says.
+
+However long the file is, no more is read than one page of it shows; what a browser can show by itself is not read at all.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+from werkzeug.wrappers import Request
+
+from api.responses.base import NodeRef, Response, cache_forever, not_modified, safe_headers, set_validators
+from api.responses.body import Read
+from api.responses.mediatypes import PLAIN, SNIFF_LENGTH, type_by_content, type_by_name
+from api.responses.negotiation import HTML
+from api.responses.templates import PAGE_CSP, render, streamed, templates_version
+from api.responses.text import human_size, quote_path
+from api.view.elf import MAGIC, ElfFacts, elf_facts
+from api.view.hexdump import hex_lines
+from api.view.pages import Part
+from api.view.rows import Link, exact_size, file_breadcrumbs
+from api.view.source import lines_of
+from api.view.storelinks import StoreLinks
+from narcore.errors import FormatError
+from narcore.formats.derivation import SIZE_MAX, Derivation
+from narcore.formats.listing import Node
+
+# Part of the ETags: to be changed with what this module makes of a file.
+_VERSION = "1"
+
+# A page of text, which is also the longest that is highlighted, and a page of bytes.
+TEXT_PAGE = 128 * 1024
+HEX_PAGE = 8 * 1024
+
+_EMBEDDED = {"image": "image", "audio": "audio", "video": "video", "application/pdf": "pdf"}
+# Pictures that no browser shows, or not all of them.
+_NOT_EMBEDDED = (
+    "image/tiff",
+    "image/heic",
+    "image/vnd.djvu",
+    "audio/midi",
+    "video/x-matroska",
+    "video/mpeg",
+    "video/x-msvideo",
+)
+
+
+def view_response(request: Request, node: Node, ref: NodeRef, read: Read, *, prefix: str = "") -> Response:
+    """The page of a regular file. ``prefix`` (encoded) is what links to other store paths begin with.
+
+    Raises what reading raises: all that is read is read before the answer begins.
+    """
+    view = _View(request, node, ref, read, prefix)
+    validators = ref.validators(f"view {templates_version()} {_VERSION} {view.mode} {view.wanted_page}")
+    headers = safe_headers(PAGE_CSP)
+    cache_forever(headers)
+    set_validators(headers, validators)
+    unchanged = not_modified(request, validators, headers)
+    if unchanged:
+        return unchanged
+    headers["Content-Type"] = f"{HTML}; charset=utf-8"
+    return streamed(view.render(), headers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What the page shows of the contents, and by which part of the template."""
+
+    kind: str
+    part: Part | None = None
+    values: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    request: Request
+    node: Node
+    ref: NodeRef
+    read: Read
+    prefix: str
+
+    @property
+    def mode(self) -> str:
+        """``hex`` for ``?view=hex``; else whatever fits."""
+        return "hex" if self.request.args.get("view") == "hex" else ""
+
+    @property
+    def wanted_page(self) -> str | None:
+        return self.request.args.get("page")
+
+    def render(self) -> Iterator[bytes]:
+        shown = self._shown()
+        href = _own_href(self.request)
+        values = {"lines": [], "hex": [], "elf": None, "derivation": None, "paths": [], **shown.values}
+        return render(
+            self.request,
+            "file.html",
+            title=f"{self.ref.store_path}/{self.ref.path}".rstrip("/"),
+            name=self.ref.name,
+            store_dir=self.ref.store_dir,
+            crumbs=file_breadcrumbs(self.ref, href),
+            href=href,
+            size=human_size(self.node.size),
+            exact_size=exact_size(self.node.size),
+            executable=self.node.executable,
+            media_type=(type_by_name(self.ref.name) or "").partition(";")[0],
+            kind=shown.kind,
+            mode=self.mode,
+            part=shown.part,
+            turns=_turns(shown.part, self.mode),
+            **values,
+        )
+
+    def _shown(self) -> _Shown:
+        media_type = type_by_name(self.ref.name) or ""
+        embedded = _EMBEDDED.get(media_type) or _EMBEDDED.get(media_type.partition("/")[0])
+        if embedded and media_type not in _NOT_EMBEDDED and not self.mode:
+            return _Shown(embedded)
+        if not self.node.size:
+            return _Shown("empty")
+        part = Part.of(self.wanted_page, self.node.size, TEXT_PAGE)
+        data = b"" if self.mode else self._bytes(part.start, part.stop)
+        head = data[:SNIFF_LENGTH] if part.number == 1 and data else self._bytes(0, min(self.node.size, SNIFF_LENGTH))
+        if self.mode or type_by_content(head, complete=self.node.size <= SNIFF_LENGTH) != PLAIN:
+            return self._hex(head)
+        return self._derivation() or self._text(data, part)
+
+    def _hex(self, head: bytes) -> _Shown:
+        part = Part.of(self.wanted_page, self.node.size, HEX_PAGE)
+        facts = elf_facts(self.read, self.node.size) if head.startswith(MAGIC) and part.number == 1 else None
+        return _Shown(
+            "hex",
+            part,
+            {"hex": hex_lines(self._bytes(part.start, part.stop), part.start), "elf": self._linked_facts(facts)},
+        )
+
+    def _text(self, data: bytes, part: Part) -> _Shown:
+        text = _decoded(data, part)
+        links = self._links()
+        lines = lines_of(text, links, self.ref.name if part.is_all else "")
+        named = "/nix-support/" in f"/{self.ref.path}"
+        return _Shown("text", part, {"lines": lines, "paths": links.paths(text) if named else []})
+
+    def _derivation(self) -> _Shown | None:
+        """None if the file is no derivation after all, or too long for one."""
+        if not self.ref.name.endswith(".drv") or self.node.size > SIZE_MAX:
+            return None
+        try:
+            derivation = Derivation.parse(self._bytes(0, self.node.size))
+        except FormatError:
+            return None
+        links = self._links()
+        return _Shown(
+            "derivation",
+            None,
+            {
+                "derivation": derivation,
+                "linked": links.linked,
+                "environment": [(name, _shown_value(value, links)) for name, value in derivation.environment],
+            },
+        )
+
+    def _linked_facts(self, facts: ElfFacts | None) -> Mapping[str, object] | None:
+        if facts is None:
+            return None
+        linked = self._links().linked
+        return {
+            **facts._asdict(),
+            "interpreter": linked(facts.interpreter),
+            "run_path": [linked(path) for path in facts.run_path],
+        }
+
+    def _links(self) -> StoreLinks:
+        return StoreLinks(self.ref.store_dir, self.prefix)
+
+    def _bytes(self, start: int, stop: int) -> bytes:
+        with closing(self.read(start, stop)) as content:
+            return b"".join(content)
+
+
+def _shown_value(value: str, links: StoreLinks) -> list[Markup]:
+    return lines_of(value, links)
+
+
+def _decoded(data: bytes, part: Part) -> str:
+    """As UTF-8; of a character that is cut at an end of the page, what is left is left out."""
+    if part.number > 1:
+        data = data.lstrip(bytes(range(0x80, 0xC0)))
+    text = data.decode("utf-8", "replace")
+    return text if part.number == part.last else text.removesuffix("\ufffd")
+
+
+def _own_href(request: Request) -> str:
+    """The file itself, relative to its page: the last segment of the URL, without its query."""
+    path: str = request.environ.get("PATH_INFO", "")
+    return "./" + quote_path(path.rpartition("/")[2].encode("latin-1").decode("utf-8", "surrogateescape"))
+
+
+def _turns(part: Part | None, mode: str) -> list[Link]:
+    """Links to the other pages."""
+    if part is None or part.is_all:
+        return []
+    view = f"?view={mode}" if mode else "?view"
+    pages = (("First", 1), ("Previous", part.number - 1), ("Next", part.number + 1), ("Last", part.last))
+    return [
+        Link(label, f"{view}&page={number}")
+        for label, number in pages
+        if 1 <= number <= part.last and number != part.number
+    ]

@@ -1,0 +1,117 @@
+"""Text as lines of HTML, highlighted by Pygments where that is cheap and the language is known."""
+
+import re
+import time
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
+
+from api.view.storelinks import StoreLinks, seen
+
+if TYPE_CHECKING:
+    from pygments.lexer import Lexer
+
+# A lexer is a heap of regular expressions over a stranger's text: one that takes longer than this is given up.
+_SECONDS = 1.0
+_LONGEST_LINE = 5000
+
+_SHEBANG = re.compile(r"#! *(?:/\S*/)?(?:env +(?:-S +)?)?(?:/\S*/)?([a-z]+)")
+_BREAK = re.compile("\r\n|\r")
+
+# Pygments' token types, by as much of their names as is needed, and our classes in the style sheet.
+_CLASSES = {
+    "Comment": "c",
+    "Comment.Preproc": "d",
+    "Keyword": "k",
+    "Keyword.Type": "t",
+    "Keyword.Constant": "m",
+    "Operator.Word": "k",
+    "Literal.String": "s",
+    "Literal.Number": "m",
+    "Name.Builtin": "f",
+    "Name.Function": "f",
+    "Name.Class": "t",
+    "Name.Namespace": "t",
+    "Name.Exception": "t",
+    "Name.Tag": "k",
+    "Name.Attribute": "t",
+    "Name.Decorator": "d",
+    "Name.Constant": "m",
+    "Generic.Heading": "k",
+    "Generic.Subheading": "k",
+    "Generic.Inserted": "s",
+    "Generic.Deleted": "m",
+}
+
+
+def lines_of(text: str, links: StoreLinks, name: str = "") -> list[Markup]:
+    """Each line, escaped, with store paths as links. With the file's ``name`` the language is guessed, and highlighted."""
+    text = seen(_BREAK.sub("\n", text)).removesuffix("\n")
+    lexer = _lexer(name, text) if name else None
+    if lexer is not None and all(len(line) <= _LONGEST_LINE for line in text.split("\n")):
+        try:
+            return list(_highlighted(lexer, text + "\n", links))[:-1]  # some lexers want the last line to have its end
+        except TimeoutError:
+            pass
+    return [links.linked(line) for line in text.split("\n")]
+
+
+def _lexer(name: str, text: str) -> "Lexer | None":
+    """By the name, else by the first line: Pygments' own guess would try all the languages that it knows."""
+    from pygments.lexers import (
+        find_lexer_class_for_filename,
+        get_lexer_by_name,
+    )  # here, since a start need not wait for it
+    from pygments.util import ClassNotFound
+
+    options = {"stripnl": False, "ensurenl": False}
+    by_name = find_lexer_class_for_filename(name.removesuffix(".in"))
+    if by_name is not None:
+        return by_name(**options)
+    shebang = _SHEBANG.match(text)
+    try:
+        return get_lexer_by_name(shebang[1], **options) if shebang else None
+    except ClassNotFound:
+        return None
+
+
+def _highlighted(lexer: "Lexer", text: str, links: StoreLinks) -> Iterator[Markup]:
+    """Raises TimeoutError if it takes too long."""
+    for line in _lines(_runs(lexer, text)):
+        yield Markup("").join(_spanned(css, part, links) for css, part in line)
+
+
+def _runs(lexer: "Lexer", text: str) -> Iterator[tuple[str, str]]:
+    """Classes, and as much text as has the same one: a path in it may be several tokens."""
+    deadline = time.monotonic() + _SECONDS
+    for css, tokens in groupby(lexer.get_tokens(text), key=lambda token: _css(str(token[0]))):
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        yield css, "".join(value for _, value in tokens)
+
+
+def _lines(runs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    line: list[tuple[str, str]] = []
+    for css, text in runs:
+        first, *others = text.split("\n")
+        line.append((css, first))
+        for part in others:
+            yield line
+            line = [(css, part)]
+    yield line
+
+
+def _spanned(css: str, text: str, links: StoreLinks) -> Markup:
+    linked = links.linked(text)
+    return Markup('<span class="{}">{}</span>').format(css, linked) if css and text else linked
+
+
+@lru_cache(maxsize=256)
+def _css(token: str) -> str:
+    """``token`` is a type's full name, Token.Name.Function.Magic."""
+    names = token.split(".")[1:]
+    known = (".".join(names[:length]) for length in range(len(names), 0, -1))
+    return next((_CLASSES[name] for name in known if name in _CLASSES), "")

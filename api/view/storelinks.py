@@ -1,0 +1,60 @@
+"""Store paths in a text, as links."""
+
+import re
+import unicodedata
+from functools import lru_cache
+
+from markupsafe import Markup, escape
+
+from api.responses.text import quote_path
+from api.view.rows import Link
+from narcore.formats.nixbase32 import ALPHABET
+
+# What would hide, or show in another order than it stands there (Unicode's "Trojan Source"), and other controls.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+_LAST = ".,:;!?"
+
+
+def seen(text: str) -> str:
+    """``text`` with what can't be seen spelled out; line feeds and tabs stay."""
+    return _UNSEEN.sub(lambda match: f"⟨{_name(match[0])}⟩", text)
+
+
+def _name(character: str) -> str:
+    code = ord(character)
+    return f"{code:02X}" if code < 0x100 else f"U+{code:04X} {unicodedata.name(character, '')}".rstrip()
+
+
+class StoreLinks:
+    """Makes links of the paths in one store dir. ``prefix`` (encoded) is what their URLs begin with."""
+
+    def __init__(self, store_dir: str, prefix: str) -> None:
+        self._prefix = prefix
+        self._path = _pattern(store_dir)
+
+    def linked(self, text: str) -> Markup:
+        """``text``, escaped, with each path in it a link to its page."""
+        parts: list[str | Markup] = []
+        end = 0
+        for match in self._path.finditer(text):
+            path = match[0].rstrip(_LAST)
+            parts += (escape(text[end : match.start()]), self._anchor(path))
+            end = match.start() + len(path)
+        return Markup("").join([*parts, escape(text[end:])])
+
+    def paths(self, text: str) -> list[Link]:
+        """Each path in ``text`` once, in the order in which they come."""
+        found = dict.fromkeys(match[0].rstrip(_LAST) for match in self._path.finditer(text))
+        return [Link(path, self.href(path)) for path in found]
+
+    def href(self, path: str) -> str:
+        return f"{self._prefix}{quote_path(path)}?view"
+
+    def _anchor(self, path: str) -> Markup:
+        return Markup('<a href="{}">{}</a>').format(self.href(path), path)
+
+
+@lru_cache(maxsize=16)
+def _pattern(store_dir: str) -> re.Pattern[str]:
+    name = rf"[{ALPHABET}]{{32}}-[0-9A-Za-z+\-._?=]{{1,211}}"
+    return re.compile(rf"""{re.escape(store_dir)}/{name}(?:/[^\s"'<>()\[\]{{}}|&$`\\:;,*]{{1,1000}})*""")

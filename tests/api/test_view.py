@@ -1,0 +1,248 @@
+"""A file as a page: what is shown of which kind of file, how much is read for it, and that nothing in it runs."""
+
+import re
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.responses.view import HEX_PAGE, TEXT_PAGE, view_response
+from api.view.elf import elf_facts
+from api.view.pages import Part
+from api.view.source import lines_of
+from api.view.storelinks import StoreLinks, seen
+from narcore.errors import TruncatedStream
+from tests.api.support import Answer, Headers, Source, answer, file_node, ref, request
+from tests.api.test_listings import HOSTILE, Page
+
+BASH = f"/nix/store/{'1' * 32}-bash-5.2"
+DRV = (
+    f'Derive([("out","{BASH}","sha256","ab")],[("/nix/store/{"2" * 32}-gcc.drv",["out"])],["/nix/store/{"3" * 32}-b.sh"],'
+    r'"x86_64-linux","/bin/<b>",["-e"],[("phase","one\ntwo"),("<i>","\"")])'
+)
+
+
+def view(
+    data: bytes,
+    name: str = "doc/a.txt",
+    query: str = "?view",
+    headers: Headers | None = None,
+    source: Source | None = None,
+) -> Answer:
+    source = source or Source(data, piece=10_000)
+    path = name.replace("?", "%3F").replace("#", "%23").encode("utf-8", "surrogateescape").decode("latin-1")
+    result = answer(
+        request(f"/nix/store/x/{query}", headers=headers, environ={"PATH_INFO": f"/nix/store/x/{path}"}),
+        lambda asked: view_response(asked, file_node(name, len(data)), ref(name), source.read, prefix="/prod"),
+    )
+    assert source.open == 0
+    return result
+
+
+def shown(data: bytes, name: str = "a.txt", query: str = "?view") -> list[str]:
+    """The lines of text."""
+    text = view(data, name, query).text
+    return re.findall(r'<div class="line"[^>]*>(?:<a [^>]*>\d+</a>)?<code>(.*)\n</code>', text)
+
+
+def test_the_page_of_a_text() -> None:
+    result = view(b"one\n<two> & three\n")
+    assert result.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert result.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    assert "script-src 'self';" in result.headers["Content-Security-Policy"]
+    links = dict(Page(result.text).links)
+    assert (links["Raw"], links["Download"], links["Bytes"]) == ("./a.txt", "./a.txt?download", "?view=hex")
+    assert (links["doc"], links["1"], links["2"]) == ("./", "#L1", "#L2")
+    assert 'id="L2"' in result.text
+    assert shown(b"one\n<two> & three\n") == ["one", "&lt;two&gt; &amp; three"]
+    assert "3" not in links, "a line feed ends a line"
+
+
+def test_it_may_be_kept() -> None:
+    first = view(b"x")
+    source = Source(b"x")
+    again = view(b"x", headers={"If-None-Match": first.headers["ETag"]}, source=source)
+    assert (again.status, source.reads) == (304, [])
+    tags = {first.headers["ETag"], view(b"x", query="?view=hex").headers["ETag"], ref("doc/a.txt").validators().etag}
+    assert len(tags) == 3
+
+
+def test_source_is_highlighted_and_store_paths_are_links() -> None:
+    (line,) = shown(f"import x  # {BASH}/bin/sh, or".encode(), "a.py")
+    assert '<span class="k">import</span>' in line
+    assert f'<a href="/prod{BASH}/bin/sh?view">{BASH}/bin/sh</a>, or' in line
+    assert '<span class="c">' in shown(f"#!{BASH}/bin/bash -e\n# x".encode(), "run")[1]
+    assert "<span" not in shown(b"# x\n", "a.unknown")[0]
+    assert "<span" not in "".join(shown(b"x = 1\n" + b"y" * 6000, "a.py")), "a line that is too long for a lexer"
+
+
+def test_what_can_not_be_seen_is_spelled_out() -> None:
+    assert shown("a\u202eb\x1b[1m\tc\n".encode()) == ["a⟨U+202E RIGHT-TO-LEFT OVERRIDE⟩b⟨1B⟩[1m\tc"]
+
+
+@given(st.text(max_size=40), st.sampled_from(["a.py", "a.c", "a.html", "a.nix", "a.sh", "a.md", "a.diff", ""]))
+def test_no_text_loses_a_line_or_gains_a_tag(text: str, name: str) -> None:
+    lines = lines_of(text, StoreLinks("/nix/store", ""), name)
+    plain = [re.sub("<[^>]*>", "", line) for line in lines]
+    expected = seen(text.replace("\r\n", "\n").replace("\r", "\n")).removesuffix("\n").split("\n")
+    unescaped = [line.unescape() for line in map(type(lines[0]), plain)]
+    assert unescaped == expected
+    assert set(re.findall("<[^>]*>", "".join(lines))) <= {f'<span class="{c}">' for c in "cksmdft"} | {"</span>"}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names(name: str) -> None:
+    name = name.replace("/", "")
+    page, harmless = Page(view(b"x", name).text), Page(view(b"x", "name").text)
+    assert sorted(page.tags) == sorted(harmless.tags)
+    assert {key for key, _ in page.attributes} == {key for key, _ in harmless.attributes}
+    assert dict(page.links)["Raw"].startswith("./")
+
+
+# --- long files
+
+
+def test_a_long_text_is_shown_in_pages_and_no_more_is_read() -> None:
+    data = b"".join(b"%09d\n" % n for n in range(40_000))
+    source = Source(data, piece=50_000)
+    result = view(data, "big.log", source=source)
+    assert sum(stop - start for start, stop in source.reads) <= TEXT_PAGE
+    links = dict(Page(result.text).links)
+    assert (links["Next"], links["Last"]) == ("?view&page=2", "?view&page=4")
+    assert "First" not in links
+    second = view(data, "big.log", "?view&page=2").text
+    assert 'id="L1"' not in second, "nobody has counted the lines before"
+    joined = "".join(f"{line}\n" for page in range(1, 5) for line in shown(data, "big.log", f"?view&page={page}"))
+    assert joined.replace("\n", "") == data.decode().replace("\n", "")
+    assert view(data, "big.log", "?view&page=999").text == view(data, "big.log", "?view&page=4").text
+
+
+def test_a_character_at_the_end_of_a_page_is_not_broken() -> None:
+    data = b"a" + "é".encode() * TEXT_PAGE
+    assert "\ufffd" not in view(data, query="?view").text + view(data, query="?view&page=2").text
+
+
+@given(st.one_of(st.none(), st.text(max_size=6), st.integers().map(str)), st.integers(0, 10**12), st.integers(1, 10**6))
+def test_every_page_is_in_the_file(wanted: str | None, size: int, length: int) -> None:
+    part = Part.of(wanted, size, length)
+    assert 1 <= part.number <= part.last
+    assert 0 <= part.start <= part.stop <= size
+    assert part.stop - part.start <= length
+
+
+# --- other kinds
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [("a.png", "img"), ("a.svg", "img"), ("a.mp3", "audio"), ("a.webm", "video"), ("a.pdf", "object")],
+)
+def test_what_a_browser_shows_is_not_read(name: str, tag: str) -> None:
+    source = Source(b"\x00" * 10**6)
+    result = view(source.data, name, source=source)
+    assert source.reads == []
+    page = Page(result.text)
+    assert tag in page.tags
+    assert (("data" if tag == "object" else "src"), f"./{name}") in page.attributes
+
+
+def test_bytes() -> None:
+    data = bytes(range(256)) * 100
+    text = view(data, "a.bin").text
+    assert "00 01 02 03 04 05 06 07  08 09 0a 0b 0c 0d 0e 0f" in text
+    assert "0123456789:;&lt;=&gt;?" in text
+    assert ">00001ff0<" in text
+    assert ">00002000<" in view(data, "a.bin", f"?view&page={8192 // HEX_PAGE + 1}").text
+    assert "61 62 63" in view(b"abc", query="?view=hex").text
+    assert "This file is empty" in view(b"").text
+
+
+def test_a_derivation() -> None:
+    result = view(DRV.encode(), "hello.drv")
+    page = Page(result.text)
+    links = dict(page.links)
+    assert links[BASH] == f"/prod{BASH}?view"
+    assert links[f"/nix/store/{'2' * 32}-gcc.drv"].endswith("-gcc.drv?view")
+    for text in ("x86_64-linux", "/bin/&lt;b&gt;", "&lt;i&gt;", "one\ntwo", "fixed: sha256"):
+        assert text in result.text
+    assert not {"b", "i"} & set(page.tags)
+    assert shown(DRV.encode()[:-1], "hello.drv") == [str(StoreLinks("/nix/store", "/prod").linked(DRV[:-1]))]
+
+
+def test_what_is_named_in_nix_support() -> None:
+    text = view(f" {BASH} {BASH}/x\n".encode(), "nix-support/propagated-build-inputs").text
+    assert "Store paths named here" in text
+    assert text.count(f'<li><a href="/prod{BASH}') == 2
+
+
+def test_a_failure_is_an_error_page() -> None:
+    class Broken(Source):
+        def read(self, start: int, stop: int):  # type: ignore[no-untyped-def]
+            raise TruncatedStream("secret")
+
+    result = view(b"x" * 10, source=Broken(b"x" * 10))
+    assert result.status == 502
+    assert "secret" not in result.text
+
+
+# --- ELF
+
+
+def elf(dynamic: list[tuple[int, int]], strings: bytes, interpreter: bytes = b"/lib/ld.so\0") -> bytes:
+    """A 64-bit program of nothing but headers: file header, three segments, their contents."""
+    base = 64 + 3 * 56
+    table = b"".join(struct.pack("<QQ", *entry) for entry in [*dynamic, (0, 0)])
+    at_interpreter, at_table = base, base + len(interpreter)
+    at_strings = at_table + len(table) + 32
+    table = b"".join(struct.pack("<QQ", *entry) for entry in [*dynamic, (5, at_strings), (10, len(strings)), (0, 0)])
+    header = (
+        b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, 0, 0, 64, 56, 3, 64, 0, 0)
+    )
+
+    def segment(kind: int, start: int, size: int) -> bytes:
+        return struct.pack("<IIQQQQQQ", kind, 4, start, start, start, size, size, 1)
+
+    whole = at_strings + len(strings)
+    segments = segment(1, 0, whole) + segment(3, at_interpreter, len(interpreter)) + segment(2, at_table, len(table))
+    return header + segments + interpreter + table + strings
+
+
+PROGRAM = elf(
+    [(1, 1), (29, 11), (14, 70)], b"\0libc.so.6\0" + f"{BASH}/lib:$ORIGIN".encode() + b"\0" * 10 + b"self.so\0" * 3
+)
+
+
+def test_what_a_program_says_of_itself() -> None:
+    result = view(PROGRAM, "ls")
+    assert "<code>/lib/ld.so</code>" in result.text
+    assert "<code>libc.so.6</code>" in result.text
+    assert f'<a href="/prod{BASH}/lib?view">' in result.text
+    assert "$ORIGIN" in result.text
+    assert "7f 45 4c 46" in result.text
+
+
+@given(st.integers(0, len(PROGRAM) - 1), st.binary(min_size=1, max_size=8))
+def test_a_damaged_program_is_shown_as_bytes(place: int, change: bytes) -> None:
+    data = PROGRAM[:place] + change + PROGRAM[place + len(change) :]
+    source = Source(data, piece=1000)
+    elf_facts(source.read, len(data))
+    assert source.open == 0
+    assert len(source.reads) <= 64
+
+
+def test_how_much_of_a_program_is_read_is_bounded() -> None:
+    """Its header says that there are as many segments as there can be, all over a large file."""
+    huge = bytearray(PROGRAM[:64]) + bytes(8 << 20)
+    huge[56:58] = struct.pack("<H", 0xFFFF)
+    source = Source(bytes(huge), piece=1 << 16)
+    elf_facts(source.read, len(huge))
+    assert sum(stop - start for start, stop in source.reads) <= 4 << 20
+
+
+def test_a_real_program() -> None:
+    data = Path("/bin/sh").read_bytes()
+    facts = elf_facts(Source(data, piece=1 << 16).read, len(data))
+    assert facts is not None
+    assert any("libc" in name for name in facts.needed)
