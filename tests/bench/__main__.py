@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from tests.bench.archives import archives
 from tests.bench.coldstart import firstbyte, imports
 from tests.bench.coldstart_lambda import coldstart
 from tests.bench.filling import fill
@@ -20,10 +21,10 @@ from tests.bench.unpack import unpack
 
 BENCHES: Mapping[str, Callable[[Setup], Iterator[Row]]] = {
     bench.__name__: bench
-    for bench in (unpack, parser, memory, imports, firstbyte, coldstart, warm, readers, fill, slowclients)
+    for bench in (unpack, archives, parser, memory, imports, firstbyte, coldstart, warm, readers, fill, slowclients)
 }
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "main": ("unpack", "parser", "memory", "imports", "firstbyte"),
+    "main": ("unpack", "archives", "parser", "memory", "imports", "firstbyte"),
     "cache": ("warm", "readers", "fill"),
     "server": ("slowclients",),
     "lambda": ("coldstart",),

@@ -26,14 +26,15 @@ def memory(setup: Setup) -> Iterator[Row]:
     for compression in ("zstd", "none"):
         packed = upstream.add(compression, nar, compression)
         for what, cache_dir in (("cache off", ""), ("cache on, cold", tempfile.mkdtemp(dir=setup.directory))):
-            grown = _grown_in_a_process(upstream.url, str(packed.store_path), cache_dir)
+            grown = grown_in_a_process(upstream.url, str(packed.store_path), cache_dir, "/large.bin")
             yield at_most(
                 f"peak RSS above idle, {setup.large // 1_000_000} MB, {compression}, {what}", grown / MIB, "MiB", LIMIT
             )
 
 
-def _grown_in_a_process(url: str, store_path: str, cache_dir: str) -> int:
-    command = [sys.executable, "-m", "tests.bench.memory", url, store_path, cache_dir]
+def grown_in_a_process(url: str, store_path: str, cache_dir: str, wanted: str) -> int:
+    """What `_measure` finds in a process of its own, in bytes."""
+    command = [sys.executable, "-m", "tests.bench.memory", url, store_path, cache_dir, wanted]
     found: int = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     return found
 
@@ -45,14 +46,15 @@ def status_of(pid: int | str, field: str) -> int:
     return int(match[1]) * 1024
 
 
-def _measure(url: str, store_path: str, cache_dir: str) -> int:
-    """How far the RSS of this process rises above what it is after a HEAD."""
+def _measure(url: str, store_path: str, cache_dir: str, wanted: str) -> int:
+    """How far the RSS of this process rises above what it is after a HEAD; ``wanted`` is a path below, or a query."""
     app = App(url, Path(cache_dir) if cache_dir else None)
     try:
         assert app.request(f"{store_path}/small.txt", "HEAD").status == 200
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: proc(5)
         idle = status_of("self", "VmRSS")
-        assert app.request(f"{store_path}/large.bin").status == 200
+        path, _, query = wanted.partition("?")
+        assert app.request(f"{store_path}{path}", query=query).status == 200
         return status_of("self", "VmHWM") - idle
     finally:
         app.close()

@@ -1,0 +1,63 @@
+"""A subtree as an archive, against the same bytes as a file: packing should cost little on top of unpacking."""
+
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from tests.bench.inprocess import App
+from tests.bench.material import Packed, Upstream, settle_disk, write_file, write_tree
+from tests.bench.memory import grown_in_a_process
+from tests.bench.report import MB, MIB, Row, against, alternate, at_most
+from tests.bench.setup import Setup
+
+GOALS = {"nar": 0.8, "tar": 0.8, "zip": 0.5, "tar.zst": None}  # zip has check sums of its own; the last packs anew
+MEMORY_LIMIT = 40
+
+
+def archives(setup: Setup) -> Iterator[Row]:
+    """MB/s of a large tree (--size) as tar, zip, nar from cold, against one file of it; memory of one of --large."""
+    upstream = Upstream(setup.directory / "upstream")
+    tree = setup.directory / "tree"
+    for number in range(20):
+        write_file(tree / f"file-{number:02}", setup.size // 20, seed=number)
+    packed = upstream.add("tree", write_tree(tree, setup.directory / "tree.nar"), "zstd")
+    whole = setup.directory / "whole"
+    write_file(whole / "large.bin", setup.size)
+    one = upstream.add("whole", write_tree(whole, setup.directory / "whole.nar"), "zstd")
+    settle_disk()
+    for name, goal in GOALS.items():
+        for what, cached in (("cache off", False), ("cache on, cold", True)):
+            own, peer = alternate(
+                setup.runs,
+                partial(_seconds, setup, upstream, str(packed.store_path), f"format={name}", cached=cached),
+                partial(_seconds, setup, upstream, f"{one.store_path}/large.bin", "", cached=cached),
+            )
+            size = setup.size / MB
+            yield against(f"{name}, {what}", size / own, size / peer, "MB/s", peer_name="as one file", at_least=goal)
+    yield from _memory(setup, upstream)
+
+
+def _seconds(setup: Setup, upstream: Upstream, path: str, query: str, *, cached: bool) -> float:
+    app = App(upstream.url, Path(tempfile.mkdtemp(dir=setup.directory)) if cached else None)
+    try:
+        answer = app.request(path, query=query)
+        assert answer.status == 200
+        return answer.seconds
+    finally:
+        app.close()
+
+
+def _memory(setup: Setup, upstream: Upstream) -> Iterator[Row]:
+    packed = _large(setup, upstream)
+    for name in GOALS:
+        grown = grown_in_a_process(upstream.url, str(packed.store_path), "", f"?format={name}")
+        what = f"peak RSS above idle, {setup.large // 1_000_000} MB as {name}"
+        yield at_most(what, grown / MIB, "MiB", MEMORY_LIMIT)
+
+
+def _large(setup: Setup, upstream: Upstream) -> Packed:
+    tree = setup.directory / "large"
+    write_file(tree / "large.bin", setup.large)
+    write_file(tree / "small.txt", 1000)
+    return upstream.add("large", write_tree(tree, setup.directory / "large.nar"), "zstd")
