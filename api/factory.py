@@ -18,6 +18,7 @@ from api.offload.redirect import Offload
 from api.proxies import TrustedProxies
 from api.responses.base import Response
 from api.responses.limits import Limit
+from api.view.recent import RecentPaths
 from narcore.binarycache import BinaryCache
 from narcore.settings import Settings
 from narcore.trace import Trace
@@ -46,7 +47,8 @@ def create_app(
     app.response_class = Response
     # What names a store path is decided on the raw bytes of the path. Werkzeug's rules would decode and merge before.
     app.url_map.merge_slashes = False
-    pages = Pages(cache, examples)
+    recent = RecentPaths()
+    pages = Pages(cache, examples, recent)
     app.add_url_rule("/", view_func=pages.landing, methods=["GET"])
     app.add_url_rule("/healthz", view_func=pages.health, methods=["GET"])
     app.add_url_rule("/readyz", view_func=pages.ready, methods=["GET"])
@@ -54,7 +56,11 @@ def create_app(
     app.add_url_rule("/openapi.json", view_func=Description(settings, cache).openapi, methods=["GET"])
     app.add_url_rule("/-/static/<name>", view_func=pages.static, methods=["GET"])
     stores = StoreHandler(
-        cache, domain=settings.domain, limit=Limit(settings.max_response), large=_large(settings, instruments.trace)
+        cache,
+        domain=settings.domain,
+        limit=Limit(settings.max_response),
+        large=_large(settings, instruments.trace),
+        recent=recent,
     )
     app.before_request(partial(stores.answer, request))
     app.register_error_handler(Exception, _answer_error)

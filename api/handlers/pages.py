@@ -3,17 +3,20 @@
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Protocol
 
 from flask import request
 
 from api.responses.base import Response, text_response
-from api.responses.pages import landing_response
+from api.responses.pages import Cache, State, landing_response
 from api.responses.redirects import redirect_response
 from api.responses.templates import static_response
 from api.responses.text import quote_path
+from api.view.recent import RecentPaths
+from api.view.typed import typed_path
 from narcore.binarycache import BinaryCache
-from narcore.errors import NarcoreError, StorePathError
-from narcore.formats.storepath import is_hash_part
+from narcore.errors import NarcoreError
+from narcore.formats.storepath import DEFAULT_STORE_DIR, HASH_PART_LENGTH
 
 log = logging.getLogger("api")
 
@@ -21,9 +24,10 @@ log = logging.getLogger("api")
 class Pages:
     """Views of one binary cache."""
 
-    def __init__(self, cache: BinaryCache, examples: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, cache: BinaryCache, examples: Sequence[tuple[str, str]], recent: RecentPaths) -> None:
         self._cache = cache
         self._examples = examples
+        self._recent = recent
 
     def landing(self) -> Response:
         typed = request.args.get("path")
@@ -31,19 +35,19 @@ class Pages:
             return redirect_response(request, self._typed_path(typed), immutable=False, keep_query=False)
         return landing_response(
             request,
-            caches=[(substituter.url, substituter.store_dir or "") for substituter in self._cache.in_order()],
+            caches=[
+                Cache(substituter.url, substituter.store_dir or "", _state(substituter))
+                for substituter in self._cache.in_order()
+            ],
             store_dir=self._cache.store_dirs(ask=False)[0],
             examples=self._examples,
+            recent=self._recent.latest_first(),
         )
 
     def _typed_path(self, typed: str) -> str:
-        """What somebody typed or pasted, as a path: a whole one, or one that begins with the hash."""
-        typed = typed.strip()
-        if typed.startswith("/"):
-            return typed
-        if is_hash_part(typed[:32]):
-            return f"{self._store_dir_of(typed[:32])}/{typed}"
-        raise StorePathError(f"{typed[:300]!r} is not a store path")
+        """What somebody typed or pasted, as a path."""
+        path = typed_path(typed, {*self._cache.store_dirs(ask=False), DEFAULT_STORE_DIR})
+        return path if path.startswith("/") else f"{self._store_dir_of(path[:HASH_PART_LENGTH])}/{path}"
 
     def _store_dir_of(self, hash_part: str) -> str:
         first, *others = self._cache.store_dirs(ask=False)
@@ -76,6 +80,21 @@ class Pages:
 
     def static(self, name: str) -> Response:
         return static_response(request, name)
+
+
+class _Known(Protocol):
+    """What is known of a store by now."""
+
+    @property
+    def store_dir(self) -> str | None: ...
+    @property
+    def is_left_alone(self) -> bool: ...
+
+
+def _state(store: _Known) -> State:
+    if store.is_left_alone:
+        return State.FAILS
+    return State.UNKNOWN if store.store_dir is None else State.ANSWERS
 
 
 def _health(text: str) -> Response:

@@ -25,6 +25,7 @@ from api.responses.redirects import redirect_response, script_root
 from api.responses.templates import STATIC_PREFIX
 from api.responses.values import json_response
 from api.responses.view import view_response
+from api.view.recent import RecentPaths
 from narcore.accessor import NarAccessor
 from narcore.binarycache import BinaryCache
 from narcore.errors import CacheFailure, PathError, StorePathError
@@ -77,12 +78,19 @@ class StoreHandler:
     """Answers what is asked of the store paths of one binary cache."""
 
     def __init__(
-        self, cache: BinaryCache, *, domain: str = "", limit: Limit = _NO_LIMIT, large: LargeAnswers | None = None
+        self,
+        cache: BinaryCache,
+        *,
+        domain: str = "",
+        limit: Limit = _NO_LIMIT,
+        large: LargeAnswers | None = None,
+        recent: RecentPaths | None = None,
     ) -> None:
         self._cache = cache
         self._domain = domain
         self._limit = limit
         self._large = large
+        self._recent = recent or RecentPaths()
 
     def answer(self, request: Request) -> Response | None:
         """The answer, or None for a URL that is not below a store dir. Raises NarcoreError and HTTPException."""
@@ -134,6 +142,7 @@ class StoreHandler:
         outcome = answer.outcome()
         with timing.of("fetch"):
             response = self._within_limit(answer, outcome)
+        self._recent.add(str(store_path))
         response.kind = answer.kind(outcome)
         response.headers["Server-Timing"] = timing.header
         if checks := _checks(info, content=accessor.at_hand or (accessor.is_verified and not answer.is_file(outcome))):

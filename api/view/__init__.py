@@ -7,6 +7,7 @@ readme          a README, as safe HTML
 pages           a long file in pages
 source          lines of text, highlighted
 storelinks      store paths in a text, as links
+typed, recent   of the landing page: what was pasted, what was opened lately
 hexdump, elf    bytes, and what a program says of itself
 ==============  ======================================================================
 """

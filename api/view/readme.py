@@ -57,10 +57,15 @@ def _markdown() -> "MarkdownIt":
 
 
 def _adapt(tokens: "Sequence[Token]") -> None:
-    """Headings go down, links say that nobody vouches for them."""
+    """Headings go down, none by more than one step; links say that nobody vouches for them; keys can scroll a wide table."""
+    level = _DEEPER
     for token in tokens:
+        if token.type == "heading_open":
+            level = min(6, int(token.tag[1:]) + _DEEPER, level + 1)
         if token.type in ("heading_open", "heading_close"):
-            token.tag = f"h{min(6, int(token.tag[1:]) + _DEEPER)}"
+            token.tag = f"h{level}"
+        if token.type == "table_open":
+            token.attrSet("tabindex", "0")
         for inner in token.children or ():
             if inner.type == "link_open":
                 inner.attrSet("href", _href(str(inner.attrGet("href") or "")))

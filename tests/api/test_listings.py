@@ -292,6 +292,7 @@ def test_a_readme_is_shown_as_safe_html() -> None:
     result = beside(readme=text)
     page = Page(result.text)
     assert "<h3>Title</h3>" in result.text
+    assert "<h4>b</h4>" in str(readme_of("README.md", b"# a\n### b\n").html), "no step is left out"
     links = dict(page.links)
     assert (links["in"], links["out"]) == ("doc/a.txt", "https://x.example/")
     assert "bad" not in links

@@ -1,14 +1,23 @@
 """The landing page, and the static files of our pages."""
 
 import re
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from api.responses import STATIC_PREFIX, landing_response, static_response
+from api.responses.pages import Cache, State
+from api.view.recent import RecentPaths
+from api.view.typed import typed_path
+from narcore.errors import StorePathError
 from tests.api.support import Answer, Headers, answer, request
 from tests.api.test_listings import Page
 
 
 def landing(headers: Headers | None = None, method: str = "GET", script_name: str = "", **values: object) -> Answer:
-    options = {"caches": [("https://cache.example.org", "")], "store_dir": "/nix/store", **values}
+    options = {"caches": [Cache("https://cache.example.org")], "store_dir": "/nix/store", **values}
     return answer(
         request("/", method, headers, {"SCRIPT_NAME": script_name}),
         lambda asked: landing_response(asked, **options),  # type: ignore[arg-type]
@@ -41,10 +50,74 @@ def test_everything_of_ours_is_below_script_name() -> None:
 
 
 def test_several_caches_are_in_order_and_have_their_store_dirs() -> None:
-    text = landing(caches=[("https://a.example", "/nix/store"), ("https://b.example", ""), ("https://c", "/<x>")]).text
+    caches = [
+        Cache("https://a.example", "/nix/store", State.ANSWERS),
+        Cache("https://b.example", "", State.FAILS),
+        Cache("https://c", "/<x>"),
+    ]
+    text = landing(caches=caches).text
     assert text.index("a.example") < text.index("b.example")
-    shown = re.findall(r"<li><code>(.*?)</code>(?:, for <code>(.*?)</code>)?</li>", text)
+    shown = re.findall(r"<li><code>(.*?)</code>(?:, for <code>(.*?)</code>)? <span", text)
     assert shown == [("https://a.example", "/nix/store"), ("https://b.example", ""), ("https://c", "/&lt;x&gt;")]
+    assert re.findall(r'<span class="state (\w+)">', text) == ["answers", "fails", "unknown"]
+
+
+def test_what_was_opened_lately() -> None:
+    paths = RecentPaths(size=2)
+    for path in ("/nix/store/a", "/nix/store/b", "/nix/store/a", "/nix/store/c"):
+        paths.add(path)
+    assert paths.latest_first() == ["/nix/store/c", "/nix/store/a"]
+    text = landing(recent=[f"/gnu/store/{HASH}-c++"], script_name="/prod").text
+    assert (f"/prod/gnu/store/{HASH}-c%2B%2B", "c++") in [(href, text) for text, href in Page(text).links]
+    assert "lately" not in landing().text
+
+
+HASH = "0c0jn4b2x5k2s6v1zqmz3n2a9wqjkvfd"
+PATH = f"/nix/store/{HASH}-hello-2.12"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (f" {PATH} ", PATH),
+        (f"{PATH}/bin/a b", f"{PATH}/bin/a b"),
+        (f"'{PATH}/'", f"{PATH}/"),
+        ("/else/where", "/else/where"),
+        (HASH, HASH),
+        (f"{HASH}-hello-2.12/bin", f"{HASH}-hello-2.12/bin"),
+        (f"{HASH}.narinfo", HASH),
+        (f"{PATH}.drv!out", f"{PATH}.drv"),
+        (f"nix-store -r {PATH}", PATH),
+        (f"$ nix-store -r {PATH}.drv^out,dev", f"{PATH}.drv"),
+        (f"nix copy --from https://cache.nixos.org {PATH}", PATH),
+        (f"nix-store -r {PATH} --option extra-substituters 'https://c.example/a'", PATH),
+        (f"curl -L 'https://files.example{PATH}/?format=tar.zst' | tar --zstd -x", f"{PATH}/"),
+        (f"nix-store --realise {HASH}-hello-2.12", f"{HASH}-hello-2.12"),
+        (f"https://cache.nixos.org/{HASH}.narinfo", HASH),
+        (f"https://cache.nixos.org/{HASH}.ls", HASH),
+        (f"http://localhost:8383{PATH}/share/a%20b?view#L1", f"{PATH}/share/a b"),
+        (f"https://x.example/prod{PATH}/bin", f"{PATH}/bin"),
+        (f"https://x.example/unpack/gnu/store/{HASH}-x/bin", f"/gnu/store/{HASH}-x/bin"),
+        (f"https://{HASH}.files.example/bin/hello", f"{HASH}/bin/hello"),
+        (f"s3://bucket/{HASH}.narinfo?region=eu", HASH),
+    ],
+)
+def test_what_is_pasted(typed: str, meant: str) -> None:
+    assert typed_path(typed, ["/nix/store", "/gnu/store"]) == meant
+
+
+@pytest.mark.parametrize(
+    "typed", ["", "hello", "https://cache.nixos.org/nar/abc.nar.xz", "nix-store -r hello", "https://[", f"{HASH}"[:31]]
+)
+def test_what_means_no_store_path(typed: str) -> None:
+    with pytest.raises(StorePathError):
+        typed_path(typed, ["/nix/store"])
+
+
+@given(st.text(max_size=60) | st.text(alphabet="/:.-!nixstore0 'ht", max_size=60))
+def test_whatever_is_pasted_is_a_path_or_none(typed: str) -> None:
+    with suppress(StorePathError):
+        assert typed_path(typed, ["/nix/store"])
 
 
 def test_the_landing_page_is_asked_for_again_cheaply() -> None:
@@ -52,7 +125,7 @@ def test_the_landing_page_is_asked_for_again_cheaply() -> None:
     assert first.headers["Cache-Control"] == "no-cache"
     again = landing({"If-None-Match": first.headers["ETag"]})
     assert (again.status, again.body) == (304, b"")
-    assert landing(caches=[("https://other.example", "")]).headers["ETag"] != first.headers["ETag"]
+    assert landing(caches=[Cache("https://other.example")]).headers["ETag"] != first.headers["ETag"]
     head = landing(method="HEAD")
     assert (head.body, head.headers["Content-Length"]) == (b"", str(len(first.body)))
 
