@@ -23,6 +23,7 @@ from narcore.binarycache import BinaryCache
 from narcore.settings import Settings
 from narcore.stores import MemoryStore
 from tests.builders import Tree, binary_cache, store_path
+from tests.e2e.client import digest
 
 # Each byte is a new trouble: \u0001 in JSON, more than a byte in UTF-8, a quote, not UTF-8 at all, and random ones.
 FILLINGS = {
@@ -68,7 +69,7 @@ def test_a_slice_of_any_size_is_right_or_refused(handler: Mangum, name: str, sta
     stop = min(start + length, CARRIES + 64)
     got = ask(handler, "GET", url(LARGE, name), {"Range": f"bytes={start}-{start + length - 1}"})
     if stop - start <= CARRIES:
-        assert (got.status, got.body) == (206, FILES[name][start:stop])
+        assert (got.status, digest(got.body)) == (206, digest(FILES[name][start:stop]))
         assert dict(got.headers)["content-range"] == f"bytes {start}-{stop - 1}/{CARRIES + 64}"
     else:
         assert got.status == 413
@@ -77,7 +78,7 @@ def test_a_slice_of_any_size_is_right_or_refused(handler: Mangum, name: str, sta
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_a_file_of_just_the_limit_and_one_more(handler: Mangum, name: str) -> None:
     got = ask(handler, "GET", url("cuts", f"{CARRIES} {name}"))
-    assert (got.status, got.body) == (200, FILES[name][:CARRIES])
+    assert (got.status, digest(got.body)) == (200, digest(FILES[name][:CARRIES]))
     assert ask(handler, "GET", url("cuts", f"{CARRIES + 1} {name}")).status == 413
 
 
