@@ -16,7 +16,7 @@ from api.factory import create_app
 from narcore.errors import SettingsError
 from narcore.settings import Settings
 from tests.server.conftest import BIG_DATA, BIG_FILE, HELLO_PATH, README, Start
-from tests.server.serving import Serving, eventually
+from tests.server.serving import Reply, Serving, eventually
 
 
 @contextmanager
@@ -29,46 +29,57 @@ def beginning(server: Serving, path: str) -> Iterator[None]:
         yield
 
 
-def entries(server: Serving, count: int) -> list[dict[str, Any]]:
-    lines = eventually(lambda: server.access_log() if len(server.access_log()) >= count else [])
-    return [json.loads(line) for line in lines]
+Entry = dict[str, Any]
 
 
-def sources_of(server: Serving, path: str) -> list[str]:
-    """Where the bytes of one more request for ``path`` come from."""
+def next_entry(server: Serving, before: int) -> Entry:
+    """The line behind ``before`` others. It comes when the answer has ended, which the client may see a little earlier."""
+    lines = eventually(lambda: server.access_log()[before:])
+    entry: Entry = json.loads(lines[0])
+    return entry
+
+
+def ask(server: Serving, path: str, headers: Mapping[str, str] | None = None) -> tuple[Reply, Entry]:
+    """The answer, and what is logged of it."""
     before = len(server.access_log())
-    server.get(path)
-    sources: list[str] = entries(server, before + 1)[-1]["sources"]
-    return sources
+    return server.get(path, headers), next_entry(server, before)
 
 
 def test_the_access_log_in_json(start: Start) -> None:
     with start("--workers", "1", NAR_LOG_FORMAT="json") as server:
-        reply = server.get(f"{HELLO_PATH}/README", {"X-Request-Id": "my-id"})
-        assert reply.headers["X-Request-Id"] == "my-id"
-        made = server.get(f"{HELLO_PATH}/bin/", {"X-Request-Id": "no good"}).headers["X-Request-Id"]
-        assert re.fullmatch("[0-9a-f]{32}", made)
-        server.get(f"{HELLO_PATH}/a%20b%0a%ff%22?x=%22")
-        server.get(BIG_FILE)
-        eventually(lambda: "disk" in sources_of(server, BIG_FILE))
+        reply, entry = ask(server, f"{HELLO_PATH}/README", {"X-Request-Id": "my-id"})
+        assert reply.headers["X-Request-Id"] == entry["request_id"] == "my-id"
+        assert 0 < entry.pop("first_byte_ms") <= entry.pop("ms") + 0.1
+        assert entry.pop("time")
+        assert entry == {
+            "level": "info", "logger": "api.access", "message": "request", "request_id": "my-id",
+            "client": "127.0.0.1", "method": "GET", "path": f"{HELLO_PATH}/README", "status": 200, "kind": "file",
+            "bytes": len(README), "complete": True, "sources": ["fill"], "error": "",
+        }  # fmt: skip
+        reply, entry = ask(server, f"{HELLO_PATH}/bin/", {"X-Request-Id": "no good"})
+        assert re.fullmatch("[0-9a-f]{32}", entry["request_id"])
+        assert reply.headers["X-Request-Id"] == entry["request_id"]
+        assert (entry["kind"], entry["bytes"], entry["sources"]) == ("directory", len(reply.body), [])
+        strange = f"{HELLO_PATH}/a%20b%0a%ff%22?x=%22"
+        reply, entry = ask(server, strange)
+        assert (entry["path"], entry["status"], entry["kind"]) == (strange, 404, "error")
+        assert ask(server, BIG_FILE)[1]["sources"] == ["fill"]
+        entry = eventually(lambda: from_disk(server))
+        assert (entry["bytes"], entry["complete"]) == (len(BIG_DATA), True)  # by sendfile
         before = len(server.access_log())
         with beginning(server, BIG_FILE):
             pass
-        logged = entries(server, before + 1)
-        assert [(each["status"], each["kind"], each["bytes"]) for each in logged[:4]] == [
-            (200, "file", len(README)),
-            (200, "directory", logged[1]["bytes"]),
-            (404, "error", logged[2]["bytes"]),
-            (200, "file", len(BIG_DATA)),
-        ]
-        assert [each["request_id"] for each in logged[:2]] == ["my-id", made]
-        assert logged[2]["path"] == f"{HELLO_PATH}/a%20b%0a%ff%22?x=%22"
-        assert [each["sources"] for each in logged[:4]] == [["fill"], [], [], ["fill"]]
-        assert all(each["complete"] and each["client"] == "127.0.0.1" for each in logged[:-1])
-        assert all(0 < each["first_byte_ms"] <= each["ms"] + 0.1 for each in logged)
-        assert (logged[-1]["complete"], logged[-1]["bytes"] < len(BIG_DATA)) == (False, True)
+        entry = next_entry(server, before)
+        assert (entry["status"], entry["sources"], entry["complete"]) == (200, ["disk"], False)
+        assert 0 <= entry["bytes"] < len(BIG_DATA)
         errors = [json.loads(line) for line in server.err.read_text().splitlines()]
         assert {each["level"] for each in errors} <= {"info", "warning"}
+
+
+def from_disk(server: Serving) -> Entry:
+    """What is logged of one more request for the large file; nothing as long as it is not on disk."""
+    entry = ask(server, BIG_FILE)[1]
+    return entry if entry["sources"] == ["disk"] else {}
 
 
 def test_an_error_has_the_id_of_its_request(start: Start, tmp_path: Path) -> None:
