@@ -216,6 +216,27 @@ def test_without_a_bucket_the_error_helps(without_bucket: Client) -> None:
     assert json.header("Content-Type") == "application/json"
 
 
+def test_nothing_unproven_stays_in_the_bucket(bucket: S3, tmp_path: Path) -> None:
+    """The file itself is right, and could be had alone; but the NAR that it is in is not what was promised."""
+    tree: Tree = {"a.bin": b"a" * (CARRIES + 1), "z.bin": b"z" * 30_000_000}
+    for name, data in binary_cache({"lie": tree}, compression="none").items():
+        path = tmp_path / "cache" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.replace(b"zz", b"yy") if name.startswith("nar/") else data)
+    root = url_path(str(store_path("lie")))
+    before = bucket.objects()
+    urls = {"NAR_CACHE_URL": (tmp_path / "cache").as_uri(), "NAR_CACHE_DIR": str(tmp_path / "nars")}
+    settings = bucket.settings | urls
+    with (
+        fronts.running(settings, tmp_path / "log", kind="lambda", expect_trouble=True) as front,
+        Client(front) as client,
+    ):
+        for query in ("", "?download", "?format=nar"):
+            assert client.get(f"{root}/a.bin{query}").status == 502
+    assert bucket.objects() == before
+    assert bucket.unfinished() == []
+
+
 @pytest.mark.parametrize("platform", ["stream", "vercel"])
 def test_a_stream_carries_it(large_cache: str, tmp_path: Path, platform: str) -> None:
     settings = {"NAR_CACHE_URL": large_cache, "NAR_CACHE_DIR": str(tmp_path / "nars")}
