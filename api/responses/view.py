@@ -169,6 +169,7 @@ class _View:
             **facts._asdict(),
             "interpreter": linked(facts.interpreter),
             "run_path": [linked(path) for path in facts.run_path],
+            "needed": [linked(name) for name in facts.needed],
         }
 
     def _links(self) -> StoreLinks:

@@ -16,28 +16,39 @@ function directory(table) {
   const input = box.querySelector("input");
   const count = document.getElementById("count");
   const unfiltered = count.textContent;
-  const groups = [...table.tBodies].filter((group) => !group.classList.contains("up"));
-  let rows = null; // a directory may have 100,000: nothing is gathered before it is needed
-  let names = null;
+  let groups = null; // a directory may have 100,000 entries: nothing is gathered before it is needed
+  let rows = null;
   let waiting = 0;
 
   function gather() {
-    if (rows) return;
-    rows = groups.flatMap((group) => [...group.rows]);
-    names = rows.map((row) => row.cells[1].querySelector("bdi")?.textContent.toLowerCase() ?? "");
+    if (groups) return;
+    groups = [...table.tBodies]
+      .filter((body) => !body.classList.contains("up"))
+      .map((body) => {
+        const own = [...body.rows];
+        const names = own.map((row) => row.querySelector("bdi")?.textContent.toLowerCase() ?? "");
+        return { body, rows: own, names };
+      });
+    rows = groups.flatMap((group) => group.rows);
+  }
+
+  /* Rows of a group that is out of sight are left as they are: to change 100,000 would be slow. */
+  function filterGroup(group, wanted) {
+    const fits = group.names.map((name) => name.includes(wanted));
+    const left = fits.filter(Boolean).length;
+    group.body.hidden = left === 0;
+    if (left === 0) return 0;
+    group.rows.forEach((row, index) => {
+      if (row.hidden === fits[index]) row.hidden = !fits[index];
+    });
+    return left;
   }
 
   function filter() {
     waiting = 0;
     gather();
     const wanted = input.value.trim().toLowerCase();
-    let left = 0;
-    rows.forEach((row, index) => {
-      const hidden = !names[index].includes(wanted);
-      if (row.hidden !== hidden) row.hidden = hidden;
-      if (!hidden) left += 1;
-    });
-    for (const group of groups) group.hidden = ![...group.rows].some((row) => !row.hidden);
+    const left = groups.reduce((sum, group) => sum + filterGroup(group, wanted), 0);
     table.classList.toggle("filtered", left < 2000);
     count.textContent = wanted ? `${left.toLocaleString("en")} of ${unfiltered}` : unfiltered;
   }
