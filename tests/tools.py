@@ -22,6 +22,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 OSLS, CFN_LINT, MOTO = "osls@4.3.1", "cfn-lint==1.58.0", "moto[s3]==5.2.5"
+AXE = "axe-core@4.14.1"
 VERCEL_RUNTIME, AWSLAMBDARIC = "vercel-runtime==0.24.1", "awslambdaric==4.2.2"
 
 
@@ -56,13 +57,24 @@ def cfn_lint() -> Path:
 @cache
 def osls() -> Path:
     """The program ``osls``, which reads a serverless.yml. Needs npm."""
+    return _npm_package("osls", OSLS) / "node_modules/.bin/osls"
+
+
+@cache
+def axe() -> Path:
+    """axe-core, which looks for what keeps people from using a page: the script that runs in it. Needs npm."""
+    return _npm_package("axe", AXE) / "node_modules/axe-core/axe.min.js"
+
+
+def _npm_package(name: str, requirement: str) -> Path:
+    """The directory that npm has installed a package below."""
     if shutil.which("npm") is None:
-        _missing("osls needs npm")
+        _missing(f"{name} needs npm")
 
     def install(directory: Path) -> None:
-        _run("npm", "install", "--prefix", directory, "--no-audit", "--no-fund", "--silent", OSLS)
+        _run("npm", "install", "--prefix", directory, "--no-audit", "--no-fund", "--silent", requirement)
 
-    return _made("osls", [OSLS], install) / "node_modules/.bin/osls"
+    return _made(name, [requirement], install)
 
 
 def _python_for_vercel() -> str | None:

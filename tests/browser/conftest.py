@@ -1,0 +1,58 @@
+"""Fixtures of the tests in a real browser: Chromium, and the application behind gunicorn on caches that Nix wrote."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.browser import hostile
+from tests.browser.visiting import Site, Visitor, visiting
+from tests.builders import binary_cache
+from tests.cli.running import stored
+from tests.e2e import fronts, nixcaches
+from tests.e2e.nixcaches import NixCaches
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+# No sandbox: continuous integration runs as root. Nothing is asked of the network but this machine.
+OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
+
+
+@pytest.fixture(scope="session")
+def caches() -> NixCaches:
+    """The binary caches that a real Nix wrote. Skips where there is no Nix or no Chromium, but not in CI."""
+    missing = [*nixcaches.missing_tools(), *([] if CHROMIUM else ["chromium"])]
+    if missing and not os.environ.get("CI"):
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    assert not missing
+    return nixcaches.build()
+
+
+@pytest.fixture(scope="session")
+def browser(caches: NixCaches) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*OPTIONS])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def site(caches: NixCaches, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """An instance that serves the trees of the end-to-end tests and a hostile one."""
+    directory: Path = tmp_path_factory.mktemp("site")
+    others = stored(
+        directory / "others", binary_cache({hostile.NAME: hostile.TREE, hostile.PACKAGE_NAME: hostile.PACKAGE})
+    )
+    stores = [caches.cache("zstd").as_uri(), others.as_uri()]
+    settings = {"NAR_CACHE_URL": " ".join(stores), "NAR_CACHE_DIR": str(directory / "cache")}
+    with fronts.running(settings, directory / "log") as front:
+        yield Site(front.url, caches)
+
+
+@pytest.fixture
+def visitor(browser: Browser, site: Site) -> Iterator[Visitor]:
+    """A new window, in which nothing may go wrong."""
+    with visiting(browser, site) as visitor:
+        yield visitor
