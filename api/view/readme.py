@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 SIZE_LIMIT = 256 * 1024
 
+# The parser takes half a second for this much of the worst that can be made for it, and its time grows with the square.
+_MARKDOWN_LIMIT = 48 * 1024
+
 _NAMES = ("README.md", "README.markdown", "README", "README.txt", "README.rst", "Readme.md", "readme.md")
 _MARKDOWN = (".md", ".markdown")
 
@@ -41,7 +44,7 @@ def find_readme(listing: NarListing, node: Node) -> Node | None:
 
 def readme_of(name: str, content: bytes) -> Readme:
     text = content.decode("utf-8", "replace")
-    if name.lower().endswith(_MARKDOWN):
+    if name.lower().endswith(_MARKDOWN) and len(content) <= _MARKDOWN_LIMIT:
         return Readme(name, Markup(_markdown().render(text)), "")  # noqa: S704  that renderer escapes all that is not its own
     return Readme(name, None, text)
 

@@ -14,8 +14,10 @@ from api.view.storelinks import StoreLinks, seen
 if TYPE_CHECKING:
     from pygments.lexer import Lexer
 
-# A lexer is a heap of regular expressions over a stranger's text: one that takes longer than this is given up.
-_SECONDS = 1.0
+# A lexer is a heap of regular expressions over a stranger's text: it gets no more than it does in a fraction of a second, and if that
+# takes longer than this all the same, it is given up.
+_SECONDS = 2.0
+_LONGEST = 128 * 1024
 _LONGEST_LINE = 5000
 
 _SHEBANG = re.compile(r"#! *(?:/\S*/)?(?:env +(?:-S +)?)?(?:/\S*/)?([a-z]+)")
@@ -50,7 +52,7 @@ _CLASSES = {
 def lines_of(text: str, links: StoreLinks, name: str = "") -> list[Markup]:
     """Each line, escaped, with store paths as links. With the file's ``name`` the language is guessed, and highlighted."""
     text = seen(_BREAK.sub("\n", text)).removesuffix("\n")
-    lexer = _lexer(name, text) if name else None
+    lexer = _lexer(name, text) if name and len(text) <= _LONGEST else None
     if lexer is not None and all(len(line) <= _LONGEST_LINE for line in text.split("\n")):
         try:
             return list(_highlighted(lexer, text + "\n", links))[:-1]  # some lexers want the last line to have its end
@@ -81,13 +83,13 @@ def _lexer(name: str, text: str) -> "Lexer | None":
 def _highlighted(lexer: "Lexer", text: str, links: StoreLinks) -> Iterator[Markup]:
     """Raises TimeoutError if it takes too long."""
     for line in _lines(_runs(lexer, text)):
-        yield Markup("").join(_spanned(css, part, links) for css, part in line)
+        yield Markup("".join(_spanned(css, part, links) for css, part in line))  # noqa: S704  each part is escaped
 
 
 def _runs(lexer: "Lexer", text: str) -> Iterator[tuple[str, str]]:
     """Classes, and as much text as has the same one: a path in it may be several tokens."""
     deadline = time.monotonic() + _SECONDS
-    for css, tokens in groupby(lexer.get_tokens(text), key=lambda token: _css(str(token[0]))):
+    for css, tokens in groupby(lexer.get_tokens(text), key=lambda token: _css(token[0])):
         if time.monotonic() > deadline:
             raise TimeoutError
         yield css, "".join(value for _, value in tokens)
@@ -104,14 +106,14 @@ def _lines(runs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
     yield line
 
 
-def _spanned(css: str, text: str, links: StoreLinks) -> Markup:
+def _spanned(css: str, text: str, links: StoreLinks) -> str:
     linked = links.linked(text)
-    return Markup('<span class="{}">{}</span>').format(css, linked) if css and text else linked
+    return f'<span class="{css}">{linked}</span>' if css and text else linked
 
 
 @lru_cache(maxsize=256)
-def _css(token: str) -> str:
-    """``token`` is a type's full name, Token.Name.Function.Magic."""
-    names = token.split(".")[1:]
+def _css(token: object) -> str:
+    """``token`` is one of Pygments' types, which says its full name: Token.Name.Function.Magic."""
+    names = str(token).split(".")[1:]
     known = (".".join(names[:length]) for length in range(len(names), 0, -1))
     return next((_CLASSES[name] for name in known if name in _CLASSES), "")

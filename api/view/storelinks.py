@@ -30,17 +30,20 @@ class StoreLinks:
 
     def __init__(self, store_dir: str, prefix: str) -> None:
         self._prefix = prefix
+        self._store_dir = store_dir
         self._path = _pattern(store_dir)
 
     def linked(self, text: str) -> Markup:
         """``text``, escaped, with each path in it a link to its page."""
-        parts: list[str | Markup] = []
+        if self._store_dir not in text:
+            return escape(text)
+        parts: list[str] = []
         end = 0
         for match in self._path.finditer(text):
             path = match[0].rstrip(_LAST)
             parts += (escape(text[end : match.start()]), self._anchor(path))
             end = match.start() + len(path)
-        return Markup("").join([*parts, escape(text[end:])])
+        return Markup("".join([*parts, escape(text[end:])]))  # noqa: S704  each part is escaped
 
     def paths(self, text: str) -> list[Link]:
         """Each path in ``text`` once, in the order in which they come."""

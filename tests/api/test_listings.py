@@ -307,6 +307,7 @@ def test_a_readme_is_shown_as_safe_html() -> None:
 def test_a_readme_that_is_no_markdown_stands_as_it_is() -> None:
     result = beside(readme=b"# <b>\xff\n", tree={"README": 6})
     assert '<pre tabindex="0"># &lt;b&gt;\ufffd' in result.text
+    assert readme_of("README.md", b"# x\n" * 20_000).html is None, "too much for the parser"
     assert 'class="readme"' not in beside(readme=b"x", tree={"README": 300_000}).text
     assert 'class="readme"' not in beside(readme=b"x", tree={"README": {}}).text
 
