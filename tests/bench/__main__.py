@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.bench.archives import archives
 from tests.bench.coldstart import firstbyte, imports
 from tests.bench.coldstart_lambda import coldstart
+from tests.bench.directory import directory
 from tests.bench.filling import fill
 from tests.bench.memory import memory
 from tests.bench.parser import parser
@@ -21,10 +22,23 @@ from tests.bench.unpack import unpack
 
 BENCHES: Mapping[str, Callable[[Setup], Iterator[Row]]] = {
     bench.__name__: bench
-    for bench in (unpack, archives, parser, memory, imports, firstbyte, coldstart, warm, readers, fill, slowclients)
+    for bench in (
+        unpack,
+        archives,
+        directory,
+        parser,
+        memory,
+        imports,
+        firstbyte,
+        coldstart,
+        warm,
+        readers,
+        fill,
+        slowclients,
+    )
 }
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "main": ("unpack", "archives", "parser", "memory", "imports", "firstbyte"),
+    "main": ("unpack", "archives", "directory", "parser", "memory", "imports", "firstbyte"),
     "cache": ("warm", "readers", "fill"),
     "server": ("slowclients",),
     "lambda": ("coldstart",),
