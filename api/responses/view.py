@@ -20,7 +20,7 @@ from api.view.elf import MAGIC, ElfFacts, elf_facts
 from api.view.hexdump import hex_lines
 from api.view.pages import Part
 from api.view.rows import Link, exact_size, file_breadcrumbs
-from api.view.source import lines_of
+from api.view.source import highlighter, lines_of
 from api.view.storelinks import StoreLinks
 from narcore.errors import FormatError
 from narcore.formats.derivation import SIZE_MAX, Derivation
@@ -52,7 +52,8 @@ def view_response(request: Request, node: Node, ref: NodeRef, read: Read, *, pre
     Raises what reading raises: all that is read is read before the answer begins.
     """
     view = _View(request, node, ref, read, prefix)
-    validators = ref.validators(f"view {templates_version()} {_VERSION} {view.mode} {view.wanted_page}")
+    made_by = f"{templates_version()} {_VERSION} {highlighter()}"
+    validators = ref.validators(f"view {made_by} {view.mode} {view.wanted_page}")
     headers = safe_headers(PAGE_CSP)
     cache_forever(headers)
     set_validators(headers, validators)

@@ -14,8 +14,8 @@ from api.view.storelinks import StoreLinks, seen
 if TYPE_CHECKING:
     from pygments.lexer import Lexer
 
-# A lexer is a heap of regular expressions over a stranger's text: it gets no more than it does in a fraction of a second, and if that
-# takes longer than this all the same, it is given up.
+# A lexer is a heap of regular expressions over a stranger's text: it gets no more than it does in a fraction of a second, and is
+# given up if that takes longer than this all the same.
 _SECONDS = 2.0
 _LONGEST = 128 * 1024
 _LONGEST_LINE = 5000
@@ -47,6 +47,13 @@ _CLASSES = {
     "Generic.Inserted": "s",
     "Generic.Deleted": "m",
 }
+
+
+def highlighter() -> str:
+    """Changes with what is made of a text."""
+    from pygments import __version__
+
+    return f"pygments {__version__}"
 
 
 def lines_of(text: str, links: StoreLinks, name: str = "") -> list[Markup]:

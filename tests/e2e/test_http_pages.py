@@ -1,0 +1,65 @@
+"""Pages of files, and what is beside the entries of a directory, through every front."""
+
+import re
+from html import unescape
+
+import pytest
+
+from tests.e2e import links, trees
+from tests.e2e.client import Client, location, url_path
+from tests.e2e.nixcaches import NixCaches
+from tests.e2e.test_http_directories import BROWSER, page_of
+from tests.e2e.test_http_files import FOREVER
+
+
+@pytest.fixture
+def hello(caches: NixCaches) -> str:
+    return url_path(caches.store_paths[links.HELLO])
+
+
+def test_a_file_as_a_page(client: Client, hello: str) -> None:
+    path = f"{hello}/bin/hello"
+    got = client.get(f"{path}?view", BROWSER)
+    page = page_of(got, path)
+    assert got.directives() == FOREVER
+    assert "script-src 'self'" in got.header("Content-Security-Policy")
+    lines = re.findall(r'<div class="line"[^>]*><a [^>]*>\d+</a><code>(.*)\n</code>', got.text)
+    assert [unescape(re.sub("<[^>]*>", "", line)) for line in lines] == trees.SCRIPT.decode().splitlines()
+    assert {path, f"{path}?download", f"{hello}/", f"{hello}/bin/"} <= set(page.hrefs)
+    assert client.get(f"{path}?view", BROWSER | {"If-None-Match": got.header("ETag")}).status == 304
+    assert client.get(path, BROWSER).body == trees.SCRIPT, "without ?view it is the file"
+
+
+def test_what_pages_link_to_is_there(client: Client, hello: str) -> None:
+    text = client.get(f"{hello}/bin/hello?view", BROWSER).text + client.get(f"{hello}/", BROWSER).text
+    urls = set(re.findall(r'"([^"]*/-/static/[^"]+)"', text))
+    assert {re.sub(r".*/|\?.*", "", url) for url in urls} == {"style.css", "script.js", "icon.svg"}
+    for url in urls:
+        assert client.get(url).directives() == FOREVER
+
+
+def test_a_link_is_followed_to_the_page(client: Client, hello: str) -> None:
+    for path, page in ((f"{hello}/bin/hi", f"{hello}/bin/hello"), (f"{hello}/bin", f"{hello}/bin/")):
+        target = location(client.get(f"{path}?view"), path)
+        assert target.removesuffix("=") == f"{page}?view", "API Gateway writes view="
+
+
+def test_the_root_tells_what_is_known(client: Client, caches: NixCaches, hello: str) -> None:
+    text = client.get(f"{hello}/", BROWSER).text
+    assert f"nix-store -r {caches.store_paths[links.HELLO]}" in text
+    assert "About this store path" in text
+    assert "About this store path" not in client.get(f"{hello}/bin/", BROWSER).text
+
+
+def test_bytes_of_any_page(client: Client, caches: NixCaches) -> None:
+    root = url_path(caches.store_paths[trees.TYPES_NAME])
+    text = client.get(f"{root}/image.png?view=hex", BROWSER).text
+    assert "89 50 4e 47 0d 0a 1a 0a" in text
+
+
+def test_what_is_pasted_leads_to_the_path(client: Client, hello: str) -> None:
+    base = hello.rpartition("/")[2]
+    for typed in (f"https%3A%2F%2Fcache.nixos.org%2F{base[:32]}.narinfo", f"nix-store+-r+%2Fnix%2Fstore%2F{base}"):
+        assert base[:32] in location(client.get(f"/?path={typed}"), "/")
+    assert client.get("/?path=nothing", BROWSER).status == 400
+    client.get(f"{hello}/")
