@@ -65,7 +65,9 @@ def archive_response(request: Request, accessor: NarAccessor, node: Node, ref: N
     headers["Content-Disposition"] = content_disposition(ref.name + packed.extension)
     headers["Accept-Ranges"] = "none"
     if request.method == "HEAD":
-        return Response(headers=headers)
+        response = Response(headers=headers)
+        response.automatically_set_content_length = False  # Werkzeug would count the bytes of the empty body
+        return response
     return Response(_Started(_joined(packed.pack(accessor, node, ref.name))), headers=headers)
 
 

@@ -77,6 +77,7 @@ def test_conditions_and_head(client: FlaskClient) -> None:
     assert len(etags) == 5
     head = client.head(f"{ROOT}/bin?format=tar")
     assert (head.status_code, head.data) == (200, b"")
+    assert "Content-Length" not in head.headers  # that of a GET is not known
     again = client.get(f"{ROOT}/bin?format=tar", headers={"If-None-Match": head.headers["ETag"]})
     assert (again.status_code, again.data) == (304, b"")
     whole = client.get(f"{ROOT}/bin?format=tar", headers={"Range": "bytes=0-9"})
