@@ -131,7 +131,8 @@ class NarCache:
             os.close(fd)
             raise
         if status is None:
-            self._remove_bad(key, fd)
+            if not is_verified(os.fstat(fd)):  # else it is the NAR, and who asks was told a wrong size of it
+                self._remove_bad(key, fd)
             os.close(fd)
             return None
         return CachedNar(fd, status, lambda: self._remove_bad(key, fd))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from narcore.cache import cached
-from narcore.cache.layout import DURABLE, THIS_BOOT, is_verified
+from narcore.cache.layout import DURABLE, THIS_BOOT, NarKey, is_verified
 from narcore.cache.narcache import NarCache, check_private
 from narcore.errors import CacheFailure, CorruptStream
 from narcore.formats.listing import NarListing
@@ -328,3 +328,10 @@ class TestUpkeep:
         assert counted == {name: events.count(name) for name in counted}
         assert events[:5] == ["cache.miss", "cache.join", "cache.join", "cache.fill", "cache.hit"]
         assert events.count("cache.evict") == 1
+
+
+def test_a_narinfo_that_lies_about_the_size_does_no_harm_to_the_entry(cache: NarCache) -> None:
+    key = keep(cache, nar_of(1000))
+    for lie in (key.size - 8, key.size + 8):
+        assert cache.open(NarKey(key.digits, lie)) is None
+    assert kept(cache, key) == nar_of(1000)
