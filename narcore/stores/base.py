@@ -1,13 +1,17 @@
 """What a binary cache store is: files by relative path. It knows no format."""
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self
 
-from narcore.errors import FileNotInStore, StoreError
+from narcore.errors import FileNotInStore, StoreError, StoreTimeout
 
 CHUNK_SIZE = 256 * 1024
+
+# How long a small file may take: one that comes byte by byte never makes a store that waits for silence give up.
+SMALL_FILE_SECONDS = 60.0
 
 
 class Body(Protocol):
@@ -100,7 +104,8 @@ def check_by_asking(store: BinaryCacheStore) -> None:
 
 
 def read_file(store: BinaryCacheStore, path: str, limit: int) -> bytes:
-    """A small file, whole. Raises ``StoreError`` if it has more than ``limit`` bytes."""
+    """A small file, whole. Raises ``StoreError`` if it has more than ``limit`` bytes, ``StoreTimeout`` if it comes too slowly."""
+    deadline = time.monotonic() + SMALL_FILE_SECONDS
     with store.get_file(path) as file:
         if file.size is not None and file.size > limit:
             raise StoreError(f"{store.url}: {path} has {file.size} bytes, more than the {limit} allowed")
@@ -109,4 +114,6 @@ def read_file(store: BinaryCacheStore, path: str, limit: int) -> bytes:
             content += chunk
             if len(content) > limit:
                 raise StoreError(f"{store.url}: {path} has more than the {limit} bytes allowed")
+            if time.monotonic() > deadline:
+                raise StoreTimeout(f"{store.url}: {path} has not come within {SMALL_FILE_SECONDS:g} s")
     return bytes(content)

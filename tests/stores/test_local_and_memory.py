@@ -2,18 +2,22 @@
 
 import os
 import random
+import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from narcore.errors import FileNotInStore, RangeNotSupported, SettingsError, StoreError, StoreUnavailable
+from narcore.errors import FileNotInStore, RangeNotSupported, SettingsError, StoreError, StoreTimeout, StoreUnavailable
 from narcore.stores import (
     BinaryCacheStore,
     HttpBinaryCacheStore,
     LocalBinaryCacheStore,
     MemoryStore,
+    StoreFile,
+    base,
     open_store,
     read_file,
 )
@@ -62,6 +66,28 @@ def test_whole_missing_and_empty(store: BinaryCacheStore) -> None:
     with pytest.raises(ValueError, match="part"):
         store.get_file("nar/x", 5, 5)
     store.close()
+
+
+def test_a_small_file_that_drips(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dripping(MemoryStore):
+        closed = False
+
+        def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
+            return StoreFile(self._drops(), size=None)
+
+        def _drops(self) -> Generator[bytes, None, None]:
+            try:
+                while True:
+                    time.sleep(0.01)
+                    yield b"."
+            finally:
+                self.closed = True
+
+    monkeypatch.setattr(base, "SMALL_FILE_SECONDS", 0.1)
+    store = Dripping({})
+    with pytest.raises(StoreTimeout, match="within"):
+        read_file(store, "x.narinfo", 10_000)
+    assert store.closed
 
 
 def test_memory_tells_an_encoding_and_sees_what_is_added() -> None:
