@@ -41,9 +41,9 @@ from narcore.trace import Trace, silent
 
 log = logging.getLogger("narcore")
 
-# A listing has about 80 bytes an entry, and parsing it takes seven times its size of memory: a larger one than this is read out of
-# the NAR, entry by entry.
-LISTING_LIMIT = 32 << 20
+# A listing has about 80 bytes an entry, and one of more than 200,000 entries is not parsed (MEMORY_MAX in formats/listing.py): what
+# is larger than this is read out of the NAR, entry by entry.
+LISTING_LIMIT = 16 << 20
 
 # In entries, which take about 50 bytes each.
 LISTING_MEMORY = 300_000

@@ -23,6 +23,9 @@ from narcore.formats.nar.events import Data, DirectoryEnd, End, NarEvent, Regula
 NODES_MAX = 2**22
 """Entries of one listing: ten times what the largest known packages have, and some 200 MB as columns."""
 
+MEMORY_MAX = 160 << 20
+"""Bytes of memory that reading an ``.ls`` file may take, reckoned on the safe side: it really takes 100 MiB at most."""
+
 _JSON_CHUNK = 64 * 1024
 
 # How many bytes of a NAR lie where, for an entry in a directory: its name and contents, padded, come on top.
@@ -101,10 +104,11 @@ class NarListing:
     def parse(cls, data: bytes, *, nar_size: int) -> "NarListing":
         """Read an ``.ls`` file, already decompressed, that is said to be of a NAR of ``nar_size`` bytes.
 
-        ListingError: it breaks the format or a NAR's rules, is not complete, or does not fit ``nar_size`` or its own
-        offsets. How large ``data`` may be is the caller's to limit: while it is parsed it takes seven times its size in
-        memory, and up to thirty times if it was made to.
+        ListingError: it breaks the format or a NAR's rules, is not complete, does not fit ``nar_size`` or its own offsets,
+        or reading it would take more memory than that of some 200,000 entries does: the NAR itself can be read in little.
         """
+        if listing_json.memory_needed(data) > MEMORY_MAX:
+            raise ListingError("it takes too much memory to be read")
         listing = cls.from_events(listing_json.events(data))
         if listing.nar_size != nar_size:
             raise ListingError(f"the listing is of a NAR of {listing.nar_size} bytes, and this one has {nar_size}")
@@ -135,7 +139,8 @@ class NarListing:
         """About how many bytes of memory this listing takes."""
         columns = self._columns
         of_sums: int = self._sums.__sizeof__() if self._sums is not None else 0
-        return of_sums + sum(getattr(columns, name).__sizeof__() for name in columns.__slots__)
+        of_columns: int = sum(getattr(columns, name).__sizeof__() for name in columns.__slots__)
+        return of_sums + of_columns
 
     @property
     def root(self) -> Node:

@@ -379,6 +379,28 @@ def test_a_hundred_thousand_entries_are_cheap() -> None:
     assert seconds < 1  # the goal is half of that, on a machine with nothing else to do
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"version":1,"root":[' + b"{}," * 5_000_000 + b"1]}",
+        b'{"version":1,"root":[' + b"[]," * 5_000_000 + b"1]}",
+        b'{"version":1,"root":[' + b"1.5," * 4_000_000 + b"1]}",
+        b'{"version":1,"root":[' + b'"ab",' * 3_000_000 + b"1]}",
+        b'{"version":1,"root":["' + "\U0001f600".encode() + b"a" * 16_000_000 + b'"]}',
+        b'{"version":1,"root":' + b'{"a":' * 3_000_000,
+    ],
+    ids=["objects", "arrays", "numbers", "texts", "wide", "nested"],
+)
+def test_what_would_take_much_memory_is_refused_before_it_does(data: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ListingError):
+            NarListing.parse(data, nar_size=1000)
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_nothing_but_the_columns_stays_in_memory() -> None:
     data, size = large_listing(3000)
     gc.collect()
