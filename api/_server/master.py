@@ -1,5 +1,6 @@
 """The process that the workers are children of: gunicorn's arbiter, with our configuration, signals and log."""
 
+import gc
 import logging
 import os
 import signal
@@ -34,7 +35,9 @@ SAME_SIGNAL_SECONDS = 0.3
 
 def run(settings: Settings, listener: socket.socket) -> NoReturn:
     """Serve until a signal ends it, and the process with it. Takes over the listener."""
-    Master(_Application(settings, listener)).run()
+    master = Master(_Application(settings, listener))
+    gc.freeze()  # what there is by now is shared with the workers, as long as nobody writes to it: the collector would
+    master.run()
     sys.exit(0)
 
 

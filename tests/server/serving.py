@@ -39,10 +39,12 @@ class Serving:
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> "Reply":
         return fetch(self.port, path, headers)
 
-    def processes(self) -> list[int]:
-        """The master, then the workers."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [self.process.pid, *map(int, children)]
+    def workers(self) -> list[int]:
+        """The processes that are there to answer, as soon as there are two."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return eventually(
+            lambda: found if len(found := [int(pid) for pid in children.read_text().split()]) >= 2 else []
+        )
 
     def access_log(self) -> list[str]:
         return self.out.read_text().splitlines()

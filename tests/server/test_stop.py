@@ -95,8 +95,8 @@ def test_it_does_not_wait_for_ever(start: Start) -> None:
 
 def test_sighup_changes_the_workers_and_cuts_nothing(start: Start) -> None:
     with start() as server, closing(begin_download(server)) as connection:
-        before = set(server.processes())
+        before = set(server.workers())
         server.process.send_signal(signal.SIGHUP)
-        eventually(lambda: len(set(server.processes()) - before) == 2)
+        eventually(lambda: len(set(server.workers()) - before) == 2)
         assert server.get("/healthz").status == 200
         assert read_rest(connection).partition(b"\r\n\r\n")[2] == BIG_DATA
