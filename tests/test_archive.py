@@ -7,12 +7,13 @@ import shutil
 import stat
 import subprocess
 import tracemalloc
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from narcore.accessor import NarAccessor
+from narcore.accessor import NarAccessor, NarBytes
 from narcore.archive import nar, tar, zip_archive
 from narcore.archive.tar import tar_size
 from narcore.binarycache import BinaryCache
@@ -20,6 +21,7 @@ from narcore.errors import NarcoreError
 from narcore.export import write_binary_cache
 from narcore.formats import nixbase32
 from narcore.formats.listing import Kind, NarListing, Node
+from narcore.formats.nar.events import Directory, DirectoryEnd, NarEvent, Regular
 from narcore.stores.local import LocalBinaryCacheStore
 from narcore.stores.memory import MemoryStore
 from tests.builders import Tree, binary_cache, exe, link
@@ -169,6 +171,53 @@ def test_memory_does_not_grow_with_the_subtree(tmp_path: Path) -> None:
         tracemalloc.stop()
         assert size > 1 << 29
         assert peak < 16 << 20
+
+
+@pytest.mark.parametrize("command", [["unzip", "-q"], ["bsdtar", "-xpf"]], ids=["unzip", "bsdtar"])
+def test_a_zip_of_what_has_no_room_in_32_bits(empty: Path, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes and offsets beyond the limit, which is set low here."""
+    monkeypatch.setattr("narcore.archive.zip._LIMIT", 1000)
+    if shutil.which(command[0]) is None and not os.environ.get("CI"):
+        pytest.skip(f"needs {command[0]}")
+    accessor, _hash = opened({"a": b"a" * 3000, "b": b"b", "c": exe(LARGE), "l": link("a")})
+    archive = empty / "archive"
+    archive.write_bytes(b"".join(zip_archive(accessor, accessor.listing.root, "top")))
+    with zipfile.ZipFile(archive) as found_by_python:
+        assert found_by_python.testzip() is None
+    subprocess.run([*command, archive], cwd=empty, check=True)
+    read = lambda node: b"".join(accessor.read(node))  # noqa: E731
+    assert as_tree(empty / "top") == as_expected(accessor.listing, accessor.listing.root, read)
+
+
+def test_a_zip_of_more_members_than_16_bits_count(tmp_path: Path) -> None:
+    count = 66_000
+    accessor = _many(count)
+    with (tmp_path / "archive").open("wb") as archive:
+        archive.writelines(zip_archive(accessor, accessor.listing.root, "x"))
+    with zipfile.ZipFile(tmp_path / "archive") as found:
+        assert len(found.namelist()) == count + 1
+
+
+def test_memory_does_not_grow_with_the_members() -> None:
+    accessor = _many(10_000)
+    for pack in (tar, zip_archive, nar):
+        tracemalloc.start()
+        for _chunk in pack(accessor, accessor.listing.root, "x"):
+            pass
+        _now, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1 << 20
+
+
+def _many(count: int) -> NarAccessor:
+    """Of empty files: nothing is read."""
+    files: list[NarEvent] = [Regular(b"file-%06d" % number, False, 0) for number in range(count)]
+    listing = NarListing.from_events([Directory(b""), *files, DirectoryEnd()])
+    return NarAccessor(listing, _no_bytes, is_verified=True, at_hand=lambda: True)
+
+
+def _no_bytes(node: Node, start: int, stop: int) -> NarBytes:
+    raise AssertionError(node.name)
 
 
 @pytest.mark.parametrize("pack", [tar, zip_archive, nar])

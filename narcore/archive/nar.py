@@ -19,17 +19,20 @@ def nar(accessor: NarAccessor, node: Node, name: str) -> Iterator[bytes]:
 
 
 def _events(listing: NarListing, root: Node, contents: Contents) -> Iterator[NarEvent]:
-    pending: list[tuple[Node, bytes] | None] = [(root, b"")]  # None: a directory ends
-    while pending:
-        step = pending.pop()
-        if step is None:
-            yield DirectoryEnd()
+    open_directories = [
+        iter((root,))
+    ]  # the first is none: what is left open are iterators, however many entries there are
+    while open_directories:
+        node = next(open_directories[-1], None)
+        if node is None:
+            open_directories.pop()
+            if open_directories:
+                yield DirectoryEnd()
             continue
-        node, name = step
+        name = _raw(node.name) if len(open_directories) > 1 else b""
         if node.kind is Kind.DIRECTORY:
             yield Directory(name)
-            pending.append(None)
-            pending.extend(reversed([(child, _raw(child.name)) for child in listing.children(node)]))
+            open_directories.append(listing.children(node))
         elif node.kind is Kind.SYMLINK:
             yield Symlink(name, _raw(node.target))
         else:

@@ -1,17 +1,29 @@
-"""A subtree as a zip archive."""
+"""A subtree as a zip archive (PKWARE's APPNOTE.TXT; section numbers are of it).
+
+Not by zipfile: it keeps an object for each member up to the end, and what the central directory needs of one are twelve bytes,
+since the listing has the rest.
+"""
 
 import stat
 import struct
-import zipfile
+from array import array
 from collections.abc import Iterator
+from zlib import crc32
 
 from narcore.accessor import NarAccessor
 from narcore.archive.contents import Contents, walk
 from narcore.formats.listing import Kind, Node
 
+_VERSION, _VERSION_64 = 20, 45  # 4.4.3: what a reader has to know
+_UNIX = 3
+_SIZES_FOLLOW, _UTF_8 = 0x08, 0x800  # 4.4.4
+_STORED = 0
+_DOS_TIME, _DOS_DATE = 0, 1 << 5 | 1  # 1 January 1980, the earliest there is
+_LIMIT = 2**31 - 1  # some readers take the fields for signed
+_FULL_32, _FULL_16 = 2**32 - 1, 2**16 - 1
+
 # Info-ZIP's extended timestamp, which is local to no time zone and goes back to 1970: only the modification time, 1 s.
 _TIME = struct.pack("<HHBi", 0x5455, 5, 1, 1)
-_UNIX = 3
 
 
 def zip_archive(accessor: NarAccessor, node: Node, name: str) -> Iterator[bytes]:
@@ -20,65 +32,117 @@ def zip_archive(accessor: NarAccessor, node: Node, name: str) -> Iterator[bytes]
     Files are stored as they are: deflating takes ten times as long as all the rest. Names are UTF-8 in a zip; bytes of one that are
     none are spelled as in a URL, ``%FF``.
     """
-    sink = _Sink()
+    offsets, checksums = array("Q"), array("I")
+    position = 0
     contents = Contents(accessor, node)
     try:
-        with zipfile.ZipFile(sink, "w") as archive:
-            for path, entry in walk(accessor.listing, node, name):
-                yield from _member(archive, sink, path, entry, contents)
-        yield sink.taken()
+        for path, entry in walk(accessor.listing, node, name):
+            offsets.append(position)
+            checksum = 0
+            header = _local_header(path, entry)
+            yield header
+            for chunk in _data(entry, contents):
+                checksum = crc32(chunk, checksum)
+                yield chunk
+            checksums.append(checksum)
+            descriptor = _descriptor(_size(entry), checksum)
+            yield descriptor
+            position += len(header) + _size(entry) + len(descriptor)
     finally:
         contents.close()
+    directory_size = 0
+    for (path, entry), offset, checksum in zip(walk(accessor.listing, node, name), offsets, checksums, strict=True):
+        record = _central_record(path, entry, offset, checksum)
+        directory_size += len(record)
+        yield record
+    yield _end(len(offsets), directory_size, position)
 
 
-def _member(archive: zipfile.ZipFile, sink: "_Sink", path: str, node: Node, contents: Contents) -> Iterator[bytes]:
-    info = zipfile.ZipInfo(_spelled_out(path) + ("/" if node.kind is Kind.DIRECTORY else ""))
-    info.create_system = _UNIX
-    info.external_attr = _mode(node) << 16 | (0x10 if node.kind is Kind.DIRECTORY else 0)
-    info.extra = _TIME
-    info.file_size = node.size
-    with archive.open(info, "w") as member:
-        if node.kind is Kind.SYMLINK:
-            member.write(node.target.encode("utf-8", "surrogateescape"))
-        elif node.kind is Kind.REGULAR:
-            for chunk in contents.of(node):
-                member.write(chunk)
-                yield sink.taken()
-    yield sink.taken()
+def _data(node: Node, contents: Contents) -> Iterator[bytes]:
+    match node.kind:
+        case Kind.REGULAR:
+            yield from contents.of(node)
+        case Kind.SYMLINK:
+            yield _target(node)
 
 
-def _mode(node: Node) -> int:
+def _size(node: Node) -> int:
+    return len(_target(node)) if node.kind is Kind.SYMLINK else node.size
+
+
+def _target(node: Node) -> bytes:
+    return node.target.encode("utf-8", "surrogateescape")
+
+
+def _local_header(path: str, node: Node) -> bytes:
+    """4.3.7. The check sum is not known yet, so the sizes stand behind the data, too (4.4.4, bit 3)."""
+    name, flags = _name(path, node)
+    large = _size(node) > _LIMIT
+    extra = _TIME + (struct.pack("<HHQQ", 1, 16, 0, 0) if large else b"")
+    version = _VERSION_64 if large else _VERSION
+    fields = (version, flags, _STORED, _DOS_TIME, _DOS_DATE, 0, 0, 0, len(name), len(extra))
+    return struct.pack("<4s5H3L2H", b"PK\x03\x04", *fields) + name + extra
+
+
+def _descriptor(size: int, checksum: int) -> bytes:
+    """4.3.9; its sizes have 64 bits if the local header has an extra field of 64 bits."""
+    return struct.pack("<4sLQQ" if size > _LIMIT else "<4sLLL", b"PK\x07\x08", checksum, size, size)
+
+
+def _central_record(path: str, node: Node, offset: int, checksum: int) -> bytes:
+    """4.3.12. What does not fit stands in the extra field (4.5.3), in this order."""
+    name, flags = _name(path, node)
+    size = _size(node)
+    large = [*([size, size] if size > _LIMIT else []), *([offset] if offset > _LIMIT else [])]
+    extra = (struct.pack(f"<HH{len(large)}Q", 1, 8 * len(large), *large) if large else b"") + _TIME
+    version = _VERSION_64 if large else _VERSION
+    size = size if size <= _LIMIT else _FULL_32
+    fields = (
+        version,
+        _UNIX,
+        version,
+        flags,
+        _STORED,
+        _DOS_TIME,
+        _DOS_DATE,
+        checksum,
+        size,
+        size,
+        len(name),
+        len(extra),
+    )
+    rest = (0, 0, 0, _attributes(node), offset if offset <= _LIMIT else _FULL_32)
+    return struct.pack("<4s2B5H3L5H2L", b"PK\x01\x02", *fields, *rest) + name + extra
+
+
+def _end(count: int, directory_size: int, offset: int) -> bytes:
+    """4.3.14 to 4.3.16."""
+    large = b""
+    if count > _FULL_16 or directory_size > _LIMIT or offset > _LIMIT:
+        sizes = (count, count, directory_size, offset)
+        large = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, _VERSION_64, _VERSION_64, 0, 0, *sizes)
+        large += struct.pack("<4sLQL", b"PK\x06\x07", 0, offset + directory_size, 1)
+    shown = min(count, _FULL_16)
+    sizes_32 = (min(directory_size, _FULL_32), min(offset, _FULL_32))
+    return large + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, shown, shown, *sizes_32, 0)
+
+
+def _name(path: str, node: Node) -> tuple[bytes, int]:
+    """How the archive has the path, and the flags that go with it."""
+    text = _spelled_out(path) + ("/" if node.kind is Kind.DIRECTORY else "")
+    return text.encode(), _SIZES_FOLLOW | (0 if text.isascii() else _UTF_8)
+
+
+def _attributes(node: Node) -> int:
+    """The mode as Unix has it, above what MS-DOS has: a directory."""
     match node.kind:
         case Kind.DIRECTORY:
-            return stat.S_IFDIR | 0o555
+            return (stat.S_IFDIR | 0o555) << 16 | 0x10
         case Kind.SYMLINK:
-            return stat.S_IFLNK | 0o777
+            return (stat.S_IFLNK | 0o777) << 16
         case Kind.REGULAR:
-            return stat.S_IFREG | (0o555 if node.executable else 0o444)
+            return (stat.S_IFREG | (0o555 if node.executable else 0o444)) << 16
 
 
 def _spelled_out(path: str) -> str:
     return "".join(f"%{ord(char) - 0xDC00:02X}" if "\udc80" <= char <= "\udcff" else char for char in path)
-
-
-class _Sink:
-    """What ZipFile writes to: it can't seek, so sizes and check sums follow the contents."""
-
-    def __init__(self) -> None:
-        self._written: list[bytes] = []
-
-    def write(self, data: bytes) -> int:
-        self._written.append(bytes(data))
-        return len(data)
-
-    def flush(self) -> None:
-        """Everything is taken from here, nothing is passed on."""
-
-    def close(self) -> None:
-        """There is nothing to close."""
-
-    def taken(self) -> bytes:
-        """What was written since the last time."""
-        data = b"".join(self._written)
-        self._written.clear()
-        return data
