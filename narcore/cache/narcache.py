@@ -131,7 +131,7 @@ class NarCache:
             os.close(fd)
             raise
         if status is None:
-            if not is_verified(os.fstat(fd)):  # else it is the NAR, and who asks was told a wrong size of it
+            if not _is_of(key.digits, fd):
                 self._remove_bad(key, fd)
             os.close(fd)
             return None
@@ -281,6 +281,14 @@ class NarCache:
         if not self._said.get(message):
             self._said.put(message, True, seconds=3600)
             log.warning("%s; nothing is kept until that is mended, and everything is served all the same", message)
+
+
+def _is_of(digits: str, fd: int) -> bool:
+    """Whether the file is a NAR with that hash all the same: then who asks for it was told a wrong size."""
+    try:
+        return is_verified(os.fstat(fd)) and has_digest(fd, digits)
+    except OSError:
+        return False
 
 
 def check_private(directory: Path) -> None:
