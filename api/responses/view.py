@@ -23,7 +23,7 @@ from api.view.rows import Link, exact_size, file_breadcrumbs
 from api.view.source import highlighter, lines_of
 from api.view.storelinks import StoreLinks
 from narcore.errors import FormatError
-from narcore.formats.derivation import SIZE_MAX, Derivation
+from narcore.formats.derivation import Derivation
 from narcore.formats.listing import Node
 
 # Part of the ETags: to be changed with what this module makes of a file.
@@ -32,6 +32,9 @@ _VERSION = "1"
 # A page of text, which is also the longest that is highlighted, and a page of bytes.
 TEXT_PAGE = 128 * 1024
 HEX_PAGE = 8 * 1024
+
+# A derivation is one page, whatever is in it: a longer one is shown as text.
+DERIVATION_LIMIT = 1 << 20
 
 _EMBEDDED = {"image": "image", "audio": "audio", "video": "video", "application/pdf": "pdf"}
 # Pictures that no browser shows, or not all of them.
@@ -145,7 +148,7 @@ class _View:
 
     def _derivation(self) -> _Shown | None:
         """None if the file is no derivation after all, or too long for one."""
-        if not self.ref.name.endswith(".drv") or self.node.size > SIZE_MAX:
+        if not self.ref.name.endswith(".drv") or self.node.size > DERIVATION_LIMIT:
             return None
         try:
             derivation = Derivation.parse(self._bytes(0, self.node.size))

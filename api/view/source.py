@@ -20,6 +20,7 @@ _SECONDS = 2.0
 _LONGEST = 128 * 1024
 _LONGEST_LINE = 5000
 
+_SHEBANG_LENGTH = 256  # as much of it as Linux reads (BINPRM_BUF_SIZE)
 _SHEBANG = re.compile(r"#! *(?:/\S*/)?(?:env +(?:-S +)?)?(?:/\S*/)?([a-z]+)")
 _BREAK = re.compile("\r\n|\r")
 
@@ -80,7 +81,7 @@ def _lexer(name: str, text: str) -> "Lexer | None":
     by_name = find_lexer_class_for_filename(name.removesuffix(".in"))
     if by_name is not None:
         return by_name(**options)
-    shebang = _SHEBANG.match(text)
+    shebang = _SHEBANG.match(text[:_SHEBANG_LENGTH])
     try:
         return get_lexer_by_name(shebang[1], **options) if shebang else None
     except ClassNotFound:

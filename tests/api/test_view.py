@@ -2,13 +2,14 @@
 
 import re
 import struct
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.responses.view import HEX_PAGE, TEXT_PAGE, view_response
+from api.responses.view import DERIVATION_LIMIT, HEX_PAGE, TEXT_PAGE, view_response
 from api.view.elf import elf_facts
 from api.view.pages import Part
 from api.view.source import lines_of
@@ -169,6 +170,19 @@ def test_a_derivation() -> None:
         assert text in result.text
     assert not {"b", "i"} & set(page.tags)
     assert shown(DRV.encode()[:-1], "hello.drv") == [str(StoreLinks("/nix/store", "/prod").linked(DRV[:-1]))]
+
+
+def test_a_long_derivation_is_text() -> None:
+    data = DRV.replace("x86_64", "x" * DERIVATION_LIMIT).encode()
+    source = Source(data, piece=1 << 16)
+    assert "Builds for" not in view(data, "hello.drv", source=source).text
+    assert sum(stop - start for start, stop in source.reads) <= TEXT_PAGE
+
+
+def test_a_first_line_made_to_be_slow_is_not() -> None:
+    began = time.monotonic()
+    lines_of("#!" + "/" * 100_000 + " ", StoreLinks("/nix/store", ""), "run")
+    assert time.monotonic() - began < 1, "it is looked at twice for each slash, and each time to its end"
 
 
 def test_what_is_named_in_nix_support() -> None:
