@@ -1,28 +1,17 @@
 """What schemathesis is told of this API: names of what there is, since it would not guess a hash of 32 characters.
 
-It is loaded by schemathesis itself (SCHEMATHESIS_HOOKS), in its own process. ``STORE_PATHS`` holds full store paths.
+It is loaded by schemathesis itself (SCHEMATHESIS_HOOKS), in its own process. ``NODES`` is JSON: pairs of the base name of a store
+path, and a path in it.
 """
 
+import json
 import os
 import zlib
 from typing import Any
 
 import schemathesis
 
-STORE_PATHS = [path.rpartition("/")[2] for path in os.environ["STORE_PATHS"].split()]
-PATHS = (
-    "bin",
-    "bin/hello",
-    "bin/hi",
-    "share/doc",
-    "lib",
-    "data.json",
-    "page.html",
-    "docs",
-    "sub",
-    "sub/inner.txt",
-    "none",
-)
+NODES: list[tuple[str, str]] = json.loads(os.environ["NODES"])
 
 
 @schemathesis.hook
@@ -31,7 +20,7 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case[Any],
     given = case.path_parameters
     is_right = case.meta is None or case.meta.generation.mode.is_positive
     choice = zlib.crc32(repr((given, case.query, case.headers)).encode("utf-8", "replace"))
-    if is_right and "storePath" in given and choice % 5:
-        given["storePath"] = STORE_PATHS[choice % len(STORE_PATHS)]
+    if is_right and "storePath" in given and choice % 8:
+        given["storePath"], path = NODES[choice // 8 % len(NODES)]
         if "path" in given:
-            given["path"] = PATHS[choice // 7 % len(PATHS)]
+            given["path"] = path

@@ -1,8 +1,10 @@
 """The running application against its own OpenAPI document, by schemathesis."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.e2e import fronts, links, trees
@@ -12,14 +14,15 @@ from tests.e2e.nixcaches import NixCaches
 PROGRAM = Path(sys.executable).with_name("schemathesis")
 EXAMPLES = 12  # a URL and method, besides those of all corners of the parameters
 SECONDS = 120
-STORE_PATHS = (
-    links.HELLO,
-    links.LINKS_NAME,
-    trees.TYPES_NAME,
-    trees.WEBSITE_NAME,
-    trees.ONE_FILE_NAME,
-    "empty-directory",
-)
+TREES = (links.HELLO, links.LINKS_NAME, trees.TYPES_NAME, trees.WEBSITE_NAME)
+
+
+def nodes(caches: NixCaches) -> Iterator[tuple[str, str]]:
+    """What can be asked for: the base name of a store path, and a path in it."""
+    for name in TREES:
+        for entry in caches.entries(name):
+            if entry.path:
+                yield caches.store_paths[name].rpartition("/")[2], entry.path.decode()
 
 
 def test_it_does_what_its_document_says(run_front: RunFront, caches: NixCaches, tmp_path: Path) -> None:
@@ -41,7 +44,7 @@ def test_it_does_what_its_document_says(run_front: RunFront, caches: NixCaches, 
         (tmp_path / "schemathesis.toml").write_text("color = false\n")
         environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | {
             "SCHEMATHESIS_HOOKS": "tests.e2e.schemahooks",
-            "STORE_PATHS": " ".join(caches.store_paths[name] for name in STORE_PATHS),
+            "NODES": json.dumps(list(nodes(caches))),
             "PYTHONPATH": str(fronts.ROOT),
         }
         done = subprocess.run(
