@@ -322,6 +322,12 @@ def test_json_that_is_no_narinfo() -> None:
     for value in ([], None, "x", 1):
         with pytest.raises(NarInfoError):
             narinfo_json.from_json(value)
-    for wrong in ({"narSize": 1.5}, {"downloadSize": True}, {"references": ["/nix/store/x"]}, {"path": "x"}, {"url": 1}):
+    for wrong in (
+        {"narSize": 1.5},
+        {"downloadSize": True},
+        {"references": ["/nix/store/x"]},
+        {"path": "x"},
+        {"url": 1},
+    ):
         with pytest.raises(NarInfoError):
             narinfo_json.from_json(good | wrong)
