@@ -1,5 +1,6 @@
 """What all tests share: a clean environment, and one way to run hypothesis."""
 
+import logging
 import os
 
 import pytest
@@ -17,3 +18,10 @@ def _no_settings_from_outside() -> None:
     for name in list(os.environ):
         if name.startswith("NAR_") or name in {"NIX_CACHE_URL", "PORT", "HTTP_ADDR", "DOMAIN"}:
             del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def _logs_can_be_looked_at() -> None:
+    """What sets up the logs of a process (the WSGI entry, a command) keeps them from whoever looks at them in a later test."""
+    for name in ("api", "narcore"):
+        logging.getLogger(name).propagate = True
