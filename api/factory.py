@@ -7,6 +7,7 @@ from functools import partial
 
 from flask import Flask, request
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RequestRedirect
 
 from api.errors import error_response
 from api.handlers.openapi import Description
@@ -18,6 +19,7 @@ from api.offload.redirect import Offload
 from api.proxies import TrustedProxies
 from api.responses.base import Response
 from api.responses.limits import Limit
+from api.responses.redirects import redirect_response
 from api.view.recent import RecentPaths
 from narcore.binarycache import BinaryCache
 from narcore.settings import Settings
@@ -63,6 +65,7 @@ def create_app(
         recent=recent,
     )
     app.before_request(partial(stores.answer, request))
+    app.before_request(_slash_behind_prefix)
     app.register_error_handler(Exception, _answer_error)
     instruments.attach(app)
     if settings.trusted_proxies:
@@ -75,6 +78,13 @@ def _large(settings: Settings, trace: Trace) -> LargeAnswers | None:
         return None
     strict = BinaryCache.from_settings(replace(settings, verify="strict"), trace=trace)  # on the same directory
     return LargeAnswers(Offload(Bucket.open(settings.offload_url)), strict)
+
+
+def _slash_behind_prefix() -> Response | None:
+    """The redirect from SCRIPT_NAME alone to our root: Werkzeug's own is a 308 to the host that the request names."""
+    if isinstance(request.routing_exception, RequestRedirect):
+        return redirect_response(request, "/", immutable=False)
+    return None
 
 
 def _answer_error(error: Exception) -> Response:

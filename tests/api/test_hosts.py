@@ -207,6 +207,10 @@ def test_below_script_name(app: "WSGIApplication") -> None:
         assert f'"//{DOMAIN}/prod{store_path("other")}/share"' in page
         (style,) = re.findall(r'"(/prod/-/static/style.css[^"]*)"', page)
         assert wire.get(style, SITE_HOST).status == 200
+        for host in ("evil.example", SITE_HOST):  # the prefix alone: not Werkzeug's 308 to whatever Host says
+            bare = wire.get("/prod?list", host)
+            assert (bare.status, bare.location) == (302, "/prod/?list")
+            assert bare.headers["X-Content-Type-Options"] == "nosniff"
 
 
 def test_without_a_domain_all_hosts_are_one() -> None:
