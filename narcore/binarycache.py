@@ -72,7 +72,7 @@ class BinaryCache:
         self._max_nar_size = max_nar_size
         self._lookup = Lookup(self.substituters, strategy=strategy, trusted_keys=trusted_keys, trace=trace, clock=clock)
         self._streams = NarStreams(sources=self._lookup.sources, on_failure=self._lookup.demote)
-        self._source = NarSource(self._streams, cache, strict=strict, trace=trace)
+        self._source = NarSource(self._streams, cache, strict=strict, trace=trace, on_other_listing=self._learn_listing)
         self._proof = AddressProof(self._source.whole, on_lie=self._lookup.demote)
         self._trace = trace
         self._listings: LruMemory[tuple[str, str], Known] = LruMemory(LISTING_MEMORY, clock=clock)
@@ -205,6 +205,10 @@ class BinaryCache:
         )
         self._remember_listing(key, known)
         return known
+
+    def _learn_listing(self, info: PathInfo, listing: NarListing) -> None:
+        """In place of a wrong one of the store, which would keep the path out of reach where there is no disk cache."""
+        self._remember_listing((info.store.url, info.narinfo.nar_hash.nix32), Known(listing, verified=True))
 
     def _remember_listing(self, key: tuple[str, str], known: Known) -> None:
         self._listings.put(key, known, weight=len(known.listing))

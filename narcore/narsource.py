@@ -29,6 +29,7 @@ from narcore.trace import Trace
 VERIFY_REST = 8 << 20
 
 
+OnListing = Callable[[PathInfo, NarListing], None]
 Take = Callable[[Iterator[bytes], int, int], Iterator[bytes]]
 
 
@@ -43,7 +44,11 @@ class Known:
 class NarSource:
     """Bytes and listings of NARs, for ``BinaryCache``. With ``strict``, nothing comes from a NAR that isn't wholly verified."""
 
-    def __init__(self, streams: NarStreams, cache: NarCache | None, *, strict: bool, trace: Trace) -> None:
+    def __init__(
+        self, streams: NarStreams, cache: NarCache | None, *, strict: bool, trace: Trace, on_other_listing: OnListing
+    ) -> None:
+        """``on_other_listing`` is told of the listing of a NAR that turned out to be another one than the store's word."""
+        self._on_other_listing = on_other_listing
         self._streams = streams
         self._cache = cache
         self._strict = strict
@@ -161,16 +166,19 @@ class NarSource:
     def _stream(self, info: PathInfo, known: Known, node: Node, start: int, stop: int) -> "Streamed":
         chunks = self._streams.open(info)
         if not known.verified:
-            chunks = as_listed(chunks, known.listing)
+            chunks = as_listed(chunks, known.listing, partial(self._on_other_listing, info))
         return Streamed(chunks, node, start, stop, nar_size=info.narinfo.nar_size)
 
 
-def as_listed(chunks: Iterator[bytes], listing: NarListing) -> Iterator[bytes]:
-    """The NAR as it comes. At its end, before the last bytes are given out, raises IntegrityError if the listing is another's."""
-    return Stage(_as_listed(chunks, listing), chunks)
+def as_listed(chunks: Iterator[bytes], listing: NarListing, on_other: Callable[[NarListing], None]) -> Iterator[bytes]:
+    """The NAR as it comes. At its end, before the last bytes are given out, raises IntegrityError if the listing is another's.
+
+    ``on_other`` gets the right one then.
+    """
+    return Stage(_as_listed(chunks, listing, on_other), chunks)
 
 
-def _as_listed(chunks: Iterator[bytes], listing: NarListing) -> Iterator[bytes]:
+def _as_listed(chunks: Iterator[bytes], listing: NarListing, on_other: Callable[[NarListing], None]) -> Iterator[bytes]:
     parser, builder = NarParser(contents=False), ListingBuilder()
     held = b""
     for chunk in chunks:
@@ -181,7 +189,10 @@ def _as_listed(chunks: Iterator[bytes], listing: NarListing) -> Iterator[bytes]:
         held = chunk
     parser.receive_eof()
     builder.add_all(parser.events())
-    _check_same(builder.finish(), listing)
+    found = builder.finish()
+    if found != listing:
+        on_other(found)
+    _check_same(found, listing)
     yield held
 
 

@@ -86,6 +86,20 @@ def test_a_listing_out_of_the_nar_itself(tmp_path: Path) -> None:
         assert checks(wire.get(f"{store_path('x')}/a")) == "signature"
 
 
+def test_a_listing_that_lies_is_replaced_without_a_disk_cache_too(tmp_path: Path) -> None:
+    files = binary_cache({"x": {"a": b"a", "b": b"b"}}, secret_key=KEY)
+    (name,) = (name for name in files if name.endswith(".ls"))
+    files[name] = files[name].replace(b'"b"', b'"c"')
+    for path, content in files.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    with site(tmp_path.as_uri(), **KEYS) as wire:
+        assert wire.get(f"{store_path('x')}/a").status == 502
+        assert wire.get(f"{store_path('x')}/b").body == b"b"
+        assert wire.get(f"{store_path('x')}/c").status == 404
+        assert checks(wire.get(f"{store_path('x')}/?list")) == "signature, content"
+
+
 def test_an_unsigned_path_is_not_served(server: Stores) -> None:
     with site(server.open("unsigned").url, **KEYS) as wire:
         refused = wire.get(URL, Accept="application/json")
