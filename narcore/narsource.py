@@ -148,7 +148,9 @@ class NarSource:
         return KeptOrStreamed(kept, partial(self._stream, info, known, node), start, strict=self._strict)
 
     def _uncached(self, info: PathInfo, known: Known, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
-        part = self._remote.read(info, node, start, stop, thrifty=False)
+        # Half of a NAR, or more, costs at most as much again as a stream, and that is checked against its hash at the end.
+        small = 2 * (stop - start) < info.narinfo.nar_size
+        part = self._remote.read(info, node, start, stop, thrifty=False) if small else None
         if part is None:
             return "stream", self._stream(info, known, node, start, stop)
         return "range", self._part(part, info, known, node, start, stop)

@@ -229,3 +229,19 @@ def test_a_nar_that_ends_early_is_an_error(pack: Callable[[NarAccessor, Node, st
     accessor = cache.open(cache.path_info(hash_part))
     with pytest.raises(NarcoreError):
         list(pack(accessor, accessor.listing.root, "x"))
+
+
+@pytest.mark.parametrize("pack", [tar, zip_archive, nar])
+def test_a_wrong_byte_in_an_uncompressed_nar_is_an_error(
+    pack: Callable[[NarAccessor, Node, str], Iterator[bytes]],
+) -> None:
+    """Most of a NAR is not read as a part of the remote file, which could not be checked against the hash."""
+    files = dict(binary_cache({"x-1.0": {"a": LARGE, "b": LARGE}}, compression="none"))
+    (url,) = (name for name in files if name.startswith("nar/"))
+    damaged = bytearray(files[url])
+    damaged[len(damaged) // 3] ^= 1
+    cache = BinaryCache([MemoryStore(files | {url: bytes(damaged)})])
+    (hash_part,) = (name.removesuffix(".narinfo") for name in files if name.endswith(".narinfo"))
+    accessor = cache.open(cache.path_info(hash_part))
+    with pytest.raises(NarcoreError):
+        list(pack(accessor, accessor.listing.root, "x"))
