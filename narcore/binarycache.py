@@ -17,7 +17,6 @@ from narcore.cache.singleflight import SingleFlight
 from narcore.errors import (
     CacheFailure,
     CompressionError,
-    CorruptStream,
     FileNotInStore,
     ListingError,
     NarcoreError,
@@ -35,7 +34,7 @@ from narcore.pathinfo import PathInfo
 from narcore.proof import AddressProof
 from narcore.settings import Settings
 from narcore.stores.base import BinaryCacheStore, read_file
-from narcore.streams.compression import decompress, sniff
+from narcore.streams.compression import unpack_small
 from narcore.substituter import Substituter, in_background
 from narcore.trace import Trace, silent
 
@@ -220,7 +219,7 @@ class BinaryCache:
             return None
         try:
             packed = read_file(info.store, f"{narinfo.store_path.hash_part}.ls", LISTING_LIMIT)
-            return NarListing.parse(_unpacked(packed), nar_size=narinfo.nar_size)
+            return NarListing.parse(unpack_small(packed, LISTING_LIMIT), nar_size=narinfo.nar_size)
         except (StoreError, ListingError, CompressionError):
             return None
 
@@ -237,13 +236,3 @@ def _open_cache(settings: Settings, trace: Trace) -> NarCache | None:
             raise SettingsError(f"NAR_VERIFY=strict needs a cache directory, and {directory}: {error}") from error
         log.warning("nothing is kept on disk: %s: %s", directory, error)
         return None
-
-
-def _unpacked(packed: bytes) -> bytes:
-    """A listing in whatever encoding it has (its first bytes tell). Raises CompressionError, also if it gets too large."""
-    unpacked = bytearray()
-    for chunk in decompress(sniff(packed[:8]), [packed]):
-        unpacked += chunk
-        if len(unpacked) > LISTING_LIMIT:
-            raise CorruptStream(f"a listing of more than {LISTING_LIMIT} bytes")
-    return bytes(unpacked)

@@ -9,6 +9,7 @@ from typing import Literal
 from narcore.cache.lru import LruMemory
 from narcore.cache.singleflight import SingleFlight
 from narcore.errors import (
+    CompressionError,
     FileNotInStore,
     IntegrityError,
     NarcoreError,
@@ -23,6 +24,7 @@ from narcore.formats.contentaddress import is_address_of
 from narcore.formats.narinfo import NarInfo
 from narcore.formats.signature import PublicKey
 from narcore.pathinfo import PathInfo, Trust
+from narcore.streams.compression import unpack_small
 from narcore.substituter import Substituter
 from narcore.trace import Trace
 
@@ -186,7 +188,7 @@ class Lookup:
         """Raises FileNotInStore if the substituter is of another store dir."""
         data = substituter.read(f"{hash_part}.narinfo", NARINFO_LIMIT)
         try:
-            narinfo = NarInfo.parse(data, store_dir)
+            narinfo = _parsed(data, store_dir)
         except NarInfoError:
             # Asked this late, a store of the usual dir costs one request less.
             if substituter.info().store_dir != store_dir:
@@ -210,6 +212,18 @@ class Lookup:
         if is_address_of(narinfo):
             return Trust.ADDRESS
         raise UntrustedSignature(f"{substituter.url}: no trusted key has signed {narinfo.store_path.base_name}")
+
+
+def _parsed(data: bytes, store_dir: str) -> NarInfo:
+    """An object store may have it compressed (Nix's ``narinfo-compression``), and then sends it so whatever is asked for."""
+    try:
+        return NarInfo.parse(data, store_dir)
+    except NarInfoError as error:
+        try:
+            plain = unpack_small(data, NARINFO_LIMIT)
+        except CompressionError:
+            raise error from None
+    return NarInfo.parse(plain, store_dir)
 
 
 def _introduce(substituters: Sequence[Substituter], *, patient: bool) -> None:

@@ -5,7 +5,7 @@ import functools
 import lzma
 from collections.abc import Callable, Iterable, Iterator
 
-from narcore.errors import UnknownCompression
+from narcore.errors import CorruptStream, UnknownCompression
 from narcore.streams.closing import Stage, close
 from narcore.streams.decoders import LzmaDecoder, brotli_codec, gzip_codec, lz4_codec
 from narcore.streams.lzip import LzipDecoder, LzipError
@@ -64,6 +64,16 @@ def sniff(head: bytes) -> str:
         if head.startswith(magic):
             return name
     return "br"
+
+
+def unpack_small(packed: bytes, limit: int) -> bytes:
+    """A small file in whatever encoding it has: its first bytes tell. Raises CompressionError, also for more than ``limit`` bytes."""
+    unpacked = bytearray()
+    for chunk in decompress(sniff(packed[:8]), [packed]):
+        unpacked += chunk
+        if len(unpacked) > limit:
+            raise CorruptStream(f"a small file of more than {limit} bytes")
+    return bytes(unpacked)
 
 
 def _unpack(name: str, chunks: Iterable[bytes], chunk_size: int) -> Iterator[bytes]:

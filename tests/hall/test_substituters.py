@@ -1,18 +1,24 @@
 """In which order stores are asked, when one is left alone, and what a slow one may hold up."""
 
+import gzip
 import logging
+import lzma
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import brotli
 import pytest
+import zstandard
 
 from narcore import substituter as module
 from narcore.binarycache import BinaryCache
 from narcore.errors import (
     CacheInfoError,
     FileNotInStore,
+    NarcoreError,
+    NarInfoError,
     SettingsError,
     StoreError,
     StoresTimeout,
@@ -213,6 +219,18 @@ def test_what_a_store_says_of_itself() -> None:
     for bad in (b"<html>", b"StoreDir: nix\n", b"\xff"):
         with pytest.raises(CacheInfoError):
             Substituter(FakeStore("a", {INFO: bad})).info()
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, brotli.compress, zstandard.compress, lzma.compress, bytes])
+def test_a_narinfo_may_be_compressed(compress: Callable[[bytes], bytes]) -> None:
+    name = f"{hash_part('hello')}.narinfo"
+    for content, expected in ((GOOD[name], "hello"), (b"<html>", NarInfoError), (b"<html>" * 1_000_000, NarcoreError)):
+        cache = BinaryCache([FakeStore("a", {**GOOD, name: compress(content)})])
+        if isinstance(expected, str):
+            assert cache.path_info(hash_part("hello")).narinfo.store_path.name == expected
+        else:
+            with pytest.raises(expected):
+                cache.path_info(hash_part("hello"))
 
 
 # A store that fails.
