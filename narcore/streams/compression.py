@@ -67,7 +67,7 @@ def sniff(head: bytes) -> str:
 
 
 def unpack_small(packed: bytes, limit: int) -> bytes:
-    """A small file in whatever encoding it has: its first bytes tell. Raises CompressionError, also for more than ``limit`` bytes."""
+    """A small file, whatever its encoding: its first bytes tell. Raises CompressionError, also for more than ``limit`` bytes."""
     unpacked = bytearray()
     for chunk in decompress(sniff(packed[:8]), [packed]):
         unpacked += chunk
