@@ -68,7 +68,9 @@ class BinaryCache:
         )
         self._cache = cache
         self._strict = strict
-        self._max_nar_size = max_nar_size
+        # Strict serves out of the cache only, so what does not fit there never will be.
+        limits = [max_nar_size, cache.limit if cache and strict else None]
+        self._largest = min((limit for limit in limits if limit is not None), default=None)
         self._lookup = Lookup(self.substituters, strategy=strategy, trusted_keys=trusted_keys, trace=trace, clock=clock)
         self._streams = NarStreams(sources=self._lookup.sources, on_failure=self._lookup.demote)
         self._source = NarSource(self._streams, cache, strict=strict, trace=trace, on_other_listing=self._learn_listing)
@@ -165,8 +167,8 @@ class BinaryCache:
         Raises NarTooLarge, HashMismatch if the contents are not those of the path's content address, and what fetching raises.
         """
         size = info.narinfo.nar_size
-        if self._max_nar_size is not None and size > self._max_nar_size:
-            raise NarTooLarge(f"the NAR has {size} bytes, and this server unpacks {self._max_nar_size} at most")
+        if self._largest is not None and size > self._largest:
+            raise NarTooLarge(f"the NAR has {size} bytes, and {self._largest} at most are unpacked here")
         self._proof.check(info)
         known = self._known(info)
         return NarAccessor(
