@@ -53,6 +53,14 @@ function directory(table) {
     count.textContent = wanted ? `${left.toLocaleString("en")} of ${unfiltered}` : unfiltered;
   }
 
+  /* Before a key moves on: what was typed just now may wait for the next frame. */
+  function settle() {
+    gather();
+    if (!waiting) return;
+    cancelAnimationFrame(waiting);
+    filter();
+  }
+
   function walk(event) {
     if (event.altKey || event.ctrlKey || event.metaKey) return;
     const here = document.activeElement;
@@ -63,11 +71,10 @@ function directory(table) {
       input.value = "";
       filter();
     } else if (event.key === "Enter" && here === input) {
-      gather();
-      filter();
+      settle();
       if (visit(rows, -1, 1)) document.activeElement.click();
     } else if ((event.key === "ArrowDown" || event.key === "ArrowUp") && (inList || here === input)) {
-      gather();
+      settle();
       const step = event.key === "ArrowDown" ? 1 : -1;
       const at = inList ? rows.indexOf(here.closest("tr")) : -1;
       if (here === input && step < 0) return;
