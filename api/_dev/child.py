@@ -188,11 +188,12 @@ def load(target: str, examples: Sequence[tuple[str, str]], *, strict: bool) -> W
     try:
         return load_lambda(examples) if target == "lambda" else load_application(examples)
     except SystemExit as ended:  # a setting that can't be used, in one line
-        text = f"{ended.code}\n"
+        # Whoever ends with a number has said why.
+        text = f"{ended.code}\n" if isinstance(ended.code, str) else ""
         sys.stderr.write(text)
         if strict:
             sys.exit(BAD_SETTING)
-        return error_page(text)
+        return error_page(text or "A setting can't be used; the terminal says which.\n")
     except Exception:  # noqa: BLE001  any module may be broken in any way, and all of it is shown
         text = traceback.format_exc()
         sys.stderr.write(text)
