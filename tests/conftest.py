@@ -23,5 +23,7 @@ def _no_settings_from_outside() -> None:
 @pytest.fixture(autouse=True)
 def _logs_can_be_looked_at() -> None:
     """What sets up the logs of a process (the WSGI entry, a command) keeps them from whoever looks at them in a later test."""
-    for name in ("api", "narcore"):
-        logging.getLogger(name).propagate = True
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if name.partition(".")[0] in ("api", "narcore") and isinstance(logger, logging.Logger):
+            logger.propagate = True
+            logger.setLevel(logging.NOTSET)

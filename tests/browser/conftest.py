@@ -30,7 +30,8 @@ def caches() -> NixCaches:
     return nixcaches.build()
 
 
-@pytest.fixture(scope="session")
+# Of this package: Playwright's synchronous face keeps an event loop running, in which nothing else of asyncio can.
+@pytest.fixture(scope="package")
 def browser(caches: NixCaches) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*OPTIONS])

@@ -19,6 +19,9 @@ from tests.e2e.upstream import Upstream
 
 ENCODED = ("ls-br.encoded", "ls-gzip.encoded", "ls-zstd.encoded")
 WITHOUT_LISTINGS = tuple(f"{name}.no-ls" for name in (*NIX_CACHES, *RECOMPRESSED))
+# The caches that have archives of their own; the others are one of these with other listings, and a large file more of each
+# would tell nothing new.
+ARCHIVES = (*NIX_CACHES, *RECOMPRESSED, *WITHOUT_LISTINGS)
 SMALL = tuple(name for name, spec in trees.SPECS.items() if not spec.slow)
 
 
@@ -99,10 +102,12 @@ def test_the_standard_library(front: Front, caches: NixCaches) -> None:
     check(fetch_with_http_client, front, regular_files(caches, [trees.STDLIB_NAME]))
 
 
+@pytest.mark.parametrize("front", ARCHIVES, indirect=True)
 def test_a_large_file_and_its_neighbours(front: Front, caches: NixCaches) -> None:
     check(fetch_with_requests, front, regular_files(caches, [trees.BIG_NAME]))
 
 
+@pytest.mark.parametrize("front", ARCHIVES, indirect=True)
 def test_ranges_of_a_large_file(front: Front, caches: NixCaches) -> None:
     generator = random.Random(3)
     wrong: list[tuple[object, ...]] = []

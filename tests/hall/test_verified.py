@@ -54,7 +54,8 @@ def test_what_was_checked(
     with site(url, **keys, NAR_CACHE_DIR=str(tmp_path / "nars"), NAR_VERIFY=verify) as wire:
         first = wire.get(URL)
         assert first.body == CONTENTS
-        assert checks(first) == (whole if verify == "strict" else expected)
+        # A fill may be complete by the time the header is written; then it says so.
+        assert checks(first) in ([whole] if verify == "strict" else [expected, whole])
         for again in (
             wire.get(URL),
             wire.get(URL, method="HEAD"),
