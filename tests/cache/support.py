@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from narcore.cache.fill import Fill, FillBytes
-from narcore.cache.layout import NarKey
+from narcore.cache.layout import DURABLE, NarKey
 from narcore.cache.narcache import NarCache
 from narcore.errors import HashMismatch
 from narcore.formats import nixbase32
@@ -109,9 +109,11 @@ def read_until_error(chunks: Iterable[bytes]) -> tuple[bytes, BaseException | No
 
 
 def keep(cache: NarCache, nar: bytes) -> NarKey:
-    """Put a NAR into the cache."""
+    """Put a NAR into the cache, and wait until its files are marked as durable: a test may change them next."""
     source = Source(nar)
     assert read_all(cache.fill(source.key, source)) == nar
+    files = cache.layout.nar(source.key.digits), cache.layout.listing(source.key.digits)
+    until(lambda: all(file.stat().st_mtime == DURABLE for file in files if file.exists()))
     return source.key
 
 
