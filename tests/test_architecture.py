@@ -19,6 +19,7 @@ VALUES = (
     "narcore.pathinfo",
     "narcore.resolve",
     "narcore.settings",
+    "narcore.sizes",
     "narcore.trace",
 )
 FRONT = (*VALUES, "narcore.accessor", "narcore.archive", "narcore.binarycache")
@@ -36,6 +37,7 @@ MAY_IMPORT = {
     "narcore.accessor": ("narcore.formats",),
     "narcore.archive": ("narcore.errors", "narcore.formats", "narcore.accessor"),
     "narcore.resolve": ("narcore.errors", "narcore.formats"),  # pure, as formats are
+    "narcore.sizes": (),
     "narcore.trace": (),
     "narcore.cli": (*FRONT, "narcore.export", "narcore.streams.closing"),
     "narcore.cli.cache": ("narcore.cli", *FRONT, "narcore.cache"),  # the upkeep of the disk cache is what that command is for

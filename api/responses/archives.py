@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from werkzeug.wrappers import Request
 
 from api.responses.base import NodeRef, Response, cache_forever, not_modified, safe_headers, set_validators
+from api.responses.body import joined
 from api.responses.text import content_disposition
 from narcore.accessor import NarAccessor
 from narcore.archive import nar, tar, zip_archive
@@ -68,19 +69,7 @@ def archive_response(request: Request, accessor: NarAccessor, node: Node, ref: N
         response = Response(headers=headers)
         response.automatically_set_content_length = False  # Werkzeug would count the bytes of the empty body
         return response
-    return Response(_Started(_joined(packed.pack(accessor, node, ref.name))), headers=headers)
-
-
-def _joined(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    waiting: list[bytes] = []
-    size = 0
-    for chunk in chunks:
-        waiting.append(chunk)
-        size += len(chunk)
-        if size >= _CHUNK:
-            yield b"".join(waiting)
-            waiting, size = [], 0
-    yield b"".join(waiting)
+    return Response(_Started(joined(packed.pack(accessor, node, ref.name), _CHUNK)), headers=headers)
 
 
 class _Started:

@@ -133,6 +133,19 @@ class FileWindow:
             self._source.close()
 
 
+def joined(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
+    """Small chunks joined to ``size`` bytes or a little more: a server sends each by itself."""
+    waiting: list[bytes] = []
+    length = 0
+    for chunk in chunks:
+        waiting.append(chunk)
+        length += len(chunk)
+        if length >= size:
+            yield b"".join(waiting)
+            waiting, length = [], 0
+    yield b"".join(waiting)
+
+
 def open_body(read: Read, part: ByteRange, environ: "WSGIEnvironment") -> StreamBody | FileWindow:
     """The bytes of ``part``, the first of them at hand."""
     source = read(part.start, part.stop)

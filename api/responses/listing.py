@@ -10,13 +10,13 @@ from api.responses.formats import LISTING, requested_format
 from api.responses.negotiation import HTML, JSON, negotiate
 from api.responses.redirects import script_root
 from api.responses.templates import PAGE_CSP, page_url, render, streamed, templates_version
-from api.responses.text import human_size
 from api.view.panel import Panel, panel_of
 from api.view.readme import Readme, find_readme, readme_of
 from api.view.rows import Order, Switch, breadcrumbs, exact_size, grouped, rows
 from narcore.errors import NarcoreError
 from narcore.formats.listing import NarListing, Node
 from narcore.pathinfo import PathInfo
+from narcore.sizes import human_size
 
 # Part of the ETags: to be changed with what this module makes of a listing.
 _VERSION = "2"

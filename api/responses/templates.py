@@ -15,6 +15,7 @@ from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Request
 
 from api.responses.base import OWN_CSP, Response, cache_forever, not_modified, safe_headers, set_validators
+from api.responses.body import joined
 from api.responses.conditional import Validators, make_etag
 from api.responses.redirects import script_root
 from api.responses.text import display
@@ -105,26 +106,13 @@ def render(request: Request, template: str, **values: object) -> Iterator[bytes]
     root = script_root(request)
     static = {name.partition(".")[0]: f"{root}{STATIC_PREFIX}{_versioned(name)}" for name in _STATIC}
     stream = _environment().get_template(template).generate(root=root, static=static, **values)
-    return _in_chunks(stream)
+    return joined((text.encode() for text in stream), _CHUNK)
 
 
 def page_url(request: Request) -> str:
     """Where the request was sent to, whole but for the query: for people to copy."""
     path = quote_from_bytes(request.environ.get("PATH_INFO", "").encode("latin-1"), safe="/")
     return f"{request.scheme}://{request.host}{script_root(request)}{path}"
-
-
-def _in_chunks(texts: Iterator[str]) -> Iterator[bytes]:
-    """Joined to a decent size: a server sends each chunk by itself."""
-    pending: list[str] = []
-    size = 0
-    for text in texts:
-        pending.append(text)
-        size += len(text)
-        if size >= _CHUNK:
-            yield "".join(pending).encode()
-            pending, size = [], 0
-    yield "".join(pending).encode()
 
 
 def streamed(chunks: Iterator[bytes], headers: Headers, status: int = 200) -> Response:

@@ -15,7 +15,7 @@ from api.responses.body import Read
 from api.responses.mediatypes import PLAIN, SNIFF_LENGTH, type_by_content, type_by_name
 from api.responses.negotiation import HTML
 from api.responses.templates import PAGE_CSP, render, streamed, templates_version
-from api.responses.text import human_size, quote_path
+from api.responses.text import quote_path
 from api.view.elf import MAGIC, ElfFacts, elf_facts
 from api.view.hexdump import hex_lines
 from api.view.pages import Part
@@ -25,6 +25,7 @@ from api.view.storelinks import StoreLinks
 from narcore.errors import FormatError
 from narcore.formats.derivation import Derivation
 from narcore.formats.listing import Node
+from narcore.sizes import human_size
 
 # Part of the ETags: to be changed with what this module makes of a file.
 _VERSION = "1"

@@ -3,9 +3,10 @@
 import shlex
 from typing import NamedTuple
 
-from api.responses.text import human_size, quote_path
+from api.responses.text import quote_path
 from api.view.rows import Link, exact_size
 from narcore.pathinfo import PathInfo, Trust
+from narcore.sizes import human_size
 
 _TRUST = {
     Trust.UNCHECKED: "Not checked: this server has no trusted keys.",

@@ -5,9 +5,10 @@ from itertools import islice
 from typing import NamedTuple
 
 from api.responses.base import NodeRef
-from api.responses.text import human_size, quote_path
+from api.responses.text import quote_path
 from narcore.formats.listing import Kind, NarListing, Node
 from narcore.formats.storepath import is_base_name
+from narcore.sizes import human_size
 
 # Rows of one <tbody>: a browser lays out only those groups that are in sight.
 _GROUP = 200

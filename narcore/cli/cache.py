@@ -11,10 +11,11 @@ import click
 from narcore.cache.eviction import Entry
 from narcore.cache.narcache import NarCache
 from narcore.cli.exits import NO, say
-from narcore.cli.out import Output, human_size
+from narcore.cli.out import Output
 from narcore.cli.progress import progress
 from narcore.cli.session import read_settings
 from narcore.errors import SettingsError
+from narcore.sizes import human_size
 
 P = ParamSpec("P")
 

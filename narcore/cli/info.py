@@ -6,12 +6,13 @@ from collections.abc import Iterator
 import click
 
 from narcore.cli.exits import for_each
-from narcore.cli.out import Output, human_size
+from narcore.cli.out import Output
 from narcore.cli.session import Session, session_options
 from narcore.cli.target import Target, target_argument
 from narcore.errors import UntrustedSignature
 from narcore.formats.signature import PublicKey, Signature
 from narcore.pathinfo import PathInfo, Trust
+from narcore.sizes import human_size
 
 _TRUST = {
     Trust.UNCHECKED: "not checked: no keys are configured",

@@ -59,14 +59,3 @@ class Output:
     def flush(self) -> None:
         """Raises OSError: what is left to the interpreter's end would be reported there, and too late for the exit code."""
         self._file.flush()
-
-
-def human_size(size: int) -> str:
-    """``size`` bytes in a few characters: ``17 B``, ``1.5 KiB``, ``340 MiB``."""
-    if size < 1024:
-        return f"{size} B"
-    value, units = size / 1024, iter(("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))
-    unit = next(units)
-    while value >= 1023.5:
-        value, unit = value / 1024, next(units)
-    return f"{value:.1f} {unit}" if value < 9.95 else f"{value:.0f} {unit}"

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import click
 
-from narcore.cli.out import human_size, spelled_out
+from narcore.cli.out import spelled_out
+from narcore.sizes import human_size
 
 Tick = Callable[[int], None]
 
