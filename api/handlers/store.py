@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from flask import Request
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from api.handlers.timing import Timing
@@ -17,12 +18,13 @@ from api.hosts import OwnHost
 from api.offload.redirect import Offload
 from api.responses.archives import ARCHIVES, archive_response
 from api.responses.base import NodeRef, Response, options_response
+from api.responses.conditional import make_etag
 from api.responses.files import file_response
 from api.responses.formats import NARINFO, requested_format
 from api.responses.limits import AnswerTooLarge, Limit
 from api.responses.listing import Beside, listing_response, prefers_json
 from api.responses.redirects import redirect_response, script_root
-from api.responses.templates import STATIC_PREFIX
+from api.responses.templates import MOVED, STATIC_PREFIX, page_url
 from api.responses.values import json_response
 from api.responses.view import view_response
 from api.view.recent import RecentPaths
@@ -162,11 +164,13 @@ class StoreHandler:
         try:
             return self._limit.check(answer.request, answer.of(outcome))
         except AnswerTooLarge as error:
-            if self._large is None or not error.movable:
+            if self._large is None or "ETag" not in error.headers:  # without: a page that lacks what could not be read
                 raise
             cache = self._large.cache
             try:
-                return self._large.offload.response(error.headers, lambda: answer.whole(cache))
+                return self._large.offload.response(
+                    answer.moved_name(error.headers), error.headers, lambda: answer.whole(cache)
+                )
             except CacheFailure:
                 raise error from None  # it can't be kept, so it can't be checked as a whole
 
@@ -202,10 +206,19 @@ class _NodeAnswer:
         follow_last = requested_format(self.request) is None
         return resolve(self.accessor.listing, self.store_path, self.asked.rest, follow_last=follow_last)
 
+    def moved_name(self, headers: Headers) -> str:
+        """What the whole answer is called elsewhere: by its ETag, and a page by its own URL too, which its links lead from."""
+        etag = headers["ETag"]
+        page = (
+            headers.get("Content-Type", "").startswith("text/html") and "NAR-File-Size" not in headers
+        )  # one of ours, no file
+        return (make_etag(etag, page_url(self.request)) if page else etag).strip('"')
+
     def whole(self, cache: BinaryCache) -> Response:
         """The answer without ranges, conditions and limit, out of ``cache``."""
         left_out = ("HTTP_RANGE", "HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "wsgi.file_wrapper")
         environ = {name: value for name, value in self.request.environ.items() if name not in left_out}
+        environ[MOVED] = True
         answer = replace(self, request=Request(environ), accessor=cache.open(self.info), limit=_NO_LIMIT)
         return answer.of(answer.outcome())
 

@@ -34,13 +34,12 @@ class Offload:
         self._sleep = sleep
         self._flights: SingleFlight[str, None] = SingleFlight()
 
-    def response(self, headers: Headers, whole: Callable[[], Response]) -> Response:
+    def response(self, name: str, headers: Headers, whole: Callable[[], Response]) -> Response:
         """302 to the answer that would have ``headers``; ``whole`` gives it when it has to be put into the bucket.
 
-        Its ETag, which comes from the NAR's hash and the path in it, is its name there. Raises OffloadError, CapacityError
-        while another process is at it for too long, and what ``whole`` and reading it raise.
+        ``name`` is its name there, and comes from its ETag, that is from the NAR's hash and the path in it. Raises
+        OffloadError, CapacityError while another process is at it for too long, and what ``whole`` and reading it raise.
         """
-        name = headers["ETag"].strip('"')
         self._flights.do(name, lambda: self._ensure(name, whole))
         location = self._bucket.url_of(name, headers.get("Content-Disposition", ""))
         answer = safe_headers()

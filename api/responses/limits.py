@@ -17,13 +17,12 @@ _COLLECT = 16 << 20
 class AnswerTooLarge(RequestEntityTooLarge):
     """413: the platform can't carry the answer. ``description`` says what can be done instead.
 
-    ``headers`` are those that the whole answer would have; ``movable``: it is as good when it is fetched from elsewhere.
+    ``headers`` are those that the whole answer would have.
     """
 
-    def __init__(self, description: str, headers: Headers, *, movable: bool = True) -> None:
+    def __init__(self, description: str, headers: Headers) -> None:
         super().__init__(description)
         self.headers = headers
-        self.movable = movable
 
 
 class BodyTooLarge(Exception):
@@ -64,13 +63,12 @@ class Limit:
         if fits:
             return response
         response.close()
-        page = response.mimetype == "text/html"  # of ours, with links relative to its URL
+        page = response.mimetype == "text/html"
         raise AnswerTooLarge(
             f"This would be more than {self.size} bytes, and one answer does not have more here. "
             + ("Ask for it with ?format=json, or for a directory" if page else "Ask for a directory or a file")
             + " further down.",
             response.headers,
-            movable=not page,
         )
 
     def _collect(self, response: Response, size: int) -> bool:

@@ -39,6 +39,9 @@ _STATIC = {
 # Pages that are a pleasure with a script, and do without: it is a file of ours. What they embed is on the same host.
 PAGE_CSP = f"{OWN_CSP}; script-src 'self'; media-src 'self'; frame-src 'self'; object-src 'self'"
 
+# Set in the environ of a request whose answer will be fetched from another host.
+MOVED = "nar_serve.moved"
+
 # What a style sheet of ours names.
 _CSS_URL = re.compile(r'url\("([a-z.]+)"\)')
 
@@ -104,6 +107,9 @@ def static_response(request: Request, name: str) -> Response:
 def render(request: Request, template: str, **values: object) -> Iterator[bytes]:
     """The page, in chunks: a long one is never whole in memory."""
     root = script_root(request)
+    # A page that is put elsewhere has to say where its links lead from, and what its own headers would have said.
+    base = page_url(request) if request.environ.get(MOVED) else ""
+    values |= {"base": base, "origin": f"{request.scheme}://{request.host}"}
     static = {name.partition(".")[0]: f"{root}{STATIC_PREFIX}{_versioned(name)}" for name in _STATIC}
     stream = _environment().get_template(template).generate(root=root, static=static, **values)
     return joined((text.encode() for text in stream), _CHUNK)

@@ -189,11 +189,26 @@ def test_listings_and_archives(with_bucket: Client, bucket: S3) -> None:
     assert bucket.uploads() == before
 
 
-def test_a_page_stays_here(with_bucket: Client) -> None:
-    """Its links are relative to its own URL."""
-    got = with_bucket.get(f"{ROOT}/many/?list")
-    assert got.status == 413
-    assert "?format=json" in got.text
+def test_a_page_says_where_its_links_lead_from(with_bucket: Client, bucket: S3) -> None:
+    """It is fetched from the bucket, by whatever name the instance was asked; its links and its style are the instance's."""
+    pages = {}
+    for host in ("one.example", "two.example"):
+        before = bucket.uploads()
+        for _ in range(2):
+            got = fetched(with_bucket.get(f"{ROOT}/many/?list", {"Host": host}))
+        assert bucket.uploads() == before + 1
+        assert got.header("Content-Type") == "text/html; charset=utf-8"
+        pages[host] = got.text
+        (base,) = re.findall(r'<base href="([^"]*)">', got.text)
+        assert re.fullmatch(rf"https?://{host}/.*/many/", base)
+        assert got.text.count("<tr") > FILES
+        (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', got.text)
+        assert f"script-src {base.partition('/nix')[0]}" in policy
+    assert pages["one.example"] != pages["two.example"]
+
+
+def test_a_page_that_stays_has_no_base(with_bucket: Client) -> None:
+    assert "<base" not in with_bucket.get(f"{ROOT}/archive/?list").text
 
 
 def test_without_a_bucket_the_error_helps(without_bucket: Client) -> None:

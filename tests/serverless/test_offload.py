@@ -22,7 +22,8 @@ from tests import tools
 from tests.e2e import s3
 from tests.e2e.s3 import BUCKET, S3
 
-HEADERS = Headers({"ETag": '"0123abcd"', "Content-Disposition": "inline; filename=\"x\"; filename*=UTF-8''%C3%A9"})
+NAME = "0123abcd"
+HEADERS = Headers({"ETag": f'"{NAME}"', "Content-Disposition": "inline; filename=\"x\"; filename*=UTF-8''%C3%A9"})
 KEY = {"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"}
 
 BOTO = """
@@ -140,8 +141,8 @@ def keys(server: S3, prefix: str) -> list[str]:
 
 
 def test_it_is_put_there_once(offload: Offload, server: S3, prefix: str) -> None:
-    location = offload.response(HEADERS, whole).headers["Location"]
-    assert offload.response(HEADERS, never).status_code == 302
+    location = offload.response(NAME, HEADERS, whole).headers["Location"]
+    assert offload.response(NAME, HEADERS, never).status_code == 302
     assert keys(server, prefix) == ["0123abcd"]  # and no claim is left
     assert server.request("GET", location.removeprefix(server.url)) == b"bytes"
 
@@ -158,11 +159,11 @@ def test_a_failure_leaves_nothing(offload: Offload, server: S3, prefix: str) -> 
             closed.append(True)
 
     with pytest.raises(CorruptStream):
-        offload.response(HEADERS, lambda: whole(broken()))
+        offload.response(NAME, HEADERS, lambda: whole(broken()))
     assert closed == [True]
     assert keys(server, prefix) == []
     assert server.unfinished() == []
-    assert offload.response(HEADERS, whole).status_code == 302
+    assert offload.response(NAME, HEADERS, whole).status_code == 302
 
 
 def test_others_wait_for_who_is_at_it(offload: Offload, bucket: Bucket, clock: Clock) -> None:
@@ -177,7 +178,7 @@ def test_others_wait_for_who_is_at_it(offload: Offload, bucket: Bucket, clock: C
             bucket.give_up("0123abcd")
 
     clock.on_sleep = after_a_while
-    assert offload.response(HEADERS, never).status_code == 302
+    assert offload.response(NAME, HEADERS, never).status_code == 302
     assert len(rounds) == 3
 
 
@@ -185,7 +186,7 @@ def test_who_waits_too_long_is_told_to_come_back(offload: Offload, bucket: Bucke
     started = clock.now
     assert bucket.claim("0123abcd")
     with pytest.raises(CapacityError):
-        offload.response(HEADERS, never)
+        offload.response(NAME, HEADERS, never)
     assert WAIT_SECONDS <= (clock.now - started).total_seconds() < 28
 
 
@@ -210,7 +211,7 @@ def test_a_bucket_that_fails(server: S3, tmp_path: Path) -> None:
     ):
         bucket = Bucket.open(url, KEY)
         with pytest.raises(OffloadError) as caught:
-            Offload(bucket).response(HEADERS, whole)
+            Offload(bucket).response(NAME, HEADERS, whole)
         assert said in str(caught.value)
         assert "EXAMPLEKEY" not in str(caught.value)
         assert "\n" not in str(caught.value)
