@@ -8,6 +8,7 @@ as long as the files do.
 import shutil
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from narcore.export import write_binary_cache
@@ -31,11 +32,15 @@ because the address of a directory ends in a slash.</p>
 STYLE = "body { font: 1.1rem/1.5 system-ui, sans-serif; max-width: 40rem; margin: 3rem auto; padding: 0 1rem }\n"
 
 
-def build_demo(root: Path, directory: Path) -> list[tuple[str, str]]:
-    """Write the binary cache into ``directory`` (its ``file://`` URL is the store's), out of the checkout at ``root``.
+class Demo(NamedTuple):
+    """What there is to see, as pairs of a label and a URL path, and the key that all of it is signed with."""
 
-    Returns what there is to see: pairs of a label and a URL path.
-    """
+    examples: list[tuple[str, str]]
+    public_key: str
+
+
+def build_demo(root: Path, directory: Path) -> Demo:
+    """Write the binary cache into ``directory`` (its ``file://`` URL is the store's), out of the checkout at ``root``."""
     key = SecretKey.generate("nar-serve-demo-1")
     with tempfile.TemporaryDirectory(prefix="nar-serve-demo-") as scratch:
         trees = {name: Path(scratch, name) for name in (DOCS, TREE, SITE)}
@@ -45,7 +50,7 @@ def build_demo(root: Path, directory: Path) -> list[tuple[str, str]]:
         (docs,) = write_binary_cache(directory, {DOCS: trees[DOCS]}, secret_key=key)
         make_tree(root, trees[TREE], docs)
         make_site(root, trees[SITE], docs)
-        return examples(*write_binary_cache(directory, trees, secret_key=key))
+        return Demo(examples(*write_binary_cache(directory, trees, secret_key=key)), str(key.public_key))
 
 
 def make_docs(root: Path, docs: Path) -> None:

@@ -29,7 +29,7 @@ from api._dev.demo import build_demo
 from api._dev.routing import Deployment, VercelJsonError
 from api.listener import explain, listen, url_host
 from narcore.errors import SettingsError
-from narcore.settings import DEFAULT_CACHE_URL, Settings
+from narcore.settings import DEFAULT_CACHE_URL, DEFAULT_PUBLIC_KEY, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 TREES = ("api", "narcore", "public")
@@ -207,8 +207,11 @@ def main() -> int:
         if is_set("NAR_CACHE_URL") or is_set("NIX_CACHE_URL"):
             return serve(listener, target, settings.host, settings.cache_urls)
         with tempfile.TemporaryDirectory(prefix="nar-serve-demo-") as directory:
-            examples = build_demo(ROOT, Path(directory))
-            return serve(listener, target, settings.host, (Path(directory).as_uri(), DEFAULT_CACHE_URL), examples)
+            demo = build_demo(ROOT, Path(directory))
+            # Two stores have no default key: those of both, so that what is seen is what a deployment does.
+            os.environ.setdefault("NAR_TRUSTED_PUBLIC_KEYS", f"{demo.public_key} {DEFAULT_PUBLIC_KEY}")
+            urls = (Path(directory).as_uri(), DEFAULT_CACHE_URL)
+            return serve(listener, target, settings.host, urls, demo.examples)
 
 
 def is_set(name: str) -> bool:
