@@ -1,5 +1,6 @@
 """The process that the workers are children of: gunicorn's arbiter, with our configuration, signals and log."""
 
+import ctypes
 import gc
 import logging
 import os
@@ -29,16 +30,30 @@ log = logging.getLogger("api.serve")
 KEEPALIVE_SECONDS = 75
 IDLE_CONNECTIONS = 500  # with the threads and the files that they read, below the usual limit of 1024 open files
 
+M_ARENA_MAX = -8  # malloc.h of glibc
+ARENAS = 2
+
 # Signals of one cause, as ``timeout`` sends them to a process and then to its group, come within this time.
 SAME_SIGNAL_SECONDS = 0.3
 
 
 def run(settings: Settings, listener: socket.socket) -> NoReturn:
     """Serve until a signal ends it, and the process with it. Takes over the listener."""
+    _share_arenas()
     master = Master(_Application(settings, listener))
     gc.freeze()  # what there is by now is shared with the workers, as long as nobody writes to it: the collector would
     master.run()
     sys.exit(0)
+
+
+def _share_arenas() -> None:
+    """Have all threads allocate in two arenas, and not in eight a core: some 10 MB less for two workers with 32 threads.
+
+    The chunks of NARs pass through every thread, and each arena keeps some. A C library without ``mallopt`` has no arenas.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_ARENA_MAX, ARENAS)
 
 
 class _Application(BaseApplication):
