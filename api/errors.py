@@ -107,6 +107,7 @@ ROWS: dict[type[Exception], Row] = {
     errors.OutsideStore: _NO_NODE,
     errors.CapacityError: _BUSY,
     errors.CacheFailure: _BUSY,
+    errors.MountError: _FAULT,
     errors.NarTooLarge: Row(
         413, "Too large for this server", "It is set up to unpack smaller archives only.", keep=Keep.SHORT
     ),

@@ -18,6 +18,7 @@
     │  ├ NoSuchNode  ├ NotADirectory  ├ SymlinkLoop  └ OutsideStore
     ├ CapacityError                nothing is wrong, there is just no room or no turn for it now
     │  └ CacheFailure              the disk cache can't keep it: full, read-only, gone
+    ├ MountError                   a file system can't be mounted, or nobody answers for a mount
     ├ NarTooLarge                  larger than this installation is set up to unpack
     └ SettingsError (ValueError)   a setting that can't be used
 
@@ -159,6 +160,10 @@ class CapacityError(NarcoreError):
 
 class CacheFailure(CapacityError):
     """The disk cache can't keep a NAR: the disk is full or failing, the directory can't be written. Other sources may help."""
+
+
+class MountError(NarcoreError):
+    """A file system can't be mounted, or nobody answers for a mount; the message says what failed and the next step."""
 
 
 class NarTooLarge(NarcoreError):

@@ -31,7 +31,10 @@ NAMES = frozenset(
         "NAR_MAX_NAR_SIZE",
         "NAR_MAX_RESPONSE",
         "NAR_METRICS",
+        "NAR_MOUNT_DEADLINE",
+        "NAR_MOUNT_EARLY",
         "NAR_OFFLOAD_URL",
+        "NAR_RUN_DIR",
         "NAR_STOP_SECONDS",
         "NAR_THREADS",
         "NAR_TRUSTED_PROXIES",
@@ -99,6 +102,9 @@ class Settings:
     stop_seconds: int = 60
     metrics: bool = False
     trusted_proxies: tuple[Network, ...] = ()
+    run_dir: Path = Path("/run/nar-serve")
+    mount_early: bool = False
+    mount_deadline: int = 30
     warnings: tuple[str, ...] = ()
 
     @classmethod
@@ -136,6 +142,9 @@ class Settings:
             stop_seconds=_count("NAR_STOP_SECONDS", given.get("NAR_STOP_SECONDS", "60")),
             metrics=_switch("NAR_METRICS", given),
             trusted_proxies=_networks("NAR_TRUSTED_PROXIES", given.get("NAR_TRUSTED_PROXIES", "")),
+            run_dir=_run_dir(given),
+            mount_early=_switch("NAR_MOUNT_EARLY", given),
+            mount_deadline=_count("NAR_MOUNT_DEADLINE", given.get("NAR_MOUNT_DEADLINE", "30")),
             warnings=tuple(_unknown(name) for name in sorted(given) if name.startswith("NAR_") and name not in NAMES),
         )
 
@@ -258,6 +267,22 @@ def _cache_dir(given: Mapping[str, str]) -> Path | None:
         if given.get(name, "").startswith("/"):
             return Path(given[name]) / below
     return Path(tempfile.gettempdir()) / f"nar-serve-{os.getuid()}"
+
+
+def _run_dir(given: Mapping[str, str]) -> Path:
+    """NAR_RUN_DIR: for sockets and state that need not outlive a reboot. By default where the service manager, the system or
+    the user has such things.
+    """
+    if "NAR_RUN_DIR" in given:
+        return Path(given["NAR_RUN_DIR"]).absolute()
+    service = given.get("RUNTIME_DIRECTORY", "").partition(":")[0]  # systemd.exec(5): several are separated by colons
+    if service.startswith("/"):
+        return Path(service)
+    if os.geteuid() == 0 and os.access("/run", os.W_OK):  # the root of a user namespace may not write there
+        return Path("/run/nar-serve")
+    if given.get("XDG_RUNTIME_DIR", "").startswith("/"):
+        return Path(given["XDG_RUNTIME_DIR"]) / "nar-serve"
+    return Path(tempfile.gettempdir()) / f"nar-serve-run-{os.getuid()}"
 
 
 def _unknown(name: str) -> str:

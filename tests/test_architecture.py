@@ -42,8 +42,14 @@ MAY_IMPORT = {
     "narcore.cli": (*FRONT, "narcore.export", "narcore.streams.closing"),
     "narcore.cli.cache": ("narcore.cli", *FRONT, "narcore.cache"),  # the upkeep of the disk cache is what that command is for
     "narcore.cli.instancestore": ("narcore.cli", *FRONT, "narcore.stores.base"),  # it is a store
+    "narcore.mount": (*FRONT, "narcore.localnar", "narcore.cache.lru"),
+    "narcore.mount.command": ("narcore.mount", *FRONT, "narcore.cli"),
+    "narcore.volumes": ("narcore.errors", "narcore.mount"),
+    "narcore.csi": ("narcore.errors", "narcore.settings", "narcore.mount", "narcore.volumes"),
+    "narcore.csi.command": ("narcore.csi", "narcore.errors", "narcore.settings", "narcore.mount", "narcore.volumes", "narcore.cli"),
     "api": FRONT,
     "api._dev": ("api", *FRONT, "narcore.export"),
+    "api._docker": ("api", *FRONT, "narcore.cli", "narcore.mount", "narcore.volumes"),
     "api._lambda": ("api", *FRONT),
     "api._server": ("api", *FRONT, "narcore.cli"),
     # It writes to a bucket, which is no store of ours: of the stores it takes how they name one and tell their errors.

@@ -66,6 +66,24 @@ def test_a_key_that_is_none_ends_the_start(text: str) -> None:
     assert len(secret) < 80 or secret not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("user", "writable", "environ", "directory"),
+    [
+        (0, True, {"XDG_RUNTIME_DIR": "/run/user/0"}, "/run/nar-serve"),
+        (0, False, {"XDG_RUNTIME_DIR": "/run/user/1000"}, "/run/user/1000/nar-serve"),  # the root of a user namespace
+        (1000, False, {"XDG_RUNTIME_DIR": "/run/user/1000"}, "/run/user/1000/nar-serve"),
+        (1000, False, {"XDG_RUNTIME_DIR": "relative"}, f"{gettempdir()}/nar-serve-run-1000"),
+    ],
+)
+def test_where_sockets_are(
+    user: int, writable: bool, environ: dict[str, str], directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setattr(os, "getuid", lambda: user)
+    monkeypatch.setattr(os, "access", lambda _path, _mode: writable)
+    assert Settings.from_environ(environ).run_dir == Path(directory)
+
+
 def test_a_misspelt_name_is_warned_of() -> None:
     (warning,) = Settings.from_environ({"NAR_TRUSTED_PUBLIC_KEY": str(ONE)}).warnings
     assert "NAR_TRUSTED_PUBLIC_KEYS" in warning
@@ -116,6 +134,12 @@ GOOD: list[tuple[dict[str, str], str, object]] = [
     ({"NAR_STOP_SECONDS": "5"}, "stop_seconds", 5),
     ({"NAR_METRICS": "on"}, "metrics", True),
     ({"NAR_METRICS": "0"}, "metrics", False),
+    ({"NAR_RUN_DIR": "/x/y"}, "run_dir", Path("/x/y")),
+    ({"NAR_RUN_DIR": "y", "RUNTIME_DIRECTORY": "/run/z"}, "run_dir", Path.cwd() / "y"),
+    ({"RUNTIME_DIRECTORY": "/run/x:/run/y", "XDG_RUNTIME_DIR": "/z"}, "run_dir", Path("/run/x")),
+    ({}, "mount_early", False),
+    ({"NAR_MOUNT_EARLY": "on"}, "mount_early", True),
+    ({"NAR_MOUNT_DEADLINE": "5"}, "mount_deadline", 5),
     ({"NAR_TRUSTED_PROXIES": "127.0.0.1, 10.0.0.0/8 ::1"}, "trusted_proxies", tuple(map(ip_network, PROXIES))),
 ]  # fmt: skip
 
@@ -133,12 +157,13 @@ BAD: list[tuple[dict[str, str], str]] = [
     *(({"NAR_MAX_RESPONSE": text}, "20G") for text in ("0", "4.5M")),
     *(
         ({name: text}, "from 1 to 10000")
-        for name in ("NAR_MAX_FILLS", "NAR_WORKERS", "NAR_THREADS", "NAR_STOP_SECONDS")
+        for name in ("NAR_MAX_FILLS", "NAR_WORKERS", "NAR_THREADS", "NAR_STOP_SECONDS", "NAR_MOUNT_DEADLINE")
         for text in ("0", "-1", "10001", "0000019999999", "x", "1.5")
     ),
     *(({"NAR_OFFLOAD_URL": text, "HOME": "/x"}, "s3://") for text in ("https://x", "gs://x", "x")),
     ({"NAR_OFFLOAD_URL": "s3://x", "NAR_CACHE_DIR": "off"}, "NAR_CACHE_DIR=off"),
     *(({"NAR_METRICS": text}, "on (1) or off (0)") for text in ("true", "yes", "ON")),
+    *(({"NAR_MOUNT_EARLY": text}, "on (1) or off (0)") for text in ("true", "OFF")),
     *(({"NAR_TRUSTED_PROXIES": text}, "10.0.0.0/8") for text in ("proxy.example", "10.0.0.1/8", "10.0.0.0/33", "*")),
     ({"NAR_TRUSTED_PUBLIC_KEYS": f"{ONE} two-1:abc"}, "number 2, 'two-1'"),
 ]  # fmt: skip

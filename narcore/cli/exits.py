@@ -49,6 +49,7 @@ _TABLE: dict[type[BaseException], tuple[int, str]] = {
     errors.SymlinkLoop: (NO, ""),
     errors.CapacityError: (TROUBLE, "try again in a moment"),
     errors.CacheFailure: (TROUBLE, _OFF),
+    errors.MountError: (TROUBLE, ""),
     errors.NarTooLarge: (TROUBLE, "NAR_MAX_NAR_SIZE sets how large it may be"),
     OSError: (TROUBLE, ""),
 }
