@@ -12,7 +12,7 @@ from typing import Self
 
 from narcore.accessor import NarAccessor
 from narcore.cache.lru import LruMemory
-from narcore.cache.narcache import NarCache
+from narcore.cache.narcache import FILL_PATIENCE, NarCache
 from narcore.cache.singleflight import SingleFlight
 from narcore.errors import (
     CacheFailure,
@@ -27,6 +27,7 @@ from narcore.errors import (
 from narcore.formats.listing import NarListing
 from narcore.formats.signature import PublicKey
 from narcore.formats.storepath import DEFAULT_STORE_DIR
+from narcore.localnar import LocalNar
 from narcore.lookup import Lookup, Strategy
 from narcore.narsource import Known, NarSource
 from narcore.narstream import NarStreams
@@ -43,6 +44,9 @@ log = logging.getLogger("narcore")
 # A listing has about 80 bytes an entry, and one of more than 200,000 entries is not parsed (MEMORY_MAX in formats/listing.py): what
 # is larger than this is read out of the NAR, entry by entry.
 LISTING_LIMIT = 16 << 20
+
+# How often a NAR is fetched that was evicted before it could be opened. Once is bad luck.
+FETCH_TRIES = 3
 
 # In entries, which take about 50 bytes each.
 LISTING_MEMORY = 300_000
@@ -80,8 +84,14 @@ class BinaryCache:
         self._listing_flights: SingleFlight[tuple[str, str], Known] = SingleFlight()
 
     @classmethod
-    def from_settings(cls, settings: Settings, *, trace: Trace = silent) -> Self:
-        """Raises SettingsError for a URL that is not a store's."""
+    def from_settings(
+        cls, settings: Settings, *, trace: Trace = silent, strict: bool | None = None, patience: float | None = None
+    ) -> Self:
+        """``strict`` takes the place of what the settings say; ``patience`` is how many seconds a fill waits for its turn.
+
+        Raises SettingsError for a URL that is not a store's, and where strict has no cache directory to serve from.
+        """
+        strict = settings.verify == "strict" if strict is None else strict
         try:
             substituters = [Substituter.open(url, trace=trace) for url in settings.cache_urls]
         except SettingsError as error:
@@ -90,8 +100,10 @@ class BinaryCache:
             substituters,
             strategy=settings.cache_strategy,
             trusted_keys=settings.trusted_public_keys,
-            cache=_open_cache(settings, trace),
-            strict=settings.verify == "strict",
+            cache=_open_cache(
+                settings, strict=strict, patience=FILL_PATIENCE if patience is None else patience, trace=trace
+            ),
+            strict=strict,
             max_nar_size=settings.max_nar_size,
             trace=trace,
         )
@@ -166,9 +178,7 @@ class BinaryCache:
 
         Raises NarTooLarge, HashMismatch if the contents are not those of the path's content address, and what fetching raises.
         """
-        size = info.narinfo.nar_size
-        if self._largest is not None and size > self._largest:
-            raise NarTooLarge(f"the NAR has {size} bytes, and {self._largest} at most are unpacked here")
+        self._check_size(info)
         self._proof.check(info)
         known = self._known(info)
         return NarAccessor(
@@ -186,6 +196,51 @@ class BinaryCache:
         """
         self._proof.check(info)
         return self._streams.open(info)
+
+    def _check_size(self, info: PathInfo) -> None:
+        size = info.narinfo.nar_size
+        if self._largest is not None and size > self._largest:
+            raise NarTooLarge(f"the NAR has {size} bytes, and {self._largest} at most are unpacked here")
+
+    # --- NARs in the disk cache, for who keeps them open
+
+    def local(self, info: PathInfo) -> LocalNar | None:
+        """The NAR, if it is on disk now, whole and verified. To be closed.
+
+        Raises what `open` raises for one that may not be served.
+        """
+        self._check_size(info)
+        nar = self._source.local(info)
+        if nar is None:
+            return None
+        try:
+            self._proof.check(info)
+        except BaseException:
+            nar.close()
+            raise
+        return nar
+
+    def fetch_local(self, info: PathInfo) -> LocalNar:
+        """The NAR on disk, where it is brought if need be; a fill under way is joined. Waits for it. To be closed.
+
+        Raises what `open` raises, and CacheFailure if it can't be kept.
+        """
+        for _ in range(FETCH_TRIES):
+            nar = self.local(info)
+            if nar is not None:
+                return nar
+            self._source.keep(info)
+        raise CacheFailure("a NAR is evicted each time as soon as it has been fetched; the cache is too small")
+
+    def fetched(self, info: PathInfo) -> int:
+        """How many bytes of the NAR the fill under way in this process has got; 0 if there is none. Waits for nothing."""
+        return self._source.bytes_fetched(info)
+
+    def fetched_total(self) -> int:
+        """How many bytes all fills of this process have got, ever: as long as something comes, it grows."""
+        return self._source.bytes_fetched_ever()
+
+    # --- listings
 
     def _known(self, info: PathInfo) -> Known:
         key = (info.store.url, info.narinfo.nar_hash.nix32)
@@ -226,15 +281,20 @@ class BinaryCache:
             return None
 
 
-def _open_cache(settings: Settings, trace: Trace) -> NarCache | None:
+def _open_cache(settings: Settings, *, strict: bool, patience: float, trace: Trace) -> NarCache | None:
     """The disk cache, or None if it is off, or can't be used and need not be."""
     directory = settings.cache_dir
     if directory is None:
+        if strict:
+            raise SettingsError(
+                "what is served out of the disk cache only needs one, and NAR_CACHE_DIR=off turns it off"
+            )
         return None
+    size, max_fills = settings.cache_size.in_bytes, settings.max_fills
     try:
-        return NarCache(directory, size=settings.cache_size.in_bytes, max_fills=settings.max_fills, trace=trace)
+        return NarCache(directory, size=size, max_fills=max_fills, patience=patience, trace=trace)
     except CacheFailure as error:
-        if settings.verify == "strict":
+        if strict:
             raise SettingsError(f"NAR_VERIFY=strict needs a cache directory, and {directory}: {error}") from error
         log.warning("nothing is kept on disk: %s: %s", directory, error)
         return None

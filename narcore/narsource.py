@@ -18,6 +18,7 @@ from narcore.cache.narcache import NarCache
 from narcore.errors import CacheFailure, CompressionError, IntegrityError, NarcoreError, StoreError
 from narcore.formats.listing import ListingBuilder, NarListing, Node, contents_prefix
 from narcore.formats.nar.parser import NarParser, parse_nar
+from narcore.localnar import LocalNar
 from narcore.narstream import NarStreams
 from narcore.pathinfo import PathInfo
 from narcore.remote import RemoteParts, behind_tag
@@ -98,6 +99,30 @@ class NarSource:
 
     def _fill(self, cache: NarCache, info: PathInfo) -> Fill:
         return cache.fill(_key(info), partial(self._streams.open, info), source=info.store.url)
+
+    # --- NARs for who keeps them open
+
+    def local(self, info: PathInfo) -> LocalNar | None:
+        """The NAR, if it is in the cache."""
+        nar = self._cache.open(_key(info)) if self._cache else None
+        return LocalNar(self._cache, _key(info), nar) if self._cache and nar else None
+
+    def keep(self, info: PathInfo) -> None:
+        """Have the NAR in the cache, whole, and wait for that. Raises CacheFailure, and what fetching raises."""
+        self._filled_listing(self._needed_cache(), info)
+
+    def bytes_fetched(self, info: PathInfo) -> int:
+        """How much of the NAR the fill under way here has got. 0 if there is none."""
+        return self._cache.bytes_fetched(_key(info)) if self._cache else 0
+
+    def bytes_fetched_ever(self) -> int:
+        """What all fills of this process have got so far."""
+        return self._cache.bytes_fetched_ever() if self._cache else 0
+
+    def _needed_cache(self) -> NarCache:
+        if self._cache is None:
+            raise CacheFailure("there is no disk cache")
+        return self._cache
 
     # --- bytes
 

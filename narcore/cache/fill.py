@@ -75,6 +75,11 @@ class Fill:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
+    @property
+    def available(self) -> int:
+        """How many bytes there are of it so far; they may be none, and are not verified."""
+        return self._available
+
     def wait(self) -> NarListing:
         """Wait until the NAR is complete and verified; its listing. Raises whatever it failed with."""
         with self._lock:

@@ -25,7 +25,9 @@ or a crash put there has another: such an entry is hashed before it is used.
 
 import os
 import re
+import time
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,3 +147,9 @@ def mark(fd: int, seconds: int) -> None:
     """Note on the file itself that it was verified. The access time, by which the least recently used go, stays."""
     status = os.fstat(fd)
     os.utime(fd, ns=(status.st_atime_ns, seconds * 10**9))
+
+
+def touch(fd: int) -> None:
+    """Note on the file that it was used just now."""
+    with suppress(OSError):  # read-only: then who goes first in an eviction does not matter either
+        os.utime(fd, ns=(time.time_ns(), os.fstat(fd).st_mtime_ns))

@@ -16,7 +16,7 @@ from narcore.cache.cached import CachedNar, Verifier, has_digest
 from narcore.cache.counters import Counters
 from narcore.cache.eviction import Entry, entries, make_room, remove_entry
 from narcore.cache.fill import Fill
-from narcore.cache.layout import THIS_BOOT, Layout, NarKey, is_verified
+from narcore.cache.layout import THIS_BOOT, Layout, NarKey, is_verified, touch
 from narcore.cache.listings import load_listing
 from narcore.cache.locks import READ_FLAGS, is_still_at, remove_if_free
 from narcore.cache.lru import LruMemory
@@ -30,6 +30,8 @@ log = logging.getLogger("narcore.cache")
 
 CLEAN_SECONDS = 600.0  # so often a process that runs for long looks for what others have left
 STOP_SECONDS = 2.0  # so long the end of the process waits for its downloads to end
+
+FILL_PATIENCE = 10.0  # seconds that a fill waits for its turn, while somebody waits for it
 
 Progress = Callable[[int], None]
 
@@ -47,7 +49,7 @@ class NarCache:
         *,
         size: Callable[[Path], int],
         max_fills: int,
-        patience: float = 10.0,
+        patience: float = FILL_PATIENCE,
         trace: Trace = silent,
     ) -> None:
         self.layout = Layout(directory)
@@ -57,6 +59,8 @@ class NarCache:
         self._verifier = Verifier()
         self._lock = threading.Lock()
         self._fills: dict[NarKey, Fill] = {}
+        self._running: set[Fill] = set()  # also those that are closed to newcomers, who have begun another one
+        self._fetched = 0  # by those that have ended
         self._failed: LruMemory[tuple[NarKey, str], NarcoreError] = LruMemory(1000)
         self._said: LruMemory[str, bool] = LruMemory(100)
         self._cleaned = time.monotonic()
@@ -86,8 +90,7 @@ class NarCache:
         nar = self._open(key)
         if nar is None:
             return None
-        with suppress(OSError):  # read-only: then who goes first in an eviction does not matter either
-            os.utime(nar.fd, ns=(time.time_ns(), os.fstat(nar.fd).st_mtime_ns))
+        touch(nar.fd)
         self._note("hit", key)
         return nar
 
@@ -137,10 +140,17 @@ class NarCache:
             return None
         return CachedNar(fd, status, lambda: self._remove_bad(key, fd))
 
+    def is_evicted(self, key: NarKey, nar: CachedNar) -> bool:
+        """Whether the NAR that is open is no longer the one in the directory: only its readers keep it on the disk."""
+        try:
+            return not is_still_at(nar.fd, self.layout.nar(key.digits))
+        except OSError:  # of a directory that can't be read, nothing is known
+            return False
+
     def _remove_bad(self, key: NarKey, fd: int) -> None:
-        if is_still_at(fd, self.layout.nar(key.digits)):
-            log.warning("the NAR %s in the cache is not what it should be, and is removed", key.digits)
-            with suppress(OSError):
+        with suppress(OSError):
+            if is_still_at(fd, self.layout.nar(key.digits)):
+                log.warning("the NAR %s in the cache is not what it should be, and is removed", key.digits)
                 remove_entry(self.layout, key.digits)
 
     # --- NARs on their way
@@ -171,6 +181,17 @@ class NarCache:
             fill.start()
         return fill
 
+    def bytes_fetched(self, key: NarKey) -> int:
+        """How much of that NAR the fill that is under way here has got, as it came or by another process. 0 if there is none."""
+        with self._lock:
+            fill = self._fills.get(key)
+            return fill.available if fill is not None else 0
+
+    def bytes_fetched_ever(self) -> int:
+        """What all fills of this process have got: it grows as long as anything comes."""
+        with self._lock:
+            return self._fetched + sum(fill.available for fill in self._running)
+
     def _join_or_make(self, key: NarKey, fetch: Fetch, source: str) -> tuple[Fill, bool]:
         with self._lock:
             fill = self._fills.get(key)
@@ -178,6 +199,7 @@ class NarCache:
                 return fill, False
             part = Part(self.layout, key, source=source, limit=self.limit, slots=self._slots, on_evict=self._evicted)
             fill = self._fills[key] = Fill(part, fetch, on_end=self._ended)
+            self._running.add(fill)
             fill.join()
             return fill, True
 
@@ -187,6 +209,8 @@ class NarCache:
             # A copy: the traceback of the original would keep the chunks that were being read.
             self._failed.put((key, fill.part.source), copy.copy(error), seconds=memo.SECONDS)
         with self._lock:
+            self._running.discard(fill)
+            self._fetched += fill.available
             if self._fills.get(key) is fill:
                 del self._fills[key]
         if isinstance(error, CacheFailure) and not isinstance(error, Unwanted | GivenUp):

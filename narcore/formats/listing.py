@@ -147,9 +147,15 @@ class NarListing:
         """The node that the store path itself is."""
         return self._node(0)
 
-    def children(self, node: Node) -> Iterator[Node]:
-        """The entries of a directory in byte order of their names; nothing for other nodes."""
-        return map(self._node, self._child_rows(node.index))
+    def node(self, index: int) -> Node:
+        """The node with that ``index``. Raises IndexError if there are not so many."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"no node {index} in a listing of {len(self)}")
+        return self._node(index)
+
+    def children(self, node: Node, start: int = 0) -> Iterator[Node]:
+        """The entries of a directory in byte order of their names, from the ``start``-th on; nothing for other nodes."""
+        return map(self._node, map(self._columns.children.__getitem__, self._places(node.index)[start:]))
 
     def child(self, node: Node, name: str) -> Node | None:
         """The entry of that name, or None; also if ``node`` is no directory, or no NAR can hold such a name."""

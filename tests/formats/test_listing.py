@@ -128,6 +128,17 @@ def test_nodes() -> None:
     assert list(found.children(odd)) == []
 
 
+def test_nodes_by_index() -> None:
+    found = NarListing.from_events(events(TREE))
+    nodes = [found.node(index) for index in range(len(found))]
+    assert [node.index for node in nodes] == list(range(len(found)))
+    assert nodes[0] == found.root
+    assert all(child in nodes for child in found.children(found.root))
+    for index in (-1, len(found)):
+        with pytest.raises(IndexError, match="no node"):
+            found.node(index)
+
+
 def test_one_level() -> None:
     found = NarListing.from_events(events(TREE))
     whole = listing(TREE)["root"]["entries"]
