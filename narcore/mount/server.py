@@ -1,0 +1,312 @@
+"""Requests off the device, and answers to it.
+
+What can be answered out of memory or off the disk is answered on the thread that reads the device. What has to wait for a store
+raises `Slow`: the work is done once, on another thread, however many wait for it, and then each of the requests is tried again.
+Nobody waits for ever: when no progress was seen for the deadline, those who wait get EIO, and the work goes on without them.
+
+A process that is killed while it waits is let go at once (FUSE_INTERRUPT); the work goes on for the others.
+
+All threads read the same descriptor, never a clone of it: what was read from a clone is lost when the clone is closed, and so could
+not be sent again (FUSE_NOTIFY_RESEND) to the worker that takes the place of one that died.
+"""
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from narcore.errors import NarcoreError
+from narcore.mount import protocol
+from narcore.mount.protocol import Agreed, Notify, Opcode
+
+log = logging.getLogger("narcore.mount")
+
+READERS = 2  # one reads the device while another waits for the disk; more of them only wait for the interpreter's lock
+WORKERS = 64  # store paths that are looked up or fetched at once; the downloads among them are bounded by NAR_MAX_FILLS
+TRIES = 3  # what was just fetched may be evicted before it is used
+SWEEP_SECONDS = 0.25
+
+# After a failure the same is not tried again for so long. The kernel asks again at once when reading ahead has failed, and a
+# process that gets EIO often does.
+FAILURE_SECONDS = 1.0
+FAILURES_MAX = 10_000
+
+
+class Slow(Exception):
+    """``work`` has to be done before the request can be answered; ``progress`` is a number that changes while it gets on."""
+
+    def __init__(self, key: Hashable, work: Callable[[], None], progress: Callable[[], int] = lambda: 0) -> None:
+        super().__init__(key)
+        self.key = key
+        self.work = work
+        self.progress = progress
+
+
+class Operations(Protocol):
+    """What a file system answers: parts of a body. Each raises OSError with an errno, or Slow."""
+
+    def answer(self, opcode: int, node_id: int, body: memoryview) -> tuple[bytes, ...]: ...
+
+    def forget(self, node_ids: list[int]) -> None: ...
+
+
+@dataclass(slots=True)
+class _Waiting:
+    unique: int
+    opcode: int
+    node_id: int
+    body: bytes
+    tries: int
+    since: float
+
+
+@dataclass(slots=True)
+class _Job:
+    slow: Slow
+    moved: float
+    seen: int = 0
+    waiting: dict[int, _Waiting] = field(default_factory=dict)
+
+
+class Server:
+    """Serves one connection, from one process. ``resumed``: another worker has served it before."""
+
+    def __init__(
+        self,
+        fd: int,
+        operations: Operations,
+        agreed: Agreed,
+        *,
+        deadline: float,
+        resumed: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._fd = fd
+        self._operations = operations
+        self._agreed = agreed
+        self._deadline = deadline
+        self._resumed = resumed
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._jobs: dict[Hashable, _Job] = {}
+        self._waiting: dict[int, Hashable] = {}
+        self._failed: dict[Hashable, float] = {}
+        self._first_unique: int | None = None
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="slow")
+        self._ended = threading.Event()
+        self._draining = False
+        self._counts: list[Counter[int]] = []
+        self.interrupts = 0
+        self.errors = 0
+
+    # --- from outside
+
+    def serve(self) -> None:
+        """Until the file system is unmounted, or this worker has been told to stop."""
+        if self._resumed and self._agreed.resend:
+            self.notify(Notify.RESEND)
+        for number in range(READERS):
+            threading.Thread(target=self._read_requests, name=f"reader-{number}", daemon=True).start()
+        while not self._ended.wait(SWEEP_SECONDS):
+            self._sweep()
+
+    def stop(self) -> None:
+        """Take no new requests, answer those that wait, and end: for a successor, which sees none of ours.
+
+        Where requests can be sent again, nothing needs to be waited for.
+        """
+        self._draining = True
+        if self._agreed.resend:
+            self._ended.set()
+
+    def notify(self, code: Notify, body: bytes = b"") -> None:
+        try:
+            os.write(self._fd, protocol.notification(code, body))
+        except OSError as error:
+            # ENOENT: the kernel does not know that node or name (any more), and so has nothing to drop.
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENOTDIR):
+                log.warning("notifying the kernel (%s) failed: %s", code.name, error.strerror)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def counts(self) -> dict[str, int]:
+        """Requests so far, by the names of their opcodes."""
+        total: Counter[int] = Counter()
+        for counter in self._counts:
+            total.update(counter.copy())
+        names = {opcode.value: opcode.name.lower() for opcode in Opcode}
+        found: Counter[str] = Counter()
+        for opcode, count in total.items():
+            found[names.get(opcode, "other")] += count
+        return dict(sorted(found.items()))
+
+    # --- reading
+
+    def _read_requests(self) -> None:
+        counts: Counter[int] = Counter()
+        self._counts.append(counts)
+        buffer = bytearray(protocol.BUFFER_SIZE)
+        view, buffers = memoryview(buffer), [buffer]
+        try:
+            while not self._draining:
+                size = self._read(buffers)
+                if size is None:
+                    break
+                _, opcode, unique, node_id, *_ = protocol.REQUEST.unpack_from(buffer)
+                counts[opcode] += 1
+                self._take(opcode, unique, node_id, view[protocol.REQUEST.size : size])
+        except BaseException:
+            log.exception("a thread that reads requests has ended")
+            raise
+        finally:
+            if not self._draining:
+                self._ended.set()
+
+    def _read(self, buffers: list[bytearray]) -> int | None:
+        """None when there is no more to come."""
+        while True:
+            try:
+                return os.readv(self._fd, buffers)
+            except OSError as error:
+                if error.errno == errno.ENODEV:  # unmounted
+                    return None
+                if error.errno not in (errno.EINTR, errno.ENOENT, errno.EAGAIN):  # interrupted before it was read
+                    raise
+
+    def _take(self, opcode: int, unique: int, node_id: int, body: memoryview) -> None:
+        if self._first_unique is None:
+            self._first_unique = unique
+        if opcode in (Opcode.FORGET, Opcode.BATCH_FORGET):
+            self._operations.forget(protocol.forgotten(opcode, node_id, bytes(body)))
+        elif opcode == Opcode.INTERRUPT:
+            self._interrupt(unique, protocol.INTERRUPT.unpack_from(body)[0])
+        elif opcode == Opcode.DESTROY:
+            self._send(unique, 0)
+        else:
+            self._handle(opcode, unique, node_id, body, 0)
+
+    def _handle(self, opcode: int, unique: int, node_id: int, body: memoryview, tries: int) -> None:
+        try:
+            parts = self._operations.answer(opcode, node_id, body)
+        except Slow as slow:
+            if tries < TRIES:
+                self._defer(slow, _Waiting(unique, opcode, node_id, bytes(body), tries, self._clock()))
+                return
+            log.warning("%s: what is fetched is gone again before it can be used", slow.key)
+            self._refuse(unique, errno.EIO)
+        except OSError as error:
+            self._refuse(unique, error.errno or errno.EIO)
+        except Exception:
+            log.exception("a request (opcode %d) could not be answered", opcode)
+            self._refuse(unique, errno.EIO)
+        else:
+            self._send(unique, 0, *parts)
+
+    def _refuse(self, unique: int, number: int) -> None:
+        if number == errno.EIO:
+            self.errors += 1
+        self._send(unique, number)
+
+    def _send(self, unique: int, number: int, *parts: bytes) -> None:
+        try:
+            os.writev(self._fd, (protocol.answer(unique, number, sum(map(len, parts))), *parts))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):  # nobody waits for it any more
+                raise
+
+    # --- what takes long
+
+    def _defer(self, slow: Slow, waiting: _Waiting) -> None:
+        with self._lock:
+            if self._failed.get(slow.key, 0.0) > self._clock():
+                failed, begun = True, False
+            else:
+                failed, begun = False, slow.key not in self._jobs
+                job = self._jobs.setdefault(slow.key, _Job(slow, waiting.since))
+                job.waiting[waiting.unique] = waiting
+                self._waiting[waiting.unique] = slow.key
+        if failed:
+            self._refuse(waiting.unique, errno.EIO)
+        elif begun:
+            self._pool.submit(self._work, slow)
+
+    def _work(self, slow: Slow) -> None:
+        failure = 0
+        try:
+            slow.work()
+        except OSError as error:
+            failure = error.errno if error.errno in (errno.ESTALE, errno.ENFILE) else errno.EIO
+            log.warning("%s: %s", slow.key, error.strerror or error)
+        except NarcoreError as error:
+            failure = errno.EIO
+            log.warning("%s: %s", slow.key, error)
+        except Exception:
+            failure = errno.EIO
+            log.exception("%s", slow.key)
+        for waiting in self._end_job(slow.key, failed=bool(failure)):
+            if failure:
+                self._refuse(waiting.unique, failure)
+            else:
+                self._handle(
+                    waiting.opcode, waiting.unique, waiting.node_id, memoryview(waiting.body), waiting.tries + 1
+                )
+
+    def _end_job(self, key: Hashable, *, failed: bool) -> list[_Waiting]:
+        with self._lock:
+            self._remember(key, failed=failed)
+            job = self._jobs.pop(key)
+            for unique in job.waiting:
+                self._waiting.pop(unique, None)
+            return list(job.waiting.values())
+
+    def _remember(self, key: Hashable, *, failed: bool) -> None:
+        self._failed.pop(key, None)
+        if failed:
+            if len(self._failed) >= FAILURES_MAX:
+                del self._failed[next(iter(self._failed))]
+            self._failed[key] = self._clock() + FAILURE_SECONDS
+
+    def _interrupt(self, own: int, unique: int) -> None:
+        self.interrupts += 1
+        with self._lock:
+            key = self._waiting.pop(unique, None)
+            if key is not None:
+                self._jobs[key].waiting.pop(unique)
+        if key is not None or self._is_lost(unique):
+            self._send(unique, errno.EINTR)
+        else:
+            self._send(own, errno.EAGAIN)  # not read yet, or answered already: the kernel knows which
+
+    def _is_lost(self, unique: int) -> bool:
+        """Whether a worker before us has read it, and it can't be sent again: then we are the one to let its process go."""
+        return self._resumed and not self._agreed.resend and unique < (self._first_unique or 0)
+
+    def _sweep(self) -> None:
+        now = self._clock()
+        overdue: list[_Waiting] = []
+        with self._lock:
+            for key, job in self._jobs.items():
+                seen = job.slow.progress()
+                if seen != job.seen:
+                    job.seen, job.moved = seen, now
+                late = [each for each in job.waiting.values() if now - max(each.since, job.moved) > self._deadline]
+                for waiting in late:
+                    del job.waiting[waiting.unique]
+                    self._waiting.pop(waiting.unique, None)
+                if late:
+                    log.warning("%s: nothing has come for %g s", key, self._deadline)
+                    self._remember(key, failed=True)
+                overdue += late
+            done = self._draining and not self._jobs
+        for waiting in overdue:
+            self._refuse(waiting.unique, errno.EIO)
+        if done:
+            self._ended.set()
