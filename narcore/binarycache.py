@@ -27,7 +27,7 @@ from narcore.errors import (
 from narcore.formats.listing import NarListing
 from narcore.formats.signature import PublicKey
 from narcore.formats.storepath import DEFAULT_STORE_DIR
-from narcore.localnar import LocalNar
+from narcore.localnar import ArrivingNar, LocalNar
 from narcore.lookup import Lookup, Strategy
 from narcore.narsource import Known, NarSource
 from narcore.narstream import NarStreams
@@ -232,9 +232,26 @@ class BinaryCache:
             self._source.keep(info)
         raise CacheFailure("a NAR is evicted each time as soon as it has been fetched; the cache is too small")
 
+    def arriving(self, info: PathInfo) -> ArrivingNar:
+        """The NAR on its way into the disk cache, to be read before it is verified, unless we are strict. To be closed.
+
+        Joins the fill under way, or begins one, also of a NAR that is on disk (see `local`). Raises what `open` raises, and
+        CacheFailure if it can't be kept.
+        """
+        self._check_size(info)
+        self._proof.check(info)
+        return self._source.arriving(info)
+
     def fetched(self, info: PathInfo) -> int:
         """How many bytes of the NAR the fill under way in this process has got; 0 if there is none. Waits for nothing."""
         return self._source.bytes_fetched(info)
+
+    def disk_usage(self) -> dict[str, object] | None:
+        """Where the disk cache is, how many bytes are in it, and how many may be; None if there is none. Raises CacheFailure."""
+        if self._cache is None:
+            return None
+        used = sum(entry.size for entry in self._cache.entries())
+        return {"directory": str(self._cache.layout.directory), "bytes": used, "limit": self._cache.limit}
 
     def fetched_total(self) -> int:
         """How many bytes all fills of this process have got, ever: as long as something comes, it grows."""

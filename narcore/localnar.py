@@ -1,11 +1,16 @@
 """NARs out of the disk cache for who reads from them again and again, such as a file system."""
 
 import os
-from contextlib import suppress
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 
 from narcore.cache.cached import CachedNar
+from narcore.cache.fill import Fill
 from narcore.cache.layout import NarKey, touch
 from narcore.cache.narcache import NarCache
+from narcore.formats.listing import NarListing
 
 
 class LocalNar:
@@ -48,3 +53,71 @@ class LocalNar:
 
     def close(self) -> None:
         self._nar.close()
+
+
+class ArrivingNar:
+    """A NAR on its way into the cache. Thread-safe; what is under way when it is closed comes to its end.
+
+    Unless ``whole``, bytes are given out as they come: they are verified only if `finish` has returned. It can be read on then,
+    whatever becomes of the entry.
+    """
+
+    def __init__(self, fill: Fill, *, whole: bool) -> None:
+        """``fill``: joined for us."""
+        self._fill = fill
+        self._whole = whole
+        self._lock = threading.Lock()
+        self._users = 1  # whoever waits or reads, and who will close it
+        self._closed = False
+
+    def wait_for(self, stop: int) -> int:
+        """Wait until the bytes before ``stop`` are there, or all; how many can be read now.
+
+        Raises what the fill has failed with, and StoreTimeout if nothing comes for long.
+        """
+        with self._in_use():
+            return self._fill.wait_until(sys.maxsize if self._whole else stop)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes of the NAR from ``start`` to ``stop``, all of them; waits for them.
+
+        Raises as `wait_for` does, CacheFailure if the disk fails or the file was changed, and ValueError for a part that the NAR
+        has not.
+        """
+        size = self._fill.part.key.size
+        if not 0 <= start <= stop <= size:
+            raise ValueError(f"no bytes {start} to {stop} in a NAR of {size}")
+        with self._in_use():
+            self._fill.wait_until(sys.maxsize if self._whole else stop)
+            return self._fill.read_now(start, stop)
+
+    def finish(self) -> NarListing:
+        """Wait until all is there and verified; its listing. Raises as `wait_for` does."""
+        with self._in_use():
+            return self._fill.wait()
+
+    def close(self) -> None:
+        """If nobody else reads, the fill ends, unless it is more than half done."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._leave()
+
+    @contextmanager
+    def _in_use(self) -> Generator[None]:
+        with self._lock:
+            if self._closed:
+                raise ValueError("this NAR is closed")
+            self._users += 1
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            last = not self._users
+        if last:
+            self._fill.leave()

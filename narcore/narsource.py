@@ -18,7 +18,7 @@ from narcore.cache.narcache import NarCache
 from narcore.errors import CacheFailure, CompressionError, IntegrityError, NarcoreError, StoreError
 from narcore.formats.listing import ListingBuilder, NarListing, Node, contents_prefix
 from narcore.formats.nar.parser import NarParser, parse_nar
-from narcore.localnar import LocalNar
+from narcore.localnar import ArrivingNar, LocalNar
 from narcore.narstream import NarStreams
 from narcore.pathinfo import PathInfo
 from narcore.remote import RemoteParts, behind_tag
@@ -110,6 +110,11 @@ class NarSource:
     def keep(self, info: PathInfo) -> None:
         """Have the NAR in the cache, whole, and wait for that. Raises CacheFailure, and what fetching raises."""
         self._filled_listing(self._needed_cache(), info)
+
+    def arriving(self, info: PathInfo) -> ArrivingNar:
+        """The NAR on its way into the cache. Raises CacheFailure, and what a fill failed with seconds ago."""
+        cache = self._needed_cache()
+        return ArrivingNar(cache.joinable(_key(info)) or self._fill(cache, info), whole=self._strict)
 
     def bytes_fetched(self, info: PathInfo) -> int:
         """How much of the NAR the fill under way here has got. 0 if there is none."""

@@ -5,7 +5,8 @@ the others watch the same file grow, and one of them takes over if the lock beco
 only ever read from the file, so they cost no memory, and a slow one holds nobody up.
 
 The last byte that a reader asks for is kept back until the whole NAR has been verified: a NAR that is not what was promised ends
-in an error for everyone who reads from it, and never in a complete answer.
+in an error for everyone who reads from it, and never in a complete answer. But for those who chose to read what is not verified:
+they ``wait_until`` it is there.
 """
 
 import copy
@@ -86,6 +87,28 @@ class Fill:
             while self._listing is None:
                 self._wait_for(sys.maxsize)
             return self._listing
+
+    def wait_until(self, stop: int) -> int:
+        """Wait until the bytes before ``stop`` are there, or all; how many are there. They may not have been verified yet.
+
+        Raises whatever the fill has failed with, also if they are there.
+        """
+        with self._lock:
+            while self._listing is None and (self._error is not None or self._available < stop):
+                self._wait_for(stop)
+            return self.part.key.size if self._listing is not None else self._available
+
+    def read_now(self, start: int, stop: int) -> bytes:
+        """Bytes that were waited for, all of them. Raises CacheFailure if the file is not what it was."""
+        data = self.part.read(start, stop) if start < stop else b""
+        while len(data) < stop - start:
+            more = self.part.read(start + len(data), stop)
+            if not more:
+                raise CacheFailure("the part file of a NAR was cut while it was read")
+            data += more
+        if self._listing is not None and not self.part.is_marked():
+            raise CacheFailure("a NAR in the cache was changed while it was read")
+        return data
 
     def read(self, start: int, stop: int, check: Check, *, whole: bool = False) -> "FillBytes":
         """Bytes of the NAR, as they arrive; with ``whole``, once all of it has been verified.

@@ -97,6 +97,10 @@ class Part:
         with disk_trouble():
             return os.pread(self._fd, stop - start, start)
 
+    def is_marked(self) -> bool:
+        """Whether the file is marked as verified: once it is complete it has to be, unless somebody has written to it since."""
+        return is_verified(os.fstat(self._fd))
+
     def try_lead(self) -> bool:
         """Whether nobody else writes the file (any more)."""
         return try_lock(self._fd)
