@@ -16,7 +16,7 @@ from narcore.localnar import ArrivingNar
 from narcore.stores.memory import MemoryStore
 from tests.builders import binary_cache, hash_part
 from tests.cache.conftest import MakeCache, cache, directory, make_cache, nothing_left_open
-from tests.cache.support import Source, keep, nar_of, until
+from tests.cache.support import Source, keep, names, nar_of, until
 
 __all__ = ["cache", "directory", "make_cache", "nothing_left_open"]  # fixtures
 
@@ -151,7 +151,9 @@ def test_another_process_fetches(make_cache: MakeCache) -> None:
 
 
 class TestClosing:
-    def test_ends_a_fill_that_nobody_reads(self, arriving: Arriving, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_ends_a_fill_that_nobody_reads(
+        self, arriving: Arriving, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(part, "LITTLE", 0)
         source = Source(NAR, gated=True)
         nar = arriving(source)
@@ -160,7 +162,10 @@ class TestClosing:
         nar.close()
         nar.close()  # which changes nothing
         source.allow(2 * CHUNK)
+        until(lambda: nar._fill._closed)
+        source.allow()
         until(lambda: source.closed == 1)
+        until(lambda: names(directory) == set())
         for call in (nar.finish, partial(nar.wait_for, 1), partial(nar.read, 0, 5)):
             with pytest.raises(ValueError, match="closed"):
                 call()
