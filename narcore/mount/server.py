@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -38,10 +38,16 @@ FAILURE_SECONDS = 1.0
 FAILURES_MAX = 10_000
 
 
-class Slow(Exception):
-    """``work`` has to be done before the request can be answered; ``progress`` is a number that changes while it gets on."""
+Key = tuple[object, ...]
 
-    def __init__(self, key: Hashable, work: Callable[[], None], progress: Callable[[], int] = lambda: 0) -> None:
+
+class Slow(Exception):
+    """``work`` has to be done before the request can be answered; ``progress`` is a number that changes while it gets on.
+
+    The ``key`` says what is done, and on what: it is for the log, too.
+    """
+
+    def __init__(self, key: Key, work: Callable[[], None], progress: Callable[[], int] = lambda: 0) -> None:
         super().__init__(key)
         self.key = key
         self.work = work
@@ -94,9 +100,9 @@ class Server:
         self._resumed = resumed
         self._clock = clock
         self._lock = threading.Lock()
-        self._jobs: dict[Hashable, _Job] = {}
-        self._waiting: dict[int, Hashable] = {}
-        self._failed: dict[Hashable, float] = {}
+        self._jobs: dict[Key, _Job] = {}
+        self._waiting: dict[int, Key] = {}
+        self._failed: dict[Key, float] = {}
         self._first_unique: int | None = None
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="slow")
         self._ended = threading.Event()
@@ -200,7 +206,7 @@ class Server:
             if tries < TRIES:
                 self._defer(slow, _Waiting(unique, opcode, node_id, bytes(body), tries, self._clock()))
                 return
-            log.warning("%s: what is fetched is gone again before it can be used", slow.key)
+            log.warning("%s: what is fetched is gone again before it can be used", _named(slow.key))
             self._refuse(unique, errno.EIO)
         except OSError as error:
             self._refuse(unique, error.errno or errno.EIO)
@@ -244,13 +250,13 @@ class Server:
             slow.work()
         except OSError as error:
             failure = error.errno if error.errno in (errno.ESTALE, errno.ENFILE) else errno.EIO
-            log.warning("%s: %s", slow.key, error.strerror or error)
+            log.warning("%s: %s", _named(slow.key), error.strerror or error)
         except NarcoreError as error:
             failure = errno.EIO
-            log.warning("%s: %s", slow.key, error)
+            log.warning("%s: %s", _named(slow.key), error)
         except Exception:
             failure = errno.EIO
-            log.exception("%s", slow.key)
+            log.exception("%s", _named(slow.key))
         for waiting in self._end_job(slow.key, failed=bool(failure)):
             if failure:
                 self._refuse(waiting.unique, failure)
@@ -259,7 +265,7 @@ class Server:
                     waiting.opcode, waiting.unique, waiting.node_id, memoryview(waiting.body), waiting.tries + 1
                 )
 
-    def _end_job(self, key: Hashable, *, failed: bool) -> list[_Waiting]:
+    def _end_job(self, key: Key, *, failed: bool) -> list[_Waiting]:
         with self._lock:
             self._remember(key, failed=failed)
             job = self._jobs.pop(key)
@@ -267,7 +273,7 @@ class Server:
                 self._waiting.pop(unique, None)
             return list(job.waiting.values())
 
-    def _remember(self, key: Hashable, *, failed: bool) -> None:
+    def _remember(self, key: Key, *, failed: bool) -> None:
         self._failed.pop(key, None)
         if failed:
             if len(self._failed) >= FAILURES_MAX:
@@ -302,7 +308,7 @@ class Server:
                     del job.waiting[waiting.unique]
                     self._waiting.pop(waiting.unique, None)
                 if late:
-                    log.warning("%s: nothing has come for %g s", key, self._deadline)
+                    log.warning("%s: nothing has come for %g s", _named(key), self._deadline)
                     self._remember(key, failed=True)
                 overdue += late
             done = self._draining and not self._jobs
@@ -310,3 +316,7 @@ class Server:
             self._refuse(waiting.unique, errno.EIO)
         if done:
             self._ended.set()
+
+
+def _named(key: Key) -> str:
+    return " ".join(map(str, key))
