@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 
 from narcore.cache.cached import CachedNar
 from narcore.cache.fill import Fill
-from narcore.cache.layout import NarKey, touch
+from narcore.cache.layout import FileKey, NarKey, touch
 from narcore.cache.narcache import NarCache
-from narcore.formats.listing import NarListing
+from narcore.formats.listing import Kind, NarListing, Node
 
 
 class LocalNar:
@@ -36,6 +36,16 @@ class LocalNar:
             data += self._nar.pread(start + len(data), stop)
         self._nar.check_untouched()
         return data
+
+    def unpacked(self, node: Node) -> int:
+        """A descriptor of a file on disk that holds just the contents of that regular file; read-only, and to be closed.
+
+        It is made if it is not there, which takes room in the cache, and the time to copy it. Raises CacheFailure, and ValueError
+        for what is no regular file in this NAR.
+        """
+        if node.kind is not Kind.REGULAR or node.nar_offset + node.size > self._key.size:
+            raise ValueError(f"no {node.kind} of {node.size} bytes at {node.nar_offset} in a NAR of {self._key.size}")
+        return self._cache.unpacked(FileKey(self._key.digits, node.nar_offset, node.size), self._nar)
 
     @property
     def is_evicted(self) -> bool:

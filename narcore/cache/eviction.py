@@ -1,24 +1,42 @@
-"""Room for a new NAR: the least recently used ones go, before it comes."""
+"""Room for what is new, a NAR or a file out of one: the least recently used go, before it comes."""
 
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from narcore.cache.layout import LISTING, NAR, Layout, NarKey, is_nar_name, reserved_size
-from narcore.cache.locks import locked
+from narcore.cache.layout import (
+    LISTING,
+    NAR,
+    FileKey,
+    Layout,
+    NarKey,
+    file_of,
+    is_nar_name,
+    is_new_file,
+    reserved_size,
+)
+from narcore.cache.locks import locked, remove_if_free
 from narcore.cache.slots import reserved_parts
 from narcore.errors import CacheFailure
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A complete NAR in the directory. ``size`` counts the bytes of its listing too; ``used`` is in nanoseconds since the epoch."""
+    """A complete NAR in the directory, or the unpacked ``file`` of one.
+
+    ``size`` counts the bytes of a NAR's listing too; ``used`` is in nanoseconds since the epoch.
+    """
 
     digits: str
     size: int
     used: int
+    file: FileKey | None = None
+
+    def path(self, layout: Layout) -> Path:
+        return layout.file(self.file) if self.file else layout.nar(self.digits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +44,12 @@ class _Room:
     """What the directory holds, in bytes. ``pending`` is the part of ``promised`` that is not written yet."""
 
     entries: list[Entry]
-    promised: int  # to the fills under way
+    promised: int  # to what is on its way
     pending: int
 
 
 def entries(layout: Layout) -> list[Entry]:
-    """Every complete NAR, least recently used first. Raises OSError."""
+    """Every complete NAR and unpacked file, least recently used first. Raises OSError."""
     return _entries(_scan(layout.directory))
 
 
@@ -43,21 +61,40 @@ def make_room(
     What other fills have reserved is left to them: None if it fits only when some of them have ended. Raises CacheFailure if
     it doesn't fit at all, and then has evicted nothing.
     """
-    own = layout.part(key).name
+    return _make_room(layout, key.size, limit, reserve, own=layout.part(key).name)
+
+
+def make_room_for_file(layout: Layout, file: FileKey, limit: int, *, reserve: Callable[[], None]) -> list[Entry]:
+    """As `make_room`, and raises CacheFailure too if there is room only when fills have ended.
+
+    The NAR that the file is made of stays: else where only one of both has room, they would drive out each other for ever.
+    """
+    evicted = _make_room(layout, file.size, limit, reserve, keep=file.digits)
+    if evicted is None:
+        raise CacheFailure(
+            f"there is no room for a file of {file.size} bytes beside its NAR and the downloads under way"
+        )
+    return evicted
+
+
+def _make_room(
+    layout: Layout, size: int, limit: int, reserve: Callable[[], None], *, own: str = "", keep: str = ""
+) -> list[Entry] | None:
+    """``own`` is the name of the part that it is for; the NAR ``keep`` is not evicted."""
     with locked(layout.lock):
         files = _scan(layout.directory)
-        room = _room(files, reserved_parts(layout), own)
-        needed = max(0, key.size - (files[own].st_size if own in files else 0))
+        room = _room(layout, files, own, keep)
+        needed = max(0, size - (files[own].st_size if own in files else 0))
         used = sum(entry.size for entry in room.entries)
         free = _free(layout.directory) - room.pending
-        if key.size > limit or needed > free + room.pending + used:
-            raise CacheFailure(f"there is no room for a NAR of {key.size} bytes")
-        if key.size + room.promised > limit or needed > free + used:
+        if size > limit or needed > free + room.pending + used:
+            raise CacheFailure(f"there is no room for {size} bytes")
+        if size + room.promised > limit or needed > free + used:
             return None
         evicted = []
-        while used and (used + room.promised + key.size > limit or free < needed):
+        while used and (used + room.promised + size > limit or free < needed):
             entry = room.entries.pop(0)
-            remove_entry(layout, entry.digits)
+            remove(layout, entry)
             used -= entry.size
             free = _free(layout.directory) - room.pending
             evicted.append(entry)
@@ -65,23 +102,53 @@ def make_room(
         return evicted
 
 
-def remove_entry(layout: Layout, digits: str) -> None:
+def remove(layout: Layout, entry: Entry) -> None:
     """Whoever reads from it reads on: POSIX keeps an open file."""
+    if entry.file is None:
+        remove_entry(layout, entry.digits)
+    else:
+        layout.file(entry.file).unlink(missing_ok=True)
+
+
+def remove_entry(layout: Layout, digits: str) -> None:
+    """Remove a NAR."""
     layout.listing(digits).unlink(missing_ok=True)  # first: a listing without a NAR would stay for ever
     layout.nar(digits).unlink(missing_ok=True)
 
 
-def _room(files: dict[str, os.stat_result], reserved: set[str], own: str) -> _Room:
+def _room(layout: Layout, files: dict[str, os.stat_result], own: str, keep: str) -> _Room:
     promised = pending = 0
+    reserved = reserved_parts(layout)
     for name, status in files.items():
         size = reserved_size(name)
-        if size is None or name == own:
+        if is_new_file(name):
+            claim, written = _claim(layout.directory / name, status)
+        elif size is not None and name != own:
+            # One that holds no reservation waits for its turn, or was left by a process that died: it is as large as it is.
+            claim = max(size, status.st_size) if name in reserved else status.st_size
+            written = status.st_size
+        else:
             continue
-        # One that holds no reservation waits for its turn, or was left by a process that died: it is as large as it is.
-        claim = max(size, status.st_size) if name in reserved else status.st_size
         promised += claim
-        pending += claim - status.st_size
-    return _Room(_entries(files), promised, pending)
+        pending += claim - written
+    found = _entries(files)
+    kept = sum(entry.size for entry in found if _is_nar(entry, keep))
+    return _Room([entry for entry in found if not _is_nar(entry, keep)], promised + kept, pending)
+
+
+def _is_nar(entry: Entry, digits: str) -> bool:
+    return entry.file is None and entry.digits == digits
+
+
+def _claim(path: Path, status: os.stat_result) -> tuple[int, int]:
+    """How large an unpacked file will be that is on its way, and how much of it is written. It has its size from the start.
+
+    One that a process has left which died is removed.
+    """
+    with suppress(OSError):  # another user's
+        if remove_if_free(path):
+            return 0, 0
+    return status.st_size, min(status.st_size, status.st_blocks * 512)
 
 
 def _entries(files: dict[str, os.stat_result]) -> list[Entry]:
@@ -91,6 +158,8 @@ def _entries(files: dict[str, os.stat_result]) -> list[Entry]:
             digits = name.removesuffix(NAR)
             listing = files.get(f"{digits}{LISTING}")
             found.append(Entry(digits, status.st_size + (listing.st_size if listing else 0), status.st_atime_ns))
+        elif file := file_of(name):
+            found.append(Entry(file.digits, status.st_size, status.st_atime_ns, file))
     return sorted(found, key=lambda entry: entry.used)
 
 

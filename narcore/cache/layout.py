@@ -7,6 +7,7 @@
     <narhash>.<size>.part   a NAR on its way: grows from its start; locked by whoever fills it
     <narhash>.<size>.readers   locked (shared) by every process that reads from the part
     <narhash>.<size>.error  why the last fill failed, for seconds
+    <narhash>.<start>.<size>.file   the bytes of the NAR from <start> on, <size> of them: a file in it, to be opened as one
     .lock                   held while room is made
     .slot-<n>               locked by a fill; holds the name of the part that room is reserved for
     .counters               what happened so far
@@ -20,7 +21,8 @@ a narinfo that lies about the size is kept away from an honest one of the same h
 
 A NAR is known to be verified by its modification time: 1 s after the epoch (as in the Nix store) once it has also reached the
 disk; before that a number that stands for the running boot. Writing to the file changes the time, and a file that Nix, a backup
-or a crash put there has another: such an entry is hashed before it is used.
+or a crash put there has another: such an entry is hashed before it is used. A ``.file`` is marked in the same way, for the running
+boot only; one that is not marked is made again, of the NAR.
 """
 
 import os
@@ -36,6 +38,7 @@ LISTING = ".ls"
 PART = ".part"
 READERS = ".readers"
 ERROR = ".error"
+FILE = ".file"
 
 _DIGITS = r"[0-9a-z]{52}"
 _NAR_NAME = re.compile(rf"{_DIGITS}\.nar")
@@ -44,6 +47,8 @@ _READERS_NAME = re.compile(rf"({_DIGITS}\.[0-9]{{1,19}})\.readers")
 _LISTING_NAME = re.compile(rf"{_DIGITS}\.ls")
 _ERROR_NAME = re.compile(rf"{_DIGITS}\.[0-9]{{1,19}}\.error")
 _NEW_NAME = re.compile(rf"\.(\.counters|{_DIGITS}\.ls|{_DIGITS}\.[0-9]{{1,19}}\.error)\.[0-9]+-[0-9]+\.new")
+_FILE_NAME = re.compile(rf"({_DIGITS})\.([0-9]{{1,19}})\.([0-9]{{1,19}})\.file")
+_NEW_FILE_NAME = re.compile(rf"\.{_FILE_NAME.pattern}\.[0-9]+-[0-9]+\.new")
 _SLOT_NAME = re.compile(r"\.slot-[0-9]+")
 
 DURABLE = 1  # seconds since the epoch
@@ -54,6 +59,15 @@ class NarKey:
     """Which NAR: its SHA-256 (``digits`` in nix32) and its size in bytes."""
 
     digits: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileKey:
+    """Which bytes of which NAR an unpacked file holds; so its contents are known by its name, whatever a listing says."""
+
+    digits: str
+    start: int
     size: int
 
 
@@ -80,6 +94,9 @@ class Layout:
     def error(self, key: NarKey) -> Path:
         return self.directory / f"{key.digits}.{key.size}{ERROR}"
 
+    def file(self, file: FileKey) -> Path:
+        return self.directory / f"{file.digits}.{file.start}.{file.size}{FILE}"
+
     def slot(self, number: int) -> Path:
         return self.directory / f".slot-{number}"
 
@@ -93,7 +110,7 @@ class Layout:
         parts |= {match[1] for match in map(_READERS_NAME.fullmatch, names) if match}
         return Leftovers(
             parts=[(self.directory / f"{part}{READERS}", self.directory / f"{part}{PART}") for part in parts],
-            new=[self.directory / name for name in names if _NEW_NAME.fullmatch(name)],
+            new=[self.directory / name for name in names if _NEW_NAME.fullmatch(name) or is_new_file(name)],
             errors=[self.directory / name for name in names if _ERROR_NAME.fullmatch(name)],
             listings=[
                 (self.directory / name, nar)
@@ -119,6 +136,17 @@ class Leftovers:
 
 def is_nar_name(name: str) -> bool:
     return _NAR_NAME.fullmatch(name) is not None
+
+
+def file_of(name: str) -> FileKey | None:
+    """What the unpacked file of that name holds; None if it is no such file's name."""
+    match = _FILE_NAME.fullmatch(name)
+    return FileKey(match[1], int(match[2]), int(match[3])) if match else None
+
+
+def is_new_file(name: str) -> bool:
+    """Whether it is the name of an unpacked file that is not complete yet."""
+    return _NEW_FILE_NAME.fullmatch(name) is not None
 
 
 def reserved_size(name: str) -> int | None:

@@ -8,19 +8,21 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
-from narcore.cache import memo
+from narcore.cache import memo, unpacked
 from narcore.cache.cached import CachedNar, Verifier, has_digest
 from narcore.cache.counters import Counters
-from narcore.cache.eviction import Entry, entries, make_room, remove_entry
+from narcore.cache.eviction import Entry, entries, make_room, remove, remove_entry
 from narcore.cache.fill import Fill
-from narcore.cache.layout import THIS_BOOT, Layout, NarKey, is_verified, touch
+from narcore.cache.layout import THIS_BOOT, FileKey, Layout, NarKey, is_verified, touch
 from narcore.cache.listings import load_listing
 from narcore.cache.locks import READ_FLAGS, is_still_at, remove_if_free
 from narcore.cache.lru import LruMemory
 from narcore.cache.part import Fetch, GivenUp, Part, Unwanted, disk_trouble
+from narcore.cache.singleflight import SingleFlight
 from narcore.cache.slots import Slots
 from narcore.errors import CacheFailure, CapacityError, NarcoreError
 from narcore.formats.listing import NarListing
@@ -32,6 +34,8 @@ CLEAN_SECONDS = 600.0  # so often a process that runs for long looks for what ot
 STOP_SECONDS = 2.0  # so long the end of the process waits for its downloads to end
 
 FILL_PATIENCE = 10.0  # seconds that a fill waits for its turn, while somebody waits for it
+
+UNPACK_TRIES = 3  # how often a file is unpacked that was evicted before it could be opened; once is bad luck
 
 Progress = Callable[[int], None]
 
@@ -62,6 +66,7 @@ class NarCache:
         self._running: set[Fill] = set()  # also those that are closed to newcomers, who have begun another one
         self._fetched = 0  # by those that have ended
         self._failed: LruMemory[tuple[NarKey, str], NarcoreError] = LruMemory(1000)
+        self._unpacking: SingleFlight[FileKey, None] = SingleFlight()
         self._said: LruMemory[str, bool] = LruMemory(100)
         self._cleaned = time.monotonic()
         with disk_trouble():
@@ -153,6 +158,25 @@ class NarCache:
                 log.warning("the NAR %s in the cache is not what it should be, and is removed", key.digits)
                 remove_entry(self.layout, key.digits)
 
+    # --- files out of them
+
+    def unpacked(self, file: FileKey, nar: CachedNar) -> int:
+        """A descriptor of a file with those bytes of the NAR that is open, made if it is not there. To be closed.
+
+        Raises CacheFailure.
+        """
+        for _ in range(UNPACK_TRIES):
+            fd = unpacked.open_unpacked(self.layout, file)
+            if fd is not None:
+                touch(fd)
+                return fd
+            self._unpacking.do(file, partial(self._unpack, file, nar))
+        raise CacheFailure("an unpacked file is evicted each time as soon as it is made; the cache is too small")
+
+    def _unpack(self, file: FileKey, nar: CachedNar) -> None:
+        with disk_trouble():
+            unpacked.unpack(self.layout, file, nar, limit=self.limit, on_evict=self._evicted)
+
     # --- NARs on their way
 
     def joinable(self, key: NarKey) -> Fill | None:
@@ -222,12 +246,13 @@ class NarCache:
 
     def _evicted(self, evicted: list[Entry]) -> None:
         for entry in evicted:
-            self._note("evict", NarKey(entry.digits, entry.size))
+            if entry.file is None:  # an unpacked file costs no download to have again
+                self._note("evict", NarKey(entry.digits, entry.size))
 
     # --- upkeep
 
     def entries(self) -> list[Entry]:
-        """Every complete NAR, least recently used first. Raises CacheFailure."""
+        """Every complete NAR and unpacked file, least recently used first. Raises CacheFailure."""
         with disk_trouble():
             return entries(self.layout)
 
@@ -261,18 +286,21 @@ class NarCache:
         gone = self.entries()
         with disk_trouble():
             for entry in gone:
-                remove_entry(self.layout, entry.digits)
+                remove(self.layout, entry)
         self.clean()
         return gone
 
     def verify(self, progress: Progress = lambda size: None) -> Iterator[tuple[Entry, bool]]:
-        """Hash every entry anew, and remove those that are wrong: each entry, and whether it is right.
+        """Hash every NAR anew, and remove those that are wrong: each entry, and whether it is right.
 
-        ``progress`` is called with the bytes that were read just now; they add up to the sizes of the NARs. Raises CacheFailure.
+        Unpacked files are compared with their NARs; one whose NAR is not there can't be, and is removed without a word.
+        ``progress`` is called with the bytes that were read just now; they add up to the sizes of all files. Raises CacheFailure.
         """
-        for entry in self.entries():
+        for entry in sorted(
+            self.entries(), key=lambda entry: entry.file is not None
+        ):  # first what they are compared with
             with disk_trouble():
-                right = self._verify(entry, progress)
+                right = self._verify_file(entry.file, progress) if entry.file else self._verify(entry, progress)
             if right is not None:
                 yield entry, right
 
@@ -288,13 +316,31 @@ class NarCache:
             right = has_digest(fd, entry.digits, progress)
             if not right:
                 self._remove_bad(NarKey(entry.digits, status.st_size), fd)
-            with suppress(OSError):
-                # The first time stays: this was no use of it.
-                mtime = status.st_mtime_ns if is_verified(status) else THIS_BOOT * 10**9
-                os.utime(fd, ns=(status.st_atime_ns, mtime))
+            _keep_times(fd, status)
             return right
         finally:
             os.close(fd)
+
+    def _verify_file(self, file: FileKey, progress: Progress) -> bool | None:
+        """None if the file is gone meanwhile, or there is nothing to compare it with."""
+        path = self.layout.file(file)
+        with ExitStack() as stack:
+            try:
+                fd = os.open(path, READ_FLAGS)
+                stack.callback(os.close, fd)
+                nar_fd = os.open(self.layout.nar(file.digits), READ_FLAGS)
+                stack.callback(os.close, nar_fd)
+            except FileNotFoundError:
+                path.unlink(missing_ok=True)
+                return None
+            status = os.fstat(fd)
+            right = unpacked.is_right(file, fd, nar_fd)
+            progress(file.size)
+            if right:
+                _keep_times(fd, status)
+            elif is_still_at(fd, path):
+                path.unlink(missing_ok=True)
+            return right
 
     def _note(self, event: str, key: NarKey) -> None:
         self.counters.add(event)
@@ -313,6 +359,13 @@ def _is_of(digits: str, fd: int) -> bool:
         return is_verified(os.fstat(fd)) and has_digest(fd, digits)
     except OSError:
         return False
+
+
+def _keep_times(fd: int, status: os.stat_result) -> None:
+    """After a look at a file whose status was that: mark it as verified. Its first time stays, since this was no use of it."""
+    with suppress(OSError):
+        mtime = status.st_mtime_ns if is_verified(status) else THIS_BOOT * 10**9
+        os.utime(fd, ns=(status.st_atime_ns, mtime))
 
 
 def check_private(directory: Path) -> None:

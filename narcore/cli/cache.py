@@ -64,16 +64,18 @@ def stat(opened: NarCache, as_json: bool) -> None:
     """
     entries = opened.entries()
     size = sum(entry.size for entry in entries)
+    nars, files = _counts(entries)
     counts = opened.counters.read()
     out = Output()
     if as_json:
-        facts: dict[str, object] = {"directory": str(opened.layout.directory), "entries": len(entries)}
+        facts: dict[str, object] = {"directory": str(opened.layout.directory), "entries": nars, "files": files}
         out.write(json.dumps(facts | {"bytes": size, "limit": opened.limit} | counts).encode() + b"\n")
         out.flush()
         return
     rows = {
         "directory": str(opened.layout.directory),
-        "entries": str(len(entries)),
+        "entries": str(nars),
+        "unpacked": f"{files} files out of them, as a mount needs them",
         "size": f"{human_size(size)} of {human_size(opened.limit)}",
         "hits": f"{counts['hit']} (out of the cache), {counts['join']} more of a download under way",
         "misses": f"{counts['miss']}, of which {counts['fill']} were kept and {counts['failure']} failed",
@@ -87,7 +89,7 @@ def stat(opened: NarCache, as_json: bool) -> None:
 @cache.command(short_help="Hash every archive again, and remove bad ones.")
 @with_cache
 def verify(opened: NarCache) -> None:
-    """Hash every archive again, and remove those that are not what they should be.
+    """Hash every archive again, compare the files unpacked from it, and remove those that are not what they should be.
 
     If there was one, it is named, and the exit code is 1.
     """
@@ -98,7 +100,7 @@ def verify(opened: NarCache) -> None:
         for entry, right in opened.verify(tick):
             good, bad = good + right, bad + (not right)
             if not right:
-                out.line(f"{opened.layout.nar(entry.digits)}: wrong, and removed")
+                out.line(f"{entry.path(opened.layout)}: wrong, and removed")
                 out.flush()
     out.line(f"{good} good, {bad} removed")
     out.flush()
@@ -120,13 +122,13 @@ def gc(opened: NarCache) -> None:
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 @with_cache
 def clear(opened: NarCache, yes: bool) -> None:
-    """Remove every archive. What is being read or fetched just now is not disturbed."""
+    """Remove every archive and what was unpacked from it. What is being read or fetched just now is not disturbed."""
     entries = opened.entries()
     if not yes:
         if not sys.stdin.isatty():
             raise SettingsError("clear asks before it removes anything, and there is no terminal: say --yes")
         size = human_size(sum(entry.size for entry in entries))
-        question = f"Remove {_archives(len(entries))} ({size}) from {opened.layout.directory}?"
+        question = f"Remove {_named(entries)} ({size}) from {opened.layout.directory}?"
         if not click.confirm(question, err=True):
             say("nothing was removed")
             raise click.exceptions.Exit(NO)
@@ -135,9 +137,19 @@ def clear(opened: NarCache, yes: bool) -> None:
 
 def _report(gone: list[Entry]) -> None:
     out = Output()
-    out.line(f"removed {_archives(len(gone))}, {human_size(sum(entry.size for entry in gone))}")
+    out.line(f"removed {_named(gone)}, {human_size(sum(entry.size for entry in gone))}")
     out.flush()
 
 
-def _archives(count: int) -> str:
-    return f"{count} archive" if count == 1 else f"{count} archives"
+def _counts(entries: list[Entry]) -> tuple[int, int]:
+    """How many archives there are, and how many files out of them."""
+    files = sum(entry.file is not None for entry in entries)
+    return len(entries) - files, files
+
+
+def _named(entries: list[Entry]) -> str:
+    nars, files = _counts(entries)
+    archives = f"{nars} archive" if nars == 1 else f"{nars} archives"
+    if not files:
+        return archives
+    return f"{archives} and {files} unpacked file" if files == 1 else f"{archives} and {files} unpacked files"

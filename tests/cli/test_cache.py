@@ -2,10 +2,13 @@
 
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from narcore.cache.layout import FileKey, NarKey
+from narcore.cache.narcache import NarCache
 from tests.builders import binary_cache, hash_part
 from tests.cli.running import InProcess, at_terminal, stored
 
@@ -57,6 +60,34 @@ def test_verify_removes_what_is_bad_and_says_so(cli: InProcess, nars: list[Path]
     assert done.lines == [f"{nars[1]}: wrong, and removed", "2 good, 1 removed"]
     assert done.code == 1
     assert [path.exists() for path in nars] == [True, False, True]
+
+
+def unpack_from(nar: Path) -> Path:
+    """The path of a file that is unpacked from the NAR."""
+    with closing(NarCache(nar.parent, size=lambda _: 1 << 30, max_fills=1)) as cache:
+        opened = cache.open(NarKey(nar.stem, nar.stat().st_size))
+        assert opened is not None
+        with closing(opened):
+            os.close(cache.unpacked(FileKey(nar.stem, 8, 1000), opened))
+    return nar.with_name(f"{nar.stem}.8.1000.file")
+
+
+def test_unpacked_files_are_counted_verified_and_cleared(cli: InProcess, nars: list[Path]) -> None:
+    paths = [unpack_from(nar) for nar in nars[:2]]
+    found = json.loads(cli.ok("cache", "stat", "--json").out)
+    assert (found["entries"], found["files"]) == (3, 2)
+    assert found["bytes"] == sum(map(size, nars)) + 2000
+    rows = dict(line.split(maxsplit=1) for line in cli.ok("cache", "stat").lines)
+    assert (rows["entries"], rows["unpacked"].split()[:2]) == ("3", ["2", "files"])
+    assert cli.ok("cache", "verify").lines == ["5 good, 0 removed"]
+    times = paths[0].stat()
+    paths[0].chmod(0o600)
+    paths[0].write_bytes(bytes(1000))
+    os.utime(paths[0], ns=(times.st_atime_ns, times.st_mtime_ns))  # as a disk would spoil it
+    done = cli("cache", "verify")
+    assert (done.code, done.lines) == (1, [f"{paths[0]}: wrong, and removed", "4 good, 1 removed"])
+    assert cli.ok("cache", "clear", "--yes").lines[0].startswith("removed 3 archives and 1 unpacked file, ")
+    assert not paths[1].exists()
 
 
 def test_gc_holds_the_limit_and_removes_leftovers(cli: InProcess, nars: list[Path]) -> None:

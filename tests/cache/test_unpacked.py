@@ -1,0 +1,453 @@
+"""Files out of cached NARs: always the right bytes, within the limit, and nothing left over."""
+
+import errno
+import fcntl
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from narcore.cache import narcache, unpacked
+from narcore.cache.layout import DURABLE, THIS_BOOT, NarKey, is_verified
+from narcore.cache.narcache import NarCache
+from narcore.errors import CacheFailure
+from narcore.formats.listing import Kind, NarListing, Node
+from narcore.formats.nar.parser import parse_nar
+from narcore.localnar import LocalNar
+from tests import builders
+from tests.builders import Tree, exe
+from tests.cache.conftest import MakeCache
+from tests.cache.support import keep, kept, key_of, names, nar_of, until
+
+TOOL, NOTE = os.urandom(500_000), b"some text\n"
+TREE: Mapping[str, Tree] = {"a": b"", "note": NOTE, "tool": exe(TOOL), "z": b""}
+NAR = builders.nar(TREE)
+KEY = key_of(NAR)
+LISTING = NarListing.from_events(parse_nar([NAR], contents=False))
+
+
+def node(name: str) -> Node:
+    found = LISTING.child(LISTING.root, name)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[[NarCache, NarKey], LocalNar]]:
+    """Opens NARs that are in the cache; they are closed at the end."""
+    found: list[LocalNar] = []
+
+    def open_(cache: NarCache, key: NarKey) -> LocalNar:
+        nar = cache.open(key)
+        assert nar is not None
+        found.append(LocalNar(cache, key, nar))
+        return found[-1]
+
+    yield open_
+    for each in found:
+        each.close()
+
+
+Opened = Callable[[NarCache, NarKey], LocalNar]
+
+
+@pytest.fixture
+def nar(cache: NarCache, opened: Opened) -> LocalNar:
+    keep(cache, NAR)
+    return opened(cache, KEY)
+
+
+def contents(fd: int) -> bytes:
+    """All of the file; closes it."""
+    with os.fdopen(fd, "rb") as file:
+        return file.read()
+
+
+def path_of(directory: Path, name: str = "tool") -> Path:
+    return directory / f"{KEY.digits}.{node(name).nar_offset}.{node(name).size}.file"
+
+
+def files(directory: Path) -> set[str]:
+    return {name for name in names(directory) if ".file" in name}
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows with each file that is made."""
+    found: list[int] = []
+    unpack = unpacked.unpack
+
+    def counted(*args: object, **more: object) -> None:
+        found.append(1)
+        unpack(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(unpacked, "unpack", counted)
+    return found
+
+
+def test_has_the_contents_and_is_made_once(nar: LocalNar, directory: Path, made: list[int]) -> None:
+    for name, expected in (("a", b""), ("note", NOTE), ("tool", TOOL), ("z", b"")) * 2:
+        fd = nar.unpacked(node(name))
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        assert not os.get_inheritable(fd)
+        assert contents(fd) == expected
+        status = path_of(directory, name).stat()
+        assert is_verified(status)
+        assert status.st_mode == stat.S_IFREG | 0o444
+    assert len(made) == 4
+    assert len(files(directory)) == 4
+
+
+def test_only_what_is_a_file_in_it(nar: LocalNar, directory: Path) -> None:
+    for wrong in (LISTING.root, Node(1, Kind.REGULAR, "x", len(NAR), False, 8, "")):
+        with pytest.raises(ValueError, match="in a NAR of"):
+            nar.unpacked(wrong)
+    assert files(directory) == set()
+
+
+def test_a_listing_that_lies_spoils_nothing(nar: LocalNar) -> None:
+    """Whatever it is said to be, what lies at that name is what stands there in the NAR."""
+    lie = Node(node("tool").index, Kind.REGULAR, "tool", 1000, True, node("tool").nar_offset, "")
+    assert contents(nar.unpacked(lie)) == TOOL[:1000]
+    assert contents(nar.unpacked(node("tool"))) == TOOL
+
+
+def overwrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(300_000)
+        file.write(b"wrong")
+
+
+def link_away(path: Path) -> None:
+    path.rename(path.with_suffix(".x"))
+    path.symlink_to(path.with_suffix(".x"))
+
+
+def make_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+SPOILED: dict[str, Callable[[Path], object]] = {
+    "written to": overwrite,
+    "cut": lambda path: os.truncate(path, 1000),
+    "emptied": lambda path: os.truncate(path, 0),
+    "longer": lambda path: os.truncate(path, 600_000),
+    "deleted": lambda path: path.unlink(),
+    "of another boot": lambda path: os.utime(path, (0, THIS_BOOT - 1)),
+    "a link": link_away,
+    "a pipe": make_pipe,
+}
+
+
+@pytest.mark.parametrize("change", SPOILED.values(), ids=SPOILED)
+def test_what_was_spoiled_is_made_again(nar: LocalNar, directory: Path, change: Callable[[Path], object]) -> None:
+    os.close(nar.unpacked(node("tool")))
+    path_of(directory).chmod(0o600)
+    change(path_of(directory))
+    assert contents(nar.unpacked(node("tool"))) == TOOL
+    assert path_of(directory).read_bytes() == TOOL
+    assert is_verified(path_of(directory).lstat())
+
+
+def test_a_directory_in_its_place(nar: LocalNar, directory: Path) -> None:
+    path_of(directory).mkdir()
+    with pytest.raises(CacheFailure):
+        nar.unpacked(node("tool"))
+    assert files(directory) == {path_of(directory).name}
+
+
+def test_of_a_nar_that_was_evicted(nar: LocalNar, cache: NarCache, directory: Path) -> None:
+    cache.clear()
+    assert contents(nar.unpacked(node("tool"))) == TOOL
+
+
+def test_of_a_nar_that_was_changed(nar: LocalNar, directory: Path) -> None:
+    path = directory / f"{KEY.digits}.nar"
+    path.chmod(0o600)
+    overwrite(path)
+    with pytest.raises(CacheFailure):
+        nar.unpacked(node("tool"))
+    assert names(directory) == set()
+
+
+def test_of_a_nar_that_was_cut(nar: LocalNar, directory: Path) -> None:
+    path = directory / f"{KEY.digits}.nar"
+    path.chmod(0o600)
+    os.truncate(path, 1000)
+    with pytest.raises(CacheFailure):
+        nar.unpacked(node("tool"))
+    assert names(directory) == set()
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EOPNOTSUPP])
+def test_where_the_kernel_cant_copy(nar: LocalNar, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def fail(*args: int) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "copy_file_range", fail)
+    assert contents(nar.unpacked(node("tool"))) == TOOL
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_disk(nar: LocalNar, directory: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def fail(*args: int) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "copy_file_range", fail)
+    with pytest.raises(CacheFailure):
+        nar.unpacked(node("tool"))
+    assert files(directory) == set()
+
+
+def test_evicted_before_it_can_be_opened(nar: LocalNar, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = narcache.UNPACK_TRIES - 1
+    unpack = unpacked.unpack
+
+    def lost(*args: object, **more: object) -> None:
+        nonlocal rounds
+        unpack(*args, **more)  # type: ignore[arg-type]
+        rounds -= 1
+        if rounds:
+            path_of(directory).unlink()
+
+    monkeypatch.setattr(unpacked, "unpack", lost)
+    assert contents(nar.unpacked(node("tool"))) == TOOL
+    path_of(directory).unlink()
+    rounds = 100
+    with pytest.raises(CacheFailure, match="evicted"):
+        nar.unpacked(node("tool"))
+
+
+class TestRoom:
+    def test_counts_and_goes_by_its_own_use(self, make_cache: MakeCache, opened: Opened, directory: Path) -> None:
+        cache = make_cache(1_300_000)
+        keep(cache, NAR)
+        first = opened(cache, KEY)
+        other = keep(cache, nar_of(100_000, 1))
+        os.close(first.unpacked(node("tool")))
+        sizes = sum(path.stat().st_size for path in directory.iterdir() if not path.name.startswith("."))
+        assert sum(entry.size for entry in cache.entries()) == sizes
+        first.touch()
+        opened(cache, other)  # so the file is what was used least recently
+        third = keep(cache, nar_of(300_000, 2))
+        assert files(directory) == set()
+        assert [cache.contains(key) for key in (KEY, other, third)] == [True, True, True]
+
+    def test_drives_out_what_was_used_before(self, make_cache: MakeCache, opened: Opened, directory: Path) -> None:
+        events: list[str] = []
+        cache = make_cache(1_300_000, trace=lambda event, fields: events.append(event))
+        old = keep(cache, nar_of(700_000, 1))
+        keep(cache, NAR)
+        assert contents(opened(cache, KEY).unpacked(node("tool"))) == TOOL
+        assert not cache.contains(old)
+        assert events.count("cache.evict") == 1
+        assert sum(entry.size for entry in cache.entries()) <= 1_300_000
+
+    def test_using_it_keeps_it(self, make_cache: MakeCache, opened: Opened, directory: Path) -> None:
+        cache = make_cache()
+        keep(cache, NAR)
+        nar = opened(cache, KEY)
+        for name in ("tool", "note"):
+            os.close(nar.unpacked(node(name)))
+            os.utime(path_of(directory, name), (1000, THIS_BOOT))
+        os.close(nar.unpacked(node("tool")))
+        assert cache.entries()[0].path(cache.layout) == path_of(directory, "note")
+        assert path_of(directory).stat().st_atime > 1000
+
+    @pytest.mark.parametrize("limit", [len(NAR) + 100_000, len(NAR) + 1000])
+    def test_never_drives_out_its_own_nar(
+        self, make_cache: MakeCache, opened: Opened, directory: Path, limit: int
+    ) -> None:
+        """Else a limit that has room for one of both would have it fetched again and again."""
+        cache = make_cache(limit)
+        keep(cache, NAR)
+        nar = opened(cache, KEY)
+        with pytest.raises(CacheFailure, match="no room"):
+            nar.unpacked(node("tool"))
+        assert cache.contains(KEY)
+        assert files(directory) == set()
+
+    def test_what_is_being_made_is_counted(
+        self, make_cache: MakeCache, opened: Opened, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Two at once, and there is room for one: the other one does not take what was promised to the first."""
+        cache = make_cache(2 * len(NAR) + 200_000)
+        keep(cache, NAR)
+        nar = opened(cache, KEY)
+        copying, go_on, copy = threading.Event(), threading.Event(), unpacked._copy
+
+        def slow(*args: object) -> None:
+            copying.set()
+            assert go_on.wait(10)
+            copy(*args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(unpacked, "_copy", slow)
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(nar.unpacked, node("tool"))
+            assert copying.wait(10)
+            try:
+                with pytest.raises(CacheFailure):
+                    nar.unpacked(Node(0, Kind.REGULAR, "x", 400_000, False, 100, ""))
+            finally:
+                go_on.set()
+            assert contents(first.result()) == TOOL
+        assert files(directory) == {path_of(directory).name}
+
+    def test_collect_and_clear(self, cache: NarCache, nar: LocalNar, make_cache: MakeCache, directory: Path) -> None:
+        os.close(nar.unpacked(node("tool")))
+        os.utime(path_of(directory), (1000, THIS_BOOT))
+        (gone,) = make_cache(600_000).collect()
+        assert gone.path(cache.layout) == path_of(directory)
+        os.close(nar.unpacked(node("note")))
+        assert len(cache.clear()) == 2
+        assert names(directory) == set()
+
+
+class TestVerify:
+    def test_compares_with_the_nar(self, cache: NarCache, nar: LocalNar, directory: Path) -> None:
+        for name in ("a", "note", "tool"):
+            os.close(nar.unpacked(node(name)))
+        marks = path_of(directory).stat()
+        path_of(directory).chmod(0o600)
+        overwrite(path_of(directory))
+        os.utime(path_of(directory), ns=(marks.st_atime_ns, marks.st_mtime_ns))  # as a disk would spoil it
+        os.utime(path_of(directory, "note"), (1000, 5000))
+        seen: list[int] = []
+        found = {entry.path(cache.layout).name: right for entry, right in cache.verify(seen.append)}
+        paths = [path_of(directory, name).name for name in ("a", "note", "tool")]
+        assert found == {f"{KEY.digits}.nar": True, paths[0]: True, paths[1]: True, paths[2]: False}
+        assert sum(seen) == len(NAR) + len(NOTE) + len(TOOL)
+        assert files(directory) == set(paths[:2])
+        note = path_of(directory, "note").stat()
+        assert is_verified(note)
+        assert note.st_atime == 1000  # that was no use
+
+    def test_of_another_size(self, cache: NarCache, nar: LocalNar, directory: Path) -> None:
+        os.close(nar.unpacked(node("tool")))
+        path_of(directory).chmod(0o600)
+        os.truncate(path_of(directory), 1000)
+        assert [right for _, right in cache.verify()] == [True, False]
+        assert files(directory) == set()
+
+    @pytest.mark.parametrize("why", ["there is no NAR", "the NAR is wrong"])
+    def test_what_cant_be_compared_goes(self, cache: NarCache, nar: LocalNar, directory: Path, why: str) -> None:
+        os.close(nar.unpacked(node("tool")))
+        path = directory / f"{KEY.digits}.nar"
+        if why == "there is no NAR":
+            path.unlink()
+        else:
+            path.chmod(0o600)
+            overwrite(path)
+            os.utime(path, (10**9, DURABLE))  # used last, so it is what would be looked at last
+        assert [right for _, right in cache.verify()] == ([] if why == "there is no NAR" else [False])
+        assert {name for name in names(directory) if not name.endswith(".ls")} == set()
+
+
+# Unpacks the file at its last arguments, and says so before it copies.
+MAKER = """
+import sys, time
+from pathlib import Path
+from narcore.cache import unpacked
+from narcore.cache.layout import FileKey, NarKey
+from narcore.cache.narcache import NarCache
+copy = unpacked._copy
+def slow(nar, target, start, size):
+    copy(nar, target, start, size // 2)
+    print("copying", flush=True)
+    sys.stdin.readline()
+    copy(nar, target, start, size)
+unpacked._copy = slow
+directory, digits, nar_size, start, size = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
+cache = NarCache(directory, size=lambda _: 1 << 30, max_fills=1)
+nar = cache.open(NarKey(digits, nar_size))
+fd = cache.unpacked(FileKey(digits, start, size), nar)
+print("done", flush=True)
+"""
+
+
+def maker(directory: Path) -> "subprocess.Popen[str]":
+    """Another process that makes the file, and has copied half of it; it goes on with a line to its input."""
+    numbers = map(str, (KEY.size, node("tool").nar_offset, node("tool").size))
+    command = [sys.executable, "-c", MAKER, str(directory), KEY.digits, *numbers]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "copying\n"
+    return process
+
+
+class TestProcesses:
+    def test_both_make_it_and_get_the_right_bytes(self, nar: LocalNar, directory: Path) -> None:
+        with maker(directory) as one, maker(directory) as other:
+            assert contents(nar.unpacked(node("tool"))) == TOOL
+            assert len(files(directory)) == 3
+            for process in (one, other):
+                assert process.communicate("go on\n", timeout=20)[0] == "done\n"
+                assert path_of(directory).read_bytes() == TOOL
+        assert contents(nar.unpacked(node("tool"))) == TOOL
+        assert files(directory) == {path_of(directory).name}
+
+    @pytest.mark.parametrize("by", ["clean", "room"])
+    def test_what_a_killed_one_leaves_is_removed(
+        self, nar: LocalNar, cache: NarCache, directory: Path, by: str
+    ) -> None:
+        with maker(directory) as process:
+            assert cache.clean() == 0  # it lives
+            process.send_signal(signal.SIGKILL)
+            process.communicate(timeout=20)
+        assert len(files(directory)) == 1
+        assert not path_of(directory).exists()
+        if by == "clean":
+            assert cache.clean() == 1
+            assert files(directory) == set()
+        else:
+            assert contents(nar.unpacked(node("note"))) == NOTE
+            assert files(directory) == {path_of(directory, "note").name}
+        assert contents(nar.unpacked(node("tool"))) == TOOL
+
+    def test_many_at_once_while_all_is_cleared(self, make_cache: MakeCache, opened: Opened, directory: Path) -> None:
+        caches = [make_cache(), make_cache()]
+        keep(caches[0], NAR)
+        nars = [opened(cache, KEY) for cache in caches]
+        end = threading.Event()
+
+        def clear() -> None:
+            while not end.wait(0.005):
+                with suppress(CacheFailure):
+                    caches[1].clear()
+
+        def unpacked_right(number: int) -> bool | None:
+            try:
+                return contents(nars[number % 2].unpacked(node("tool"))) == TOOL
+            except CacheFailure:  # evicted three times
+                return None
+
+        thread = threading.Thread(target=clear)
+        thread.start()
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(unpacked_right, range(200)))
+        end.set()
+        thread.join()
+        assert False not in found
+        assert found.count(True) > 100
+        until(lambda: len(files(directory)) <= 1)
+
+
+def test_in_one_process_it_is_made_once(nar: LocalNar, made: list[int]) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        fds = list(pool.map(nar.unpacked, [node("tool")] * 16))
+    assert [contents(fd) == TOOL for fd in fds] == [True] * 16
+    assert len(made) <= 2  # one that looks just when the first has ended finds it
+
+
+def test_kept_is_still_the_whole_nar(nar: LocalNar, cache: NarCache) -> None:
+    os.close(nar.unpacked(node("tool")))
+    assert kept(cache, KEY) == NAR
