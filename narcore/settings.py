@@ -150,15 +150,18 @@ class Settings:
 
 
 def _address(given: Mapping[str, str]) -> tuple[str, int]:
-    """HTTP_ADDR is ``host:port``, ``:port`` or ``[v6]:port``, and wins over PORT."""
+    """HTTP_ADDR wins over PORT."""
     if "HTTP_ADDR" not in given:
         return "", _port("PORT", given.get("PORT", "8383"))
-    host, colon, port = given["HTTP_ADDR"].rpartition(":")
+    return parse_address("HTTP_ADDR", given["HTTP_ADDR"])
+
+
+def parse_address(name: str, text: str) -> tuple[str, int]:
+    """``host:port``, ``:port`` (an empty host) or ``[v6]:port``. Raises SettingsError, which begins with ``name``."""
+    host, colon, port = text.rpartition(":")
     if not colon or not _HOST.fullmatch(host):
-        raise SettingsError(
-            f"HTTP_ADDR={given['HTTP_ADDR']!r} is not host:port; try 127.0.0.1:8383, [::1]:8383 or :8383"
-        )
-    return host.strip("[]"), _port("HTTP_ADDR", port)
+        raise SettingsError(f"{name}={text!r} is not host:port; try 127.0.0.1:8383, [::1]:8383 or :8383")
+    return host.strip("[]"), _port(name, port)
 
 
 def _port(name: str, text: str) -> int:

@@ -1,0 +1,398 @@
+"""The command line of ``nar-serve mount``. ``narcore.cli`` finds it by the entry point in pyproject.toml."""
+
+import errno
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+import click
+
+from narcore.cli.exits import TROUBLE, complain, say
+from narcore.cli.out import Output
+from narcore.cli.session import read_settings
+from narcore.errors import MountError, SettingsError
+from narcore.mount import device, syscalls
+from narcore.mount.control import control_path, is_abandoned, make_run_dir, read_status
+from narcore.mount.metrics import check_metrics
+from narcore.mount.mountinfo import Mount, mounts, mounts_at
+from narcore.mount.options import MountOptions
+from narcore.settings import Settings
+from narcore.sizes import human_size
+
+READY_SECONDS = 60  # mounting takes one or two; on a machine that starts a hundred other things, more
+STATUS_SECONDS = 5.0
+DEAD_SECONDS = 3.0  # a mount that is dead says so at once; one that says nothing for so long is alive and stuck
+GONE_SECONDS = 5.0
+STOP_SECONDS = 10.0
+
+HELP = """Mount the store paths of binary caches, read-only, at DIR.
+
+\b
+  nar-serve mount /nix/store
+  nar-serve mount --store https://cache.example.org --store https://cache.nixos.org ~/store
+  nar-serve mount --status
+  nar-serve mount --unmount /nix/store
+
+Every store path can be opened by its name, and is fetched when it is; ls shows those that were. What was fetched stays in the
+disk cache, and the kernel reads it there by itself where it can (as root, Linux 6.9 or newer: "passthrough").
+
+It goes on in the background: one process holds the mount, and another, which it replaces if need be, answers. Programs that read
+just then only wait. SIGHUP to the holder replaces the worker (after an upgrade), SIGTERM unmounts.
+
+The files are seen by whoever mounts them, and with --allow-other by everybody: containers whose programs don't run as root need
+it. Without root it takes fusermount3 (the package fuse3), and for --allow-other the line user_allow_other in /etc/fuse.conf.
+
+NAR_MOUNT_DEADLINE is how many seconds to wait for a store before reading fails; all other settings of the server hold here, too.
+"""
+
+
+@click.command(short_help="Mount all store paths as a file system, or show what is mounted.", help=HELP)
+@click.argument("directory", metavar="DIR", required=False, type=click.Path(path_type=Path))
+@click.option("--foreground", is_flag=True, help="Don't go into the background.")
+@click.option(
+    "--store", "stores", multiple=True, metavar="URL", help="A binary cache; repeatable.  [env: NAR_CACHE_URL]"
+)
+@click.option("--cache-dir", metavar="DIR", help="Where unpacked archives are kept.  [env: NAR_CACHE_DIR]")
+@click.option(
+    "--early", is_flag=True, help="Read files before all of the archive has been verified.  [env: NAR_MOUNT_EARLY]"
+)
+@click.option("--allow-other", is_flag=True, help="Let all users see the files.")
+@click.option("--no-passthrough", is_flag=True, help="Never let the kernel read the cache by itself.")
+@click.option("--run-dir", metavar="DIR", help="Where control sockets are.  [env: NAR_RUN_DIR]")
+@click.option("--metrics", metavar="[HOST]:PORT", default="", help="Serve /metrics for Prometheus there.")
+@click.option(
+    "--log", "log_file", metavar="FILE", help="Append messages to it, when in the background; else they are lost."
+)
+@click.option("--status", is_flag=True, help="Show the mount at DIR, or all; exit code 3 if one of them is dead.")
+@click.option("--json", "as_json", is_flag=True, help="With --status: as a JSON object, of all as an array.")
+@click.option("--unmount", is_flag=True, help="Unmount DIR, also if its mount is dead.")
+@click.option("--lazy", is_flag=True, help="With --unmount: out of sight at once, although it is in use.")
+def mount(
+    directory: Path | None,
+    stores: tuple[str, ...],
+    cache_dir: str | None,
+    run_dir: str | None,
+    status: bool,
+    as_json: bool,
+    unmount: bool,
+    lazy: bool,
+    foreground: bool,
+    log_file: str | None,
+    early: bool,
+    allow_other: bool,
+    no_passthrough: bool,
+    metrics: str,
+) -> None:
+    if run_dir:
+        os.environ["NAR_RUN_DIR"] = run_dir
+    settings = read_settings(stores, cache_dir)
+    target = _real(directory) if directory is not None else None
+    if status and unmount:
+        raise click.UsageError("--status and --unmount are two commands")
+    if status:
+        _show(settings.run_dir, target, as_json)
+        return
+    if target is None:
+        raise click.UsageError("DIR is missing")
+    if unmount:
+        _unmount(settings.run_dir, target, lazy=lazy)
+        return
+    if early:
+        os.environ["NAR_MOUNT_EARLY"] = "on"
+    options = MountOptions(
+        target=target,
+        allow_other=allow_other,
+        passthrough=not no_passthrough,
+        run_dir=settings.run_dir,
+        cache_dir=_cache_dir(settings, target),
+        metrics=metrics,
+    )
+    _prepare(options, settings)
+    if foreground:
+        _become_holder(options)
+    _start_holder(options, log_file)
+
+
+# --- mounting
+
+
+def _real(directory: Path) -> Path:
+    """The path without links, as mountinfo has it. What is mounted at ``directory`` itself is not touched."""
+    absolute = Path(os.path.abspath(directory))  # noqa: PTH100  pathlib keeps ..
+    target = Path(os.path.realpath(absolute.parent)) / absolute.name
+    try:
+        link = os.readlink(target)  # noqa: PTH115  Path.readlink says the same less plainly
+    except OSError:  # no link
+        return target
+    raise MountError(f"{directory} is a link to {link}; name that directory itself")
+
+
+def _cache_dir(settings: Settings, target: Path) -> Path:
+    """Raises SettingsError."""
+    if settings.cache_dir is None:
+        step = "--cache-dir DIR names one"
+        raise SettingsError(f"a mount serves out of the disk cache, and NAR_CACHE_DIR=off turns it off; {step}")
+    found = Path(os.path.realpath(settings.cache_dir))
+    if target == found or target in found.parents:
+        raise SettingsError(f"the cache at {found} would be hidden by the mount; --cache-dir DIR names another one")
+    return found
+
+
+def _prepare(options: MountOptions, settings: Settings) -> None:
+    """See to all that can be seen to beforehand, and put the settings where the worker reads them."""
+    if options.metrics:
+        check_metrics(options.metrics)
+    make_run_dir(options.run_dir)
+    _make_room(options)
+    if not options.target.is_dir():
+        raise MountError(f"{options.target} is not a directory; make it first: mkdir -p {options.target}")
+    options.cache_dir.mkdir(parents=True, exist_ok=True)
+    os.environ["NAR_CACHE_URL"] = " ".join(settings.cache_urls)
+    os.environ["NAR_CACHE_DIR"] = str(options.cache_dir)
+
+
+def _make_room(options: MountOptions) -> None:
+    """Remove dead mounts of ours at the target. Raises MountError if there is one that lives."""
+    while ours := _on_top(options.target):
+        if not _is_dead(options.run_dir, ours):
+            step = f"nar-serve mount --unmount {options.target} ends that"
+            raise MountError(f"{options.target} is mounted by nar-serve already; {step}")
+        say(f"the mount at {options.target} is dead, and is removed")
+        _detach(options.target, lazy=True)
+
+
+def _on_top(target: Path) -> Mount | None:
+    """What is seen at the target, if it is one of ours."""
+    there = mounts_at(target)
+    return there[-1] if there and _is_ours(there[-1]) else None
+
+
+def _is_ours(mounted: Mount) -> bool:
+    return mounted.source == syscalls.SOURCE and mounted.fs_type.startswith("fuse")
+
+
+def _is_dead(run_dir: Path, mounted: Mount) -> bool:
+    with suppress(MountError):
+        read_status(control_path(run_dir, mounted.target), STATUS_SECONDS)
+        return False
+    # It may have another run_dir. Its root is asked for in a thread, since a worker that hangs would not answer that either.
+    outcome: list[OSError | None] = []
+    asking = threading.Thread(target=lambda: outcome.append(_error_of(mounted.target)), daemon=True)
+    asking.start()
+    asking.join(DEAD_SECONDS)
+    return bool(outcome) and outcome[0] is not None and outcome[0].errno in {errno.ENOTCONN, errno.ECONNABORTED}
+
+
+def _error_of(path: Path) -> OSError | None:
+    try:
+        os.statvfs(path)
+    except OSError as error:
+        return error
+    return None
+
+
+def _holder_command(options: MountOptions) -> list[str]:
+    return [sys.executable, "-m", "narcore.mount.holder", options.to_json()]
+
+
+def _become_holder(options: MountOptions) -> NoReturn:
+    """The holder is a small process, without what the command line has imported."""
+    os.execv(sys.executable, _holder_command(options))  # noqa: S606
+
+
+def _start_holder(options: MountOptions, log_file: str | None) -> None:
+    """Start it, and wait until it is mounted."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as ready, _log(log_file) as log:
+        holder = subprocess.Popen(  # noqa: S603
+            _holder_command(replace(options, ready_fd=writing)),
+            pass_fds=(writing,),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
+        )
+        os.close(writing)
+        try:
+            answer = _answer(ready)
+        except BaseException:
+            _stop(holder)
+            raise
+    if "error" in answer:
+        _stop(holder)
+        complain(MountError(str(answer["error"])))
+        code = answer.get("code")
+        raise click.exceptions.Exit(code if isinstance(code, int) else TROUBLE)
+    holder.returncode = 0  # it goes on without us, and that needs no warning
+    say(f"{options.target} is mounted: {_summary(answer)}")
+
+
+def _log(log_file: str | None) -> BinaryIO:
+    return Path(log_file or os.devnull).open("ab")
+
+
+def _answer(ready: BinaryIO) -> dict[str, object]:
+    """What the holder says. Raises MountError if that is nothing."""
+    readable, _, _ = select.select([ready], [], [], READY_SECONDS)
+    if not readable:
+        raise MountError(f"it was not mounted within {READY_SECONDS} seconds; --foreground shows why")
+    line = ready.readline()
+    if not line:
+        raise MountError("the process that mounts has ended; --foreground shows why")
+    answer: dict[str, object] = json.loads(line)
+    return answer
+
+
+def _stop(holder: "subprocess.Popen[bytes]") -> None:
+    """Have it unmount, if it is mounted."""
+    holder.terminate()
+    try:
+        holder.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        holder.kill()
+        holder.wait()
+
+
+def _summary(answer: Mapping[str, object]) -> str:
+    parts = [_mode(answer.get("mode"), answer.get("reason"))]
+    stores = answer.get("stores")
+    if isinstance(stores, int):
+        parts.append("1 store" if stores == 1 else f"{stores} stores")
+    return ", ".join(parts)
+
+
+def _mode(mode: object, reason: object) -> str:
+    return f"{mode} ({reason})" if reason else f"{mode}"
+
+
+# --- unmounting
+
+
+def _unmount(run_dir: Path, target: Path, *, lazy: bool) -> None:
+    if _on_top(target) is None:
+        step = "nar-serve mount --status shows what is mounted"
+        raise MountError(f"nothing of nar-serve is mounted at {target}; {step}")
+    _detach(target, lazy=lazy)
+    socket_file = control_path(run_dir, target)
+    deadline = time.monotonic() + GONE_SECONDS
+    while socket_file.exists() and time.monotonic() < deadline and not is_abandoned(socket_file):
+        time.sleep(0.05)  # the holder ends when the kernel has told it; then it can be mounted again
+    if not lazy and is_abandoned(socket_file):
+        socket_file.unlink(missing_ok=True)
+
+
+def _detach(target: Path, *, lazy: bool) -> None:
+    try:
+        if device.may_mount():
+            syscalls.unmount(target, lazy=lazy)
+        else:
+            device.unmount_as_user(target, lazy=lazy)
+    except MountError as error:
+        is_busy = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EBUSY
+        if is_busy and not lazy:
+            raise MountError(f"{error}, and --lazy takes it out of sight although it is in use") from error
+        raise
+
+
+# --- the status
+
+
+def _show(run_dir: Path, target: Path | None, as_json: bool) -> None:
+    if target is not None:
+        found = [_status(control_path(run_dir, target), str(target))]
+    else:
+        found = [_status(path, name) for path, name in _sockets(run_dir).items()]
+    out = Output()
+    if as_json:
+        out.write(json.dumps(found if target is None else found[0]).encode() + b"\n")
+    elif not found:
+        say("nothing is mounted; nar-serve mount DIR does")
+    else:
+        out.write("\n".join(map(_for_people, found)).encode("utf-8", "surrogateescape"))
+    out.flush()
+    if any("error" in one for one in found):
+        raise click.exceptions.Exit(TROUBLE)
+
+
+def _sockets(run_dir: Path) -> dict[Path, str]:
+    """All control sockets, with those that should be there, and what each of them is for."""
+    found = {path: str(path) for path in sorted((run_dir / "mounts").glob("*.sock"))}
+    places: dict[str, dict[Path, str]] = {}
+    for mounted in mounts():
+        if _is_ours(mounted):
+            path = control_path(run_dir, mounted.target)
+            places.setdefault(mounted.device, {})[path] = str(mounted.target)
+    for (
+        candidates
+    ) in places.values():  # of one file system: where it was mounted first, and where it is shown, too (volumes)
+        known = {path: name for path, name in candidates.items() if path in found}
+        found |= known or dict([next(iter(candidates.items()))])
+    return found
+
+
+def _status(path: Path, name: str) -> dict[str, object]:
+    try:
+        return read_status(path, STATUS_SECONDS)
+    except MountError as error:
+        return {"target": name, "error": str(error)}
+
+
+def _for_people(status: Mapping[str, object]) -> str:
+    if "error" in status:
+        return f"{status['target']}\n  {'dead':12} {status['error']}\n"
+    rows = {
+        "mode": _mode(status.get("mode"), status.get("mode_reason")),
+        "stores": " ".join(map(str, _list(status, "stores"))),
+        "cache": _cache(_mapping(status, "cache")),
+        "since": _since(status),
+        "processes": f"holder {status.get('holder_pid')}, worker {status.get('worker_pid')}",
+        "store paths": f"{status.get('paths_known')} known, {status.get('prefetch_pending')} to be fetched ahead",
+        "look-ups": ", ".join(f"{count} {outcome}" for outcome, count in _mapping(status, "lookups").items()),
+        "reads": f"{_size(status.get('read_bytes'))}; {status.get('passthrough_opens')} files opened for the kernel to read",
+        "requests": f"{sum(_counts(status))}, of which {status.get('waiting')} wait for a store; "
+        f"{status.get('errors')} failed, {status.get('interrupts')} were given up",
+    }
+    if status.get("early"):
+        rows["early"] = "files are read before all of the archive has been verified"
+    if not status.get("resend"):
+        rows["restart"] = (
+            "this kernel can't send requests again (Linux 6.9 can): those under way hang when the worker dies"
+        )
+    return f"{status.get('target')}\n" + "".join(f"  {label:12} {text}\n" for label, text in rows.items() if text)
+
+
+def _since(status: Mapping[str, object]) -> str:
+    since, restarts = status.get("since"), status.get("restarts")
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)) if isinstance(since, int | float) else "?"
+    return f"{when}, {restarts} restarts of the worker" if restarts else when
+
+
+def _cache(cache: Mapping[str, object]) -> str:
+    return f"{_size(cache.get('bytes'))} of {_size(cache.get('limit'))} in {cache.get('directory')}" if cache else ""
+
+
+def _counts(status: Mapping[str, object]) -> list[int]:
+    return [count for count in _mapping(status, "counts").values() if isinstance(count, int)]
+
+
+def _size(value: object) -> str:
+    return human_size(value) if isinstance(value, int) else "?"
+
+
+def _mapping(status: Mapping[str, object], key: str) -> Mapping[str, object]:
+    value = status.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _list(status: Mapping[str, object], key: str) -> list[object]:
+    value = status.get(key)
+    return value if isinstance(value, list) else []
