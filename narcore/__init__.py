@@ -8,6 +8,7 @@ One sentence: **formats say what bytes mean, streams move them, stores fetch the
 ``lookup``, ``substituter``     from a hash part to a narinfo, through one or several stores: order, trust, failures
 ``narsource``, ``narstream``,   where the bytes of a NAR come from: the disk, a fill under way, a part of the remote file, a stream
 ``remote``
+``localnar``                    NARs on disk, held open for who reads from them again and again
 ``proof``                       are the contents what a content address says?
 ``accessor``, ``resolve``       the files of one NAR; what a path in it leads to
 ``archive/``                    a subtree as tar, zip or NAR
@@ -19,6 +20,8 @@ One sentence: **formats say what bytes mean, streams move them, stores fetch the
 ``errors``
 ``export``                      writes a binary cache
 ``cli/``                        the command line
+``mount/``                      a file system: every store path below one directory, filled as it is read (Linux)
+``volumes/``, ``csi/``          views of such a mount for containers; Kubernetes asks for them by the CSI plugin
 ==============================  ==================================================================================================
 """
 

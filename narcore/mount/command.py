@@ -324,19 +324,10 @@ def _show(run_dir: Path, target: Path | None, as_json: bool) -> None:
 
 
 def _sockets(run_dir: Path) -> dict[Path, str]:
-    """All control sockets, with those that should be there, and what each of them is for."""
-    found = {path: str(path) for path in sorted((run_dir / "mounts").glob("*.sock"))}
-    places: dict[str, dict[Path, str]] = {}
-    for mounted in mounts():
-        if _is_ours(mounted):
-            path = control_path(run_dir, mounted.target)
-            places.setdefault(mounted.device, {})[path] = str(mounted.target)
-    for (
-        candidates
-    ) in places.values():  # of one file system: where it was mounted first, and where it is shown, too (volumes)
-        known = {path: name for path, name in candidates.items() if path in found}
-        found |= known or dict([next(iter(candidates.items()))])
-    return found
+    """The control sockets in it, and what each of them is for. One that was left behind by what is mounted no more is not."""
+    targets = {control_path(run_dir, mounted.target): str(mounted.target) for mounted in mounts() if _is_ours(mounted)}
+    sockets = sorted((run_dir / "mounts").glob("*.sock"))
+    return {path: targets.get(path, str(path)) for path in sockets if path in targets or not is_abandoned(path)}
 
 
 def _status(path: Path, name: str) -> dict[str, object]:

@@ -92,10 +92,13 @@ def serving(
     thread.start()
     yield server
     server.stop()
-    for unique in (2**40, 2**40 + 2):  # the threads are reading: each ends with what it reads next
-        kernel.ask(Opcode.STATFS, unique)
     thread.join(10)
-    assert not thread.is_alive()
+    readers = [each for each in threading.enumerate() if each.name.startswith("reader-")]
+    for each in readers:
+        kernel.ask(Opcode.STATFS, 2**40)  # each of them ends with what it reads next, if it has not ended yet
+    for each in (thread, *readers):
+        each.join(10)
+        assert not each.is_alive()
 
 
 def test_answers_and_refusals(kernel: Kernel) -> None:

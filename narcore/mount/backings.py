@@ -1,0 +1,121 @@
+"""The files that the kernel reads instead of asking us (FUSE_PASSTHROUGH), by the numbers that it knows them by.
+
+A node must not be opened on one file while it is open on another, nor be passed through while it is open and read through us: the
+kernel refuses that. So what a node was opened as is remembered for as long as it is open, in a file that a next worker inherits.
+How often it was opened by processes that an earlier worker has served is not known: such a node is kept until the kernel forgets
+it.
+"""
+
+import os
+import struct
+import threading
+from collections import OrderedDict
+from contextlib import suppress
+
+from narcore.mount import device
+
+IDLE_MAX = 256  # kept for the next open; each keeps its file's space on disk, even if that was evicted from the cache
+
+PLAIN = 0  # read through us, since there was no room for a file, say
+_GONE = -1
+_RECORD = struct.Struct("=Qq")
+_FILE_MAX = 1 << 20  # bytes; then what is gone is left out
+
+
+class _Backing:
+    __slots__ = ("inherited", "number", "opens")
+
+    def __init__(self, number: int, *, inherited: bool) -> None:
+        self.number = number
+        self.opens = 0
+        self.inherited = inherited
+
+
+class Backings:
+    """``fuse`` is the device, ``fd`` the file to remember by. Thread-safe."""
+
+    def __init__(self, fuse: int, fd: int, generation: int) -> None:
+        self._fuse = fuse
+        self._fd = fd
+        self._handle = generation << 32
+        self._generation = generation
+        self._lock = threading.Lock()
+        self._nodes: OrderedDict[int, _Backing] = OrderedDict()
+        self.opened = 0
+        self._noted = 0  # bytes since the file was written anew
+        self._restore()
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def open(self, node_id: int) -> tuple[int, int] | None:
+        """A file handle and the number of the file, or PLAIN; None if the node has none yet."""
+        with self._lock:
+            backing = self._nodes.get(node_id)
+            if backing is None:
+                return None
+            backing.opens += 1
+            self._nodes.move_to_end(node_id)
+            self._handle += 1
+            self.opened += backing.number != PLAIN
+            return self._handle, backing.number
+
+    def add(self, node_id: int, fd: int | None) -> None:
+        """Let the node be read from the open file ``fd``, or through us if it is None. Raises OSError."""
+        with self._lock:
+            if node_id in self._nodes:
+                return
+            number = PLAIN if fd is None else device.open_backing(self._fuse, fd)
+            self._note(node_id, number)
+            self._nodes[node_id] = _Backing(number, inherited=False)
+            idle = [node for node, backing in self._nodes.items() if not backing.opens and not backing.inherited]
+            for node in idle[: max(0, len(idle) - IDLE_MAX)]:
+                self._remove(node)
+
+    def released(self, node_id: int, handle: int) -> None:
+        if handle >> 32 != self._generation:
+            return
+        with self._lock:
+            backing = self._nodes.get(node_id)
+            if backing is None:
+                return
+            backing.opens -= 1
+            if backing.number == PLAIN and not backing.opens and not backing.inherited:
+                self._remove(node_id)  # the next time there may be room
+
+    def forgotten(self, node_ids: list[int]) -> None:
+        """The kernel has dropped these nodes: none of them is open."""
+        if not self._nodes:
+            return
+        with self._lock:
+            for node_id in node_ids:
+                backing = self._nodes.get(node_id)
+                if backing is not None and not backing.opens:
+                    self._remove(node_id)
+
+    def _remove(self, node_id: int) -> None:
+        backing = self._nodes.pop(node_id)
+        self._note(node_id, _GONE)
+        if backing.number != PLAIN:
+            with suppress(OSError):  # the connection is gone, and all of them with it
+                device.close_backing(self._fuse, backing.number)
+
+    def _note(self, node_id: int, number: int) -> None:
+        os.write(self._fd, _RECORD.pack(node_id, number))  # at its end: it was opened so
+        self._noted += _RECORD.size
+        if self._noted > _FILE_MAX:
+            self._write_anew({node: backing.number for node, backing in self._nodes.items()} | {node_id: number})
+
+    def _restore(self) -> None:
+        data = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
+        numbers = dict(_RECORD.iter_unpack(data[: len(data) // _RECORD.size * _RECORD.size]))
+        self._write_anew(numbers)
+        for node_id, number in numbers.items():
+            if number != _GONE:
+                self._nodes[node_id] = _Backing(number, inherited=True)
+
+    def _write_anew(self, numbers: dict[int, int]) -> None:
+        records = b"".join(_RECORD.pack(*record) for record in numbers.items() if record[1] != _GONE)
+        os.ftruncate(self._fd, 0)
+        os.write(self._fd, records)
+        self._noted = 0

@@ -1,0 +1,408 @@
+"""The files: what the kernel's questions mean for store paths.
+
+A node id is the row of its store path in the table of names, and its place in the NAR, as in the listing: both are the same in the
+next worker. In the root every store path can be looked up, and those that were are listed.
+
+Before a store path can be looked up, its NAR has been fetched and verified as a whole: nothing of one that is not what its narinfo
+says is ever visible. (``early`` relaxes that, see there.)
+"""
+
+import errno
+import os
+import stat
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+
+from narcore.binarycache import BinaryCache
+from narcore.cache.lru import LruMemory
+from narcore.errors import CacheFailure, FileNotInStore
+from narcore.formats.listing import Kind, NarListing, Node
+from narcore.formats.storepath import HASH_PART_LENGTH, is_base_name
+from narcore.mount import protocol
+from narcore.mount.backings import PLAIN, Backings
+from narcore.mount.denied import DeniedNames
+from narcore.mount.early import Early
+from narcore.mount.names import Names, TooManyNames
+from narcore.mount.opennars import OpenNars
+from narcore.mount.protocol import ROOT_ID, Notify, Opcode, Open
+from narcore.mount.server import Slow
+from narcore.pathinfo import PathInfo
+
+# What is in a store path never changes: the kernel may keep it as long as it likes.
+FOREVER = 30 * 24 * 3600
+ROOT_SECONDS = 1
+MISSING_SECONDS = 2  # in the kernel; the stores are asked again after 5 s (Lookup)
+
+LINKS = b".links"  # Nix wants one in a store that it uses as a lower layer
+LINKS_ID = 2
+
+LISTINGS_MAX = 500_000  # entries of all listings that are kept in memory; 50 to 100 bytes each
+PATH_WEIGHT = 50  # of a store path itself, in entries
+
+# A smaller file is read through us also where others are passed through: it is in the kernel's cache after one or two requests,
+# and does not need a file of its own on disk.
+PASSTHROUGH_SIZE = 128 * 1024
+
+# From this size on what was read is dropped from the kernel's cache of the NAR: it keeps it as the mounted file's.
+DROP_SIZE = 16 * 1024
+
+_DIRECTORY = stat.S_IFDIR | 0o555
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPath:
+    """A store path that has been looked up. A listing that is not ``verified`` is the store's word."""
+
+    row: int
+    base_name: str
+    info: PathInfo
+    listing: NarListing
+    verified: bool
+
+
+class FileSystem:
+    """Answers requests. Thread-safe. ``backings``: none where the kernel does not read files itself."""
+
+    def __init__(
+        self,
+        cache: BinaryCache,
+        names: Names,
+        backings: Backings | None,
+        *,
+        early: bool,
+        notify: Callable[[Notify, bytes], None],
+        announce: Callable[[Sequence[str]], None],
+    ) -> None:
+        """``notify`` tells the kernel, ``announce`` is told of names that had been denied and are there now."""
+        self._cache = cache
+        self._names = names
+        self._backings = backings
+        self._early = Early(cache, names, notify=notify, on_end=self._arrived) if early else None
+        self._announce = announce
+        self._paths: LruMemory[int, OpenPath] = LruMemory(LISTINGS_MAX)
+        self._missing: LruMemory[str, bool] = LruMemory(10_000)
+        self._nars = OpenNars()
+        self._lock = threading.Lock()
+        self.denied = DeniedNames()
+        self.lookups: Counter[str] = Counter()
+        self.read_bytes = 0
+        self._handlers: dict[int, Callable[[int, memoryview], bytes]] = {
+            Opcode.LOOKUP: self._look_up,
+            Opcode.GETATTR: self._get_attributes,
+            Opcode.READLINK: self._read_link,
+            Opcode.READ: self._read,
+            Opcode.READDIR: partial(self._read_directory, plus=False),
+            Opcode.READDIRPLUS: partial(self._read_directory, plus=True),
+            Opcode.STATFS: self._status,
+            Opcode.IOCTL: self._no_ioctl,
+        }
+        if backings is not None:
+            self._handlers[Opcode.OPEN] = self._open
+            self._handlers[Opcode.RELEASE] = self._release
+
+    @property
+    def open_nars(self) -> int:
+        return len(self._nars)
+
+    # --- for the server
+
+    def answer(self, opcode: int, node_id: int, body: memoryview) -> tuple[bytes, ...]:
+        """The kernel remembers for good that a kind of request is not answered (ENOSYS): opening then costs none, for one."""
+        handler = self._handlers.get(opcode)
+        if handler is None:
+            raise OSError(errno.ENOSYS, "not implemented")
+        return (handler(node_id, body),)
+
+    def forget(self, node_ids: list[int]) -> None:
+        if self._backings is not None:
+            self._backings.forgotten(node_ids)
+
+    def sweep(self) -> None:
+        """Now and then: let go of what is not used."""
+        self._nars.sweep()
+
+    def close(self) -> None:
+        self._nars.close()
+
+    # --- store paths
+
+    def find(self, base_name: str) -> OpenPath | None:
+        """Look the store path up, and fetch what is needed to show what is in it; None if no store has it. Waits.
+
+        Raises NarcoreError, and OSError if the table of names is full.
+        """
+        try:
+            info = self._cache.path_info_anywhere(base_name[:HASH_PART_LENGTH])
+        except FileNotInStore:
+            info = None
+        if info is None or info.narinfo.store_path.base_name != base_name:
+            self._missing.put(base_name, True, seconds=MISSING_SECONDS)
+            self.denied.add(base_name)
+            self._count("miss")
+            return None
+        found = self._open_path(info)
+        self._count("hit")
+        if self.denied.discard(base_name):
+            self._announce([base_name])
+        return found
+
+    def _open_path(self, info: PathInfo) -> OpenPath:
+        accessor = self._cache.open(info)
+        base_name = info.narinfo.store_path.base_name
+        digest = self._early.digest(accessor.listing) if self._early else ""
+        try:
+            row = self._names.add(base_name, digest)
+        except TooManyNames as error:
+            raise OSError(errno.ENFILE, str(error)) from error
+        found = OpenPath(row, base_name, info, accessor.listing, accessor.is_verified)
+        self._remember(found)
+        return found
+
+    def _remember(self, path: OpenPath) -> None:
+        self._paths.put(path.row, path, weight=len(path.listing) + PATH_WEIGHT)
+
+    def _arrived(self, row: int, right: bool) -> None:
+        """A NAR that was read before it was verified has been verified, or is not what was promised."""
+        path = self._paths.get(row)
+        if path is not None and right:
+            self._remember(replace(path, verified=True))
+        elif not right:
+            self._paths.discard(row)
+
+    def _path(self, row: int) -> OpenPath:
+        found = self._paths.get(row)
+        if found is not None:
+            return found
+        try:
+            base_name, newest = self._names.base_name(row), self._names.is_newest(row)
+        except KeyError:
+            newest = False
+        if not newest:  # of a listing that was not the NAR's: the kernel looks the name up again
+            raise OSError(errno.ESTALE, "not a node of this mount")
+        raise Slow(("path", base_name), partial(self._reopen, base_name), partial(self._progress, None))
+
+    def _reopen(self, base_name: str) -> None:
+        if self.find(base_name) is None:
+            raise OSError(errno.ESTALE, "the store path is gone from its store")
+
+    def _progress(self, info: PathInfo | None) -> int:
+        """Bytes of the NAR so far; while it waits for its turn, of all that are fetched."""
+        return (self._cache.fetched(info) if info else 0) or self._cache.fetched_total()
+
+    def _count(self, outcome: str) -> None:
+        with self._lock:
+            self.lookups[outcome] += 1
+
+    def _node(self, node_id: int) -> tuple[OpenPath, Node]:
+        path = self._path(node_id >> 32)
+        try:
+            return path, path.listing.node((node_id & 0xFFFFFFFF) - 1)
+        except IndexError:
+            raise OSError(errno.ESTALE, "not a node of this mount") from None
+
+    # --- names and attributes
+
+    def _look_up(self, node_id: int, body: memoryview) -> bytes:
+        name = bytes(body[:-1])
+        if node_id == ROOT_ID:
+            return self._look_up_path(name)
+        if node_id == LINKS_ID:
+            return protocol.no_entry(FOREVER)
+        path, directory = self._node(node_id)
+        if directory.kind is not Kind.DIRECTORY:
+            raise OSError(errno.ENOTDIR, "not a directory")
+        node = path.listing.child(directory, name.decode("utf-8", "surrogateescape"))
+        return protocol.no_entry(FOREVER) if node is None else _entry(path.row, node)
+
+    def _look_up_path(self, name: bytes) -> bytes:
+        if name == LINKS:
+            return protocol.entry(LINKS_ID, FOREVER, protocol.attributes(LINKS_ID, _DIRECTORY, 0))
+        text = name.decode("ascii", "replace")
+        if not is_base_name(text):
+            return protocol.no_entry(FOREVER)
+        row = self._names.row(text)
+        path = self._paths.get(row) if row is not None else None
+        if path is not None:
+            return _entry(path.row, path.listing.root)
+        if self._missing.get(text):
+            return protocol.no_entry(MISSING_SECONDS)
+        raise Slow(("path", text), partial(self._find_counted, text), partial(self._progress, None))
+
+    def _find_counted(self, base_name: str) -> None:
+        try:
+            self.find(base_name)
+        except BaseException:
+            self._count("error")
+            raise
+
+    def _get_attributes(self, node_id: int, body: memoryview) -> bytes:
+        if node_id == ROOT_ID:
+            return protocol.attr_answer(ROOT_SECONDS, protocol.attributes(ROOT_ID, _DIRECTORY, 0))
+        if node_id == LINKS_ID:
+            return protocol.attr_answer(FOREVER, protocol.attributes(LINKS_ID, _DIRECTORY, 0))
+        _, node = self._node(node_id)
+        return protocol.attr_answer(FOREVER, _attributes(node_id, node))
+
+    def _read_link(self, node_id: int, body: memoryview) -> bytes:
+        _, node = self._node(node_id)
+        if node.kind is not Kind.SYMLINK:
+            raise OSError(errno.EINVAL, "not a link")
+        target = _raw(node.target)
+        if len(target) > protocol.TARGET_LENGTH_MAX:
+            raise OSError(errno.ENAMETOOLONG, "the target is longer than the kernel takes")
+        return target
+
+    def _status(self, node_id: int, body: memoryview) -> bytes:
+        """As of a file system without a free byte: nothing can be written."""
+        return protocol.STATFS.pack(0, 0, 0, len(self._names), 0, 4096, 255, 4096, 0)
+
+    def _no_ioctl(self, node_id: int, body: memoryview) -> bytes:
+        raise OSError(errno.ENOTTY, "no ioctl is known here")
+
+    # --- directories
+
+    def _read_directory(self, node_id: int, body: memoryview, *, plus: bool) -> bytes:
+        _, offset, size, *_ = protocol.READ.unpack_from(body)
+        found = bytearray()
+        for record in self._records(node_id, offset, plus=plus):
+            if len(found) + len(record) > size:
+                break
+            found += record
+        return bytes(found)
+
+    def _records(self, node_id: int, offset: int, *, plus: bool) -> Iterator[bytes]:
+        """Those behind ``offset``. The first two are the directory itself and its parent, which the kernel knows."""
+        for place, name in ((1, b"."), (2, b"..")):
+            if offset < place:
+                yield bytes(protocol.ENTRY.size + protocol.ATTR.size if plus else 0) + protocol.dirent(
+                    node_id, place, name, _DIRECTORY
+                )
+        start = max(0, offset - 2)
+        if node_id == ROOT_ID:
+            yield from self._root_records(start, plus=plus)
+        elif node_id != LINKS_ID:
+            path, directory = self._node(node_id)
+            if directory.kind is not Kind.DIRECTORY:
+                raise OSError(errno.ENOTDIR, "not a directory")
+            for place, node in enumerate(path.listing.children(directory, start), start + 3):
+                name = _raw(node.name)
+                if len(name) <= protocol.NAME_LENGTH_MAX:
+                    yield _record(path.row, node, place, name, plus=plus)
+
+    def _root_records(self, start: int, *, plus: bool) -> Iterator[bytes]:
+        """The store paths that have been looked up, in that order; of one that has left our memory, the name alone."""
+        for row, base_name in self._names.newest(start + 1):
+            path, name = self._paths.get(row), base_name.encode("ascii")
+            if path is not None:
+                yield _record(row, path.listing.root, row + 2, name, plus=plus)
+            else:
+                head = protocol.no_entry(0) if plus else b""
+                yield head + protocol.dirent(row << 32 | 1, row + 2, name, 0)
+
+    # --- contents
+
+    def _open(self, node_id: int, body: memoryview) -> bytes:
+        """Only where the kernel can read files itself; else that there is nothing to open was said once, and is known."""
+        assert self._backings is not None
+        path, node = self._node(node_id)
+        if node.size < PASSTHROUGH_SIZE:
+            return protocol.OPENED.pack(0, Open.KEEP_CACHE, 0)
+        if not path.verified:
+            self._backings.add(node_id, None)
+        opened = self._backings.open(node_id)
+        if opened is None:
+            raise Slow(
+                ("file", node_id), partial(self._unpack, path, node, node_id), partial(self._progress, path.info)
+            )
+        handle, number = opened
+        if number == PLAIN:
+            return protocol.OPENED.pack(handle, Open.KEEP_CACHE, 0)
+        return protocol.OPENED.pack(handle, Open.PASSTHROUGH, number)
+
+    def _release(self, node_id: int, body: memoryview) -> bytes:
+        assert self._backings is not None
+        handle, *_ = protocol.RELEASE.unpack_from(body)
+        if handle:
+            self._backings.released(node_id, handle)
+        return b""
+
+    def _unpack(self, path: OpenPath, node: Node, node_id: int) -> None:
+        assert self._backings is not None
+        with closing(self._cache.fetch_local(path.info)) as nar:
+            try:
+                fd = nar.unpacked(node)
+            except CacheFailure:  # no room for it: it is read as if there were no passthrough
+                self._backings.add(node_id, None)
+                return
+        try:
+            self._backings.add(node_id, fd)
+        finally:
+            os.close(fd)
+
+    def _read(self, node_id: int, body: memoryview) -> bytes:
+        _, offset, size, *_ = protocol.READ.unpack_from(body)
+        path, node = self._node(node_id)
+        if node.kind is not Kind.REGULAR:
+            raise OSError(errno.EISDIR, "not a file")
+        stop = min(offset + size, node.size)
+        if offset >= stop:
+            return b""
+        return self._read_nar(path, node_id, node.nar_offset + offset, node.nar_offset + stop)
+
+    def _read_nar(self, path: OpenPath, node_id: int, start: int, stop: int) -> bytes:
+        held = self._nars.acquire(path.row)
+        if held is None:
+            if self._early is not None and not path.verified:
+                data = self._early.read(path.row, path.info, node_id, start, stop)
+                self.read_bytes += stop - start
+                return data
+            raise self._fetching(path)
+        try:
+            data = held.nar.read(start, stop)
+            if stop - start >= DROP_SIZE:
+                held.nar.drop_pages(start, stop)
+        except CacheFailure:  # it was changed or cut, and is removed: fetch it again
+            self._nars.drop(path.row)
+            raise self._fetching(path) from None
+        finally:
+            self._nars.release(held)
+        self.read_bytes += stop - start
+        return data
+
+    def _fetching(self, path: OpenPath) -> Slow:
+        def fetch() -> None:
+            self._nars.put(path.row, self._cache.fetch_local(path.info))
+
+        return Slow(("nar", path.base_name), fetch, partial(self._progress, path.info))
+
+
+def mode(node: Node) -> int:
+    """As Nix leaves them in a store."""
+    if node.kind is Kind.DIRECTORY:
+        return _DIRECTORY
+    if node.kind is Kind.SYMLINK:
+        return stat.S_IFLNK | 0o777
+    return stat.S_IFREG | (0o555 if node.executable else 0o444)
+
+
+def _attributes(node_id: int, node: Node) -> bytes:
+    size = len(_raw(node.target)) if node.kind is Kind.SYMLINK else node.size
+    return protocol.attributes(node_id, mode(node), size)
+
+
+def _entry(row: int, node: Node) -> bytes:
+    node_id = row << 32 | node.index + 1
+    return protocol.entry(node_id, FOREVER, _attributes(node_id, node))
+
+
+def _record(row: int, node: Node, offset: int, name: bytes, *, plus: bool) -> bytes:
+    head = _entry(row, node) if plus else b""
+    return head + protocol.dirent(row << 32 | node.index + 1, offset, name, mode(node))
+
+
+def _raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

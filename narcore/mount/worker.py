@@ -1,0 +1,181 @@
+"""The process that answers the requests of one mount. The holder starts it, and another one in its place when it ends."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from types import FrameType
+
+from narcore.binarycache import BinaryCache
+from narcore.errors import NarcoreError, SettingsError
+from narcore.mount.backings import Backings
+from narcore.mount.control import ControlServer
+from narcore.mount.filesystem import FileSystem
+from narcore.mount.holder import STOPPED, TROUBLE, UNMOUNTED, USAGE
+from narcore.mount.names import Names
+from narcore.mount.options import WorkerOptions
+from narcore.mount.prefetch import Prefetch
+from narcore.mount.server import Server
+from narcore.pathinfo import PathInfo
+from narcore.settings import Settings
+
+log = logging.getLogger("narcore.mount")
+
+TICK_SECONDS = 1.0
+SWEEP_TICKS = 5
+ASK_AT_ONCE = 16  # names that were denied, asked for again in one tick
+
+
+class Worker:
+    def __init__(self, options: WorkerOptions, settings: Settings) -> None:
+        """Raises SettingsError."""
+        self._options = options
+        self._settings = settings
+        self._cache = BinaryCache.from_settings(
+            settings, strict=not settings.mount_early, patience=float(settings.mount_deadline)
+        )
+        names = Names(options.names)
+        self._names = names
+        self._backings = (
+            None if options.plain_reason else Backings(options.device, options.backings, options.generation + 1)
+        )
+        self._files = FileSystem(
+            self._cache,
+            names,
+            self._backings,
+            early=settings.mount_early,
+            notify=lambda code, body: self._server.notify(code, body),
+            announce=self._announce,
+        )
+        self._server = Server(
+            options.device,
+            self._files,
+            options.agreed,
+            deadline=float(settings.mount_deadline),
+            resumed=options.generation > 0,
+        )
+        self._prefetch = Prefetch(self._fetch_ahead)
+        self._control = ControlServer(
+            socket.socket(fileno=options.listener), status=self.status, prefetch=self._prefetch.add
+        )
+        self._stopped = False
+
+    def run(self) -> int:
+        """How it ended: UNMOUNTED or STOPPED."""
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        self._control.start()
+        threading.Thread(target=self._tick, name="upkeep", daemon=True).start()
+        if self._options.metrics:
+            self._serve_metrics()
+        _say_ready(self._options.ready, {"ready": True, "stores": len(self._settings.cache_urls)})
+        self._server.serve()
+        return STOPPED if self._stopped else UNMOUNTED
+
+    def close(self) -> None:
+        self._control.close()
+        self._files.close()
+        self._cache.close()
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._stopped = True
+        self._server.stop()
+
+    def _serve_metrics(self) -> None:
+        from narcore.mount.metrics import mount_metrics, serve_metrics  # prometheus-client is an extra
+
+        serve_metrics(self._options.metrics, lambda: mount_metrics(self.status()))
+
+    # --- beside the requests
+
+    def _tick(self) -> None:
+        ticks = 0
+        while True:
+            time.sleep(TICK_SECONDS)
+            ticks += 1
+            try:
+                if ticks % SWEEP_TICKS == 0:
+                    self._files.sweep()
+                for name in self._files.denied.due()[:ASK_AT_ONCE]:
+                    with suppress(NarcoreError, OSError):  # a store that does not answer: the next time it may
+                        self._files.find(name)
+            except Exception:
+                log.exception("upkeep of the mount")
+
+    def _announce(self, names: Sequence[str]) -> None:
+        log.info("published meanwhile: %s", " ".join(names))
+        self._control.announce(names)
+
+    def _fetch_ahead(self, base_name: str) -> PathInfo | None:
+        found = self._files.find(base_name)
+        if found is None:
+            return None
+        self._cache.fetch_local(found.info).close()
+        return found.info
+
+    # --- what it says of itself
+
+    def status(self) -> dict[str, object]:
+        options, server, files = self._options, self._server, self._files
+        return {
+            "target": str(options.target),
+            "mode": "plain" if options.plain_reason else "passthrough",
+            "mode_reason": options.plain_reason,
+            "resend": options.resend,
+            "kernel_minor": options.minor,
+            "worker_pid": os.getpid(),
+            "holder_pid": os.getppid(),
+            "restarts": options.generation,
+            "since": options.since,
+            "stores": [substituter.url for substituter in self._cache.substituters],
+            "cache": self._cache.disk_usage(),
+            "early": self._settings.mount_early,
+            "deadline": self._settings.mount_deadline,
+            "counts": server.counts(),
+            "lookups": dict(files.lookups),
+            "waiting": server.waiting,
+            "interrupts": server.interrupts,
+            "errors": server.errors,
+            "read_bytes": files.read_bytes,
+            "passthrough_opens": self._backings.opened if self._backings else 0,
+            "passthrough_files": len(self._backings) if self._backings else 0,
+            "open_nars": files.open_nars,
+            "paths_known": len(self._names),
+            "denied": len(files.denied),
+            "prefetch_pending": self._prefetch.pending,
+        }
+
+
+def _say_ready(fd: int, answer: dict[str, object]) -> None:
+    with suppress(BrokenPipeError):  # only of the first worker it is asked
+        os.write(fd, json.dumps(answer).encode() + b"\n")
+    os.close(fd)
+
+
+def main(text: str) -> int:
+    options = WorkerOptions.from_json(text)
+    logging.basicConfig(format="nar-serve: %(message)s", level=logging.INFO)
+    try:
+        worker = Worker(options, Settings.from_environ(os.environ))
+        code = worker.run()
+    except SettingsError as error:
+        _say_ready(options.ready, {"error": str(error), "code": USAGE})
+        return USAGE
+    except NarcoreError as error:
+        _say_ready(options.ready, {"error": str(error), "code": TROUBLE})
+        return TROUBLE
+    if code == UNMOUNTED:
+        worker.close()
+    return code
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1])
+    # At once: threads that read the device or wait for a store are not waited for. What they had read is sent again.
+    os._exit(status)

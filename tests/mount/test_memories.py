@@ -1,0 +1,182 @@
+"""What a mount remembers: names that were denied, files that the kernel reads by itself, closures to be fetched."""
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from narcore.errors import StoreUnavailable
+from narcore.mount import backings as module
+from narcore.mount import denied, prefetch
+from narcore.mount.backings import PLAIN, Backings
+from narcore.mount.denied import DeniedNames
+from narcore.mount.prefetch import Prefetch
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_denied_names_are_asked_for_less_and_less_often() -> None:
+    clock = Clock()
+    names = DeniedNames(clock)
+    names.add("a")
+    times = []
+    for second in range(0, 2000):
+        clock.now = float(second)
+        times += [second for _ in names.due()]
+    assert times == [5, 15, 35, 75, 155, 315, 615, 915, 1215, 1515, 1815]
+    clock.now = denied.GIVE_UP_SECONDS + 1
+    assert names.due() == []
+    assert len(names) == 0
+
+
+def test_the_last_denied_names_are_remembered() -> None:
+    names = DeniedNames()
+    for number in range(denied.NAMES_MAX + 5):
+        names.add(str(number))
+    assert len(names) == denied.NAMES_MAX
+    assert not names.discard("4")
+    assert names.discard("5")
+    assert not names.discard("5")
+
+
+class Device:
+    """Of the kernel's part: numbers of files, each of which is used once."""
+
+    def __init__(self) -> None:
+        self.open: set[int] = set()
+        self.last = 0
+
+    def open_backing(self, fuse: int, fd: int) -> int:
+        self.last += 1
+        self.open.add(self.last)
+        return self.last
+
+    def close_backing(self, fuse: int, number: int) -> None:
+        self.open.remove(number)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    device = Device()
+    monkeypatch.setattr(module, "device", device)
+    return device
+
+
+@pytest.fixture
+def fd() -> Iterator[int]:
+    fd = os.memfd_create("backings")
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+    yield fd
+    os.close(fd)
+
+
+def test_a_file_is_registered_once_and_kept_for_the_next_open(device: Device, fd: int) -> None:
+    backings = Backings(-1, fd, 1)
+    assert backings.open(7) is None
+    backings.add(7, 0)
+    backings.add(7, 0)
+    first, second = backings.open(7), backings.open(7)
+    assert first is not None
+    assert second is not None
+    assert first[1] == second[1] == 1
+    assert first[0] != second[0]
+    for handle, _ in (first, second):
+        backings.released(7, handle)
+    assert backings.open(7) == (second[0] + 1, 1)
+
+
+def test_a_file_read_through_us_may_be_passed_through_when_it_was_closed(device: Device, fd: int) -> None:
+    backings = Backings(-1, fd, 1)
+    backings.add(7, None)
+    opened = backings.open(7)
+    assert opened is not None
+    assert opened[1] == PLAIN
+    backings.released(7, opened[0])
+    assert backings.open(7) is None
+
+
+def test_what_is_open_stays_and_what_is_idle_goes(device: Device, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IDLE_MAX", 2)
+    backings = Backings(-1, fd, 1)
+    backings.add(1, 0)
+    opened = backings.open(1)
+    assert opened is not None
+    for node in range(2, 9):
+        backings.add(node, 0)
+    assert device.open == {1, 7, 8}
+    backings.forgotten([1, 7, 99])  # the first is open again, whatever the kernel has forgotten
+    assert device.open == {1, 8}
+    backings.released(1, opened[0])
+    backings.forgotten([1])
+    assert device.open == {8}
+
+
+def test_the_next_worker_takes_over(device: Device, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Backings(-1, fd, 1)
+    before.add(1, 0), before.add(2, 0)
+    opened = before.open(1)
+    monkeypatch.setattr(module, "IDLE_MAX", 1)
+    assert opened is not None
+    after = Backings(-1, fd, 2)
+    assert len(after) == 2
+    after.released(1, opened[0])  # opened by the other: how often is not known
+    again = after.open(1)
+    assert again is not None
+    assert again[1] == opened[1]
+    for node in (3, 4, 5):
+        after.add(node, 0)
+    assert device.open >= {1, 2, 5}  # what was there before stays until the kernel forgets it
+    after.forgotten([1, 2])
+    assert device.open == {1, 5}
+
+
+def test_the_file_to_remember_by_stays_small(device: Device, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FILE_MAX", 1000)
+    backings = Backings(-1, fd, 1)
+    for node in range(1000):
+        backings.add(node, 0)
+        backings.forgotten([node - 1])
+        assert os.fstat(fd).st_size < 1200
+    assert len(Backings(-1, fd, 2)) == 1
+
+
+CLOSURES = {"a": ("a", "b", "c"), "b": ("d",), "c": ("d", "e"), "d": (), "e": ("lost", "broken")}
+
+
+def test_a_closure_is_fetched_once(caplog: pytest.LogCaptureFixture) -> None:
+    fetched, done = [], threading.Event()
+
+    def fetch(name: str) -> SimpleNamespace | None:
+        fetched.append(name)
+        if name == "broken":
+            done.set()
+            raise StoreUnavailable("down")
+        return SimpleNamespace(narinfo=SimpleNamespace(references=CLOSURES[name])) if name in CLOSURES else None
+
+    closures = Prefetch(fetch)  # type: ignore[arg-type]  # a path info's part that is looked at
+    closures.add(["a", "c"])
+    assert done.wait(10)
+    while closures.pending:
+        done.wait(0.01)
+    assert sorted(fetched) == sorted([*CLOSURES, "lost", "broken"])
+    assert {record.getMessage() for record in caplog.records} == {
+        "lost could not be fetched ahead: no store has it",
+        "broken could not be fetched ahead: down",
+    }
+
+
+def test_closures_are_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(prefetch, "PATHS_MAX", 2)
+    go = threading.Event()
+    closures = Prefetch(lambda name: go.wait(10) and None)  # type: ignore[func-returns-value]
+    closures.add(["a", "b", "c"])
+    assert "c is not fetched ahead" in caplog.text
+    go.set()
