@@ -64,12 +64,14 @@ def make_room(
     return _make_room(layout, key.size, limit, reserve, own=layout.part(key).name)
 
 
-def make_room_for_file(layout: Layout, file: FileKey, limit: int, *, reserve: Callable[[], None]) -> list[Entry]:
-    """As `make_room`, and raises CacheFailure too if there is room only when fills have ended.
+def make_room_for_file(
+    layout: Layout, file: FileKey, limit: int, *, spare: int = 0, reserve: Callable[[], None]
+) -> list[Entry]:
+    """As `make_room`, and raises CacheFailure too if there is room only when fills have ended. ``spare``: so many bytes more.
 
     The NAR that the file is made of stays: else where only one of both has room, they would drive out each other for ever.
     """
-    evicted = _make_room(layout, file.size, limit, reserve, keep=file.digits)
+    evicted = _make_room(layout, file.size + spare, limit, reserve, keep=file.digits)
     if evicted is None:
         raise CacheFailure(
             f"there is no room for a file of {file.size} bytes beside its NAR and the downloads under way"

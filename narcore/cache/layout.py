@@ -11,6 +11,7 @@
     .lock                   held while room is made
     .slot-<n>               locked by a fill; holds the name of the part that room is reserved for
     .counters               what happened so far
+    .spare.<who>.new        as large as the room that its owner keeps for files to unpack; locked, and without a byte in it
     .<name>.<who>.new       what becomes <name> when it is complete; locked while it is written
 
 The names with a dot in front are ours alone, as are those in ``.part``, ``.readers`` and ``.error``: without a lock on it, a part
@@ -48,7 +49,7 @@ _LISTING_NAME = re.compile(rf"{_DIGITS}\.ls")
 _ERROR_NAME = re.compile(rf"{_DIGITS}\.[0-9]{{1,19}}\.error")
 _NEW_NAME = re.compile(rf"\.(\.counters|{_DIGITS}\.ls|{_DIGITS}\.[0-9]{{1,19}}\.error)\.[0-9]+-[0-9]+\.new")
 _FILE_NAME = re.compile(rf"({_DIGITS})\.([0-9]{{1,19}})\.([0-9]{{1,19}})\.file")
-_NEW_FILE_NAME = re.compile(rf"\.{_FILE_NAME.pattern}\.[0-9]+-[0-9]+\.new")
+_NEW_FILE_NAME = re.compile(rf"\.(spare|{_FILE_NAME.pattern})\.[0-9]+-[0-9]+\.new")
 _SLOT_NAME = re.compile(r"\.slot-[0-9]+")
 
 DURABLE = 1  # seconds since the epoch
@@ -100,6 +101,9 @@ class Layout:
     def slot(self, number: int) -> Path:
         return self.directory / f".slot-{number}"
 
+    def spare(self, number: int) -> Path:
+        return self.directory / f".spare.{os.getpid()}-{number}.new"
+
     def slots(self) -> list[Path]:
         """All slots that there are; other processes may be allowed more of them."""
         return [self.directory / name for name in os.listdir(self.directory) if _SLOT_NAME.fullmatch(name)]
@@ -145,7 +149,7 @@ def file_of(name: str) -> FileKey | None:
 
 
 def is_new_file(name: str) -> bool:
-    """Whether it is the name of an unpacked file that is not complete yet."""
+    """Whether it is the name of an unpacked file that is not complete yet, or of the room for some to come."""
     return _NEW_FILE_NAME.fullmatch(name) is not None
 
 

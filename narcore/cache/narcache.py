@@ -24,6 +24,7 @@ from narcore.cache.lru import LruMemory
 from narcore.cache.part import Fetch, GivenUp, Part, Unwanted, disk_trouble
 from narcore.cache.singleflight import SingleFlight
 from narcore.cache.slots import Slots
+from narcore.cache.spare import Spare
 from narcore.errors import CacheFailure, CapacityError, NarcoreError
 from narcore.formats.listing import NarListing
 from narcore.trace import Trace, silent
@@ -73,6 +74,7 @@ class NarCache:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             check_private(directory)
             self.limit = size(directory)
+            self._spare = Spare(self.layout, self.limit)
             self.clean()
         atexit.register(self.close)
 
@@ -86,6 +88,7 @@ class NarCache:
             fill.stop()
         for fill in fills:
             fill.join_thread(max(0.0, deadline - time.monotonic()))
+        self._spare.close()
         self.counters.flush()
 
     # --- complete NARs
@@ -175,7 +178,7 @@ class NarCache:
 
     def _unpack(self, file: FileKey, nar: CachedNar) -> None:
         with disk_trouble():
-            unpacked.unpack(self.layout, file, nar, limit=self.limit, on_evict=self._evicted)
+            unpacked.unpack(self.layout, file, nar, spare=self._spare, on_evict=self._evicted)
 
     # --- NARs on their way
 
@@ -199,6 +202,7 @@ class NarCache:
         remembered = self._failed.get((key, source)) or memo.recall(self.layout.error(key), source)
         if remembered is not None:
             raise copy.copy(remembered)
+        self._spare.yield_to(key.size)
         fill, begun = self._join_or_make(key, fetch, source)
         self._note("miss" if begun else "join", key)
         if begun:

@@ -7,11 +7,13 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from functools import partial
 
 from narcore.cache.cached import CHUNK, CachedNar
-from narcore.cache.eviction import Entry, make_room_for_file
+from narcore.cache.eviction import Entry
 from narcore.cache.layout import THIS_BOOT, FileKey, Layout, is_verified, mark
 from narcore.cache.locks import READ_FLAGS, replacing
+from narcore.cache.spare import Spare
 
 # What the kernel says where it can't copy by itself from one file to the other: then we do.
 _NO_COPY = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV}
@@ -33,12 +35,12 @@ def open_unpacked(layout: Layout, file: FileKey) -> int | None:
 
 
 def unpack(
-    layout: Layout, file: FileKey, nar: CachedNar, *, limit: int, on_evict: Callable[[list[Entry]], None]
+    layout: Layout, file: FileKey, nar: CachedNar, *, spare: Spare, on_evict: Callable[[list[Entry]], None]
 ) -> None:
     """Make the file, in place of one that may be there. Raises OSError and CacheFailure, and then nothing is left."""
     with replacing(layout.file(file)) as fd:
         # It has its size before a byte is written: by that the others know what was promised to it.
-        on_evict(make_room_for_file(layout, file, limit, reserve=lambda: os.ftruncate(fd, file.size)))
+        on_evict(spare.make_room(file, partial(os.ftruncate, fd, file.size)))
         _copy(nar, fd, file.start, file.size)
         nar.check_untouched()
         os.fchmod(fd, 0o444)

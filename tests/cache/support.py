@@ -139,4 +139,8 @@ def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
 
 def names(directory: Path) -> set[str]:
     """What lies in the directory, but for what always does."""
-    return {path.name for path in directory.iterdir() if not path.name.startswith((".lock", ".slot-", ".counters"))}
+    return {
+        path.name
+        for path in directory.iterdir()
+        if not path.name.startswith((".lock", ".slot-", ".spare", ".counters"))
+    }

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from narcore.cache import narcache, unpacked
+from narcore.cache import eviction, narcache, spare, unpacked
+from narcore.cache.eviction import make_room
 from narcore.cache.layout import DURABLE, THIS_BOOT, NarKey, is_verified
 from narcore.cache.narcache import NarCache
 from narcore.errors import CacheFailure
@@ -305,6 +306,7 @@ class TestRoom:
     def test_collect_and_clear(self, cache: NarCache, nar: LocalNar, make_cache: MakeCache, directory: Path) -> None:
         os.close(nar.unpacked(node("tool")))
         os.utime(path_of(directory), (1000, THIS_BOOT))
+        cache._spare.close()  # of a share of its own limit, which is a far larger one
         (gone,) = make_cache(600_000).collect()
         assert gone.path(cache.layout) == path_of(directory)
         os.close(nar.unpacked(node("note")))
@@ -406,7 +408,7 @@ class TestProcesses:
         assert len(files(directory)) == 1
         assert not path_of(directory).exists()
         if by == "clean":
-            assert cache.clean() == 1
+            assert cache.clean() == 2  # and the room that it kept
             assert files(directory) == set()
         else:
             assert contents(nar.unpacked(node("note"))) == NOTE
@@ -451,3 +453,91 @@ def test_in_one_process_it_is_made_once(nar: LocalNar, made: list[int]) -> None:
 def test_kept_is_still_the_whole_nar(nar: LocalNar, cache: NarCache) -> None:
     os.close(nar.unpacked(node("tool")))
     assert kept(cache, KEY) == NAR
+
+
+class TestSpare:
+    """Room for small files is found for many of them at once."""
+
+    @pytest.fixture
+    def looks(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """Grows with each look at the whole directory for room."""
+        found: list[int] = []
+        make_room_for_file = eviction.make_room_for_file
+
+        def counted(*args: object, **more: object) -> object:
+            found.append(1)
+            return make_room_for_file(*args, **more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(spare, "make_room_for_file", counted)
+        return found
+
+    def room(self, directory: Path) -> list[int]:
+        return [path.stat().st_size for path in directory.glob(".spare.*")]
+
+    def test_one_look_for_many(self, make_cache: MakeCache, opened: Opened, directory: Path, looks: list[int]) -> None:
+        cache = make_cache(1 << 30)
+        keep(cache, NAR)
+        nar = opened(cache, KEY)
+        for size in range(1, 301):
+            os.close(nar.unpacked(Node(0, Kind.REGULAR, "x", size, False, 100, "")))
+        assert len(looks) == 1
+        assert self.room(directory) == [(1 << 30) // 100 - sum(range(2, 301))]
+        cache.close()
+        assert self.room(directory) == []
+
+    def test_is_counted_by_others(self, make_cache: MakeCache, opened: Opened, directory: Path) -> None:
+        limit = 100 * len(NAR)
+        cache, other = make_cache(limit), make_cache(limit)
+        keep(cache, NAR)
+        os.close(opened(cache, KEY).unpacked(node("note")))
+        (kept_free,) = self.room(directory)
+        assert kept_free == limit // 100
+        too_large = nar_of(limit - kept_free + 1, 1)
+        assert make_room(other.layout, key_of(too_large), limit) is None
+        cache.close()
+        assert make_room(other.layout, NarKey("0" * 52, limit), limit) is not None
+
+    def test_is_given_back_for_a_nar_as_large_as_the_cache(
+        self, make_cache: MakeCache, opened: Opened, directory: Path
+    ) -> None:
+        large = nar_of(10 * len(NAR), 1)
+        cache = make_cache(len(large) + 1000)
+        keep(cache, NAR)
+        os.close(opened(cache, KEY).unpacked(node("note")))
+        assert self.room(directory) == [(len(large) + 1000) // 100]
+        keep(cache, large)
+        assert cache.contains(key_of(large))
+
+    def test_near_the_limit(self, make_cache: MakeCache, opened: Opened, directory: Path, looks: list[int]) -> None:
+        """What is too small a cache for that has room for the file all the same."""
+        cache = make_cache(len(NAR) + 500)
+        keep(cache, NAR)
+        nar = opened(cache, KEY)
+        os.close(nar.unpacked(node("note")))
+        os.close(nar.unpacked(Node(0, Kind.REGULAR, "x", 100, False, 100, "")))
+        assert len(looks) == 4  # two each
+        assert self.room(directory) == [0]
+        assert cache.contains(KEY)
+
+    def test_evicts_for_it(self, make_cache: MakeCache, opened: Opened, directory: Path) -> None:
+        cache = make_cache(2 * len(NAR))
+        old = keep(cache, nar_of(len(NAR) - 3000, 1))
+        keep(cache, NAR)
+        os.close(opened(cache, KEY).unpacked(node("note")))
+        assert not cache.contains(old)
+        assert cache.contains(KEY)
+
+    def test_of_one_that_was_killed_is_removed(self, cache: NarCache, directory: Path) -> None:
+        (directory / ".spare.1-0.new").write_bytes(b"")
+        os.truncate(directory / ".spare.1-0.new", 1 << 40)
+        make_room(cache.layout, key_of(NAR), 1 << 30)
+        assert self.room(directory) == []
+        (directory / ".spare.1-0.new").touch()
+        assert cache.clean() == 1
+
+    def test_where_the_directory_was_emptied(self, cache: NarCache, nar: LocalNar, directory: Path) -> None:
+        os.close(nar.unpacked(node("note")))
+        for path in directory.iterdir():
+            path.unlink()
+        for name in ("a", "note", "tool"):
+            assert len(contents(nar.unpacked(node(name)))) == node(name).size
