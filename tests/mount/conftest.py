@@ -1,0 +1,104 @@
+"""Fixtures of the tests that mount: binary caches that a real Nix wrote, and the server in front of them."""
+
+import itertools
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import builders
+from tests.e2e import nixcaches
+from tests.e2e.nixcaches import NixCaches
+from tests.e2e.upstream import Upstream
+from tests.mount import mounting, programs
+from tests.mount.mounting import Mounted
+from tests.mount.programs import Programs
+from tests.mount.samples import KEY
+
+RunMount = Callable[..., AbstractContextManager[Mounted]]
+
+TEST_SECONDS = 60
+
+_LOGS: set[Path] = set()
+
+
+@pytest.fixture(autouse=True)
+def _no_test_waits_for_ever() -> Iterator[None]:
+    """A mount that does not answer holds whoever asks it, without end and without a way to be interrupted."""
+    alarm = threading.Timer(TEST_SECONDS, mounting.end_all)
+    alarm.start()
+    yield
+    alarm.cancel()
+    alarm.join()
+
+
+@pytest.fixture(scope="session")
+def caches() -> NixCaches:
+    mounting.tools_or_skip(*nixcaches.TOOLS)
+    return nixcaches.build()
+
+
+@pytest.fixture(scope="session")
+def made_programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    mounting.tools_or_skip(*programs.TOOLS)
+    return programs.build(tmp_path_factory.mktemp("programs"))
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as server:
+        yield server
+
+
+@pytest.fixture
+def serve(upstream: Upstream, tmp_path: Path) -> Callable[..., str]:
+    """Write a binary cache of some trees and serve it; gives its URL. See `builders.binary_cache` for the options.
+
+    It is signed with `KEY`, unless ``secret_key`` says otherwise.
+    """
+    numbers = itertools.count()
+
+    def serve(trees: Mapping[str, builders.Tree], name: str = "", **options: Any) -> str:
+        name = name or f"cache-{next(numbers)}"
+        write(tmp_path / "served" / name, builders.binary_cache(trees, **{"secret_key": KEY} | options))
+        return upstream.mount(name, tmp_path / "served" / name)
+
+    return serve
+
+
+def write(directory: Path, files: Mapping[str, bytes]) -> None:
+    """The files of a binary cache; what is asked for in the same moment is there as a whole or not at all."""
+    for name, data in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_bytes(data)
+        part.rename(path)
+
+
+@pytest.fixture(scope="session")
+def run_mount(tmp_path_factory: pytest.TempPathFactory) -> RunMount:
+    """Mounts a binary cache; see `mounting.mounted`. Trusts `KEY` unless told otherwise."""
+    mounting.need_root()
+
+    def run(url: str, *options: str, key: str = str(KEY.public_key), **details: Any) -> AbstractContextManager[Mounted]:
+        directory = tmp_path_factory.mktemp("mount")
+        _LOGS.add(directory / "log")
+        return mounting.mounted(directory, url, *options, key=key, **details)
+
+    return run
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the mounts logged when a test fails."""
+    report = yield
+    if report.failed:
+        latest = sorted(filter(Path.exists, _LOGS), key=lambda path: path.stat().st_mtime)[-1:]
+        report.sections += [(f"log {path}", path.read_text(errors="replace")[-6000:]) for path in latest]
+    return report
