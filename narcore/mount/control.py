@@ -114,7 +114,7 @@ class ControlServer:
             ours.close()
 
     def _wake(self) -> None:
-        with suppress(BlockingIOError):  # it has not yet heard of the last time
+        with suppress(OSError):  # full: it has not yet heard of the last time; or closed
             self._waker.send(b"!")
 
     # --- the thread
@@ -321,7 +321,7 @@ def watch(path: Path) -> Iterator[list[str]]:
     with _connected(path, None) as connection:
         _send(connection, path, {"do": "watch"})
         with suppress(ConnectionError), connection.makefile("rb") as lines:
-            while line := lines.readline(ANSWER_MAX):
+            while (line := lines.readline(ANSWER_MAX)).endswith(b"\n"):
                 names = _checked(path, line).get("names")
                 if not isinstance(names, list):
                     raise MountError(f"{path} answers, but not as a mount of this version does")
