@@ -56,10 +56,10 @@ class LocalNar:
         """Let it count as used just now."""
         touch(self._nar.fd)
 
-    def drop_pages(self, start: int, stop: int) -> None:
-        """Tell the system that these bytes need not be kept in memory, since somebody else keeps them there."""
+    def drop_pages(self, start: int = 0, stop: int = 0) -> None:
+        """Tell the system that these bytes (``stop`` 0: all from there on) need not be kept in memory: somebody else keeps them."""
         with suppress(OSError):  # it is but advice
-            os.posix_fadvise(self._nar.fd, start, stop - start, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self._nar.fd, start, stop - start if stop else 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         self._nar.close()

@@ -47,8 +47,9 @@ PATH_WEIGHT = 50  # of a store path itself, in entries
 # and does not need a file of its own on disk.
 PASSTHROUGH_SIZE = 128 * 1024
 
-# From this size on what was read is dropped from the kernel's cache of the NAR: it keeps it as the mounted file's.
-DROP_SIZE = 16 * 1024
+# What was read is dropped from the kernel's cache of the NAR: it keeps it as the mounted file's. In blocks, when a read goes beyond
+# the end of one: what the kernel holds in one piece (4 MiB at most) it drops only as a whole.
+DROP_BLOCK = 4 << 20
 
 _DIRECTORY = stat.S_IFDIR | 0o555
 
@@ -82,6 +83,7 @@ class FileSystem:
         self._names = names
         self._backings = backings
         self._early = Early(cache, names, notify=notify, on_end=self._arrived) if early else None
+        self._notify = notify
         self._announce = announce
         self._paths: LruMemory[int, OpenPath] = LruMemory(LISTINGS_MAX)
         self._missing: LruMemory[str, bool] = LruMemory(10_000)
@@ -154,10 +156,13 @@ class FileSystem:
         accessor = self._cache.open(info)
         base_name = info.narinfo.store_path.base_name
         digest = self._early.digest(accessor.listing) if self._early else ""
+        before = len(self._names)
         try:
             row = self._names.add(base_name, digest)
         except TooManyNames as error:
             raise OSError(errno.ENFILE, str(error)) from error
+        if len(self._names) != before:  # the kernel keeps what the root was last listed as
+            self._notify(Notify.INVAL_INODE, protocol.INVAL_INODE.pack(ROOT_ID, 0, -1))
         found = OpenPath(row, base_name, info, accessor.listing, accessor.is_verified)
         self._remember(found)
         return found
@@ -338,6 +343,7 @@ class FileSystem:
             except CacheFailure:  # no room for it: it is read as if there were no passthrough
                 self._backings.add(node_id, None)
                 return
+            nar.drop_pages(node.nar_offset, node.nar_offset + node.size)
         try:
             self._backings.add(node_id, fd)
         finally:
@@ -363,8 +369,8 @@ class FileSystem:
             raise self._fetching(path)
         try:
             data = held.nar.read(start, stop)
-            if stop - start >= DROP_SIZE:
-                held.nar.drop_pages(start, stop)
+            if stop // DROP_BLOCK > start // DROP_BLOCK:
+                held.nar.drop_pages(start // DROP_BLOCK * DROP_BLOCK, stop // DROP_BLOCK * DROP_BLOCK)
         except CacheFailure:  # it was changed or cut, and is removed: fetch it again
             self._nars.drop(path.row)
             raise self._fetching(path) from None

@@ -85,4 +85,5 @@ class OpenNars:
     @staticmethod
     def _close_if_done(held: _Held) -> None:
         if held.dropped and not held.users:
+            held.nar.drop_pages()
             held.nar.close()
