@@ -31,7 +31,7 @@ from narcore.sizes import human_size
 READY_SECONDS = 60  # mounting takes one or two; on a machine that starts a hundred other things, more
 STATUS_SECONDS = 5.0
 DEAD_SECONDS = 3.0  # a mount that is dead says so at once; one that says nothing for so long is alive and stuck
-GONE_SECONDS = 5.0
+GONE_SECONDS, LAZY_GONE_SECONDS = 5.0, 1.0
 STOP_SECONDS = 10.0
 
 HELP = """Mount the store paths of binary caches, read-only, at DIR.
@@ -283,10 +283,11 @@ def _unmount(run_dir: Path, target: Path, *, lazy: bool) -> None:
         raise MountError(f"nothing of nar-serve is mounted at {target}; {step}")
     _detach(target, lazy=lazy)
     socket_file = control_path(run_dir, target)
-    deadline = time.monotonic() + GONE_SECONDS
-    while socket_file.exists() and time.monotonic() < deadline and not is_abandoned(socket_file):
-        time.sleep(0.05)  # the holder ends when the kernel has told it; then it can be mounted again
-    if not lazy and is_abandoned(socket_file):
+    # The holder ends when the kernel has told it, and then it can be mounted again; of what is in use that may take for ever.
+    deadline = time.monotonic() + (LAZY_GONE_SECONDS if lazy else GONE_SECONDS)
+    while socket_file.exists() and not is_abandoned(socket_file) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if is_abandoned(socket_file):  # the holder was killed
         socket_file.unlink(missing_ok=True)
 
 

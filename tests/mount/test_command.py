@@ -1,0 +1,362 @@
+"""``nar-serve mount`` as a program: in the background and the foreground, as root and as a user, and what it says."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from narcore.mount.control import control_path, make_run_dir
+from narcore.mount.mountinfo import mounts_at
+from narcore.sizes import human_size
+from tests import builders
+from tests.mount import mounting
+from tests.mount.conftest import write
+from tests.mount.mounting import PROGRAM, ROOT, until
+from tests.mount.samples import KEY, base
+
+SECONDS = 40
+NOBODY = 65534
+
+
+class Command:
+    """Runs the program, with a cache of its own to ask. ``target`` is where to mount."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.target = directory / "mnt"
+        self.run_dir = directory / "run"
+        self.target.mkdir()
+        write(directory / "store", builders.binary_cache({"hello": {"greeting": b"hello\n"}}, secret_key=KEY))
+        self.environ = mounting.environment(
+            {
+                "NAR_RUN_DIR": str(self.run_dir),
+                "NAR_CACHE_DIR": str(directory / "cache"),
+                "NAR_CACHE_SIZE": "1G",
+                "NAR_CACHE_URL": (directory / "store").as_uri(),
+                "NAR_TRUSTED_PUBLIC_KEYS": str(KEY.public_key),
+            }
+        )
+
+    @property
+    def file(self) -> Path:
+        return self.target / base("hello") / "greeting"
+
+    def __call__(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*PROGRAM, *map(str, arguments)],
+            env=self.environ,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+
+    def ok(self, *arguments: str | Path) -> str:
+        """What it says."""
+        done = self(*arguments)
+        assert done.returncode == 0, done
+        return done.stdout + done.stderr
+
+    def fails(self, *arguments: str | Path, code: int = 3) -> str:
+        """Its one line."""
+        done = self(*arguments)
+        assert (done.returncode, done.stdout) == (code, ""), done
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("nar-serve: ")
+        return line
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.ok("--status", "--json", self.target))
+        return found
+
+    def processes(self) -> tuple[int, int]:
+        status = self.status()
+        return status["holder_pid"], status["worker_pid"]
+
+    def kill(self) -> None:
+        """Holder and worker; the mount is dead then."""
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not is_alive(self.target), "a dead mount")
+
+    def end(self) -> None:
+        with contextlib.suppress(AssertionError, ProcessLookupError):
+            os.kill(self.processes()[0], signal.SIGKILL)
+        mounting.unmount_all(self.target)
+
+
+def is_alive(target: Path) -> bool:
+    try:
+        target.stat()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[Command]:
+    mounting.need_root()
+    one = Command(tmp_path)
+    yield one
+    one.end()
+
+
+# --- coming and going
+
+
+def test_in_the_background_and_back(command: Command) -> None:
+    said = command.ok(command.target)
+    assert said.startswith(f"nar-serve: {command.target} is mounted: ")
+    assert said.endswith(", 1 store\n")
+    assert command.file.read_bytes() == b"hello\n"
+
+    status = command.status()
+    assert (status["target"], status["early"], status["restarts"]) == (str(command.target), False, 0)
+    assert json.loads(command.ok("--status", "--json")) == [command.status()]
+    assert "allow_other" not in mounts_at(command.target)[0].super_options
+    holder, worker = command.processes()
+    assert os.getsid(holder) == holder  # no terminal that is closed ends it
+
+    shown = command.ok("--status")
+    assert shown == command.ok("--status", command.target)
+    assert shown.splitlines()[0] == str(command.target)
+    for fact in (status["mode"], command.environ["NAR_CACHE_URL"], f"holder {holder}, worker {worker}", "1 known"):
+        assert fact in shown
+    assert f"of {human_size(1 << 30)} in {command.directory / 'cache'}" in shown
+
+    assert command.ok("--unmount", command.target) == ""
+    assert mounts_at(command.target) == []
+    assert list((command.run_dir / "mounts").glob("*.sock")) == []
+    assert "nothing is mounted" in command.ok("--status")
+    assert command.ok("--status", "--json") == "[]\n"
+    command.ok(command.target)  # and again, at once
+
+
+def test_the_options_count(command: Command) -> None:
+    log = command.directory / "log"
+    elsewhere = command.directory / "elsewhere"
+    said = command.ok(
+        *("--store", command.directory / "store", "--store", "https://192.0.2.1"),
+        *("--early", "--allow-other", "--no-passthrough", "--log", log),
+        *("--cache-dir", elsewhere / "cache", "--run-dir", elsewhere / "run", command.target),
+    )
+    assert said.endswith("is mounted: plain (it is turned off), 2 stores\n")
+    command.environ["NAR_RUN_DIR"] = str(elsewhere / "run")
+    status = command.status()
+    assert status["early"]
+    assert status["stores"] == [(command.directory / "store").as_uri(), "https://192.0.2.1"]
+    assert status["cache"]["directory"] == str(elsewhere / "cache")
+    assert "allow_other" in mounts_at(command.target)[0].super_options
+    assert "plain (it is turned off)" in command.ok("--status")
+    os.kill(status["worker_pid"], signal.SIGKILL)
+    until(lambda: "is replaced" in log.read_text(), "a message in the log")
+    assert "1 restarts" in command.ok("--status")
+
+
+def test_in_the_foreground(command: Command) -> None:
+    with subprocess.Popen([*PROGRAM, "--foreground", str(command.target)], env=command.environ, cwd=ROOT) as process:
+        try:
+            until(lambda: mounts_at(command.target), "a mount")
+            assert command.file.read_bytes() == b"hello\n"
+            assert command.processes()[0] == process.pid  # a supervisor watches the holder itself
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(SECONDS) == 0
+        finally:
+            process.kill()
+    assert mounts_at(command.target) == []
+
+
+def test_metrics(command: Command) -> None:
+    pytest.importorskip("prometheus_client")
+    import requests
+
+    with open_port() as port:
+        pass
+    command.ok("--metrics", f"127.0.0.1:{port}", command.target)
+    assert command.file.read_bytes() == b"hello\n"
+    text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=SECONDS).text
+    assert f'nar_mount_info{{mode="{command.status()["mode"]}",target="{command.target}"}} 1.0' in text
+    assert "nar_mount_paths_known 1.0" in text
+    os.kill(command.processes()[1], signal.SIGKILL)  # the next worker takes over the port
+    until(lambda: command.status()["restarts"] == 1, "a new worker")
+    assert "nar_mount_restarts_total 1.0" in requests.get(f"http://127.0.0.1:{port}/metrics", timeout=SECONDS).text
+
+
+@contextlib.contextmanager
+def open_port() -> Iterator[int]:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+# --- what is there already
+
+
+def test_a_living_mount_is_left_alone(command: Command) -> None:
+    command.ok(command.target)
+    assert "is mounted by nar-serve already" in command.fails(command.target)
+    other_run_dir = command.fails("--run-dir", command.directory / "other", command.target)  # it can't be asked there
+    assert "is mounted by nar-serve already" in other_run_dir
+    assert command.file.read_bytes() == b"hello\n"
+    assert len(mounts_at(command.target)) == 1
+
+
+def test_a_dead_mount_is_shown_and_replaced(command: Command) -> None:
+    command.ok(command.target)
+    command.kill()
+    for arguments in (("--status",), ("--status", command.target)):
+        done = command(*arguments)
+        assert done.returncode == 3
+        assert done.stdout.splitlines()[0] == str(command.target)
+        assert "has died" in done.stdout
+    done = command("--status", "--json")
+    (shown,) = json.loads(done.stdout)
+    assert (done.returncode, shown["target"]) == (3, str(command.target))
+    assert "has died" in shown["error"]
+
+    assert f"the mount at {command.target} is dead, and is removed" in command.ok(command.target)
+    assert command.file.read_bytes() == b"hello\n"
+    assert len(mounts_at(command.target)) == 1
+
+
+def test_a_dead_mount_is_unmounted(command: Command) -> None:
+    command.ok(command.target)
+    command.kill()
+    command.ok("--unmount", command.target)
+    assert mounts_at(command.target) == []
+    assert "nothing is mounted" in command.ok("--status")
+    assert list((command.run_dir / "mounts").glob("*.sock")) == []
+
+
+def test_what_is_in_use_is_unmounted_lazily(command: Command) -> None:
+    command.ok(command.target)
+    with command.file.open("rb") as file:
+        line = command.fails("--unmount", command.target)
+        assert "busy" in line
+        assert "--lazy" in line
+        command.ok("--unmount", "--lazy", command.target)
+        assert mounts_at(command.target) == []
+        assert file.read() == b"hello\n"
+    until(lambda: not control_path(command.run_dir, command.target).exists(), "the end of the holder")
+
+
+def test_a_link_on_the_way_is_followed_and_one_at_the_end_refused(command: Command) -> None:
+    (command.directory / "link").symlink_to(command.directory)
+    command.ok(command.directory / "link/x/../mnt")
+    assert command.file.read_bytes() == b"hello\n"
+    command.ok("--status", command.directory / "link/mnt")
+    command.ok("--unmount", command.directory / "link/mnt")
+    (command.directory / "last").symlink_to(command.target)
+    assert "is a link to" in command.fails(command.directory / "last")
+
+
+# --- what can't be
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "DIR is missing"),
+        (["--unmount"], 2, "DIR is missing"),
+        (["--unmount", "--status", "mnt"], 2, "two commands"),
+        (["none"], 3, "mkdir -p"),
+        (["store/nix-cache-info"], 3, "is not a directory"),
+        (["--unmount", "mnt"], 3, "nothing of nar-serve is mounted at"),
+        (["--cache-dir", "off", "mnt"], 2, "NAR_CACHE_DIR=off turns it off"),
+        (["--cache-dir", "mnt/cache", "mnt"], 2, "would be hidden"),
+        (["--store", "ftp://x", "mnt"], 2, "not a store URL"),
+        (["--store", "https://x?priority=high", "mnt"], 2, "priority"),
+        (["--metrics", "9000", "mnt"], 2, "is not host:port"),
+        (["--run-dir", "x" * 150, "mnt"], 3, "--run-dir names a shorter one"),
+        (["--run-dir", "store/nix-cache-info", "mnt"], 3, "--run-dir names another directory"),
+        (["--cache-dir", "store/nix-cache-info", "mnt"], 3, "File exists"),
+        (["--log", "none/log", "mnt"], 3, "No such file"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_what_it_refuses(command: Command, arguments: list[str], code: int, said: str) -> None:
+    places = {"none", "mnt", "store/nix-cache-info", "mnt/cache", "none/log"}
+    given = [command.directory / word if word in places or word.startswith("xx") else word for word in arguments]
+    assert said in command.fails(*given, code=code)
+    assert mounts_at(command.target) == []
+    assert not list(command.directory.glob("run/mounts/*"))
+
+
+def test_a_status_of_nothing(command: Command) -> None:
+    done = command("--status", command.target)
+    assert done.returncode == 3
+    assert "is nar-serve mount running for that directory" in done.stdout
+    make_run_dir(command.run_dir)
+    (command.run_dir / "mounts/rubbish.sock").touch()  # what is mounted no more, and nobody listens at, is not shown
+    assert "nothing is mounted" in command.ok("--status")
+
+
+def test_the_help_teaches(command: Command) -> None:
+    text = command.ok("--help")
+    for word in ("nar-serve mount /nix/store", "--unmount /nix/store", "fusermount3", "NAR_RUN_DIR"):
+        assert word in text
+    done = subprocess.run(
+        [sys.executable, "-m", "narcore", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "Mount all store paths as a file system" in done.stdout
+
+
+# --- as a user
+
+# The Python of the tests may be where only root gets to. It gives no say in what is mounted.
+READ_ALL = "--inh-caps=+dac_read_search --ambient-caps=+dac_read_search"
+AS_NOBODY = """set -e
+mount -t tmpfs -o mode=755 tmpfs /mnt
+mknod -m 666 /mnt/fuse c 10 229
+mount --bind /mnt/fuse /dev/fuse
+exec setpriv --reuid=65534 --regid=65534 --clear-groups $READ_ALL sh -e -c '
+    cd "$DIR"
+    "$@" mnt
+    cat "$FILE"
+    "$@" --status --json mnt
+    "$@" --unmount mnt
+    ! cat "$FILE" 2>&1 >/dev/null
+    "$@" --status
+' sh "$@"
+"""
+
+
+def test_as_a_user(command: Command) -> None:
+    mounting.tools_or_skip("unshare", "setpriv", "fusermount3")
+    directory = Path(f"/var/tmp/nar-serve-test-{os.getpid()}")  # where a user gets to
+    shutil.copytree(command.directory, directory)
+    try:
+        for path in (directory, *directory.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
+        environ = {name: text.replace(str(command.directory), str(directory)) for name, text in command.environ.items()}
+        places = {"DIR": str(directory), "FILE": f"mnt/{base('hello')}/greeting", "READ_ALL": READ_ALL}
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", AS_NOBODY, "sh", *PROGRAM],
+            env=environ | places,
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+    finally:
+        shutil.rmtree(directory)
+    assert done.returncode == 0, done
+    first, second, last = done.stdout.splitlines()
+    assert first == "hello"
+    status = json.loads(second)
+    assert (status["mode"], status["mode_reason"]) == ("plain", "it needs root (CAP_SYS_ADMIN)")
+    assert "No such file" in last
+    assert "mnt is mounted: plain (it needs root (CAP_SYS_ADMIN)), 1 store" in done.stderr
+    assert "nothing is mounted" in done.stderr
