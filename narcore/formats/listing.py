@@ -153,6 +153,16 @@ class NarListing:
             raise IndexError(f"no node {index} in a listing of {len(self)}")
         return self._node(index)
 
+    def contents(self, index: int) -> tuple[int, int] | None:
+        """Where the contents of the node with that ``index`` begin in the NAR, and their length; None if it is no regular file.
+
+        As in `node`, but quicker than that. Raises IndexError.
+        """
+        columns = self._columns
+        if not 0 <= index < len(columns.kinds):
+            raise IndexError(f"no node {index} in a listing of {len(self)}")
+        return (columns.starts[index], columns.sizes[index]) if columns.kinds[index] < _DIRECTORY_NODE else None
+
     def children(self, node: Node, start: int = 0) -> Iterator[Node]:
         """The entries of a directory in byte order of their names, from the ``start``-th on; nothing for other nodes."""
         return map(self._node, map(self._columns.children.__getitem__, self._places(node.index)[start:]))

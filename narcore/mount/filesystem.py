@@ -51,7 +51,10 @@ PASSTHROUGH_SIZE = 128 * 1024
 # the end of one: what the kernel holds in one piece (4 MiB at most) it drops only as a whole.
 DROP_BLOCK = 4 << 20
 
+_INDEX = 0xFFFFFFFF  # of a node id, where the node is in its NAR, counted from 1
+
 _DIRECTORY = stat.S_IFDIR | 0o555
+_OPENED_PLAIN = protocol.OPENED.pack(0, Open.KEEP_CACHE, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +115,12 @@ class FileSystem:
 
     # --- for the server
 
-    def answer(self, opcode: int, node_id: int, body: memoryview) -> tuple[bytes, ...]:
+    def answer(self, opcode: int, node_id: int, body: memoryview) -> bytes:
         """The kernel remembers for good that a kind of request is not answered (ENOSYS): opening then costs none, for one."""
         handler = self._handlers.get(opcode)
         if handler is None:
             raise OSError(errno.ENOSYS, "not implemented")
-        return (handler(node_id, body),)
+        return handler(node_id, body)
 
     def forget(self, node_ids: list[int]) -> None:
         if self._backings is not None:
@@ -205,9 +208,20 @@ class FileSystem:
     def _node(self, node_id: int) -> tuple[OpenPath, Node]:
         path = self._path(node_id >> 32)
         try:
-            return path, path.listing.node((node_id & 0xFFFFFFFF) - 1)
+            return path, path.listing.node((node_id & _INDEX) - 1)
         except IndexError:
             raise OSError(errno.ESTALE, "not a node of this mount") from None
+
+    def _contents(self, node_id: int) -> tuple[OpenPath, tuple[int, int]]:
+        """Where the contents of a regular file are in the NAR, and their length."""
+        path = self._path(node_id >> 32)
+        try:
+            place = path.listing.contents((node_id & _INDEX) - 1)
+        except IndexError:
+            raise OSError(errno.ESTALE, "not a node of this mount") from None
+        if place is None:
+            raise OSError(errno.EISDIR, "not a file")
+        return path, place
 
     # --- names and attributes
 
@@ -313,16 +327,15 @@ class FileSystem:
     def _open(self, node_id: int, body: memoryview) -> bytes:
         """Only where the kernel can read files itself; else that there is nothing to open was said once, and is known."""
         assert self._backings is not None
-        path, node = self._node(node_id)
-        if node.size < PASSTHROUGH_SIZE:
-            return protocol.OPENED.pack(0, Open.KEEP_CACHE, 0)
+        path, (_, length) = self._contents(node_id)
+        if length < PASSTHROUGH_SIZE:
+            return _OPENED_PLAIN
         if not path.verified:
             self._backings.add(node_id, None)
         opened = self._backings.open(node_id)
         if opened is None:
-            raise Slow(
-                ("file", node_id), partial(self._unpack, path, node, node_id), partial(self._progress, path.info)
-            )
+            work = partial(self._unpack, path, path.listing.node((node_id & _INDEX) - 1), node_id)
+            raise Slow(("file", path.base_name, node_id & _INDEX), work, partial(self._progress, path.info))
         handle, number = opened
         if number == PLAIN:
             return protocol.OPENED.pack(handle, Open.KEEP_CACHE, 0)
@@ -351,13 +364,11 @@ class FileSystem:
 
     def _read(self, node_id: int, body: memoryview) -> bytes:
         _, offset, size, *_ = protocol.READ.unpack_from(body)
-        path, node = self._node(node_id)
-        if node.kind is not Kind.REGULAR:
-            raise OSError(errno.EISDIR, "not a file")
-        stop = min(offset + size, node.size)
+        path, (nar_offset, length) = self._contents(node_id)
+        stop = min(offset + size, length)
         if offset >= stop:
             return b""
-        return self._read_nar(path, node_id, node.nar_offset + offset, node.nar_offset + stop)
+        return self._read_nar(path, node_id, nar_offset + offset, nar_offset + stop)
 
     def _read_nar(self, path: OpenPath, node_id: int, start: int, stop: int) -> bytes:
         held = self._nars.acquire(path.row)

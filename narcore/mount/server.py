@@ -38,6 +38,9 @@ FAILURE_SECONDS = 1.0
 FAILURES_MAX = 10_000
 
 
+# The rest is for the file system. Looked up by number: this is asked for each request, and an enum's member takes its time.
+_OURS = frozenset(map(int, (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.DESTROY)))
+
 Key = tuple[object, ...]
 
 
@@ -55,9 +58,9 @@ class Slow(Exception):
 
 
 class Operations(Protocol):
-    """What a file system answers: parts of a body. Each raises OSError with an errno, or Slow."""
+    """What a file system answers: the body. Raises OSError with an errno, or Slow."""
 
-    def answer(self, opcode: int, node_id: int, body: memoryview) -> tuple[bytes, ...]: ...
+    def answer(self, opcode: int, node_id: int, body: memoryview) -> bytes: ...
 
     def forget(self, node_ids: list[int]) -> None: ...
 
@@ -190,18 +193,18 @@ class Server:
     def _take(self, opcode: int, unique: int, node_id: int, body: memoryview) -> None:
         if self._first_unique is None:
             self._first_unique = unique
-        if opcode in (Opcode.FORGET, Opcode.BATCH_FORGET):
-            self._operations.forget(protocol.forgotten(opcode, node_id, bytes(body)))
+        if opcode not in _OURS:
+            self._handle(opcode, unique, node_id, body, 0)
         elif opcode == Opcode.INTERRUPT:
             self._interrupt(unique, protocol.INTERRUPT.unpack_from(body)[0])
         elif opcode == Opcode.DESTROY:
             self._send(unique, 0)
         else:
-            self._handle(opcode, unique, node_id, body, 0)
+            self._operations.forget(protocol.forgotten(opcode, node_id, bytes(body)))
 
     def _handle(self, opcode: int, unique: int, node_id: int, body: memoryview, tries: int) -> None:
         try:
-            parts = self._operations.answer(opcode, node_id, body)
+            found = self._operations.answer(opcode, node_id, body)
         except Slow as slow:
             if tries < TRIES:
                 self._defer(slow, _Waiting(unique, opcode, node_id, bytes(body), tries, self._clock()))
@@ -214,16 +217,16 @@ class Server:
             log.exception("a request (opcode %d) could not be answered", opcode)
             self._refuse(unique, errno.EIO)
         else:
-            self._send(unique, 0, *parts)
+            self._send(unique, 0, found)
 
     def _refuse(self, unique: int, number: int) -> None:
         if number == errno.EIO:
             self.errors += 1
         self._send(unique, number)
 
-    def _send(self, unique: int, number: int, *parts: bytes) -> None:
+    def _send(self, unique: int, number: int, body: bytes = b"") -> None:
         try:
-            os.writev(self._fd, (protocol.answer(unique, number, sum(map(len, parts))), *parts))
+            os.writev(self._fd, (protocol.answer(unique, number, len(body)), body))
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENODEV):  # nobody waits for it any more
                 raise

@@ -135,8 +135,15 @@ def test_nodes_by_index() -> None:
     assert nodes[0] == found.root
     assert all(child in nodes for child in found.children(found.root))
     for index in (-1, len(found)):
-        with pytest.raises(IndexError, match="no node"):
-            found.node(index)
+        for ask in (found.node, found.contents):
+            with pytest.raises(IndexError, match="no node"):
+                ask(index)
+    for node in nodes:
+        is_file = node.kind is Kind.REGULAR
+        assert found.contents(node.index) == ((node.nar_offset, node.size) if is_file else None)
+        children = list(found.children(node))
+        for start in range(len(children) + 2):
+            assert list(found.children(node, start)) == children[start:]
 
 
 def test_one_level() -> None:

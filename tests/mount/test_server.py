@@ -56,13 +56,13 @@ class Files:
         self.works = 0
         self.forgotten: list[int] = []
 
-    def answer(self, opcode: int, node_id: int, body: memoryview) -> tuple[bytes, ...]:
+    def answer(self, opcode: int, node_id: int, body: memoryview) -> bytes:
         if opcode == Opcode.LOOKUP:
-            return (b"found ", bytes(body))
+            return b"found " + bytes(body)
         if opcode == Opcode.READLINK:
             if node_id not in self.done:
                 raise Slow(("slow", node_id), lambda: self._work(node_id), self.progress)
-            return (b"target",)
+            return b"target"
         if opcode == Opcode.READ:
             raise ZeroDivisionError("a mistake of ours")
         raise OSError(errno.ENOSYS, "not implemented")
@@ -94,7 +94,7 @@ def serving(
     server.stop()
     thread.join(10)
     readers = [each for each in threading.enumerate() if each.name.startswith("reader-")]
-    for each in readers:
+    for _ in readers:
         kernel.ask(Opcode.STATFS, 2**40)  # each of them ends with what it reads next, if it has not ended yet
     for each in (thread, *readers):
         each.join(10)
