@@ -4,12 +4,11 @@ import errno
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, NoReturn
@@ -30,7 +29,9 @@ from narcore.sizes import human_size
 
 READY_SECONDS = 60  # mounting takes one or two; on a machine that starts a hundred other things, more
 STATUS_SECONDS = 5.0
-DEAD_SECONDS = 3.0  # a mount that is dead says so at once; one that says nothing for so long is alive and stuck
+DEAD_SECONDS = (
+    3.0  # the kernel says of a dead mount at once that it is; one of which it says nothing is alive, and stuck
+)
 GONE_SECONDS, LAZY_GONE_SECONDS = 5.0, 1.0
 STOP_SECONDS = 10.0
 
@@ -181,23 +182,27 @@ def _is_ours(mounted: Mount) -> bool:
 
 
 def _is_dead(run_dir: Path, mounted: Mount) -> bool:
-    with suppress(MountError):
-        read_status(control_path(run_dir, mounted.target), STATUS_SECONDS)
-        return False
-    # It may have another run_dir. Its root is asked for in a thread, since a worker that hangs would not answer that either.
-    outcome: list[OSError | None] = []
-    asking = threading.Thread(target=lambda: outcome.append(_error_of(mounted.target)), daemon=True)
-    asking.start()
-    asking.join(DEAD_SECONDS)
-    return bool(outcome) and outcome[0] is not None and outcome[0].errno in {errno.ENOTCONN, errno.ECONNABORTED}
-
-
-def _error_of(path: Path) -> OSError | None:
+    """Whether nobody answers for it any more. One that only hangs is not dead."""
+    path = control_path(run_dir, mounted.target)
+    if path.exists():
+        return is_abandoned(path)
+    # It may have another run_dir, so its root is asked for: by another process, since nothing ends the waiting if it hangs.
+    asking = subprocess.Popen([sys.executable, "-Sc", _ASK_ROOT, str(mounted.target)])  # noqa: S603
     try:
-        os.statvfs(path)
-    except OSError as error:
-        return error
-    return None
+        return asking.wait(DEAD_SECONDS) in {errno.ENOTCONN, errno.ECONNABORTED}
+    except subprocess.TimeoutExpired:
+        asking.kill()
+        asking.returncode = -signal.SIGKILL  # some day
+        return False
+
+
+_ASK_ROOT = """
+import os, sys
+try:
+    os.statvfs(sys.argv[1])
+except OSError as error:
+    sys.exit(error.errno)
+"""
 
 
 def _holder_command(options: MountOptions) -> list[str]:
@@ -335,12 +340,13 @@ def _status(path: Path, name: str) -> dict[str, object]:
     try:
         return read_status(path, STATUS_SECONDS)
     except MountError as error:
-        return {"target": name, "error": str(error)}
+        return {"target": name, "dead": is_abandoned(path), "error": str(error)}
 
 
 def _for_people(status: Mapping[str, object]) -> str:
     if "error" in status:
-        return f"{status['target']}\n  {'dead':12} {status['error']}\n"
+        label = "dead" if status.get("dead") else "no answer"
+        return f"{status['target']}\n  {label:12} {status['error']}\n"
     rows = {
         "mode": _mode(status.get("mode"), status.get("mode_reason")),
         "stores": " ".join(map(str, _list(status, "stores"))),

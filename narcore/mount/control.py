@@ -401,7 +401,7 @@ def _checked(path: Path, line: bytes) -> dict[str, object]:
 
 def _silent(path: Path, what: str) -> MountError:
     return MountError(
-        f"the mount behind {path} {what}; if it stays so, its worker hangs: a SIGHUP to the holder replaces it"
+        f"the mount behind {path} {what}; if it stays so, its worker hangs: kill that, and the holder starts another"
     )
 
 

@@ -219,10 +219,11 @@ def test_a_dead_mount_is_shown_and_replaced(command: Command) -> None:
         done = command(*arguments)
         assert done.returncode == 3
         assert done.stdout.splitlines()[0] == str(command.target)
-        assert "has died" in done.stdout
+        assert "dead         nobody answers" in done.stdout
     done = command("--status", "--json")
     (shown,) = json.loads(done.stdout)
     assert (done.returncode, shown["target"]) == (3, str(command.target))
+    assert shown["dead"]
     assert "has died" in shown["error"]
 
     assert f"the mount at {command.target} is dead, and is removed" in command.ok(command.target)
@@ -259,6 +260,23 @@ def test_a_link_on_the_way_is_followed_and_one_at_the_end_refused(command: Comma
     command.ok("--unmount", command.directory / "link/mnt")
     (command.directory / "last").symlink_to(command.target)
     assert "is a link to" in command.fails(command.directory / "last")
+
+
+@pytest.mark.parametrize("option", [(), ("--run-dir", "/tmp/nar-serve-test-other")])
+def test_a_mount_that_hangs_is_no_dead_one(command: Command, option: tuple[str, ...]) -> None:
+    command.ok(command.target)
+    holder, worker = command.processes()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        assert "is mounted by nar-serve already" in command.fails(*option, command.target)
+        if not option:
+            done = command("--status")
+            assert done.returncode == 3
+            assert "no answer    the mount behind" in done.stdout
+            assert "the holder starts another" in done.stdout
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert command.processes() == (holder, worker)
 
 
 # --- what can't be
