@@ -1,0 +1,209 @@
+"""What dockerd says and gets, and what others say."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from api._docker.app import BODY_MAX, Calls, create_docker_app
+from api._docker.driver import Driver
+from api._docker.options import NAME_MAX
+from api._docker.records import Records
+from narcore.errors import MountError
+from tests.docker.views import Views
+
+PATH = f"/nix/store/{'0' * 32}-hello"
+CALLS = ("Create", "Mount", "Path", "Unmount", "Remove", "Get", "List", "Capabilities")
+NAMED = CALLS[:6]
+
+HOSTILE = (
+    "", ".", "..", "-v", ".hidden", "_v", "a/b", "../../etc", "/etc", "a\0b", "a\n", "a b", "a:b", "a,b", "a\\b", "é",
+    "a" * (NAME_MAX + 1), None, 1, True, ["a"], {"a": 1},
+)  # fmt: skip
+
+
+@pytest.fixture
+def views() -> Views:
+    return Views()
+
+
+@pytest.fixture
+def made(views: Views, tmp_path: Path) -> tuple[FlaskClient, Calls]:
+    driver = Driver(views, Records(tmp_path / "records"), tmp_path / "mounts", ("main", "other"))
+    app, calls = create_docker_app(driver, lambda: {"volumes": driver.status()})
+    return app.test_client(), calls
+
+
+@pytest.fixture
+def client(made: tuple[FlaskClient, Calls]) -> FlaskClient:
+    return made[0]
+
+
+def call(client: FlaskClient, name: str, **body: object) -> dict[str, Any]:
+    """The answer to what has to go well."""
+    answer = client.post(f"/VolumeDriver.{name}", json=body)
+    assert answer.status_code == 200
+    assert answer.content_type == "application/vnd.docker.plugins.v1.2+json"
+    found: dict[str, Any] = answer.get_json(force=True)
+    assert found.pop("Err") == ""
+    return found
+
+
+def refused(client: FlaskClient, name: str, **body: object) -> str:
+    """Why it was."""
+    answer = client.post(f"/VolumeDriver.{name}", json=body)
+    assert 400 <= answer.status_code < 500
+    found = json.loads(answer.data)
+    assert list(found) == ["Err"]
+    return str(found["Err"])
+
+
+def test_activate(client: FlaskClient) -> None:
+    answer = client.post("/Plugin.Activate")
+    assert answer.get_json(force=True) == {"Implements": ["VolumeDriver"]}
+
+
+def test_the_life_of_a_volume(client: FlaskClient, tmp_path: Path) -> None:
+    assert call(client, "Capabilities") == {"Capabilities": {"Scope": "local"}}
+    assert call(client, "List") == {"Volumes": []}
+    assert call(client, "Create", Name="v", Opts={"mode": "overlay", "prefetch": PATH}) == {}
+    assert call(client, "Path", Name="v") == {"Mountpoint": ""}
+    where = str(tmp_path / "mounts" / "v")
+    assert call(client, "Mount", Name="v", ID="one") == {"Mountpoint": where}
+    assert call(client, "Path", Name="v") == {"Mountpoint": where}
+    found = call(client, "Get", Name="v")["Volume"]
+    assert found.pop("CreatedAt").endswith("Z")
+    status = {"cache": "main", "mode": "overlay", "users": 1, "prefetch": [PATH.removeprefix("/nix/store/")]}
+    assert found == {"Name": "v", "Mountpoint": where, "Status": status}
+    assert call(client, "List") == {"Volumes": [{"Name": "v", "Mountpoint": where}]}
+    assert "in use" in refused(client, "Remove", Name="v")
+    assert call(client, "Unmount", Name="v", ID="one") == {}
+    assert call(client, "Remove", Name="v") == {}
+    assert "no such volume" in refused(client, "Get", Name="v")
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=repr)
+@pytest.mark.parametrize("endpoint", NAMED)
+def test_hostile_names(client: FlaskClient, views: Views, tmp_path: Path, endpoint: str, name: object) -> None:
+    assert refused(client, endpoint, Name=name, ID="one")
+    assert not views.asked
+    assert list((tmp_path / "records").iterdir()) == []
+
+
+@pytest.mark.parametrize("identity", [None, "", 1, "x" * 257], ids=repr)
+def test_mounts_need_an_id(client: FlaskClient, identity: object) -> None:
+    call(client, "Create", Name="v")
+    for endpoint in ("Mount", "Unmount"):
+        assert "no ID of a mount" in refused(client, endpoint, Name="v", ID=identity)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"colour": "red"}, "there is no option 'colour'; known are cache, group, mode, prefetch"),
+        ({"Mode": "ro"}, "there is no option 'Mode'"),
+        ({"mode": "rw"}, "mode='rw' is not known; it is overlay"),
+        ({"mode": ["ro"]}, "the option mode has to be a string"),
+        ({"cache": "https://evil.example"}, "there is no cache 'https://evil.example'; this plugin has main, other"),
+        ({"cache": ""}, "there is no cache ''"),
+        ({"group": "users"}, "is not the number of a group"),
+        ({"group": "-1"}, "is not the number of a group"),
+        ({"group": "4294967295"}, "is not the number of a group"),
+        ({"group": "1", "mode": "ro"}, "leave one of them out"),
+        ({"prefetch": "hello"}, "prefetch='hello' is not a store path"),
+        ({"prefetch": f"{PATH}/bin"}, "is not a store path"),
+        ({"prefetch": "/nix/store/../../etc/passwd"}, "is not a store path"),
+        ({"prefetch": " ".join(f"/nix/store/{'0' * 32}-{number}" for number in range(101))}, "100 store paths at most"),
+        ("mode=ro", "Opts has to be an object"),
+        ([], "Opts has to be an object"),
+    ],
+)
+def test_options_that_are_refused(client: FlaskClient, options: object, reason: str) -> None:
+    assert reason in refused(client, "Create", Name="v", Opts=options)
+    assert call(client, "List") == {"Volumes": []}
+
+
+def test_options_as_they_are_mounted(client: FlaskClient, views: Views) -> None:
+    other = PATH.replace("hello", "world")
+    call(client, "Create", Name="v", Opts={"cache": "other", "group": "100", "prefetch": f"{PATH}, {other},{PATH}"})
+    call(client, "Mount", Name="v", ID="one")
+    names = tuple(path.removeprefix("/nix/store/") for path in (PATH, other))
+    asked = {"cache": "other", "mode": "overlay", "group": 100, "prefetch": names, "keep": True}
+    assert views.asked == [asked]
+
+
+@pytest.mark.parametrize(
+    "body", [b"{", b"\xff", b"null", b"[]", b'"x"', b"[" * 60_000, b"NaN", b'{"Name": "\\ud800"}'], ids=repr
+)
+@pytest.mark.parametrize("endpoint", NAMED)
+def test_bodies_that_are_none(client: FlaskClient, endpoint: str, body: bytes) -> None:
+    answer = client.post(f"/VolumeDriver.{endpoint}", data=body)
+    assert 400 <= answer.status_code < 500
+    assert json.loads(answer.data)["Err"]
+
+
+def test_a_body_is_bounded(client: FlaskClient) -> None:
+    answer = client.post("/VolumeDriver.Create", data=b" " * (BODY_MAX + 1))
+    assert answer.status_code == 413
+    assert "65536 bytes at most" in json.loads(answer.data)["Err"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/", 404),
+        ("POST", "/VolumeDriver.Format", 404),
+        ("GET", "/VolumeDriver.List", 405),
+        ("GET", "/../etc", 404),
+    ],
+)
+def test_what_is_no_call(client: FlaskClient, method: str, path: str, status: int) -> None:
+    answer = client.open(path, method=method)
+    assert (answer.status_code, json.loads(answer.data)) == (
+        status,
+        {"Err": "there is no such call; POST /VolumeDriver.List is one"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (MountError("the cache is dead; start it again"), "the cache is dead; start it again"),
+        (OSError(28, "No space left on device", "/secret"), "No space left on device; the log of"),
+        (ZeroDivisionError("secret"), "something went wrong; the log of nar-serve docker-volume has the details"),
+    ],
+)
+def test_what_fails_is_told_without_a_traceback(
+    client: FlaskClient, views: Views, failure: Exception, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    call(client, "Create", Name="v")
+    views.fails = failure
+    with caplog.at_level(logging.ERROR):
+        answer = client.post("/VolumeDriver.Mount", json={"Name": "v", "ID": "one"})
+    assert answer.status_code == 500
+    message = json.loads(answer.data)["Err"]
+    assert message.startswith(told)
+    assert "Traceback" not in message
+    assert "secret" not in message
+    assert str(failure) in caplog.text
+
+
+def test_calls_are_counted(made: tuple[FlaskClient, Calls]) -> None:
+    client, calls = made
+    call(client, "Create", Name="v")
+    refused(client, "Create", Name="..")
+    assert {key: count for key, count in calls.counts().items() if count} == {
+        ("Create", "ok"): 1,
+        ("Create", "error"): 1,
+    }
+    assert set(calls.counts()) == {(name, end) for name in CALLS for end in ("ok", "error")}
+
+
+def test_the_status_is_for_people(client: FlaskClient) -> None:
+    call(client, "Create", Name="v")
+    (volume,) = client.get("/status").get_json(force=True)["volumes"]
+    assert volume.pop("created")
+    assert volume == {"name": "v", "cache": "main", "mode": "overlay", "users": 0}

@@ -1,0 +1,298 @@
+"""Volumes are counted by their users, whatever is repeated, interrupted or fails."""
+
+import logging
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from api._docker import driver as driver_module
+from api._docker.driver import Driver
+from api._docker.records import Records
+from api._docker.refused import Refused
+from narcore.errors import MountError
+from tests.docker.views import Killed, Views
+
+CACHES = ("main", "other")
+
+
+class Plugin:
+    """A driver, and what stays when it is killed: the records on disk, and the mounts."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.views = Views()
+        self.driver = self.started()
+
+    def started(self, boot_id: str = "boot-1", caches: tuple[str, ...] = CACHES) -> Driver:
+        """Start it, again or for the first time."""
+        records = Records(self.directory / "records", boot_id)
+        self.driver = Driver(self.views, records, self.directory / "mounts", caches)
+        self.driver.recover()
+        return self.driver
+
+    def target(self, name: str) -> Path:
+        return self.directory / "mounts" / name
+
+    def users(self, name: str) -> object:
+        (status,) = [one for one in self.driver.status() if one["name"] == name]
+        return status["users"]
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Plugin:
+    return Plugin(tmp_path)
+
+
+def test_a_volume_is_mounted_for_the_first_user_and_unmounted_after_the_last(plugin: Plugin) -> None:
+    driver = plugin.driver
+    driver.create("v", {"mode": "ro", "cache": "other"})
+    assert driver.mountpoint("v") == ""
+    assert driver.mount("v", "a") == driver.mount("v", "b") == plugin.target("v")
+    assert driver.mountpoint("v") == str(plugin.target("v"))
+    driver.unmount("v", "a")
+    assert plugin.views.mounted == {plugin.target("v"): "v"}
+    driver.unmount("v", "b")
+    assert plugin.views.mounted == {}
+    assert driver.mountpoint("v") == ""
+    asked = {"cache": "other", "mode": "ro", "group": None, "prefetch": (), "keep": True}
+    assert plugin.views.asked == [asked, asked]
+
+
+def test_every_call_can_be_repeated(plugin: Plugin) -> None:
+    driver = plugin.driver
+    for _ in range(2):
+        driver.create("v", None)
+    for _ in range(3):
+        driver.mount("v", "a")
+    assert plugin.users("v") == 1
+    for _ in range(2):
+        driver.unmount("v", "a")
+        assert plugin.views.mounted == {}
+    for _ in range(2):
+        driver.remove("v")
+    assert driver.all() == []
+
+
+def test_what_was_written_goes_with_the_volume_and_not_before(plugin: Plugin) -> None:
+    driver = plugin.driver
+    driver.create("v", {})
+    driver.mount("v", "a")
+    with pytest.raises(Refused, match=r"volume v is in use; docker ps -a --filter volume=v"):
+        driver.remove("v")
+    driver.unmount("v", "a")
+    assert plugin.views.written == {"v"}
+    driver.remove("v")
+    assert plugin.views.written == set()
+    with pytest.raises(Refused, match="no such volume: 'v'; docker volume ls"):
+        driver.mount("v", "a")
+
+
+def test_the_first_cache_is_the_default(plugin: Plugin) -> None:
+    plugin.driver.create("v", None)
+    assert plugin.driver.describe("v")["Status"] == {"cache": "main", "mode": "overlay", "users": 0}
+
+
+def test_other_options_make_another_volume(plugin: Plugin) -> None:
+    plugin.driver.create("v", {"mode": "ro"})
+    with pytest.raises(Refused, match="there is a volume v with other options"):
+        plugin.driver.create("v", {"mode": "overlay"})
+
+
+def test_a_restart_forgets_nothing(plugin: Plugin) -> None:
+    first = plugin.driver
+    first.create("v", {"group": "100", "prefetch": f"/nix/store/{'a' * 32}-x /nix/store/{'b' * 32}-y"})
+    first.create("idle", {"mode": "ro"})
+    first.mount("v", "a")
+    first.mount("v", "b")
+    before = first.status()
+    again = plugin.started()
+    assert again.status() == before
+    assert again.describe("v") == first.describe("v")
+    assert plugin.views.mounted == {plugin.target("v"): "v"}
+    again.unmount("v", "a")
+    assert plugin.views.mounted
+    again.unmount("v", "b")
+    assert not plugin.views.mounted
+
+
+def test_after_a_reboot_nobody_uses_anything(plugin: Plugin) -> None:
+    plugin.driver.create("v", None)
+    plugin.driver.mount("v", "a")
+    plugin.views.mounted.clear()
+    plugin.started(boot_id="boot-2")
+    assert plugin.users("v") == 0
+    assert plugin.views.written == {"v"}
+    plugin.driver.remove("v")
+
+
+def test_killed_between_mounting_and_counting(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin.driver.create("v", None)
+
+    def killed(self: Records, record: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Records, "save", killed)
+        with pytest.raises(Killed):
+            plugin.driver.mount("v", "a")
+    assert plugin.views.mounted
+    plugin.started()
+    assert not plugin.views.mounted
+    plugin.driver.mount("v", "a")
+    plugin.driver.unmount("v", "a")
+    plugin.driver.remove("v")
+
+
+def test_killed_between_no_longer_counting_and_unmounting(plugin: Plugin) -> None:
+    plugin.driver.create("v", None)
+    plugin.driver.mount("v", "a")
+    plugin.views.fails = Killed()
+    with pytest.raises(Killed):
+        plugin.driver.unmount("v", "a")
+    plugin.started()
+    assert not plugin.views.mounted
+    plugin.driver.unmount("v", "a")
+    plugin.driver.remove("v")
+
+
+def test_killed_between_deleting_and_forgetting(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin.driver.create("v", None)
+
+    def killed(self: Records, name: str) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Records, "delete", killed)
+        with pytest.raises(Killed):
+            plugin.driver.remove("v")
+    plugin.started()
+    plugin.driver.remove("v")
+    assert plugin.driver.all() == []
+
+
+def test_a_disk_that_is_full_leaves_nothing_mounted(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin.driver.create("v", None)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            plugin.driver.mount("v", "a")
+    assert not plugin.views.mounted
+    assert plugin.users("v") == 0
+    plugin.started()
+    plugin.driver.mount("v", "a")
+
+
+def test_a_mount_that_fails_is_not_counted(plugin: Plugin) -> None:
+    plugin.driver.create("v", None)
+    plugin.views.fails = MountError("it is dead; start it again")
+    with pytest.raises(MountError):
+        plugin.driver.mount("v", "a")
+    assert plugin.users("v") == 0
+    plugin.driver.remove("v")
+
+
+def test_an_unmount_that_fails_is_made_good(plugin: Plugin) -> None:
+    plugin.driver.create("v", None)
+    plugin.driver.mount("v", "a")
+    plugin.views.fails = MountError("busy; look who uses it")
+    with pytest.raises(MountError):
+        plugin.driver.unmount("v", "a")
+    plugin.driver.unmount("v", "a")
+    assert not plugin.views.mounted
+
+
+def test_a_start_goes_on_without_what_fails(plugin: Plugin, caplog: pytest.LogCaptureFixture) -> None:
+    plugin.driver.create("v", None)
+    plugin.driver.create("w", None)
+    (plugin.directory / "records" / "v.json").write_text("{")
+    (plugin.directory / "records" / "w.part").write_text("half")
+    with caplog.at_level(logging.ERROR):
+        plugin.started()
+    assert [one["name"] for one in plugin.driver.status()] == ["w"]
+    assert "v.json can't be read" in caplog.text
+    assert not (plugin.directory / "records" / "w.part").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "[" * 100_000,
+        '{"name": "w"}',
+        '{"name": "v", "options": {"cache": 1, "mode": "ro", "group": null, "prefetch": []}, "created": "", "boot_id": ""}',
+        '{"name": "v", "options": {"cache": "m", "mode": "ro", "group": null, "prefetch": ["../x"]}, "created": "", "boot_id": ""}',
+    ],
+)
+def test_records_of_others_are_no_volumes(plugin: Plugin, text: str) -> None:
+    (plugin.directory / "records" / "v.json").write_text(text)
+    assert plugin.started().all() == []
+
+
+def test_a_volume_of_a_cache_that_is_gone(plugin: Plugin) -> None:
+    plugin.driver.create("v", {"cache": "other"})
+    plugin.started(caches=("main",))
+    with pytest.raises(Refused, match=r"start nar-serve docker-volume with --cache other=DIR"):
+        plugin.driver.mount("v", "a")
+    plugin.driver.remove("v")
+
+
+def test_many_users_at_once_are_all_counted(plugin: Plugin) -> None:
+    plugin.driver.create("v", None)
+    users = [f"user-{number}" for number in range(20)]
+    threads = [threading.Thread(target=plugin.driver.mount, args=("v", user)) for user in users]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert plugin.users("v") == 20
+    plugin.started()
+    assert plugin.users("v") == 20
+
+
+def test_a_volume_that_hangs_holds_up_no_other(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stuck", "free"):
+        plugin.driver.create(name, None)
+    begun, end = threading.Event(), threading.Event()
+    publish = Views.publish
+
+    def hang(self: Views, volume_id: str, target: Path, **details: object) -> None:
+        if volume_id == "stuck":
+            begun.set()
+            assert end.wait(30)
+        publish(self, volume_id, target, **details)  # type: ignore[arg-type]  # as they came
+
+    monkeypatch.setattr(Views, "publish", hang)
+    monkeypatch.setattr(driver_module, "TURN_SECONDS", 0.05)
+    thread = threading.Thread(target=plugin.driver.mount, args=("stuck", "a"))
+    thread.start()
+    assert begun.wait(30)
+    try:
+        assert plugin.driver.mount("free", "a") == plugin.target("free")
+        assert len(plugin.driver.all()) == 2
+        assert plugin.driver.mountpoint("stuck") == ""
+        with pytest.raises(Refused, match="another call for the volume stuck has not ended"):
+            plugin.driver.remove("stuck")
+    finally:
+        end.set()
+        thread.join()
+    plugin.driver.unmount("stuck", "a")
+    plugin.driver.remove("stuck")
+
+
+def test_there_are_limits(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_module, "VOLUMES_MAX", 1)
+    monkeypatch.setattr(driver_module, "MOUNTS_MAX", 1)
+    plugin.driver.create("v", None)
+    with pytest.raises(Refused, match="that is the limit; docker volume prune"):
+        plugin.driver.create("w", None)
+    plugin.driver.mount("v", "a")
+    with pytest.raises(Refused, match="that is the limit; make another one"):
+        plugin.driver.mount("v", "b")
+    plugin.driver.mount("v", "a")
+    assert plugin.driver.published() == {"overlay": 1, "ro": 0}
