@@ -6,6 +6,8 @@ requests again that the last worker had read and not answered (FUSE_NOTIFY_RESEN
 
 What has to be the same for every worker is kept here, in memory files that all of them inherit: the numbers of store paths, and
 which files the kernel reads by itself. Signals: TERM and INT unmount (a second one ends at once), HUP replaces the worker.
+
+If it is the holder that dies, its worker becomes the holder, and starts a worker.
 """
 
 import fcntl
@@ -17,13 +19,14 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 from narcore.errors import MountError
 from narcore.mount import device, protocol, syscalls
 from narcore.mount.control import control_path
-from narcore.mount.options import MountOptions, WorkerOptions
+from narcore.mount.options import Held, MountOptions
 
 UNMOUNTED, STOPPED = 0, 75  # how a worker ends: nothing is left to be served; or it was told to
 USAGE, TROUBLE = 2, 3  # or it could not begin
@@ -39,76 +42,30 @@ _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Holder:
-    """One mount, from mounting to unmounting."""
+    """Keeps a mount until it is unmounted."""
 
-    def __init__(self, options: MountOptions) -> None:
-        self._options = options
+    def __init__(self, held: Held, ready_fd: int | None = None) -> None:
+        """``ready_fd``: where to say that the first worker is ready."""
+        self._held = held
+        self._ready_fd = ready_fd
         self._worker: subprocess.Popen[bytes] | None = None
-        self._generation = 0
         self._pause = FIRST_PAUSE
-        self._started = self._since = time.time()
+        self._started = 0.0
         self._stopping = False
-        self._control = control_path(options.run_dir, options.target)
 
     def run(self) -> int:
-        """The exit code. Raises MountError and OSError before it is mounted."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        _protect()
-        self._listener = _listen(self._control)
-        self._names, self._backings = _memory("names"), _memory("backings")
-        fcntl.fcntl(self._backings, fcntl.F_SETFL, os.O_APPEND)
-        try:
-            self._mount()
-        except BaseException:
-            self._control.unlink(missing_ok=True)
-            raise
+        """The exit code."""
         try:
             return self._keep()
         finally:
-            self._control.unlink(missing_ok=True)
-
-    # --- the mount
-
-    def _mount(self) -> None:
-        options = self._options
-        reason = device.may_pass_through(options.cache_dir) if options.passthrough else "it is turned off"
-        if device.may_mount():
-            self._device = device.open_device()
-            syscalls.mount_fuse(self._device, options.target, allow_other=options.allow_other)
-        else:
-            self._device = device.mount_as_user(options.target, allow_other=options.allow_other)
-        request = os.read(self._device, protocol.BUFFER_SIZE)
-        self._agreed, answer = protocol.agree(request, passthrough=not reason)
-        os.write(self._device, answer)
-        if not reason and not self._agreed.passthrough:
-            reason = "the kernel can't (Linux 6.9 can)"
-        self._plain_reason = reason or self._try_passthrough()
-
-    def _try_passthrough(self) -> str:
-        """Why it is of no use, or nothing."""
-        fd = os.open(self._options.cache_dir, os.O_RDWR | os.O_TMPFILE, 0o600)
-        try:
-            device.close_backing(self._device, device.open_backing(self._device, fd))
-        except OSError as error:
-            return f"the kernel refuses files of {self._options.cache_dir}: {error.strerror}"
-        finally:
-            os.close(fd)
-        return ""
-
-    def _unmount(self) -> None:
-        with suppress(MountError):  # somebody else has done it
-            if device.may_mount():
-                syscalls.unmount(self._options.target, lazy=True)
-            else:
-                device.unmount_as_user(self._options.target, lazy=True)
-
-    # --- the workers
+            self._held.control.unlink(missing_ok=True)
 
     def _keep(self) -> int:
-        answer = self._start(first=True)
-        self._say_ready(answer)
+        answer = self._start()
+        if self._ready_fd is not None:
+            tell_ready(self._ready_fd, answer)
         if "error" in answer:
-            self._unmount()
+            _unmount(self._held.target)
             return TROUBLE if answer["code"] != USAGE else USAGE
         while True:
             number = signal.sigwait(_SIGNALS)
@@ -123,7 +80,7 @@ class Holder:
                 return 128 + number
             else:
                 self._stopping = True
-                self._unmount()
+                _unmount(self._held.target)
 
     def _reap(self) -> int | None:
         """The exit code of all, if it was the end; else another worker has been started."""
@@ -136,12 +93,12 @@ class Holder:
         if status != STOPPED:
             _say(f"the worker ended with status {status}, and is replaced{self._lost()}")
             self._calm_down()
-        self._generation += 1
-        self._start(first=False)
+        self._held = replace(self._held, generation=self._held.generation + 1)
+        self._start()
         return None
 
     def _lost(self) -> str:
-        if self._agreed.resend:
+        if self._held.resend:
             return ""
         return "; this kernel can't send its requests again (Linux 6.9 can): who waits for one has to be interrupted"
 
@@ -149,70 +106,104 @@ class Holder:
         if time.time() - self._started > STEADY_SECONDS:
             self._pause = FIRST_PAUSE
             return
-        signal.sigtimedwait(
-            (signal.SIGTERM, signal.SIGINT), self._pause
-        )  # either ends the pause; asked again, it unmounts
+        time.sleep(self._pause)
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
-    def _start(self, *, first: bool) -> dict[str, object]:
-        """Start a worker; what the first one says when it is ready, or of what keeps it from that."""
+    def _start(self) -> dict[str, object]:
+        """Start a worker. What the first one says when it is ready, or of what keeps it from that."""
         reading, writing = os.pipe()
-        options = WorkerOptions(
-            device=self._device,
-            listener=self._listener.fileno(),
-            names=self._names,
-            backings=self._backings,
-            ready=writing,
-            generation=self._generation,
-            since=self._since,
-            minor=self._agreed.minor,
-            passthrough=self._agreed.passthrough,
-            resend=self._agreed.resend,
-            plain_reason=self._plain_reason,
-            target=self._options.target,
-            metrics=self._options.metrics,
-        )
         self._started = time.time()
         self._worker = subprocess.Popen(  # noqa: S603  ourselves
-            [sys.executable, "-m", "narcore.mount.worker", options.to_json()],
-            pass_fds=(self._device, options.listener, self._names, self._backings, writing),
+            [sys.executable, "-m", "narcore.mount.worker", self._held.to_json(), str(writing)],
+            pass_fds=(*self._held.descriptors, writing),
             stdin=subprocess.DEVNULL,
         )
         os.close(writing)
         with os.fdopen(reading) as answer:
-            if not first:
+            if self._held.generation:
                 return {}
             text = answer.readline()
         found: dict[str, object] = json.loads(text) if text else {"error": "the worker did not start", "code": TROUBLE}
+        if "ready" in found:
+            reason = self._held.plain_reason
+            found |= {"mode": "plain" if reason else "passthrough", "reason": reason}
         return found
 
     def _signal_worker(self, number: int) -> None:
         if self._worker is not None:
             self._worker.send_signal(number)
 
-    def _say_ready(self, answer: dict[str, object]) -> None:
-        if "ready" in answer:
-            answer |= {"mode": "plain" if self._plain_reason else "passthrough", "reason": self._plain_reason}
-        tell_ready(self._options.ready_fd, answer)
+
+def mount(options: MountOptions) -> Held:
+    """Mount, and agree with the kernel on how to go on. Raises MountError and OSError, and then nothing is mounted."""
+    control = control_path(options.run_dir, options.target)
+    listener = _listen(control)
+    try:
+        reason = device.may_pass_through(options.cache_dir) if options.passthrough else "it is turned off"
+        fuse = _open(options)
+        agreed, answer = protocol.agree(os.read(fuse, protocol.BUFFER_SIZE), passthrough=not reason)
+        os.write(fuse, answer)
+    except BaseException:
+        control.unlink(missing_ok=True)
+        raise
+    if not reason and not agreed.passthrough:
+        reason = "the kernel can't (Linux 6.9 can)"
+    backings = _memory("backings")
+    fcntl.fcntl(backings, fcntl.F_SETFL, os.O_APPEND)
+    return Held(
+        device=fuse,
+        listener=listener.detach(),
+        names=_memory("names"),
+        backings=backings,
+        generation=0,
+        since=time.time(),
+        minor=agreed.minor,
+        passthrough=agreed.passthrough,
+        resend=agreed.resend,
+        plain_reason=reason or _try_passthrough(fuse, options.cache_dir),
+        target=options.target,
+        control=control,
+        metrics=options.metrics,
+    )
 
 
-def tell_ready(fd: int | None, answer: dict[str, object]) -> None:
-    if fd is not None:
-        with suppress(BrokenPipeError):
-            os.write(fd, json.dumps(answer).encode() + b"\n")
+def _open(options: MountOptions) -> int:
+    if not device.may_mount():
+        return device.mount_as_user(options.target, allow_other=options.allow_other)
+    fuse = device.open_device()
+    syscalls.mount_fuse(fuse, options.target, allow_other=options.allow_other)
+    return fuse
+
+
+def _try_passthrough(fuse: int, cache_dir: Path) -> str:
+    """Why it is of no use, or nothing."""
+    fd = os.open(cache_dir, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    try:
+        device.close_backing(fuse, device.open_backing(fuse, fd))
+    except OSError as error:
+        return f"the kernel refuses files of {cache_dir}: {error.strerror}"
+    finally:
         os.close(fd)
+    return ""
 
 
-def _protect() -> None:
-    with suppress(OSError):  # only root may
-        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
+def _unmount(target: Path) -> None:
+    with suppress(MountError):  # somebody else has done it
+        if device.may_mount():
+            syscalls.unmount(target, lazy=True)
+        else:
+            device.unmount_as_user(target, lazy=True)
+
+
+def tell_ready(fd: int, answer: dict[str, object]) -> None:
+    with suppress(BrokenPipeError):
+        os.write(fd, json.dumps(answer).encode() + b"\n")
+    os.close(fd)
 
 
 def _memory(name: str) -> int:
     """A file without a place, which a child inherits."""
-    fd = os.memfd_create(name)
-    os.set_inheritable(fd, True)
-    return fd
+    return os.memfd_create(name)
 
 
 def _listen(path: Path) -> socket.socket:
@@ -234,14 +225,30 @@ def _say(text: str) -> None:
 
 def run(options: MountOptions) -> NoReturn:
     """Mount, and keep it mounted; ends the process. What goes wrong before it is mounted is told to ``ready_fd``."""
+    _begin()
     try:
-        code = Holder(options).run()
+        held = mount(options)
     except (MountError, OSError) as error:
         _say(str(error))
-        tell_ready(options.ready_fd, {"error": str(error), "code": TROUBLE})
-        code = TROUBLE
-    sys.exit(code)
+        if options.ready_fd is not None:
+            tell_ready(options.ready_fd, {"error": str(error), "code": TROUBLE})
+        sys.exit(TROUBLE)
+    sys.exit(Holder(held, options.ready_fd).run())
+
+
+def take_over(held: Held) -> NoReturn:
+    """Turn this process, a worker whose holder has died, into the holder; its requests are for the worker that is started then."""
+    os.execv(sys.executable, [sys.executable, "-m", "narcore.mount.holder", "--held", held.to_json()])  # noqa: S606
+
+
+def _begin() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    with suppress(OSError):  # only root may
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "--held":
+        _begin()
+        sys.exit(Holder(Held.from_json(sys.argv[2])).run())
     run(MountOptions.from_json(sys.argv[1]))

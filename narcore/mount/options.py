@@ -32,18 +32,18 @@ class MountOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerOptions:
-    """What a worker inherits: the open device, the listening control socket, and the file of names.
+class Held:
+    """A mount, as it is handed on from process to process. The first four are descriptors, which are inherited: the device, the
+    listening control socket (at ``control``), and the memory files of the names and the files that the kernel reads by itself.
 
     ``generation`` is 0 for the first worker, and one more for each that takes its place. ``plain_reason`` says why file contents
-    are not passed through by the kernel; it is empty where they are.
+    are not passed through by the kernel; it is empty where they are. ``since``: in seconds since the epoch.
     """
 
     device: int
     listener: int
     names: int
     backings: int
-    ready: int
     generation: int
     since: float
     minor: int
@@ -51,11 +51,16 @@ class WorkerOptions:
     resend: bool
     plain_reason: str
     target: Path
+    control: Path
     metrics: str
 
     @property
     def agreed(self) -> Agreed:
         return Agreed(self.minor, self.passthrough, self.resend)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        return self.device, self.listener, self.names, self.backings
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str)
@@ -63,4 +68,6 @@ class WorkerOptions:
     @classmethod
     def from_json(cls, text: str) -> Self:
         fields = json.loads(text)
-        return cls(**{**fields, "target": Path(fields["target"])})
+        for name in ("target", "control"):
+            fields[name] = Path(fields[name])
+        return cls(**fields)

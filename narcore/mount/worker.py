@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from types import FrameType
 
 from narcore.binarycache import BinaryCache
@@ -17,9 +18,9 @@ from narcore.errors import NarcoreError, SettingsError
 from narcore.mount.backings import Backings
 from narcore.mount.control import ControlServer
 from narcore.mount.filesystem import FileSystem
-from narcore.mount.holder import STOPPED, TROUBLE, UNMOUNTED, USAGE
+from narcore.mount.holder import STOPPED, TROUBLE, UNMOUNTED, USAGE, take_over
 from narcore.mount.names import Names
-from narcore.mount.options import WorkerOptions
+from narcore.mount.options import Held
 from narcore.mount.prefetch import Prefetch
 from narcore.mount.server import Server
 from narcore.pathinfo import PathInfo
@@ -33,18 +34,17 @@ ASK_AT_ONCE = 16  # names that were denied, asked for again in one tick
 
 
 class Worker:
-    def __init__(self, options: WorkerOptions, settings: Settings) -> None:
+    def __init__(self, held: Held, settings: Settings) -> None:
         """Raises SettingsError."""
-        self._options = options
+        self._held = held
+        self._holder = os.getppid()
         self._settings = settings
         self._cache = BinaryCache.from_settings(
             settings, strict=not settings.mount_early, patience=float(settings.mount_deadline)
         )
-        names = Names(options.names)
+        names = Names(held.names)
         self._names = names
-        self._backings = (
-            None if options.plain_reason else Backings(options.device, options.backings, options.generation + 1)
-        )
+        self._backings = None if held.plain_reason else Backings(held.device, held.backings, held.generation + 1)
         self._files = FileSystem(
             self._cache,
             names,
@@ -54,27 +54,29 @@ class Worker:
             announce=self._announce,
         )
         self._server = Server(
-            options.device,
+            held.device,
             self._files,
-            options.agreed,
+            held.agreed,
             deadline=float(settings.mount_deadline),
-            resumed=options.generation > 0,
+            resumed=held.generation > 0,
         )
         self._prefetch = Prefetch(self._fetch_ahead)
         self._control = ControlServer(
-            socket.socket(fileno=options.listener), status=self.status, prefetch=self._prefetch.add
+            socket.socket(fileno=held.listener), status=self.status, prefetch=self._prefetch.add
         )
         self._stopped = False
 
-    def run(self) -> int:
-        """How it ended: UNMOUNTED or STOPPED."""
+    def start(self) -> None:
+        """What is done beside answering requests. Raises SettingsError."""
         signal.signal(signal.SIGTERM, self._stop)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if self._held.metrics:
+            self._serve_metrics()
         self._control.start()
         threading.Thread(target=self._tick, name="upkeep", daemon=True).start()
-        if self._options.metrics:
-            self._serve_metrics()
-        _say_ready(self._options.ready, {"ready": True, "stores": len(self._settings.cache_urls)})
+
+    def run(self) -> int:
+        """Answer requests until there are none any more. How it ended: UNMOUNTED or STOPPED."""
         self._server.serve()
         return STOPPED if self._stopped else UNMOUNTED
 
@@ -90,7 +92,7 @@ class Worker:
     def _serve_metrics(self) -> None:
         from narcore.mount.metrics import mount_metrics, serve_metrics  # prometheus-client is an extra
 
-        serve_metrics(self._options.metrics, lambda: mount_metrics(self.status()))
+        serve_metrics(self._held.metrics, lambda: mount_metrics(self.status()))
 
     # --- beside the requests
 
@@ -99,6 +101,9 @@ class Worker:
         while True:
             time.sleep(TICK_SECONDS)
             ticks += 1
+            if os.getppid() != self._holder:
+                log.warning("the process that held the mount has died: this one takes its place")
+                take_over(replace(self._held, generation=self._held.generation + 1))
             try:
                 if ticks % SWEEP_TICKS == 0:
                     self._files.sweep()
@@ -122,17 +127,17 @@ class Worker:
     # --- what it says of itself
 
     def status(self) -> dict[str, object]:
-        options, server, files = self._options, self._server, self._files
+        held, server, files = self._held, self._server, self._files
         return {
-            "target": str(options.target),
-            "mode": "plain" if options.plain_reason else "passthrough",
-            "mode_reason": options.plain_reason,
-            "resend": options.resend,
-            "kernel_minor": options.minor,
+            "target": str(held.target),
+            "mode": "plain" if held.plain_reason else "passthrough",
+            "mode_reason": held.plain_reason,
+            "resend": held.resend,
+            "kernel_minor": held.minor,
             "worker_pid": os.getpid(),
             "holder_pid": os.getppid(),
-            "restarts": options.generation,
-            "since": options.since,
+            "restarts": held.generation,
+            "since": held.since,
             "stores": [substituter.url for substituter in self._cache.substituters],
             "cache": self._cache.disk_usage(),
             "early": self._settings.mount_early,
@@ -158,24 +163,26 @@ def _say_ready(fd: int, answer: dict[str, object]) -> None:
     os.close(fd)
 
 
-def main(text: str) -> int:
-    options = WorkerOptions.from_json(text)
+def main(held: Held, ready: int) -> int:
     logging.basicConfig(format="nar-serve: %(message)s", level=logging.INFO)
     try:
-        worker = Worker(options, Settings.from_environ(os.environ))
-        code = worker.run()
+        settings = Settings.from_environ(os.environ)
+        worker = Worker(held, settings)
+        worker.start()
     except SettingsError as error:
-        _say_ready(options.ready, {"error": str(error), "code": USAGE})
+        _say_ready(ready, {"error": str(error), "code": USAGE})
         return USAGE
     except NarcoreError as error:
-        _say_ready(options.ready, {"error": str(error), "code": TROUBLE})
+        _say_ready(ready, {"error": str(error), "code": TROUBLE})
         return TROUBLE
+    _say_ready(ready, {"ready": True, "stores": len(settings.cache_urls)})
+    code = worker.run()
     if code == UNMOUNTED:
         worker.close()
     return code
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1])
+    status = main(Held.from_json(sys.argv[1]), int(sys.argv[2]))
     # At once: threads that read the device or wait for a store are not waited for. What they had read is sent again.
     os._exit(status)
