@@ -31,6 +31,7 @@ def _no_test_waits_for_ever() -> Iterator[None]:
     alarm = threading.Timer(TEST_SECONDS, mounting.end_all)
     alarm.start()
     yield
+    mounting.end_programs()
     alarm.cancel()
     alarm.join()
 

@@ -84,8 +84,15 @@ class Mounted:
         return self.target / base_name.rpartition("/")[2]
 
     def status(self) -> dict[str, Any]:
-        """What it says of itself, waiting for a worker that is just starting."""
-        return read_status(control_path(self.run_dir, self.target), 20)
+        """What it says of itself. A worker that is just ending does not, and then the next one is asked."""
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                return read_status(control_path(self.run_dir, self.target), 20)
+            except MountError:
+                if time.monotonic() > deadline or self.process.poll() is not None:
+                    raise
+                time.sleep(0.02)
 
     @property
     def holder(self) -> int:
@@ -278,6 +285,17 @@ class Outcome:
     seconds: float
 
 
+_ASKING: list["Asking"] = []
+
+
+def end_programs() -> None:
+    """Those that a test that has failed left behind."""
+    for asking in _ASKING:
+        if asking.process.poll() is None:
+            asking.kill()
+    _ASKING.clear()
+
+
 class Asking:
     """A program that asks the mount for something, in a process of its own: ``cat FILE``, for one."""
 
@@ -286,6 +304,7 @@ class Asking:
         self.process = subprocess.Popen(
             list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
+        _ASKING.append(self)
 
     @property
     def waits(self) -> bool:
