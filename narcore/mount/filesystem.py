@@ -191,7 +191,7 @@ class FileSystem:
             newest = False
         if not newest:  # of a listing that was not the NAR's: the kernel looks the name up again
             raise OSError(errno.ESTALE, "not a node of this mount")
-        raise Slow(("path", base_name), partial(self._reopen, base_name), partial(self._progress, None))
+        raise Slow(("listing", base_name), partial(self._reopen, base_name), partial(self._progress, None))
 
     def _reopen(self, base_name: str) -> None:
         if self.find(base_name) is None:

@@ -5,7 +5,9 @@ holder starts another one, which inherits the device, and meanwhile whoever asks
 requests again that the last worker had read and not answered (FUSE_NOTIFY_RESEND, Linux 6.9), not even those are lost.
 
 What has to be the same for every worker is kept here, in memory files that all of them inherit: the numbers of store paths, and
-which files the kernel reads by itself. Signals: TERM and INT unmount (a second one ends at once), HUP replaces the worker.
+which files the kernel reads by itself.
+
+Signals: TERM and INT unmount (a second one ends at once), HUP replaces the worker (a second one kills it, if it is stuck).
 
 If it is the holder that dies, its worker becomes the holder, and starts a worker.
 """
@@ -51,19 +53,21 @@ class Holder:
         self._worker: subprocess.Popen[bytes] | None = None
         self._pause = FIRST_PAUSE
         self._started = 0.0
-        self._stopping = False
+        self._stopping = self._replacing = False
 
     def run(self) -> int:
         """The exit code."""
         try:
             return self._keep()
         finally:
-            self._held.control.unlink(missing_ok=True)
+            _remove_socket(self._held)
 
     def _keep(self) -> int:
         answer = self._start()
         if self._ready_fd is not None:
             tell_ready(self._ready_fd, answer)
+        elif "error" in answer:
+            _say(str(answer["error"]))
         if "error" in answer:
             _unmount(self._held.target)
             return TROUBLE if answer["code"] != USAGE else USAGE
@@ -74,7 +78,8 @@ class Holder:
                 if code is not None:
                     return code
             elif number == signal.SIGHUP:
-                self._signal_worker(signal.SIGTERM)
+                self._signal_worker(signal.SIGKILL if self._replacing else signal.SIGTERM)
+                self._replacing = True
             elif self._stopping:
                 self._signal_worker(signal.SIGKILL)
                 return 128 + number
@@ -112,7 +117,7 @@ class Holder:
     def _start(self) -> dict[str, object]:
         """Start a worker. What the first one says when it is ready, or of what keeps it from that."""
         reading, writing = os.pipe()
-        self._started = time.time()
+        self._started, self._replacing = time.time(), False
         self._worker = subprocess.Popen(  # noqa: S603  ourselves
             [sys.executable, "-m", "narcore.mount.worker", self._held.to_json(), str(writing)],
             pass_fds=(*self._held.descriptors, writing),
@@ -163,6 +168,7 @@ def mount(options: MountOptions) -> Held:
         plain_reason=reason or _try_passthrough(fuse, options.cache_dir),
         target=options.target,
         control=control,
+        control_inode=control.stat().st_ino,
         metrics=options.metrics,
     )
 
@@ -217,6 +223,13 @@ def _listen(path: Path) -> socket.socket:
         os.umask(mask)
     listener.listen(LISTEN_BACKLOG)
     return listener
+
+
+def _remove_socket(held: Held) -> None:
+    """Unless it is a successor's, who has mounted at the same place when this one was out of sight."""
+    with suppress(FileNotFoundError):
+        if held.control.stat().st_ino == held.control_inode:
+            held.control.unlink()
 
 
 def _say(text: str) -> None:

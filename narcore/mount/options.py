@@ -52,6 +52,7 @@ class Held:
     plain_reason: str
     target: Path
     control: Path
+    control_inode: int
     metrics: str
 
     @property

@@ -28,7 +28,9 @@ from narcore.mount.protocol import Agreed, Notify, Opcode
 log = logging.getLogger("narcore.mount")
 
 READERS = 2  # one reads the device while another waits for the disk; more of them only wait for the interpreter's lock
-WORKERS = 64  # store paths that are looked up or fetched at once; the downloads among them are bounded by NAR_MAX_FILLS
+WORKERS = (
+    64  # of each kind of work, such as looking up store paths; the downloads among it are bounded by NAR_MAX_FILLS
+)
 TRIES = 3  # what was just fetched may be evicted before it is used
 SWEEP_SECONDS = 0.25
 
@@ -47,7 +49,8 @@ Key = tuple[object, ...]
 class Slow(Exception):
     """``work`` has to be done before the request can be answered; ``progress`` is a number that changes while it gets on.
 
-    The ``key`` says what is done, and on what: it is for the log, too.
+    The ``key`` says what is done, and on what: it is for the log, too. Each kind of work has threads of its own: however many
+    look-ups hang, what is on disk is read.
     """
 
     def __init__(self, key: Key, work: Callable[[], None], progress: Callable[[], int] = lambda: 0) -> None:
@@ -107,7 +110,7 @@ class Server:
         self._waiting: dict[int, Key] = {}
         self._failed: dict[Key, float] = {}
         self._first_unique: int | None = None
-        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="slow")
+        self._pools: dict[object, ThreadPoolExecutor] = {}
         self._ended = threading.Event()
         self._draining = False
         self._counts: list[Counter[int]] = []
@@ -245,7 +248,13 @@ class Server:
         if failed:
             self._refuse(waiting.unique, errno.EIO)
         elif begun:
-            self._pool.submit(self._work, slow)
+            self._pool(slow.key[0]).submit(self._work, slow)
+
+    def _pool(self, kind: object) -> ThreadPoolExecutor:
+        with self._lock:
+            if kind not in self._pools:
+                self._pools[kind] = ThreadPoolExecutor(WORKERS, thread_name_prefix=str(kind))
+            return self._pools[kind]
 
     def _work(self, slow: Slow) -> None:
         failure = 0
