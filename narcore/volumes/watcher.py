@@ -1,0 +1,56 @@
+"""Overlays learn what was published after they had looked for it: their cache of names is dropped when a mount has news."""
+
+import logging
+import random
+import threading
+
+from narcore.errors import MountError
+from narcore.mount.control import watch
+from narcore.volumes.volumes import Volumes
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds between two tries to reach the mount
+FLUSH_PAUSE = 0.5  # news come in bursts, and each flush remounts every overlay
+
+log = logging.getLogger("narcore.volumes")
+
+
+class Watcher:
+    """A thread that follows one cache's mount, over restarts of its worker, until it is closed."""
+
+    def __init__(self, volumes: Volumes, cache: str) -> None:
+        self._volumes = volumes
+        self._cache = cache
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"watch-{cache}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Nothing is flushed after this. The thread itself ends with its connection, or with the process."""
+        self._closing.set()
+
+    def _run(self) -> None:
+        pause = FIRST_PAUSE
+        while not self._closing.is_set():
+            if self._follow():
+                pause = FIRST_PAUSE
+            self._closing.wait(pause * random.uniform(0.5, 1))  # noqa: S311  many nodes, one upgrade
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _follow(self) -> bool:
+        """Until the connection breaks; whether there was one."""
+        was_there = False
+        try:
+            for names in watch(self._volumes.control(self._cache)):
+                if self._closing.is_set():
+                    return True
+                if names:
+                    log.info("cache %s: %s appeared", self._cache, " ".join(names[:10]))
+                if names or not was_there:  # what appeared before the connection was there may have been missed
+                    self._volumes.flush(self._cache)
+                was_there = True
+                self._closing.wait(FLUSH_PAUSE)
+        except (MountError, OSError) as error:
+            log.debug("cache %s: %s", self._cache, error)
+        return was_there
