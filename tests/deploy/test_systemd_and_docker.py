@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from narcore.mount.command import mount
 from narcore.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +42,20 @@ def test_systemd_understands_all_of_the_unit(unit: Path) -> None:
     unit.write_text(unit.read_text().replace("ProtectHome=true", "ProtectHose=true"))
     with pytest.raises(AssertionError, match="ProtectHose"):
         analyze("verify", unit)
+
+
+def test_systemd_understands_the_mount(tmp_path: Path) -> None:
+    path = tmp_path / "nar-serve-mount.service"
+    path.write_text((DEPLOY / path.name).read_text().replace("/opt/nar-serve/bin/nar-serve", sys.executable))
+    analyze("verify", path)
+
+
+def test_the_mount_is_started_by_options_that_there_are() -> None:
+    command = re.search(r"^ExecStart=/opt/nar-serve/bin/(.*)$", (DEPLOY / "nar-serve-mount.service").read_text(), re.M)
+    assert command is not None
+    with mount.make_context("nar-serve mount", command[1].split()[2:]) as context:
+        assert context.params["foreground"]
+        assert context.params["allow_other"]
 
 
 def test_the_service_is_hardened(unit: Path) -> None:
