@@ -25,7 +25,7 @@ def below(place: Path) -> list[Path]:
 
 def left(place: Path) -> list[Path]:
     """What the state directory has, but for locks."""
-    return sorted(path for path in (place / "state").iterdir() if not path.name.startswith("~lock"))
+    return sorted(path for path in (place / "state").glob("*") if not path.name.startswith("~lock"))
 
 
 def test_read_only(place: Path, volumes: Volumes) -> None:

@@ -1,0 +1,72 @@
+"""What a container has written is counted and removed, however it was meant."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from narcore.volumes.trees import remove_tree, used_bytes
+
+
+def deep(top: Path, levels: int) -> None:
+    """Deeper than a path can be long, and than Python recurses."""
+    fd = os.open(top, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("directory", dir_fd=fd)
+        (inner := os.open("directory", os.O_RDONLY, dir_fd=fd))
+        os.close(fd)
+        fd = inner
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+    os.close(fd)
+
+
+def test_deeper_than_paths_go(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    deep(tmp_path / "tree", 3000)
+    assert used_bytes(tmp_path / "tree", 10)[1]
+    remove_tree(tmp_path / "tree")
+    assert os.listdir(tmp_path) == []
+
+
+def test_names_that_removal_uses_itself(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    for top in ("~0", "~1", "x"):
+        for inner in ("~0", "~1", "~2", "y"):
+            (tree / top / inner / "~0").mkdir(parents=True)
+            (tree / top / inner / "~3").write_text("")
+    remove_tree(tree)
+    assert os.listdir(tmp_path) == []
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/file").write_bytes(bytes(1 << 20))
+    tree = tmp_path / "tree"
+    (tree / "inner").mkdir(parents=True)
+    (tree / "link").symlink_to(tmp_path / "outside")
+    (tree / "inner/link").symlink_to("../../outside")
+    (tree / "inner/broken").symlink_to("nowhere")
+    os.mkfifo(tree / "inner/fifo")
+    assert used_bytes(tree, 10)[0] < 1 << 19
+    remove_tree(tree)
+    assert os.listdir(tmp_path) == ["outside"]
+    assert os.listdir(tmp_path / "outside") == ["file"]
+
+    (tmp_path / "tree").symlink_to("outside")
+    with pytest.raises(OSError, match=r"Not a directory|Too many"):
+        remove_tree(tmp_path / "tree")
+    assert os.listdir(tmp_path / "outside") == ["file"]
+
+
+def test_one_that_is_not_there(tmp_path: Path) -> None:
+    remove_tree(tmp_path / "tree")
+    assert used_bytes(tmp_path / "tree", 1) == (0, True)
+
+
+def test_counting_takes_no_longer_than_it_may(tmp_path: Path) -> None:
+    for number in range(2000):
+        (tmp_path / str(number)).touch()
+    start = time.monotonic()
+    assert used_bytes(tmp_path, 0)[1] is False
+    assert time.monotonic() - start < 1
