@@ -90,7 +90,7 @@ class Mounted:
             try:
                 return read_status(control_path(self.run_dir, self.target), 20)
             except MountError:
-                if time.monotonic() > deadline or self.process.poll() is not None:
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests import builders
+from tests.builders import Tree
 from tests.e2e.upstream import Upstream
 from tests.mount.conftest import RunMount, write
 from tests.mount.mounting import PLAIN, Asking, Mounted, ask, until
@@ -202,8 +203,8 @@ def empty(cache_dir: Path) -> None:
 
 def is_hidden(mount: Mounted, name: str) -> None:
     path = mount.path(base(name))
-    for command in (["stat", path], ["cat", path / "a-first"], ["ls", path], ["stat", path / "bin/tool"]):
-        outcome = ask(*command)
+    for program, file in (("stat", path), ("cat", path / "a-first"), ("ls", path), ("stat", path / "bin/tool")):
+        outcome = ask(program, file)
         assert outcome.status != 0
         assert outcome.output == b""
     assert base(name) not in os.listdir(mount.target)
@@ -335,7 +336,11 @@ def test_no_room_in_the_cache(serve: Serve, run_mount: RunMount, tmp_path: Path,
     full.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4M", "tmpfs", full], check=True)
     try:
-        trees = {"large": {"data": random_bytes(1, 8 * MIB)}, "tight": sample(2, 2_500_000), "small": sample(3)}
+        trees: dict[str, Tree] = {
+            "large": {"data": random_bytes(1, 8 * MIB)},
+            "tight": sample(2, 2_500_000),
+            "small": sample(3),
+        }
         url = serve(trees, compression="none")
         settings = SETTINGS | {"NAR_CACHE_SIZE": "100M"}
         with run_mount(url, *MODES[mode], cache_dir=full / "cache", settings=settings) as mount:

@@ -183,6 +183,29 @@ def test_a_waiting_process_is_killed_while_there_is_no_worker(
         assert blocked.kill() < 3  # a worker has to start first
 
 
+# ---- the holder
+
+
+def test_the_holder_is_killed(serve: Serve, upstream: Upstream, run_mount: RunMount, options: tuple[str, ...]) -> None:
+    """Its worker takes its place."""
+    url = serve({"one": sample(1, 4 * MIB), "two": sample(2)})
+    with run_mount(url, *options) as mount, (mount.path(base("one")) / "large").open("rb", buffering=0) as file:
+        expected, read = dict(files_of(sample(1, 4 * MIB)))["large"], bytearray(file.read(1000))
+        with upstream.fault(f"*{base('two')[:32]}.narinfo", delay=2):
+            blocked = Asking("cat", mount.path(base("two")) / "a-first")
+            until(lambda: mount.status()["waiting"] == 1, "it waits")
+            holder, worker = mount.holder, mount.worker
+            os.kill(holder, signal.SIGKILL)
+            assert blocked.outcome().output == b"first of 2\n"
+        until(lambda: mount.holder == worker, "it holds the mount")
+        mount.wait_for_successor(mount.kill_worker())
+        while chunk := file.read(MIB):
+            read += chunk
+        assert read == expected
+        os.kill(mount.holder, signal.SIGTERM)
+        until(lambda: mount.mount() is None, "it is unmounted")
+
+
 # ---- an upgrade
 
 
@@ -255,11 +278,9 @@ def test_mounted_again_at_the_same_place(serve: Serve, run_mount: RunMount) -> N
     for _ in range(2):
         with run_mount(url) as mount:
             assert (mount.path(base("one")) / "x").read_bytes() == random_bytes(1, 1000)
-            holder = mount.process.pid
-            for pid in (holder, mount.worker):
-                os.kill(pid, signal.SIGKILL)
+            os.killpg(mount.process.pid, signal.SIGKILL)  # the holder and the worker, at once
             mount.process.wait()
-            with pytest.raises(OSError, match="not connected|connection abort"):
+            with pytest.raises(OSError, match=r"not connected|connection abort"):
                 os.lstat(mount.target)
             done = mount.run("--unmount", mount.target)
             assert done.returncode == 0, done.stderr
