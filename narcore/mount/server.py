@@ -4,7 +4,8 @@ What can be answered out of memory or off the disk is answered on the thread tha
 raises `Slow`: the work is done once, on another thread, however many wait for it, and then each of the requests is tried again.
 Nobody waits for ever: when no progress was seen for the deadline, those who wait get EIO, and the work goes on without them.
 
-A process that is killed while it waits is let go at once (FUSE_INTERRUPT); the work goes on for the others.
+A process that is killed while it waits is let go at once (FUSE_INTERRUPT); the work goes on for the others. Any other signal waits
+until the request has been answered.
 
 All threads read the same descriptor, never a clone of it: what was read from a clone is lost when the clone is closed, and so could
 not be sent again (FUSE_NOTIFY_RESEND) to the worker that takes the place of one that died.
@@ -23,6 +24,7 @@ from typing import Protocol
 
 from narcore.errors import NarcoreError
 from narcore.mount import protocol
+from narcore.mount.dying import is_dying
 from narcore.mount.protocol import Agreed, Notify, Opcode
 
 log = logging.getLogger("narcore.mount")
@@ -71,6 +73,7 @@ class Operations(Protocol):
 @dataclass(slots=True)
 class _Waiting:
     unique: int
+    thread_id: int
     opcode: int
     node_id: int
     body: bytes
@@ -108,6 +111,9 @@ class Server:
         self._lock = threading.Lock()
         self._jobs: dict[Key, _Job] = {}
         self._waiting: dict[int, Key] = {}
+        self._interrupted: set[int] = (
+            set()
+        )  # of those that wait: who got a signal, which may be followed by a deadly one
         self._failed: dict[Key, float] = {}
         self._first_unique: int | None = None
         self._pools: dict[object, ThreadPoolExecutor] = {}
@@ -172,9 +178,9 @@ class Server:
                 size = self._read(buffers)
                 if size is None:
                     break
-                _, opcode, unique, node_id, *_ = protocol.REQUEST.unpack_from(buffer)
+                _, opcode, unique, node_id, _, _, thread_id, *_ = protocol.REQUEST.unpack_from(buffer)
                 counts[opcode] += 1
-                self._take(opcode, unique, node_id, view[protocol.REQUEST.size : size])
+                self._take(opcode, unique, node_id, thread_id, view[protocol.REQUEST.size : size])
         except BaseException:
             log.exception("a thread that reads requests has ended")
             raise
@@ -193,11 +199,11 @@ class Server:
                 if error.errno not in (errno.EINTR, errno.ENOENT, errno.EAGAIN):  # interrupted before it was read
                     raise
 
-    def _take(self, opcode: int, unique: int, node_id: int, body: memoryview) -> None:
+    def _take(self, opcode: int, unique: int, node_id: int, thread_id: int, body: memoryview) -> None:
         if self._first_unique is None:
             self._first_unique = unique
         if opcode not in _OURS:
-            self._handle(opcode, unique, node_id, body, 0)
+            self._handle(opcode, unique, node_id, thread_id, body, 0)
         elif opcode == Opcode.INTERRUPT:
             self._interrupt(unique, protocol.INTERRUPT.unpack_from(body)[0])
         elif opcode == Opcode.DESTROY:
@@ -205,12 +211,12 @@ class Server:
         else:
             self._operations.forget(protocol.forgotten(opcode, node_id, bytes(body)))
 
-    def _handle(self, opcode: int, unique: int, node_id: int, body: memoryview, tries: int) -> None:
+    def _handle(self, opcode: int, unique: int, node_id: int, thread_id: int, body: memoryview, tries: int) -> None:
         try:
             found = self._operations.answer(opcode, node_id, body)
         except Slow as slow:
             if tries < TRIES:
-                self._defer(slow, _Waiting(unique, opcode, node_id, bytes(body), tries, self._clock()))
+                self._defer(slow, _Waiting(unique, thread_id, opcode, node_id, bytes(body), tries, self._clock()))
                 return
             log.warning("%s: what is fetched is gone again before it can be used", _named(slow.key))
             self._refuse(unique, errno.EIO)
@@ -273,9 +279,11 @@ class Server:
             if failure:
                 self._refuse(waiting.unique, failure)
             else:
-                self._handle(
-                    waiting.opcode, waiting.unique, waiting.node_id, memoryview(waiting.body), waiting.tries + 1
-                )
+                self._retry(waiting)
+
+    def _retry(self, waiting: _Waiting) -> None:
+        unique, thread_id, body = waiting.unique, waiting.thread_id, memoryview(waiting.body)
+        self._handle(waiting.opcode, unique, waiting.node_id, thread_id, body, waiting.tries + 1)
 
     def _end_job(self, key: Key, *, failed: bool) -> list[_Waiting]:
         with self._lock:
@@ -295,13 +303,32 @@ class Server:
     def _interrupt(self, own: int, unique: int) -> None:
         self.interrupts += 1
         with self._lock:
-            key = self._waiting.pop(unique, None)
-            if key is not None:
-                self._jobs[key].waiting.pop(unique)
-        if key is not None or self._is_lost(unique):
+            known = unique in self._waiting
+            if known:
+                self._interrupted.add(unique)
+        if known:
+            self._let_go_the_dying()
+        elif self._is_lost(unique):
             self._send(unique, errno.EINTR)
         else:
             self._send(own, errno.EAGAIN)  # not read yet, or answered already: the kernel knows which
+
+    def _let_go_the_dying(self) -> None:
+        with self._lock:
+            self._interrupted &= self._waiting.keys()
+            waiting = [self._jobs[self._waiting[unique]].waiting[unique] for unique in self._interrupted]
+        for each in waiting:
+            if is_dying(each.thread_id) and self._forget(each.unique):
+                self._send(each.unique, errno.EINTR)
+
+    def _forget(self, unique: int) -> bool:
+        """Whether it was still waiting."""
+        with self._lock:
+            key = self._waiting.pop(unique, None)
+            if key is None:
+                return False
+            del self._jobs[key].waiting[unique]
+            return True
 
     def _is_lost(self, unique: int) -> bool:
         """Whether a worker before us has read it, and it can't be sent again: then we are the one to let its process go."""
@@ -326,6 +353,8 @@ class Server:
             done = self._draining and not self._jobs
         for waiting in overdue:
             self._refuse(waiting.unique, errno.EIO)
+        if self._interrupted:
+            self._let_go_the_dying()
         if done:
             self._ended.set()
 

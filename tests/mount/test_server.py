@@ -2,8 +2,11 @@
 
 import errno
 import os
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +16,7 @@ import pytest
 
 from narcore.errors import StoreUnavailable
 from narcore.mount import protocol
+from narcore.mount.dying import is_dying
 from narcore.mount.protocol import Agreed, Notify, Opcode
 from narcore.mount.server import Server, Slow
 
@@ -27,8 +31,9 @@ class Kernel:
         self.own.settimeout(10)
         self.device = other.detach()
 
-    def ask(self, opcode: int, unique: int, node_id: int = 1, body: bytes = b"") -> None:
-        head = protocol.REQUEST.pack(protocol.REQUEST.size + len(body), opcode, unique, node_id, 0, 0, 0, 0, 0)
+    def ask(self, opcode: int, unique: int, node_id: int = 1, body: bytes = b"", thread_id: int = 0) -> None:
+        length = protocol.REQUEST.size + len(body)
+        head = protocol.REQUEST.pack(length, opcode, unique, node_id, 0, 0, thread_id, 0, 0)
         self.own.send(head + body)
 
     def interrupt(self, unique: int) -> None:
@@ -49,7 +54,7 @@ class Kernel:
 class Files:
     """``slow`` is what READLINK needs first, LOOKUP answers at once, OPEN is refused and READ breaks."""
 
-    def __init__(self, slow: Callable[[], None] = lambda: None, progress: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, slow: Callable[[], object] = lambda: None, progress: Callable[[], int] = lambda: 0) -> None:
         self.slow = slow
         self.progress = progress
         self.done: set[int] = set()
@@ -122,7 +127,7 @@ def test_answers_and_refusals(kernel: Kernel) -> None:
 
 def test_the_work_is_done_once_for_all_who_wait(kernel: Kernel) -> None:
     go = threading.Event()
-    files = Files(lambda: go.wait(10) and None)
+    files = Files(lambda: go.wait(10))
     with serving(kernel, files) as server:
         for unique in range(2, 42, 2):
             kernel.ask(Opcode.READLINK, unique, 9)
@@ -136,7 +141,7 @@ def test_the_work_is_done_once_for_all_who_wait(kernel: Kernel) -> None:
 
 def test_who_is_killed_is_let_go_and_the_others_are_not(kernel: Kernel) -> None:
     go = threading.Event()
-    files = Files(lambda: go.wait(10) and None)
+    files = Files(lambda: go.wait(10))
     with serving(kernel, files) as server:
         kernel.ask(Opcode.READLINK, 2, 9)
         kernel.ask(Opcode.READLINK, 4, 9)
@@ -147,6 +152,51 @@ def test_who_is_killed_is_let_go_and_the_others_are_not(kernel: Kernel) -> None:
         assert kernel.answer() == (7, errno.EAGAIN, b"")
         go.set()
         assert kernel.answer() == (4, 0, b"target")
+
+
+def test_who_gets_a_signal_is_let_go_only_if_it_ends_it(kernel: Kernel) -> None:
+    go = threading.Event()
+    files = Files(lambda: go.wait(10))
+    ready = "import signal, time; signal.signal(signal.SIGUSR1, print); print(flush=True); time.sleep(60)"
+    with (
+        subprocess.Popen([sys.executable, "-c", ready], stdout=subprocess.PIPE) as process,
+        serving(kernel, files) as server,
+    ):
+        assert process.stdout is not None
+        process.stdout.readline()
+        kernel.ask(Opcode.READLINK, 2, 9, thread_id=process.pid)
+        until(lambda: server.waiting == 1)
+        process.send_signal(signal.SIGUSR1)
+        kernel.interrupt(2)
+        kernel.ask(Opcode.LOOKUP, 4)
+        assert kernel.answer()[0] == 4
+        time.sleep(0.6)
+        assert server.waiting == 1
+        process.kill()
+        assert kernel.answer() == (2, errno.EINTR, b"")
+        go.set()
+
+
+def blocked_in_the_kernel(*, deadly: bool) -> Iterator[int]:
+    """A process that gets a signal and can't act on it: it is stopped."""
+    program = "import signal, time; signal.signal(signal.SIGUSR1, print); print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        process.send_signal(signal.SIGQUIT if deadly else signal.SIGUSR1)
+        yield process.pid
+        process.kill()
+        process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("deadly", [False, True])
+def test_which_signals_end_a_process(*, deadly: bool) -> None:
+    for pid in blocked_in_the_kernel(deadly=deadly):
+        assert is_dying(pid) == deadly
+    assert is_dying(pid)  # it is gone
+    assert is_dying(0)  # of another namespace
 
 
 def test_a_failure_is_an_error_for_all_and_for_a_moment(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +224,7 @@ def test_without_progress_nobody_waits_beyond_the_deadline(kernel: Kernel) -> No
     def progress() -> int:
         return int((time.monotonic() - begun) / 0.2) if time.monotonic() - begun < 1.5 else 99
 
-    files = Files(lambda: go.wait(10) and None, progress)
+    files = Files(lambda: go.wait(10), progress)
     with serving(kernel, files, deadline=0.7):
         kernel.ask(Opcode.READLINK, 2, 9)
         assert kernel.answer() == (2, errno.EIO, b"")
