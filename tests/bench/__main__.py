@@ -13,6 +13,7 @@ from tests.bench.coldstart_lambda import coldstart
 from tests.bench.directory import directory
 from tests.bench.filling import fill
 from tests.bench.memory import memory
+from tests.bench.mounting import mount
 from tests.bench.parser import parser
 from tests.bench.report import HEAD, MB, Row
 from tests.bench.serving import readers, warm
@@ -35,6 +36,7 @@ BENCHES: Mapping[str, Callable[[Setup], Iterator[Row]]] = {
         readers,
         fill,
         slowclients,
+        mount,
     )
 }
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -42,6 +44,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "cache": ("warm", "readers", "fill"),
     "server": ("slowclients",),
     "lambda": ("coldstart",),
+    "volume": ("mount",),
 }
 
 
@@ -54,7 +57,8 @@ def _arguments() -> argparse.Namespace:
         + "; ".join(f"{group} = {', '.join(names)}" for group, names in GROUPS.items())
         + "\n\nbenchmarks:\n"
         + "\n".join(f"  {name:10} {(bench.__doc__ or '').splitlines()[0]}" for name, bench in BENCHES.items())
-        + "\n\nNeeds the tools xz, zstd, bzip2, gzip and nginx; wrk is used where it is installed.",
+        + "\n\nNeeds the tools xz, zstd, bzip2, gzip and nginx; wrk is used where it is installed.\n"
+        "mount needs root, nix, gcc and patchelf.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks or groups; all, if none is given")
