@@ -5,6 +5,7 @@
     volumes    publish, unpublish, flush, recover      states    which volumes there are: a directory each, on disk
     watcher    overlays see what was published late    targets   ids and paths from outside, checked once
     ahead      closures to fetch, told to the mount    trees     directories that containers have written to
+    caches     the mounts, as a command line names them
     errors     why a volume can't be had
 
 Nothing here asks the file system of a mount anything: it may not answer, and then neither would we. What is mounted is read from
