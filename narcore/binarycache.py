@@ -3,6 +3,7 @@
 It joins the rooms: stores fetch, formats say what the bytes mean, streams unpack and check, the cache keeps.
 """
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,13 +26,14 @@ from narcore.errors import (
     StoreError,
 )
 from narcore.formats.listing import NarListing
+from narcore.formats.narinfo import NarInfo
 from narcore.formats.signature import PublicKey
 from narcore.formats.storepath import DEFAULT_STORE_DIR
 from narcore.localnar import ArrivingNar, LocalNar
 from narcore.lookup import Lookup, Strategy
 from narcore.narsource import Known, NarSource
 from narcore.narstream import NarStreams
-from narcore.pathinfo import PathInfo
+from narcore.pathinfo import PathInfo, Trust
 from narcore.proof import AddressProof
 from narcore.settings import Settings
 from narcore.stores.base import BinaryCacheStore, read_file
@@ -170,6 +172,22 @@ class BinaryCache:
             except NarcoreError as other:
                 failure = other if failure is None or isinstance(failure, FileNotInStore) else failure
         raise failure or FileNotInStore("there is no store")
+
+    def to_record(self, info: PathInfo) -> str:
+        """All that is known of a store path, in a line of ASCII, for a process with the same settings: see `from_record`."""
+        store_dir, text = info.narinfo.store_path.store_dir, info.narinfo.to_text()
+        return json.dumps({"narinfo": text, "store_dir": store_dir, "store": info.store.url, "trust": info.trust})
+
+    def from_record(self, record: str) -> PathInfo | None:
+        """What was known of a store path; None if the store that it was from is asked no more.
+
+        It is believed: a record has to be kept where nobody else writes. Raises NarInfoError.
+        """
+        known = json.loads(record)
+        narinfo = NarInfo.parse(known["narinfo"].encode(), known["store_dir"])
+        stores = (substituter.store for substituter in self.substituters)
+        store = next((store for store in stores if store.url == known["store"]), None)
+        return PathInfo(narinfo, store, Trust(known["trust"])) if store is not None else None
 
     # --- what is in it
 

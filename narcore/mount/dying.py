@@ -1,7 +1,7 @@
 """Whether a process that waits for us is about to end.
 
 The kernel tells of every signal that comes to a process while it waits (FUSE_INTERRUPT), and not which. To let it go then means
-that its stat(2) or open(2) fails with EINTR, which no program expects of a file: many runtimes send themselves signals all the time.
+that its stat(2) or open(2) fails with EINTR, which no program expects of a file: many runtimes send themselves signals often.
 So, as with NFS, only who is killed is let go.
 """
 

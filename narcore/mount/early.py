@@ -39,7 +39,13 @@ class _Arrival:
         self.closed = False
 
     def wait_for(self, stop: int) -> None:
-        self.available = max(self.available, self.nar.wait_for(stop))
+        try:
+            available = self.nar.wait_for(stop)
+        except ValueError:  # all of it has arrived meanwhile, and it is closed: who waits looks again
+            if not self.closed:
+                raise
+        else:
+            self.available = max(self.available, available)
 
 
 class Early:
@@ -57,9 +63,9 @@ class Early:
         self._arrivals: dict[int, _Arrival] = {}
 
     @staticmethod
-    def digest(listing: NarListing) -> str:
-        """Tells one listing from another."""
-        sha256 = hashlib.sha256()
+    def identity(info: PathInfo, listing: NarListing) -> str:
+        """Tells one NAR with one listing from any other."""
+        sha256 = hashlib.sha256(info.narinfo.nar_hash.nix32.encode())
         for chunk in listing.json_chunks():
             sha256.update(chunk)
         return sha256.hexdigest()[:32]
@@ -81,11 +87,11 @@ class Early:
         arrival = _Arrival(self._cache.arriving(info))
         with self._lock:
             self._arrivals[row] = arrival
-        threading.Thread(target=self._finish, args=(row, arrival), name=f"arrival-{row}", daemon=True).start()
+        threading.Thread(target=self._finish, args=(row, info, arrival), name=f"arrival-{row}", daemon=True).start()
 
-    def _finish(self, row: int, arrival: _Arrival) -> None:
+    def _finish(self, row: int, info: PathInfo, arrival: _Arrival) -> None:
         try:
-            right = self.digest(arrival.nar.finish()) == self._names.digest(row)
+            right = self.identity(info, arrival.nar.finish()) == self._names.identity(row)
         except NarcoreError as error:
             log.warning("%s: %s", self._names.base_name(row), error)
             right = False

@@ -8,6 +8,7 @@ says is ever visible. (``early`` relaxes that, see there.)
 """
 
 import errno
+import logging
 import os
 import stat
 import threading
@@ -19,7 +20,7 @@ from functools import partial
 
 from narcore.binarycache import BinaryCache
 from narcore.cache.lru import LruMemory
-from narcore.errors import CacheFailure, FileNotInStore
+from narcore.errors import CacheFailure, FileNotInStore, NarcoreError
 from narcore.formats.listing import Kind, NarListing, Node
 from narcore.formats.storepath import HASH_PART_LENGTH, is_base_name
 from narcore.mount import protocol
@@ -31,6 +32,8 @@ from narcore.mount.opennars import OpenNars
 from narcore.mount.protocol import ROOT_ID, Notify, Opcode, Open
 from narcore.mount.server import Slow
 from narcore.pathinfo import PathInfo
+
+log = logging.getLogger("narcore.mount")
 
 # What is in a store path never changes: the kernel may keep it as long as it likes.
 FOREVER = 30 * 24 * 3600
@@ -157,18 +160,25 @@ class FileSystem:
 
     def _open_path(self, info: PathInfo) -> OpenPath:
         accessor = self._cache.open(info)
-        base_name = info.narinfo.store_path.base_name
-        digest = self._early.digest(accessor.listing) if self._early else ""
-        before = len(self._names)
+        base_name, listing = info.narinfo.store_path.base_name, accessor.listing
+        identity = self._early.identity(info, listing) if self._early else info.narinfo.nar_hash.nix32
+        before = self._names.row(base_name)
         try:
-            row = self._names.add(base_name, digest)
+            row = self._names.add(base_name, identity, self._cache.to_record(info))
         except TooManyNames as error:
             raise OSError(errno.ENFILE, str(error)) from error
-        if len(self._names) != before:  # the kernel keeps what the root was last listed as
-            self._notify(Notify.INVAL_INODE, protocol.INVAL_INODE.pack(ROOT_ID, 0, -1))
-        found = OpenPath(row, base_name, info, accessor.listing, accessor.is_verified)
+        found = OpenPath(row, base_name, info, listing, accessor.is_verified)
         self._remember(found)
+        if row != before:
+            self._tell_of_new(base_name, before)
         return found
+
+    def _tell_of_new(self, base_name: str, before: int | None) -> None:
+        """The kernel keeps what the root was last listed as, and what a name was."""
+        if before is not None:
+            name = base_name.encode("ascii")
+            self._notify(Notify.INVAL_ENTRY, protocol.INVAL_ENTRY.pack(ROOT_ID, len(name), 0) + name + b"\0")
+        self._notify(Notify.INVAL_INODE, protocol.INVAL_INODE.pack(ROOT_ID, 0, -1))
 
     def _remember(self, path: OpenPath) -> None:
         self._paths.put(path.row, path, weight=len(path.listing) + PATH_WEIGHT)
@@ -186,14 +196,26 @@ class FileSystem:
         if found is not None:
             return found
         try:
-            base_name, newest = self._names.base_name(row), self._names.is_newest(row)
+            newest = self._names.is_newest(row)
         except KeyError:
             newest = False
-        if not newest:  # of a listing that was not the NAR's: the kernel looks the name up again
+        if not newest:  # there is another one of that name by now: the kernel looks the name up again
             raise OSError(errno.ESTALE, "not a node of this mount")
-        raise Slow(("listing", base_name), partial(self._reopen, base_name), partial(self._progress, None))
+        raise self._reopening(row)
 
-    def _reopen(self, base_name: str) -> None:
+    def _reopening(self, row: int) -> Slow:
+        base_name = self._names.base_name(row)
+        return Slow(("listing", base_name), partial(self._reopen, row, base_name), partial(self._progress, None))
+
+    def _reopen(self, row: int, base_name: str) -> None:
+        """Out of what is known of it, so that no store is needed for what is on disk; else as if it was never looked up."""
+        info = self._cache.from_record(self._names.record(row))
+        try:
+            if info is not None:
+                self._open_path(info)
+                return
+        except NarcoreError as error:  # its store may have packed it anew since
+            log.info("%s: %s; its narinfo is asked for again", base_name, error)
         if self.find(base_name) is None:
             raise OSError(errno.ESTALE, "the store path is gone from its store")
 
@@ -244,9 +266,11 @@ class FileSystem:
         if not is_base_name(text):
             return protocol.no_entry(FOREVER)
         row = self._names.row(text)
-        path = self._paths.get(row) if row is not None else None
-        if path is not None:
-            return _entry(path.row, path.listing.root)
+        if row is not None:
+            path = self._paths.get(row)
+            if path is None:
+                raise self._reopening(row)
+            return _entry(row, path.listing.root)
         if self._missing.get(text):
             return protocol.no_entry(MISSING_SECONDS)
         raise Slow(("path", text), partial(self._find_counted, text), partial(self._progress, None))

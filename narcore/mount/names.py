@@ -1,17 +1,21 @@
 """Which store path has which number. Node ids are made of these numbers, and the kernel keeps node ids over a change of worker.
 
-The table is a file that only grows, a line a row, and outlives every worker: all of them inherit the same open file. A line is the
-base name of a store path; behind a space the digest of the listing that the row's nodes are numbered by, where that is only what a
-store says. A NAR's own listing needs none: it is always the same.
+The table is a file that only grows, a line a row, and outlives every worker: all of them inherit the same open file. A line is
+
+    <base name> <identity> <record>
+
+The identity tells what the row is of: another NAR of the same name, or a listing that turned out to be wrong, takes another row.
+The record (a line of ASCII) is what is known of the path: a next worker needs no store to go on with what is on disk.
 """
 
 import fcntl
 import os
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 
-ROWS_MAX = 1_000_000
-"""Rows of one mount; some 150 bytes of memory each."""
+ROWS_MAX = 200_000
+"""Rows of one mount; some 200 bytes of memory each here, and 1 or 2 KiB in the file, which is in memory as well."""
 
 
 class TooManyNames(Exception):
@@ -24,9 +28,9 @@ class Names:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._lock = threading.Lock()
-        self._rows: list[tuple[str, str]] = []  # base name, digest
+        self._rows: list[tuple[str, str]] = []  # base name, identity
+        self._starts = array("Q", [0])  # of each row's line in the file, and where the next one will be
         self._newest: dict[str, int] = {}
-        self._read = 0  # bytes of the file
         with self._lock:
             self._changed(lambda: None)
 
@@ -39,13 +43,20 @@ class Names:
 
     def base_name(self, row: int) -> str:
         """Raises KeyError for a row that there is not."""
-        return self._line(row)[0]
+        return self._row(row)[0]
 
-    def digest(self, row: int) -> str:
-        """That of a listing that is not the NAR's own, or nothing."""
-        return self._line(row)[1]
+    def identity(self, row: int) -> str:
+        """Raises KeyError."""
+        return self._row(row)[1]
 
-    def _line(self, row: int) -> tuple[str, str]:
+    def record(self, row: int) -> str:
+        """Raises KeyError."""
+        base_name, identity = self._row(row)
+        start, stop = self._starts[row - 1 : row + 1]
+        line = os.pread(self._fd, stop - start, start).decode("ascii")
+        return line[len(base_name) + len(identity) + 2 : -1]
+
+    def _row(self, row: int) -> tuple[str, str]:
         if not 0 < row <= len(self._rows):
             with self._lock:  # another worker may have added it
                 self._changed(lambda: None)
@@ -54,7 +65,8 @@ class Names:
         return self._rows[row - 1]
 
     def is_newest(self, row: int) -> bool:
-        return self._newest.get(self._line(row)[0]) == row
+        """Raises KeyError."""
+        return self._newest.get(self.base_name(row)) == row
 
     def newest(self, start: int) -> Iterator[tuple[int, str]]:
         """Each store path once, by its newest row, from row ``start`` on."""
@@ -63,38 +75,38 @@ class Names:
             if self._newest[base_name] == row:
                 yield row, base_name
 
-    def add(self, base_name: str, digest: str = "") -> int:
-        """The row of that store path whose nodes are numbered by the listing with that digest. Raises TooManyNames and OSError."""
+    def add(self, base_name: str, identity: str, record: str) -> int:
+        """The row of that store path with that identity, now its newest. Raises TooManyNames and OSError."""
         with self._lock:
-            self._changed(lambda: self._append(base_name, digest))
+            self._changed(lambda: self._append(base_name, identity, record))
             return self._newest[base_name]
 
-    def _append(self, base_name: str, digest: str) -> None:
+    def _append(self, base_name: str, identity: str, record: str) -> None:
         newest = self._newest.get(base_name)
-        if newest is not None and self._rows[newest - 1][1] == digest:
+        if newest is not None and self._rows[newest - 1][1] == identity:
             return
         if len(self._rows) >= ROWS_MAX:
             raise TooManyNames(f"more than {ROWS_MAX} store paths were looked up in this mount")
-        line = f"{base_name} {digest}".rstrip() + "\n"
-        os.pwrite(self._fd, line.encode("ascii"), self._read)
+        line = f"{base_name} {identity} {record}\n"
+        os.pwrite(self._fd, line.encode("ascii"), self._starts[-1])
         self._take_in(line)
 
     def _changed(self, change: Callable[[], None]) -> None:
         """Read what others have added, and make a change, while they can't."""
         fcntl.lockf(self._fd, fcntl.LOCK_EX)
         try:
-            size = os.fstat(self._fd).st_size
-            if size > self._read:
-                new = os.pread(self._fd, size - self._read, self._read).decode("ascii")
-                whole, newline, _torn = new.rpartition("\n")  # of a torn line nobody has heard: it is written over
-                self._take_in(whole + newline)
+            read, size = self._starts[-1], os.fstat(self._fd).st_size
+            if size > read:
+                new = os.pread(self._fd, size - read, read).decode("ascii")
+                for line in new.splitlines(keepends=True):
+                    if line.endswith("\n"):  # of a torn one nobody has heard: it is written over
+                        self._take_in(line)
             change()
         finally:
             fcntl.lockf(self._fd, fcntl.LOCK_UN)
 
-    def _take_in(self, lines: str) -> None:
-        self._read += len(lines)
-        for line in lines.splitlines():
-            base_name, _, digest = line.partition(" ")
-            self._rows.append((base_name, digest))
-            self._newest[base_name] = len(self._rows)
+    def _take_in(self, line: str) -> None:
+        base_name, identity, _record = line.split(" ", 2)
+        self._rows.append((base_name, identity))
+        self._starts.append(self._starts[-1] + len(line))
+        self._newest[base_name] = len(self._rows)

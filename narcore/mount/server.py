@@ -194,7 +194,7 @@ class Server:
             try:
                 return os.readv(self._fd, buffers)
             except OSError as error:
-                if error.errno == errno.ENODEV:  # unmounted
+                if error.errno in (errno.ENODEV, errno.ECONNABORTED):  # unmounted; ended by way of /sys/fs/fuse/connections
                     return None
                 if error.errno not in (errno.EINTR, errno.ENOENT, errno.EAGAIN):  # interrupted before it was read
                     raise

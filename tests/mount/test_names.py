@@ -20,43 +20,48 @@ def fd() -> Iterator[int]:
 
 def test_a_store_path_keeps_its_row_in_every_worker(fd: int) -> None:
     first = Names(fd)
-    assert [first.add(A), first.add(B), first.add(A)] == [1, 2, 1]
+    assert [first.add(A, "a", "{}"), first.add(B, "b", '{"x": 1}'), first.add(A, "a", "other")] == [1, 2, 1]
     second = Names(fd)
     assert [second.row(A), second.row(B), second.row(C)] == [1, 2, None]
-    assert second.add(C) == 3
+    assert second.add(C, "c", "") == 3
     assert first.base_name(3) == C  # which the first has not added
-    assert [first.base_name(row) for row in (1, 2, 3)] == [A, B, C]
+    for names in (first, second):
+        assert [names.base_name(row) for row in (1, 2, 3)] == [A, B, C]
+        assert [names.record(row) for row in (1, 2, 3)] == ["{}", '{"x": 1}', ""]
     for row in (0, 4, -1):
-        with pytest.raises(KeyError):
-            first.base_name(row)
+        for ask in (first.base_name, first.record, first.identity, first.is_newest):
+            with pytest.raises(KeyError):
+                ask(row)
 
 
-def test_another_listing_takes_another_row(fd: int) -> None:
+def test_what_is_another_takes_another_row(fd: int) -> None:
     names = Names(fd)
-    assert [names.add(A, "one"), names.add(B), names.add(A, "two"), names.add(A, "two")] == [1, 2, 3, 3]
+    added = [names.add(A, "one", "1"), names.add(B, "b", ""), names.add(A, "two", "2"), names.add(A, "two", "2")]
+    assert added == [1, 2, 3, 3]
     again = Names(fd)
-    assert (again.row(A), again.digest(1), again.digest(3), again.digest(2)) == (3, "one", "two", "")
+    assert (again.row(A), again.identity(1), again.identity(3), again.identity(2)) == (3, "one", "two", "b")
+    assert [again.record(row) for row in (1, 2, 3)] == ["1", "", "2"]
     assert [again.is_newest(row) for row in (1, 2, 3)] == [False, True, True]
     assert list(again.newest(1)) == [(2, B), (3, A)]
     assert list(again.newest(3)) == [(3, A)]
 
 
 def test_a_line_that_was_never_finished_is_written_over(fd: int) -> None:
-    Names(fd).add(A)
+    Names(fd).add(A, "a", "")
     os.pwrite(fd, B[:7].encode(), os.fstat(fd).st_size)
     names = Names(fd)
     assert len(names) == 1
-    assert names.add(C) == 2
+    assert names.add(C, "c", "") == 2
     assert Names(fd).base_name(2) == C
 
 
 def test_the_table_is_bounded(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ROWS_MAX", 2)
     names = Names(fd)
-    names.add(A), names.add(B)
+    names.add(A, "a", ""), names.add(B, "b", "")
     with pytest.raises(TooManyNames, match="more than 2"):
-        names.add(C)
-    assert names.add(A) == 1
+        names.add(C, "c", "")
+    assert names.add(A, "a", "") == 1
 
 
 PROGRAM = """
@@ -64,8 +69,8 @@ import sys
 from narcore.mount.names import Names
 names = Names(int(sys.argv[1]))
 for number in range(200):
-    names.add(f"{number:032}-x")
-    names.add(f"{number:032}-{sys.argv[2]}")
+    names.add(f"{number:032}-x", "x", "{}")
+    names.add(f"{number:032}-{sys.argv[2]}", "y", "{}")
 """
 
 
