@@ -112,7 +112,7 @@ def csi(
         raise SettingsError(f"--driver-name {driver_name!r} is not a domain name of 63 characters at most")
     path = _socket(endpoint) if endpoint else kubelet_dir.absolute() / "plugins" / driver_name / "csi.sock"
     directories = parse_caches(caches)
-    volumes = Volumes(state_dir.absolute(), directories, settings.run_dir)
+    volumes = Volumes(state_dir.absolute(), directories, settings.run_dir, within=kubelet_dir)
     if status:
         _show(path, volumes, directories, settings.run_dir, as_json)
         return

@@ -23,10 +23,11 @@ def check_id(volume_id: str) -> str:
     return volume_id
 
 
-def check_target(target: Path | str, forbidden: Iterable[Path]) -> Path:
+def check_target(target: Path | str, forbidden: Iterable[Path], within: Path | None = None) -> Path:
     """Where to mount: the path as mountinfo has it, its parent free of links. Raises VolumeRefused.
 
-    ``forbidden`` are directories that it may not be in, nor hold. No file system that may not answer is asked.
+    ``forbidden`` are directories that it may not be in, nor hold; ``within`` is one that it has to be in. No file
+    system that may not answer is asked.
     """
     text = os.fspath(target)
     if not text.startswith("/") or "\0" in text or len(os.fsencode(text)) > _PATH_MAX:
@@ -34,6 +35,8 @@ def check_target(target: Path | str, forbidden: Iterable[Path]) -> Path:
     if os.path.normpath(text) != text or text.startswith("//") or text == "/":
         raise VolumeRefused(f"{shown(text)} can't be a target; write it without . and .., and without doubled slashes")
     real = _without_links(Path(text))
+    if within is not None and within not in real.parents:
+        raise VolumeRefused(f"{shown(text)} can't be a target: it is not below {within}")
     for directory in forbidden:
         if real == directory or directory in real.parents or real in directory.parents:
             raise VolumeRefused(f"{real} can't be a target: {directory} is in the way; name another directory")

@@ -37,15 +37,26 @@ log = logging.getLogger("narcore.volumes")
 
 
 class Volumes:
-    """``stores`` are the mounts that volumes can show, by name: real paths. Thread-safe; several processes may share a directory.
+    """``stores`` are the mounts that volumes can show, by name: real paths. ``within``: all targets have to be below it.
+
+    Thread-safe; several processes may share a directory.
 
     Errors are those of ``narcore.volumes.errors``, MountError for what the kernel refuses, and OSError for a disk that fails.
     """
 
-    def __init__(self, directory: Path, stores: Mapping[str, Path], run_dir: Path, boot_id: str | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        stores: Mapping[str, Path],
+        run_dir: Path,
+        *,
+        within: Path | None = None,
+        boot_id: str | None = None,
+    ) -> None:
         self._states = States(Path(os.path.realpath(directory)))
         self._stores = dict(stores)
         self._run_dir = run_dir
+        self._within = Path(os.path.realpath(within)) if within is not None else None
         self._boot_id = boot_id or current_boot_id()
         self._ahead = Ahead()
         self._usage: dict[str, tuple[float, int]] = {}
@@ -173,7 +184,7 @@ class Volumes:
 
     def _checked(self, volume_id: str, target: Path) -> Path:
         check_id(volume_id)
-        return check_target(target, (*self._stores.values(), self._states.directory))
+        return check_target(target, (*self._stores.values(), self._states.directory), self._within)
 
     def _store(self, cache: str) -> Path:
         try:

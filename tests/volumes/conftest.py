@@ -32,7 +32,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 def volumes_of(place: Path, boot_id: str = "boot-1") -> Volumes:
     stores = {"main": place / "store", "other": place / "other"}
-    return Volumes(place / "state", stores, place / "run", boot_id)
+    return Volumes(place / "state", stores, place / "run", boot_id=boot_id)
 
 
 @pytest.fixture

@@ -1,0 +1,275 @@
+"""The calls: what pods may say, what is refused and how, many at once, and what is counted."""
+
+import logging
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from narcore.csi.schema import CSI
+from narcore.csi.server import CALLS_MAX, MESSAGE_MAX
+from narcore.errors import SettingsError
+from narcore.mount import syscalls
+from narcore.mount.control import control_path
+from narcore.mount.mountinfo import mounts_at
+from tests.csi.calling import CAPABILITY, client, refused
+from tests.csi.conftest import NAME, Running
+from tests.mount.mounting import until
+
+POD = {
+    "csi.storage.k8s.io/ephemeral": "true",
+    "csi.storage.k8s.io/pod.name": "tests-1",
+    "csi.storage.k8s.io/pod.namespace": "ci",
+    "csi.storage.k8s.io/pod.uid": "1234",
+    "csi.storage.k8s.io/serviceAccount.name": "default",
+}
+HELLO = f"/nix/store/{32 * '0'}-hello"
+
+
+def mode_of(target: Path) -> str:
+    return "overlay" if mounts_at(target)[-1].fs_type == "overlay" else "ro"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "read_only", "mode"),
+    [({}, False, "overlay"), ({}, True, "ro"), ({"mode": "ro"}, False, "ro"), ({"mode": "overlay"}, False, "overlay")],
+)
+def test_modes(running: Running, attributes: dict[str, str], read_only: bool, mode: str) -> None:
+    running.call.publish("a", running.target(), volume_context=POD | attributes, readonly=read_only)
+    assert mode_of(running.target()) == mode
+
+
+def test_caches(running: Running) -> None:
+    for name, attributes in (("main", {}), ("main", {"cache": "main"}), ("other", {"cache": "other"})):
+        running.call.publish("a", running.target(), volume_context=attributes)
+        assert (running.target() / "hello").read_text() == name
+        running.call.unpublish("a", running.target())
+
+
+def test_groups(running: Running) -> None:
+    by_pod = {"mount": {"volume_mount_group": "1234"}, "access_mode": {"mode": 1}}
+    for attributes, capability, group, mode in (
+        ({}, CAPABILITY, 0, 0o755),
+        ({}, by_pod, 1234, 0o2775),
+        ({"group": "77"}, CAPABILITY, 77, 0o2775),
+        ({"group": "77"}, by_pod, 77, 0o2775),
+    ):
+        running.call.publish("a", running.target(), volume_context=attributes, volume_capability=capability)
+        status = running.target().stat()
+        assert (status.st_gid, stat.S_IMODE(status.st_mode)) == (group, mode)
+        running.call.unpublish("a", running.target())
+    running.call.publish(
+        "a", running.target(), volume_capability=by_pod, readonly=True
+    )  # a pod may have a group anyway
+    assert mode_of(running.target()) == "ro"
+
+
+def test_prefetch(running: Running) -> None:
+    other = HELLO.replace("hello", "other")
+    running.call.publish("a", running.target(), volume_context={"prefetch": f"{HELLO},{other}\n {HELLO}"})
+    until(lambda: running.wanted == [HELLO[11:], other[11:]], "it is asked for")
+
+
+def test_prefetch_from_a_mount_that_does_not_answer(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    control_path(running.place / "run", running.place / "main").unlink()
+    running.call.publish("a", running.target(), volume_context={"prefetch": HELLO})
+    assert (running.target() / "hello").exists()
+    until(lambda: "volume a: nothing is fetched ahead: nobody answers" in caplog.text, "it is said")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"volume_context": {"flakeRef": "x"}},
+            "no volume attribute 'flakeRef'; known are cache, group, mode, prefetch",
+        ),
+        ({"volume_context": {"csi.storage.k8s.iox": "x"}}, "no volume attribute"),
+        ({"volume_context": {"cache": "https://evil.example"}}, "not given as a URL; this node has main, other"),
+        ({"volume_context": {"cache": "../main"}}, "there is no cache '../main'; this node has main, other"),
+        ({"volume_context": {"cache": ""}}, "there is no cache ''"),
+        ({"volume_context": {"mode": "rw"}}, "mode='rw' is not known"),
+        ({"volume_context": {"mode": "overlay"}, "readonly": True}, "leave one of them out"),
+        ({"volume_context": {"mode": "ro", "group": "1"}}, "leave one of them out"),
+        ({"volume_context": {"group": "wheel"}}, "not the number of a group"),
+        ({"volume_context": {"group": "-1"}}, "not the number of a group"),
+        ({"volume_context": {"group": "4294967295"}}, "not the number of a group"),
+        ({"volume_context": {"group": "٣"}}, "not the number of a group"),
+        ({"volume_capability": {"mount": {"volume_mount_group": "x,upperdir=/"}}}, "not the number of a group"),
+        ({"volume_context": {"prefetch": "/etc/passwd"}}, "not a store path"),
+        ({"volume_context": {"prefetch": f"{HELLO}/../x"}}, "not a store path"),
+        ({"volume_context": {"prefetch": "x" * 5000}}, "not a store path"),
+        ({"volume_context": {"prefetch": " ".join(f"{HELLO}{n}" for n in range(101))}}, "100 store paths at most"),
+        ({"volume_capability": {"block": {}}}, "can't be a block device"),
+        ({"volume_capability": {"mount": {"mount_flags": ["suid"]}}}, "mount options can't be chosen"),
+        ({"volume_id": "a/../b"}, "can't be the id of a volume"),
+        ({"volume_id": ".."}, "can't be the id of a volume"),
+        ({"volume_id": "a,upperdir=/etc"}, "can't be the id of a volume"),
+        ({"volume_id": "a" * 129}, "longer than 128 bytes"),
+        ({"volume_id": "ä"}, "can't be the id of a volume"),
+        ({"target_path": "/etc"}, "is not below"),
+        ({"target_path": "relative"}, "is not below"),
+        ({"target_path": "{}"}, "is not below"),
+        ({"target_path": "{}/../x"}, "is not below"),
+        ({"target_path": "{}x/y"}, "is not below"),
+        ({"target_path": "{}/pods/\0"}, "can't be a target"),
+        ({"target_path": "{}/" + "x" * 4200}, "can't be a target"),
+    ],
+)
+def test_hostile_requests(running: Running, fields: dict[str, Any], message: str) -> None:
+    request = {"volume_id": "a", "target_path": str(running.target()), "volume_capability": CAPABILITY} | fields
+    request["target_path"] = request["target_path"].replace("{}", str(running.place / "kubelet"))
+    with refused("INVALID_ARGUMENT", message):
+        running.call.node("NodePublishVolume", **request)
+    assert running.below() == []
+    assert not (running.place / "state/a").exists()
+
+
+@pytest.mark.parametrize("target", ["/", "/etc", "x", "{}", "{}/../main", "{}/pods\0"])
+def test_hostile_targets_to_unpublish(running: Running, target: str) -> None:
+    with refused("INVALID_ARGUMENT"):
+        running.call.unpublish("a", target.replace("{}", str(running.place / "kubelet")))
+    assert (running.place / "main/hello").exists()
+
+
+def test_a_link_out_of_kubelets_directory(running: Running) -> None:
+    (running.place / "outside").mkdir()
+    link = running.place / "kubelet/pods"
+    link.symlink_to(running.place / "outside")
+    with refused("INVALID_ARGUMENT", "it is not below"):
+        running.call.publish("a", link / "x")
+    assert mounts_at(running.place / "outside/x") == []
+
+
+def test_conflicts(running: Running) -> None:
+    running.call.publish("a", running.target())
+    with refused("ALREADY_EXISTS", "other options; unpublish it first"):
+        running.call.publish("a", running.target(), readonly=True)
+    with refused("ALREADY_EXISTS", "unpublish it there first"):
+        running.call.publish("a", running.target("pod-2"))
+    with refused("ALREADY_EXISTS", "something else is mounted"):
+        running.call.publish("b", running.target())
+
+
+def test_a_mount_that_is_gone(running: Running) -> None:
+    """What exists can be ended, and what is asked for can't be had: kubelet tries again."""
+    running.call.publish("a", running.target())
+    running.controls["main"].close()
+    assert running.call.identity("Probe").ready.value is False
+    with refused("UNAVAILABLE", "has died; run nar-serve mount"):
+        running.call.publish("b", running.target("pod-2"))
+    syscalls.unmount(running.place / "main", lazy=True)
+    with refused("UNAVAILABLE", "the cache main is not mounted; run nar-serve mount"):
+        running.call.publish("b", running.target("pod-2"))
+    running.call.publish("b", running.target("pod-2"), volume_context={"cache": "other"})
+    running.call.unpublish("a", running.target())
+    assert running.below() == [running.target("pod-2")]
+
+
+def test_trouble_with_the_disk(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, code in ((28, "RESOURCE_EXHAUSTED"), (5, "INTERNAL")):
+
+        def fail(_: int, number: int = number) -> None:
+            raise OSError(number, os.strerror(number), "/var/lib/secret")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", fail)
+            with refused(code, "the node has trouble with its disk"):
+                running.call.publish("a", running.target())
+        assert running.below() == []
+    running.call.publish("a", running.target())
+
+
+def test_a_mistake_of_ours(running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(running.volumes, "publish", fail)
+    with refused("INTERNAL", "a mistake of nar-serve; the log of nar-serve csi says more"):
+        running.call.publish("a", running.target())
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_what_is_logged(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    running.call.publish("a", running.target(), volume_context=POD, secrets={"token": "hunter2"})
+    evil = {"csi.storage.k8s.io/pod.name": "x\n2026 ERROR y"}
+    running.call.publish("b", running.target("pod-2"), volume_context=evil)
+    running.call.unpublish("a", running.target())
+    assert caplog.messages == [
+        "published a for pod ci/tests-1: cache main, overlay",
+        r"published b for pod ?/x\n2026 ERROR y: cache main, overlay",
+        "unpublished a",
+    ]
+
+
+def test_many_at_once(running: Running) -> None:
+    targets = {f"csi-{number:02}": running.target(f"pod-{number}") for number in range(50)}
+    with ThreadPoolExecutor(50) as threads:
+        list(threads.map(lambda item: running.call.publish(*item), targets.items()))
+        assert {*running.below()} == {*targets.values()}
+        list(threads.map(lambda item: running.call.unpublish(*item), targets.items()))
+    assert running.below() == []
+
+
+def test_one_many_times_at_once(running: Running) -> None:
+    with ThreadPoolExecutor(50) as threads:
+        list(threads.map(lambda _: running.call.publish("a", running.target()), range(50)))
+        assert running.below() == [running.target()]
+        list(threads.map(lambda _: running.call.unpublish("a", running.target()), range(50)))
+    assert running.below() == []
+
+
+def test_what_is_too_large(running: Running) -> None:
+    with refused("RESOURCE_EXHAUSTED"):
+        running.call.publish("a", running.target(), volume_context={"prefetch": "x" * MESSAGE_MAX})
+    assert CALLS_MAX >= 500, "as many pods as a node may have can begin at once"
+
+
+def test_counts(running: Running) -> None:
+    running.call.publish("a", running.target())
+    with refused("INVALID_ARGUMENT"):
+        running.call.unpublish("", running.target())
+    counts, seconds = running.calls.families()
+    assert counts.values == {("NodePublishVolume", "OK"): 1, ("NodeUnpublishVolume", "INVALID_ARGUMENT"): 1}
+    assert 0 < seconds.values[("NodePublishVolume",)] < 5
+    assert running.volumes.published() == {"ro": 0, "overlay": 1}
+
+
+def test_registration(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    endpoint = running.place / "kubelet/plugins" / NAME / "csi.sock"
+    with client(running.registry) as call:
+        info = call.registered()
+        assert (info.type, info.name, info.endpoint) == ("CSIPlugin", NAME, str(endpoint))
+        assert list(info.supported_versions) == ["1.0.0"]
+        assert f"kubelet has registered {NAME}" in caplog.text
+        call.registered(error="no such driver")
+        assert f"kubelet does not register {NAME}: no such driver; is the CSIDriver" in caplog.text
+    for path in (running.registry, endpoint):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, "who may connect may mount"
+
+
+def test_sockets_come_and_go(running: Running) -> None:
+    with pytest.raises(SettingsError, match=r"something listens at .* already"):
+        running.servers[1].start()
+    running.servers[1].stop()
+    assert not running.registry.exists()
+
+
+def test_an_unknown_call(running: Running) -> None:
+    request = CSI["NodeGetInfoRequest"]()
+    with refused("UNIMPLEMENTED"):
+        running.call("csi.v1.Node", "NodeStageVolume", request, CSI["NodeGetInfoResponse"])
+
+
+def test_garbage(running: Running) -> None:
+    with grpc.insecure_channel(f"unix:{running.place}/kubelet/plugins/{NAME}/csi.sock") as channel:
+        call: Any = channel.unary_unary("/csi.v1.Node/NodePublishVolume")
+        with refused("INTERNAL"):
+            call(b"\xff" * 100, timeout=10)
+    running.call.publish("a", running.target())
