@@ -2,6 +2,7 @@
 
 import json
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -11,10 +12,13 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, Reque
 
 from api._docker.driver import Driver
 from api._docker.refused import Refused
+from api._docker.users import UNKNOWN, caller
 from narcore.errors import MountError
 
 BODY_MAX = 64 * 1024  # a name and some options; prefetch may have a hundred store paths
 MEDIA_TYPE = "application/vnd.docker.plugins.v1.2+json"
+
+OUTCOMES = ("ok", "refused", "error")
 
 Call = Callable[[Mapping[str, object]], Mapping[str, object]]
 
@@ -26,7 +30,7 @@ class Calls:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._lock = threading.Lock()
-        self._counts: dict[tuple[str, ...], float] = {(name, end): 0 for name in names for end in ("ok", "error")}
+        self._counts: dict[tuple[str, ...], float] = {(name, end): 0 for name in names for end in OUTCOMES}
 
     def count(self, name: str, outcome: str) -> None:
         with self._lock:
@@ -59,7 +63,7 @@ def _volume_calls(driver: Driver) -> dict[str, Call]:
         return {}
 
     def mount(body: Mapping[str, object]) -> Mapping[str, object]:
-        return {"Mountpoint": str(driver.mount(body.get("Name"), body.get("ID")))}
+        return {"Mountpoint": str(driver.mount(body.get("Name"), body.get("ID"), _caller()))}
 
     def unmount(body: Mapping[str, object]) -> Mapping[str, object]:
         driver.unmount(body.get("Name"), body.get("ID"))
@@ -87,6 +91,9 @@ def _view(name: str, call: Call, calls: Calls) -> Callable[[], Response]:
         try:
             body = _body()
             answer = _answer({"Err": "", **call(body)})
+        except Refused:
+            calls.count(name, "refused")
+            raise
         except Exception:
             calls.count(name, "error")
             raise
@@ -96,6 +103,11 @@ def _view(name: str, call: Call, calls: Calls) -> Callable[[], Response]:
         return answer
 
     return view
+
+
+def _caller() -> str:
+    connection = request.environ.get("werkzeug.socket")
+    return caller(connection) if isinstance(connection, socket.socket) else UNKNOWN
 
 
 def _activate() -> Response:
@@ -136,7 +148,9 @@ def _failure(error: Exception) -> Response:
             message, status = "this is not a call of a volume plugin; is it dockerd that calls?", error.code or 400
         case _:
             message, status = "something went wrong; the log of nar-serve docker-volume has the details", 500
-    if isinstance(error, Refused | HTTPException):
+    if isinstance(error, Refused) and error.status == 404:
+        log.debug("%s: %s", request.path, message)  # dockerd asks every driver whether a new name is one of its own
+    elif isinstance(error, Refused | HTTPException):
         log.warning("%s: %s", request.path, message)
     else:
         log.error("%s: %s", request.path, error, exc_info=not isinstance(error, MountError))

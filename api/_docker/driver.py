@@ -3,7 +3,7 @@
 The order of steps is what survives kill -9 at any moment. A mount is made before it is counted, and no longer counted before it is
 unmounted: what is left behind by an interruption is a mount that nobody counts, which the next start (or the next call)
 takes away, and never a count that nobody takes back. dockerd repeats a call that breaks off, with the same ID, so all of them
-can be repeated.
+can be repeated. One that is killed itself does not repeat them: see ``users``.
 """
 
 import logging
@@ -18,7 +18,9 @@ from typing import Protocol
 from api._docker.options import Mode, VolumeOptions, mount_id, volume_name
 from api._docker.records import Record, Records
 from api._docker.refused import Refused, shown
+from api._docker.users import UNKNOWN, is_gone, is_mounted_elsewhere
 from narcore.errors import MountError
+from narcore.volumes.states import overlay_source
 
 VOLUMES_MAX = 10_000  # all of them are in memory, and in every answer to List
 MOUNTS_MAX = 10_000  # of one volume; more than a kernel lets a machine mount is no use (fs.mount-max is 100,000)
@@ -83,8 +85,8 @@ class Driver:
                 )
             self._store(Record(name, options, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())))
 
-    def mount(self, name: object, identity: object) -> Path:
-        """Where the volume is now, for the user that ``identity`` stands for."""
+    def mount(self, name: object, identity: object, caller: str = UNKNOWN) -> Path:
+        """Where the volume is now, for the user that ``identity`` stands for; ``caller`` is the process that asks."""
         name, identity = volume_name(name), mount_id(identity)
         with self._turns.take(name):
             record = self._record(name)
@@ -92,7 +94,7 @@ class Driver:
             if options.cache not in self._caches:
                 step = f"start nar-serve docker-volume with --cache {options.cache}=DIR"
                 raise Refused(f"the volume {record.name} is of the cache {options.cache}, which is not there; {step}")
-            if identity not in record.mount_ids and len(record.mount_ids) >= MOUNTS_MAX:
+            if identity not in record.users and len(record.users) >= MOUNTS_MAX:
                 raise Refused(
                     f"the volume {record.name} has {MOUNTS_MAX} users, and that is the limit; make another one"
                 )
@@ -106,9 +108,9 @@ class Driver:
                 keep=True,
             )
             try:
-                self._count(record, record.mount_ids | {identity})
+                self._count(record, {**record.users, identity: caller})
             except OSError:
-                if not record.mount_ids:
+                if not record.users:
                     self._volumes.unpublish(record.name, target, keep=True)
                 raise
             return target
@@ -118,7 +120,8 @@ class Driver:
         name, identity = volume_name(name), mount_id(identity)
         with self._turns.take(name):
             record = self._record(name)
-            left = record.mount_ids - {identity}
+            others = {name: asker for name, asker in record.users.items() if name != identity}
+            left = self._living(replace(record, users=others))
             self._count(record, left)
             if not left:
                 self._volumes.unpublish(record.name, self._target(record), keep=True)
@@ -130,7 +133,7 @@ class Driver:
             record = self._known.get(name)
             if record is None:
                 return
-            if record.mount_ids:
+            if self._living(record):
                 step = f"docker ps -a --filter volume={record.name} shows by whom"
                 raise Refused(f"the volume {record.name} is in use; {step}", status=409)
             self._volumes.unpublish(record.name, self._target(record), keep=False)
@@ -138,14 +141,14 @@ class Driver:
             del self._known[record.name]
 
     def recover(self) -> None:
-        """At the start: mounts that nobody counts end, and those that are counted are there again.
+        """At the start: mounts that nobody counts end, and those that are counted stay as they are.
 
         What fails is logged: it concerns that volume alone, and mounting it says so again.
         """
         self._volumes.recover()
         for record in list(self._known.values()):
             try:
-                if not record.mount_ids:
+                if not record.users:
                     self._volumes.unpublish(record.name, self._target(record), keep=True)
             except (MountError, OSError) as error:
                 log.error("volume %s: %s", record.name, error)
@@ -179,12 +182,12 @@ class Driver:
         """How many volumes are mounted, by mode."""
         counts = {"overlay": 0, "ro": 0}
         for record in self._known.copy().values():
-            counts[record.options.mode] += bool(record.mount_ids)
+            counts[record.options.mode] += bool(record.users)
         return counts
 
     def _details(self, record: Record) -> dict[str, object]:
         options = record.options
-        details: dict[str, object] = {"cache": options.cache, "mode": options.mode, "users": len(record.mount_ids)}
+        details: dict[str, object] = {"cache": options.cache, "mode": options.mode, "users": len(record.users)}
         if options.group is not None:
             details["group"] = options.group
         if options.prefetch:
@@ -192,7 +195,7 @@ class Driver:
         return details
 
     def _shown_mountpoint(self, record: Record) -> str:
-        return str(self._target(record)) if record.mount_ids else ""
+        return str(self._target(record)) if record.users else ""
 
     def _target(self, record: Record) -> Path:
         return self._mountpoints / record.name
@@ -203,9 +206,19 @@ class Driver:
             raise Refused(f"no such volume: {shown(name)}; docker volume ls shows those that there are", status=404)
         return record
 
-    def _count(self, record: Record, mount_ids: frozenset[str]) -> None:
-        if mount_ids != record.mount_ids:
-            self._store(replace(record, mount_ids=mount_ids))
+    def _living(self, record: Record) -> Mapping[str, str]:
+        """Those who use it, without what a dockerd that was killed has never taken back."""
+        left = {name: asker for name, asker in record.users.items() if not is_gone(asker)}
+        if left or not record.users:
+            return record.users
+        if record.options.mode == "overlay" and is_mounted_elsewhere(overlay_source(record.name), self._target(record)):
+            return record.users  # containers that have outlived it
+        log.info("volume %s: who asked for it is gone, and nobody uses it", record.name)
+        return {}
+
+    def _count(self, record: Record, users: Mapping[str, str]) -> None:
+        if users != record.users:
+            self._store(replace(record, users=users))
 
     def _store(self, record: Record) -> None:
         self._records.save(record)

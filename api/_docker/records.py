@@ -7,9 +7,9 @@ until the machine is started again, since none of them outlives that.
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from api._docker.options import VolumeOptions, mount_id, volume_name
@@ -24,12 +24,12 @@ log = logging.getLogger("api.docker")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """``created`` is as Docker shows it: RFC 3339."""
+    """``created`` is as Docker shows it: RFC 3339. ``users`` has the ids of mounts, and who asked for each: see ``users``."""
 
     name: str
     options: VolumeOptions
     created: str
-    mount_ids: frozenset[str] = frozenset()
+    users: Mapping[str, str] = field(default_factory=dict)
 
 
 class Records:
@@ -48,7 +48,7 @@ class Records:
                 continue
             try:
                 yield self._read(path)
-            except (OSError, ValueError, TypeError, KeyError, RecursionError, Refused) as error:
+            except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, Refused) as error:
                 log.error("%s can't be read, so there is no such volume: %s", path, error)
 
     def _read(self, path: Path) -> Record:
@@ -59,7 +59,7 @@ class Records:
         record = Record(path.stem, VolumeOptions.from_json(fields["options"]), str(fields["created"]))
         if fields["boot_id"] != self._boot_id:
             return record
-        return replace(record, mount_ids=frozenset(map(mount_id, fields["mount_ids"])))
+        return replace(record, users={mount_id(name): str(asker) for name, asker in fields["users"].items()})
 
     def save(self, record: Record) -> None:
         """On the disk when it returns. Raises OSError; then the old one is still there."""
@@ -68,7 +68,7 @@ class Records:
             "options": record.options.to_json(),
             "created": record.created,
             "boot_id": self._boot_id,
-            "mount_ids": sorted(record.mount_ids),
+            "users": dict(record.users),
         }
         path = self._path(record.name)
         part = path.with_suffix(".part")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from api._docker.app import BODY_MAX, Calls, create_docker_app
+from api._docker.app import BODY_MAX, OUTCOMES, Calls, create_docker_app
 from api._docker.driver import Driver
 from api._docker.options import NAME_MAX
 from api._docker.records import Records
@@ -197,9 +197,9 @@ def test_calls_are_counted(made: tuple[FlaskClient, Calls]) -> None:
     refused(client, "Create", Name="..")
     assert {key: count for key, count in calls.counts().items() if count} == {
         ("Create", "ok"): 1,
-        ("Create", "error"): 1,
+        ("Create", "refused"): 1,
     }
-    assert set(calls.counts()) == {(name, end) for name in CALLS for end in ("ok", "error")}
+    assert set(calls.counts()) == {(name, end) for name in CALLS for end in OUTCOMES}
 
 
 def test_the_status_is_for_people(client: FlaskClient) -> None:

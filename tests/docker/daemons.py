@@ -1,0 +1,215 @@
+"""A dockerd of one's own, without a network, and the plugin as the real program."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from elftools.elf.elffile import ELFFile
+
+from narcore.mount import syscalls
+from narcore.mount.mountinfo import mounts
+from tests.mount.mounting import ROOT, missing, need_root, tools_or_skip, until
+
+TOOLS = ("dockerd", "docker", "containerd", "runc", "busybox")
+PLUGINS = Path("/run/docker/plugins")  # where dockerd looks for them, whatever its options are
+IMAGE, IMAGE_WITH_STORE = "box", "box-with-store"
+APPLETS = ("sh", "cat", "ls", "rm")  # what is a program of its own in the images
+SECONDS = 40
+
+
+def need_docker() -> None:
+    need_root()
+    tools_or_skip(*TOOLS)
+    if any(segment.header.p_type == "PT_INTERP" for segment in ELFFile(io.BytesIO(busybox())).iter_segments()):
+        missing("busybox is not a static one; install busybox-static")
+
+
+def busybox() -> bytes:
+    return Path(shutil.which("busybox") or "").read_bytes()
+
+
+class Dockerd:
+    """``directory`` has all that it writes. Its socket needs a short path."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._socket = directory / "d.sock"
+        self._log = (directory / "dockerd.log").open("ab")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """RuntimeError with its log if it does not."""
+        options = {
+            "data-root": self._directory / "data",
+            "exec-root": self._directory / "exec",
+            "pidfile": self._directory / "pid",
+            "host": f"unix://{self._socket}",
+            "bridge": "none",
+            "iptables": "false",
+            "storage-driver": "vfs",  # works on every file system, and the images are small
+        }
+        self._process = subprocess.Popen(
+            ["dockerd", *(f"--{name}={value}" for name, value in options.items())],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+        )
+        deadline = time.monotonic() + SECONDS
+        while self.docker("version").returncode:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"dockerd does not start; its log:\n{self.log()}")
+            time.sleep(0.1)
+
+    def log(self) -> str:
+        return (self._directory / "dockerd.log").read_text(errors="replace")[-6000:]
+
+    def stop(self) -> None:
+        if self._process and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(SECONDS)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def kill(self) -> None:
+        """At once, and its containerd; containers go on. As an init would, see to it that nothing is left of both."""
+        assert self._process
+        self._process.kill()
+        self._process.wait()
+        pid_file = self._directory / "exec/containerd/containerd.pid"
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(int(pid_file.read_text()), signal.SIGKILL)
+        pid_file.unlink(missing_ok=True)
+        (self._directory / "pid").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        if self._process and self._process.poll() is None:
+            containers = self.docker("ps", "--all", "--quiet").stdout.split()
+            if containers:
+                self.docker("rm", "--force", *containers)
+        self.stop()
+        self._log.close()
+        for mount in reversed(mounts()):
+            if self._directory in mount.target.parents:
+                syscalls.unmount(mount.target, lazy=True)
+
+    def docker(self, *arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
+        """The client, whatever it ends with."""
+        environ = {"PATH": os.environ["PATH"], "HOME": str(self._directory), "DOCKER_HOST": f"unix://{self._socket}"}
+        done = subprocess.run(
+            ["docker", *arguments], input=stdin, env=environ, capture_output=True, timeout=SECONDS, check=False
+        )
+        texts = (done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+        return subprocess.CompletedProcess(done.args, done.returncode, *texts)
+
+    def do(self, *arguments: str, stdin: bytes | None = None) -> str:
+        """What it says. AssertionError if it fails."""
+        done = self.docker(*arguments, stdin=stdin)
+        assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def fails(self, *arguments: str) -> str:
+        """Why it does."""
+        done = self.docker(*arguments)
+        assert done.returncode, done.stdout
+        return done.stderr
+
+    def inspect(self, volume: str) -> dict[str, Any]:
+        (found,) = json.loads(self.do("volume", "inspect", volume))
+        assert isinstance(found, dict)
+        return found
+
+    def import_images(self) -> None:
+        """A shell, and nothing else; and the same with a store path of its own."""
+        self.do("import", "-", IMAGE, stdin=_tar({}))
+        self.do("import", "-", IMAGE_WITH_STORE, stdin=_tar({"nix/store/of-the-image": b"of the image\n"}))
+
+
+class Plugin:
+    """``nar-serve docker-volume`` by the name `name`, with its state below ``directory``."""
+
+    def __init__(self, directory: Path, caches: Mapping[str, Path], run_dir: Path, environ: Mapping[str, str]) -> None:
+        self.name = f"nar-serve-test-{os.getpid()}"
+        self.state_dir = directory / "state"
+        self.socket = PLUGINS / f"{self.name}.sock"
+        self._options = [f"--cache={name}={where}" for name, where in caches.items()]
+        self._options += [f"--state-dir={self.state_dir}", f"--socket={self.socket}", f"--run-dir={run_dir}"]
+        self._environ = environ
+        self._log = (directory / "plugin.log").open("ab")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *options: str) -> None:
+        self._process = subprocess.Popen(
+            self._command(*self._options, *options),
+            cwd=ROOT,
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+        )
+        until(lambda: not self.run("--status", f"--socket={self.socket}").returncode, f"the plugin; {self.log()}", 30)
+
+    def run(self, *options: str) -> subprocess.CompletedProcess[str]:
+        command = self._command(*options)
+        return subprocess.run(
+            command, cwd=ROOT, env=self._environ, capture_output=True, text=True, timeout=30, check=False
+        )
+
+    def status(self) -> dict[str, Any]:
+        done = self.run("--status", "--json", f"--socket={self.socket}")
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def log(self) -> str:
+        return Path(self._log.name).read_text(errors="replace")
+
+    def kill(self) -> None:
+        assert self._process
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> int:
+        assert self._process
+        self._process.terminate()
+        return self._process.wait(20)
+
+    def mounted(self) -> list[Path]:
+        """Where volumes are."""
+        return [mount.target for mount in mounts() if self.state_dir in mount.target.parents]
+
+    def close(self) -> None:
+        if self._process and self._process.poll() is None:
+            self.kill()
+        self._log.close()
+        self.socket.unlink(missing_ok=True)
+        for target in self.mounted():
+            syscalls.unmount(target, lazy=True)
+
+    @staticmethod
+    def _command(*options: str) -> Sequence[str]:
+        return [sys.executable, "-m", "narcore", "docker-volume", *options]
+
+
+def _tar(files: Mapping[str, bytes]) -> bytes:
+    output = io.BytesIO()
+    with tarfile.open(fileobj=output, mode="w") as tar:
+        for name, data in {"bin/busybox": busybox(), **files}.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(data), 0o755
+            tar.addfile(member, io.BytesIO(data))
+        for applet in APPLETS:
+            link = tarfile.TarInfo(f"bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+    return output.getvalue()

@@ -1,0 +1,104 @@
+"""Mounts of a dockerd that is gone are given up, unless a container still sees them."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from api._docker import driver as driver_module
+from api._docker import users
+from api._docker.driver import Driver
+from api._docker.records import Records
+from api._docker.refused import Refused
+from narcore.mount import syscalls
+from tests.docker.views import Views
+from tests.mount.mounting import need_root, unmount_all
+
+CONNECT = (
+    "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(flush=True); sys.stdin.read()"
+)
+
+
+class Client:
+    """Another process that has connected."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        path = listener.getsockname()
+        command = [sys.executable, "-c", CONNECT, path]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        connection, _ = listener.accept()
+        with closing(connection):
+            self.identity = users.caller(connection)
+
+    def end(self) -> None:
+        self.process.communicate()
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[Client]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "x.sock"))
+        listener.listen()
+        client = Client(listener)
+        yield client
+        client.end()
+
+
+def test_a_process_is_known_again(client: Client) -> None:
+    assert client.identity.startswith(f"{client.process.pid}:")
+    assert not users.is_gone(client.identity)
+    client.end()
+    assert users.is_gone(client.identity)
+    assert users.is_gone(f"{client.process.pid}:1")
+
+
+def test_one_that_is_not_known_is_not_gone() -> None:
+    assert not users.is_gone(users.UNKNOWN)
+
+
+def test_mounts_are_seen_in_other_namespaces(tmp_path: Path) -> None:
+    need_root()
+    here, there = tmp_path / "here", tmp_path / "there"
+    for directory in (here, there, tmp_path / "lower", tmp_path / "upper", tmp_path / "work"):
+        directory.mkdir()
+    name = f"nar-serve:{tmp_path.name}"
+    syscalls.mount_overlay(here, name=name, lower=tmp_path / "lower", upper=tmp_path / "upper", work=tmp_path / "work")
+    try:
+        assert not users.is_mounted_elsewhere(name, here)
+        script = f"mount --bind {here} {there}; echo; read line"
+        command = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", script]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as container:
+            assert container.stdout is not None
+            container.stdout.readline()
+            assert users.is_mounted_elsewhere(name, here)
+            assert not users.is_mounted_elsewhere(f"{name}-2", here)
+            container.communicate(b"\n")
+        assert not users.is_mounted_elsewhere(name, here)
+    finally:
+        unmount_all(here)
+
+
+def test_a_volume_of_one_that_was_killed(tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    views = Views()
+    driver = Driver(views, Records(tmp_path / "records"), tmp_path / "mounts", ("main",))
+    driver.create("v", None)
+    driver.mount("v", "a", client.identity)
+    with pytest.raises(Refused, match="in use"):
+        driver.remove("v")
+    client.end()
+    with monkeypatch.context() as patch:
+        patch.setattr(driver_module, "is_mounted_elsewhere", lambda source, target: source == "nar-serve:v")
+        with pytest.raises(Refused, match="in use"):
+            driver.remove("v")
+    driver.mount("v", "b")
+    assert driver.describe("v")["Status"] == {"cache": "main", "mode": "overlay", "users": 2}
+    driver.unmount("v", "b")
+    assert not views.mounted
+    driver.mount("v", "c", client.identity)
+    driver.remove("v")
+    assert not views.mounted
+    assert driver.all() == []
