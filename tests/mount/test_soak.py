@@ -1,0 +1,18 @@
+"""The soak test, for some seconds. For longer: ``python -m tests.mount.soak``."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.mount import mounting
+from tests.mount.soak import MODES, soak
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_random_reads_under_trouble(tmp_path: Path, mode: str) -> None:
+    mounting.need_root()
+    report = soak(tmp_path, seconds=10, processes=8, mode=mode, seed=7, kill_seconds=2)
+    assert not report.problems, str(report)
+    assert report.found["right"] > 200
+    assert report.found["wrong"] == 0
+    assert report.done["faults"] > 1
