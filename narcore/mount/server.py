@@ -16,7 +16,7 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -40,6 +40,8 @@ SWEEP_SECONDS = 0.25
 # process that gets EIO often does.
 FAILURE_SECONDS = 1.0
 FAILURES_MAX = 10_000
+
+AHEAD_MAX = 1000  # far more than there are threads that could be about to have a request wait
 
 
 # The rest is for the file system. Looked up by number: this is asked for each request, and an enum's member takes its time.
@@ -114,6 +116,9 @@ class Server:
         self._interrupted: set[int] = (
             set()
         )  # of those that wait: who got a signal, which may be followed by a deadly one
+        self._ahead: OrderedDict[int, None] = (
+            OrderedDict()
+        )  # interrupts that were read before the request was seen to wait
         self._failed: dict[Key, float] = {}
         self._first_unique: int | None = None
         self._pools: dict[object, ThreadPoolExecutor] = {}
@@ -194,7 +199,10 @@ class Server:
             try:
                 return os.readv(self._fd, buffers)
             except OSError as error:
-                if error.errno in (errno.ENODEV, errno.ECONNABORTED):  # unmounted; ended by way of /sys/fs/fuse/connections
+                if error.errno in (
+                    errno.ENODEV,
+                    errno.ECONNABORTED,
+                ):  # unmounted; ended by way of /sys/fs/fuse/connections
                     return None
                 if error.errno not in (errno.EINTR, errno.ENOENT, errno.EAGAIN):  # interrupted before it was read
                     raise
@@ -205,7 +213,7 @@ class Server:
         if opcode not in _OURS:
             self._handle(opcode, unique, node_id, thread_id, body, 0)
         elif opcode == Opcode.INTERRUPT:
-            self._interrupt(unique, protocol.INTERRUPT.unpack_from(body)[0])
+            self._interrupt(protocol.INTERRUPT.unpack_from(body)[0])
         elif opcode == Opcode.DESTROY:
             self._send(unique, 0)
         else:
@@ -251,6 +259,9 @@ class Server:
                 job = self._jobs.setdefault(slow.key, _Job(slow, waiting.since))
                 job.waiting[waiting.unique] = waiting
                 self._waiting[waiting.unique] = slow.key
+                if waiting.unique in self._ahead:
+                    del self._ahead[waiting.unique]
+                    self._interrupted.add(waiting.unique)  # which the next sweep looks at
         if failed:
             self._refuse(waiting.unique, errno.EIO)
         elif begun:
@@ -300,18 +311,22 @@ class Server:
                 del self._failed[next(iter(self._failed))]
             self._failed[key] = self._clock() + FAILURE_SECONDS
 
-    def _interrupt(self, own: int, unique: int) -> None:
+    def _interrupt(self, unique: int) -> None:
+        """The kernel does not tell again, unless it is asked to (EAGAIN), and then it does so at once, and again and again."""
         self.interrupts += 1
+        if self._is_lost(unique):
+            self._send(unique, errno.EINTR)
+            return
         with self._lock:
             known = unique in self._waiting
             if known:
                 self._interrupted.add(unique)
+            else:  # another thread has just read it, and may be about to have it wait; or it was answered
+                self._ahead[unique] = None
+                if len(self._ahead) > AHEAD_MAX:
+                    self._ahead.popitem(last=False)
         if known:
             self._let_go_the_dying()
-        elif self._is_lost(unique):
-            self._send(unique, errno.EINTR)
-        else:
-            self._send(own, errno.EAGAIN)  # not read yet, or answered already: the kernel knows which
 
     def _let_go_the_dying(self) -> None:
         with self._lock:
