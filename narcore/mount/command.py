@@ -357,7 +357,7 @@ def _for_people(status: Mapping[str, object]) -> str:
         "look-ups": ", ".join(f"{count} {outcome}" for outcome, count in _mapping(status, "lookups").items()),
         "reads": f"{_size(status.get('read_bytes'))}; {status.get('passthrough_opens')} files opened for the kernel to read",
         "requests": f"{sum(_counts(status))}, of which {status.get('waiting')} wait for a store; "
-        f"{status.get('errors')} failed, {status.get('interrupts')} were given up",
+        f"{status.get('errors')} failed, {status.get('interrupts')} of who got a signal",
     }
     if status.get("early"):
         rows["early"] = "files are read before all of the archive has been verified"

@@ -92,7 +92,7 @@ def mount_metrics(status: Mapping[str, object]) -> list[Family]:
 
 _PLAIN: dict[str, tuple[Literal["counter", "gauge"], str, str]] = {
     "restarts": ("counter", "restarts", "Workers that took another's place."),
-    "interrupts": ("counter", "interrupts", "Requests that were given up by who made them."),
+    "interrupts": ("counter", "interrupts", "Requests of processes that got a signal while they waited."),
     "errors": ("counter", "errors", "Requests that failed."),
     "read_bytes": ("counter", "read_bytes", "Bytes read by way of the worker."),
     "passthrough_opens": ("counter", "passthrough_opens", "Files opened that the kernel reads by itself."),
