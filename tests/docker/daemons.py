@@ -1,11 +1,13 @@
 """A dockerd of one's own, without a network, and the plugin as the real program."""
 
 import contextlib
+import http.client
 import io
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -170,6 +172,26 @@ class Plugin:
         assert done.returncode == 0, done.stderr
         found: dict[str, Any] = json.loads(done.stdout)
         return found
+
+    def call(self, name: str, **body: str) -> dict[str, Any]:
+        """As dockerd calls."""
+        connection = http.client.HTTPConnection("localhost", timeout=20)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(str(self.socket))
+        connection.request("POST", f"/VolumeDriver.{name}", json.dumps(body))
+        answer: dict[str, Any] = json.loads(connection.getresponse().read())
+        connection.close()
+        return answer
+
+    def reboot(self) -> None:
+        """As if the machine had been started again since: nothing is mounted, and all that is written down is of before."""
+        self.kill()
+        for target in self.mounted():
+            syscalls.unmount(target, lazy=True)
+        now = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        for path in self.state_dir.rglob("*.json"):
+            path.write_text(path.read_text().replace(now, "of before"))
+        self.start()
 
     def log(self) -> str:
         return Path(self._log.name).read_text(errors="replace")

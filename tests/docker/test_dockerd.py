@@ -1,7 +1,9 @@
 """A real dockerd, a real mount, and containers whose programs come out of the volume."""
 
 import itertools
+import os
 import re
+import signal
 import socket
 import time
 import urllib.request
@@ -225,6 +227,29 @@ def test_a_call_that_comes_while_the_plugin_is_down_is_done_when_it_is_back(
         assert answer.result(SECONDS) == "back\n"
 
 
+def test_containers_come_and_go_while_the_plugin_is_killed_again_and_again(
+    dockerd: Dockerd, plugin: Plugin, volume: str
+) -> None:
+    with ThreadPoolExecutor(4) as executor:
+        answers = [executor.submit(dockerd.do, *run(volume, "echo", str(number))) for number in range(12)]
+        for _ in range(3):
+            time.sleep(0.2)
+            plugin.kill()
+            plugin.start()
+        assert [answer.result(SECONDS) for answer in answers] == [f"{number}\n" for number in range(12)]
+    assert not plugin.mounted()
+
+
+def test_a_reboot(dockerd: Dockerd, plugin: Plugin, volume: str) -> None:
+    dockerd.do(*run(volume, "touch", "/nix/store/written"))
+    assert plugin.call("Mount", Name=volume, ID="of before")["Err"] == ""
+    assert len(plugin.mounted()) == 1
+    plugin.reboot()
+    assert [one["users"] for one in plugin.status()["volumes"]] == [0]
+    assert not plugin.mounted()
+    dockerd.do(*run(volume, "ls", "/nix/store/written"))
+
+
 def test_a_restart_of_dockerd(dockerd: Dockerd, plugin: Plugin, volume: str) -> None:
     container = running(dockerd, volume)
     dockerd.stop()
@@ -278,3 +303,18 @@ def test_what_is_said_of_it(plugin: Plugin, mount: Mounted, dockerd: Dockerd, vo
     text = plugin.run("--status", f"--socket={plugin.socket}").stdout
     assert re.search(rf"^volume {volume}  overlay of main, 1 users$", text, re.MULTILINE)
     dockerd.do("rm", "--force", container)
+
+
+def test_a_mount_that_has_died(dockerd: Dockerd, plugin: Plugin, mount: Mounted, volume: str) -> None:
+    container = running(dockerd, volume)
+    os.killpg(mount.process.pid, signal.SIGKILL)
+    mount.process.wait()
+    assert "has died; run nar-serve mount" in dockerd.fails(*run(volume, "echo", "dead"))
+    assert "error" in plugin.status()["caches"][0]
+    done = mount.run(mount.target, "--allow-other")
+    assert done.returncode == 0, done.stderr
+    dockerd.do("restart", "--time=0", container)
+    assert inside(dockerd, container, f"cat {store_path('tools')}/share/text") == "out of the store\n"
+    assert dockerd.do(*run(volume, "echo", "alive")) == "alive\n"
+    dockerd.do("rm", "--force", container)
+    assert mount.run("--unmount", mount.target).returncode == 0
