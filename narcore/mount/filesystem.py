@@ -12,6 +12,7 @@ import logging
 import os
 import stat
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -23,6 +24,7 @@ from narcore.cache.lru import LruMemory
 from narcore.errors import CacheFailure, FileNotInStore, NarcoreError
 from narcore.formats.listing import Kind, NarListing, Node
 from narcore.formats.storepath import HASH_PART_LENGTH, is_base_name
+from narcore.localnar import LocalNar
 from narcore.mount import protocol
 from narcore.mount.backings import PLAIN, Backings
 from narcore.mount.denied import DeniedNames
@@ -358,8 +360,7 @@ class FileSystem:
             self._backings.add(node_id, None)
         opened = self._backings.open(node_id)
         if opened is None:
-            work = partial(self._unpack, path, path.listing.node((node_id & _INDEX) - 1), node_id)
-            raise Slow(("file", path.base_name, node_id & _INDEX), work, partial(self._progress, path.info))
+            raise self._unpacking(path, node_id)
         handle, number = opened
         if number == PLAIN:
             return protocol.OPENED.pack(handle, Open.KEEP_CACHE, 0)
@@ -372,16 +373,30 @@ class FileSystem:
             self._backings.released(node_id, handle)
         return b""
 
-    def _unpack(self, path: OpenPath, node: Node, node_id: int) -> None:
+    def _unpacking(self, path: OpenPath, node_id: int) -> Slow:
+        """Make a file of its own of a regular file in a NAR, for the kernel to read."""
+        node = path.listing.node((node_id & _INDEX) - 1)
+        copying = threading.Event()
+
+        def unpack() -> None:
+            with closing(self._cache.fetch_local(path.info)) as nar:
+                copying.set()
+                self._unpack(nar, node, node_id)
+
+        def progress() -> int:  # what is copied on the disk ends by itself, however slow that is
+            return time.monotonic_ns() if copying.is_set() else self._progress(path.info)
+
+        return Slow(("file", path.base_name, node.index), unpack, progress)
+
+    def _unpack(self, nar: LocalNar, node: Node, node_id: int) -> None:
         assert self._backings is not None
-        with closing(self._cache.fetch_local(path.info)) as nar:
-            try:
-                fd = nar.unpacked(node)
-            except CacheFailure:  # no room for it: it is read as if there were no passthrough
-                self._backings.add(node_id, None)
-                return
-            nar.drop_pages(node.nar_offset, node.nar_offset + node.size)
         try:
+            fd = nar.unpacked(node)
+        except CacheFailure:  # no room for it: it is read as if there were no passthrough
+            self._backings.add(node_id, None)
+            return
+        try:
+            nar.drop_pages(node.nar_offset, node.nar_offset + node.size)
             self._backings.add(node_id, fd)
         finally:
             os.close(fd)
