@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def _run(path: Path, state_dir: Path, run_dir: Path, directories: Mapping[str, P
                 "pid": os.getpid(),
                 "since": since,
                 "state_dir": str(state_dir),
-                "caches": [_cache_status(name, directory, run_dir) for name, directory in directories.items()],
+                "caches": _cache_statuses(directories, run_dir),
                 "volumes": driver.status(),
             }
 
@@ -140,6 +141,12 @@ def _real(directory: Path) -> Path:
     """As nar-serve mount names it. What is mounted there is not touched: it may not answer."""
     absolute = Path(os.path.abspath(directory))  # noqa: PTH100  pathlib keeps ..
     return Path(os.path.realpath(absolute.parent)) / absolute.name
+
+
+def _cache_statuses(directories: Mapping[str, Path], run_dir: Path) -> list[dict[str, object]]:
+    """All at once: several that hang take no longer than one."""
+    with ThreadPoolExecutor(len(directories)) as executor:
+        return list(executor.map(lambda name: _cache_status(name, directories[name], run_dir), directories))
 
 
 def _cache_status(name: str, directory: Path, run_dir: Path) -> dict[str, object]:

@@ -43,7 +43,7 @@ class Records:
     def load(self) -> Iterator[Record]:
         """All of them. One that can't be read is logged and left where it is: the other volumes have to go on."""
         for path in sorted(self._directory.iterdir()):
-            if path.suffix != ".json":  # a new one that was not finished
+            if path.suffix == ".part":  # a new one that was not finished
                 path.unlink()
                 continue
             try:
