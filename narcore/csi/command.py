@@ -149,7 +149,8 @@ def _run(
     with ExitStack() as stack:
         volumes.recover()
         if metrics:
-            serve_metrics(metrics, lambda: [*volume_metrics(_published(volumes)), *calls.families()])
+            port = serve_metrics(metrics, lambda: [*volume_metrics(_published(volumes)), *calls.families()])
+            log.info("metrics at port %d", port)
         for cache in caches:
             watcher = Watcher(volumes, cache)
             watcher.start()

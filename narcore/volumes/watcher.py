@@ -11,26 +11,49 @@ from narcore.volumes.volumes import Volumes
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds between two tries to reach the mount
 FLUSH_PAUSE = 0.5  # news come in bursts, and each flush remounts every overlay
 
+# The kernel, and look-ups that are under way, may deny a name for so long after it is there (narcore.mount.filesystem:
+# MISSING_SECONDS, twice). Who looks for it all the time makes an overlay believe that, for ever; so it is flushed once more.
+SETTLE_SECONDS = 5.0
+
 log = logging.getLogger("narcore.volumes")
 
 
 class Watcher:
-    """A thread that follows one cache's mount, over restarts of its worker, until it is closed."""
+    """Follows one cache's mount, over restarts of its worker, until it is closed. In two threads: one hears, one flushes."""
 
     def __init__(self, volumes: Volumes, cache: str) -> None:
         self._volumes = volumes
         self._cache = cache
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"watch-{cache}", daemon=True)
+        self._news = threading.Event()
+        self._threads = [
+            threading.Thread(target=run, name=f"{what}-{cache}", daemon=True)
+            for what, run in (("watch", self._listen), ("flush", self._flush))
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
-        """Nothing is flushed after this. The thread itself ends with its connection, or with the process."""
+        """Nothing is flushed after this. The thread that hears ends with its connection, or with the process."""
         self._closing.set()
+        self._news.set()
+        self._threads[1].join()
 
-    def _run(self) -> None:
+    def _flush(self) -> None:
+        while True:
+            self._news.wait()
+            self._news.clear()
+            if self._closing.is_set():
+                return
+            self._volumes.flush(self._cache)
+            if self._closing.wait(FLUSH_PAUSE):
+                return
+            if not self._news.wait(SETTLE_SECONDS):
+                self._volumes.flush(self._cache)
+
+    def _listen(self) -> None:
         pause = FIRST_PAUSE
         while not self._closing.is_set():
             if self._follow():
@@ -44,13 +67,12 @@ class Watcher:
         try:
             for names in watch(self._volumes.control(self._cache)):
                 if self._closing.is_set():
-                    return True
+                    break
                 if names:
                     log.info("cache %s: %s appeared", self._cache, " ".join(names[:10]))
                 if names or not was_there:  # what appeared before the connection was there may have been missed
-                    self._volumes.flush(self._cache)
+                    self._news.set()
                 was_there = True
-                self._closing.wait(FLUSH_PAUSE)
         except (MountError, OSError) as error:
             log.debug("cache %s: %s", self._cache, error)
         return was_there

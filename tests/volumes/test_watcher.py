@@ -71,6 +71,7 @@ def flushes(volumes: Volumes, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(volumes, "flush", noted)
     monkeypatch.setattr("narcore.volumes.watcher.FLUSH_PAUSE", 0.01)
     monkeypatch.setattr("narcore.volumes.watcher.LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr("narcore.volumes.watcher.SETTLE_SECONDS", 0.2)
     return done
 
 
@@ -81,20 +82,37 @@ def test_news_and_restarts(place: Path, mount: Mount, volumes: Volumes, flushes:
     mount.listen()
     server = mount.start_worker()
     volumes.publish("a", place / "t", cache="main", mode="overlay")
-    until(lambda: len(flushes) == 1, "what was missed is made up for")
+    until(lambda: len(flushes) == 2, "what was missed is made up for, and once more")
     (place / "store/late").write_text("now")
     server.announce(["late"])
-    until(lambda: len(flushes) == 2, "news")
+    until(lambda: len(flushes) == 4, "news, and once more")
     assert (place / "t/late").read_text() == "now"
 
     mount.stop_worker()
-    time.sleep(0.3)
-    assert len(flushes) == 2
+    time.sleep(0.5)
+    assert len(flushes) == 4
     mount.start_worker().announce(["x"])
-    until(lambda: len(flushes) >= 3, "another worker")
+    until(lambda: len(flushes) >= 6, "another worker")
 
     watcher.close()
+    done = len(flushes)
     mount.stop_worker()
+    time.sleep(0.3)
+    assert len(flushes) == done
+
+
+def test_a_burst_of_news(mount: Mount, volumes: Volumes, flushes: list[str]) -> None:
+    """Each name that appears is told on its own, and a flush remounts every overlay."""
+    mount.listen()
+    server = mount.start_worker()
+    watcher = Watcher(volumes, "main")
+    watcher.start()
+    until(lambda: len(flushes) == 2, "the first")
+    for number in range(500):
+        server.announce([str(number)])
+    time.sleep(0.5)
+    assert 1 <= len(flushes) - 2 < 100
+    watcher.close()
 
 
 def test_a_late_name_takes_a_flush(place: Path, volumes: Volumes) -> None:

@@ -1,0 +1,273 @@
+"""The life of a node: a real mount, the real plugin, and pods that run programs out of their volumes."""
+
+import re
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from tests import builders
+from tests.csi.calling import refused
+from tests.csi.conftest import NAME
+from tests.csi.node import FakeNode
+from tests.e2e.upstream import Upstream
+from tests.mount import mounting, programs
+from tests.mount.conftest import write
+from tests.mount.mounting import until
+from tests.mount.programs import GREETING, HELLO_PROGRAM, PYTHON_PROGRAM, Programs
+from tests.mount.samples import NARS, base
+
+EPHEMERAL = {"csi.storage.k8s.io/ephemeral": "true", "csi.storage.k8s.io/pod.name": "p"}
+TEST_SECONDS = 60
+
+WAIT = """
+import os, sys, time
+path = sys.argv[1]
+print(os.path.exists(path), flush=True)
+while not os.path.exists(path):
+    time.sleep(0.05)
+print(open(path).read())
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    mounting.need_root()
+    mounting.tools_or_skip(*programs.TOOLS, "unshare", "nsenter", "chroot")
+    return programs.build(tmp_path_factory.mktemp("programs"))
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as server:
+        yield server
+
+
+@pytest.fixture
+def node(made: Programs, upstream: Upstream) -> Iterator[FakeNode]:
+    node = FakeNode(upstream.mount("cache", made.cache), made.public_key)
+    alarm = threading.Timer(TEST_SECONDS, node.close)  # who asks a mount that does not answer waits without end
+    alarm.start()
+    try:
+        node.start_mount()
+        node.start_csi()
+        yield node
+        assert "Traceback" not in node.log("mount") + node.log("csi")
+    finally:
+        alarm.cancel()
+        alarm.join()
+        if node.place.exists():
+            node.close()
+
+
+def python(program: str) -> tuple[str, ...]:
+    return PYTHON_PROGRAM, "-c", program
+
+
+def test_the_life_of_a_pod(node: FakeNode) -> None:
+    target = node.target("pod-1")
+    with node.registered() as kubelet:
+        assert kubelet.identity("GetPluginInfo").name == NAME
+        assert kubelet.identity("Probe").ready.value
+        assert kubelet.node("NodeGetInfo").node_id == "node-1"
+        start = time.monotonic()
+        kubelet.publish("csi-1", target, volume_context=EPHEMERAL)
+        assert time.monotonic() - start < 2, "nothing is fetched in a call"
+        kubelet.publish("csi-1", target, volume_context=EPHEMERAL)
+        mounted = node.mounted(target)
+        assert mounted is not None, "the host sees what was mounted in the plugin's namespace"
+        assert (mounted.fs_type, mounted.source) == ("overlay", "nar-serve:csi-1")
+        assert len(node.mounts()) == 2
+
+        assert node.run_pod("pod-1", HELLO_PROGRAM).startswith(GREETING)
+        node.run_pod("pod-1", *python("open('/nix/store/new', 'w').write('x' * 50000)"))
+        assert node.run_pod("pod-1", *python("print(len(open('/nix/store/new').read()))")) == "50000\n"
+        (usage,) = kubelet.stats("csi-1", target).usage
+        assert usage.used >= 50_000
+
+        status = node.csi_status()
+        assert (status["state"], [cache["name"] for cache in status["caches"]]) == ("ready", ["main"])
+        assert status["volumes"] == [
+            {"id": "csi-1", "target": str(target), "cache": "main", "mode": "overlay", "group": None, "mounted": True}
+        ]
+
+        kubelet.unpublish("csi-1", target)
+        kubelet.unpublish("csi-1", target)
+    assert not target.exists()
+    assert [mount.target for mount in node.mounts()] == [node.store]
+    assert [path.name for path in (node.place / "state").iterdir() if not path.name.startswith("~lock")] == []
+
+
+def test_pods_do_not_see_what_others_write(node: FakeNode) -> None:
+    with node.registered() as kubelet:
+        for number in (1, 2):
+            kubelet.publish(f"csi-{number}", node.target(f"pod-{number}"))
+        kubelet.publish("csi-3", node.target("pod-3"), readonly=True)
+        name = HELLO_PROGRAM.split("/")[3]
+        program = (
+            f"import os; open('/nix/store/new', 'w'); os.remove('{HELLO_PROGRAM}'); print(os.listdir('/nix/store'))"
+        )
+        assert "'new'" in node.run_pod("pod-1", *python(program))
+        for pod in ("pod-2", "pod-3"):
+            look = f"import os; print(os.path.exists('/nix/store/new'), os.listdir('/nix/store/{name}/bin'))"
+            assert node.run_pod(pod, *python(look)) == "False ['hello']\n"
+        fail = "import os\ntry: open('/nix/store/new', 'w')\nexcept OSError as error: print(error.errno)"
+        assert node.run_pod("pod-3", *python(fail)) == "30\n"
+
+
+@pytest.mark.parametrize("propagation", ["slave", "private"])
+def test_the_plugin_is_killed_under_pods(node: FakeNode, propagation: str) -> None:
+    target = node.target("pod-1")
+    with node.registered() as kubelet:
+        kubelet.publish("csi-1", target)
+    pod = node.start_pod("pod-1", HELLO_PROGRAM, "on and on", propagation=propagation)
+    assert pod.stdout is not None
+    assert pod.stdout.readline().decode().startswith(GREETING)
+
+    node.kill_csi()
+    assert node.registry.exists()
+    for _ in range(3):
+        assert pod.stdout.readline() == b"tick\n"
+    assert node.run_pod("pod-1", *python("print('new')")) == "new\n"
+    assert node.run_csi("--status").returncode == 3
+
+    node.start_csi()
+    with node.registered() as kubelet:
+        kubelet.publish("csi-1", target)
+        assert len([mount for mount in node.mounts() if mount.target == target]) == 1
+        pod.kill()
+        pod.wait()
+        kubelet.unpublish("csi-1", target)
+    assert not target.exists()
+    assert node.mounted(target) is None
+
+
+def test_the_plugin_stops_and_starts(node: FakeNode) -> None:
+    target = node.target("pod-1")
+    with node.registered() as kubelet:
+        kubelet.publish("csi-1", target, readonly=True)
+    assert node.stop_csi() == 0
+    assert not node.registry.exists(), "kubelet sees it go"
+    assert not node.endpoint.exists()
+    assert node.run_pod("pod-1", HELLO_PROGRAM).startswith(GREETING)
+    node.start_csi()
+    with node.registered() as kubelet:
+        kubelet.unpublish("csi-1", target)
+    assert node.mounted(target) is None
+
+
+def test_another_plugin_of_that_name(node: FakeNode) -> None:
+    done = node.run_csi()
+    assert done.returncode == 2
+    assert "something listens at" in done.stderr
+    with node.registered() as kubelet:
+        assert kubelet.identity("Probe").ready.value
+
+
+def test_the_worker_of_the_mount_is_killed(node: FakeNode) -> None:
+    """Pods wait, and the plugin is not ready for a moment at most."""
+    with node.registered() as kubelet:
+        kubelet.publish("csi-1", node.target("pod-1"))
+        pid = int(node.status()["worker_pid"])
+        subject = node.start_pod("pod-1", *python("import time, json; time.sleep(0.5); import sqlite3; print('done')"))
+        mounting.ask("kill", "-9", str(pid))
+        assert subject.stdout is not None
+        assert subject.stdout.readline() == b"done\n"
+        until(lambda: kubelet.identity("Probe").ready.value, "ready again")
+
+
+def test_the_mount_dies(node: FakeNode) -> None:
+    """What is left can be unpublished, and new pods have a new mount."""
+    with node.registered() as kubelet:
+        for number, read_only in ((1, True), (2, False)):
+            kubelet.publish(f"csi-{number}", node.target(f"pod-{number}"), readonly=read_only)
+        assert node.mount is not None
+        mounting.ask("kill", "-9", str(node.status()["holder_pid"]), str(node.status()["worker_pid"]))
+        node.mount.wait()
+        until(lambda: not kubelet.identity("Probe").ready.value, "it is seen")
+        assert node.run_csi("--status").returncode == 1
+        with refused("UNAVAILABLE"):
+            kubelet.publish("csi-3", node.target("pod-3"))
+        kubelet.unpublish("csi-1", node.target("pod-1"))
+
+        node.start_mount()
+        kubelet.publish("csi-3", node.target("pod-3"))
+        assert node.run_pod("pod-3", HELLO_PROGRAM).startswith(GREETING)
+        kubelet.publish("csi-2", node.target("pod-2"))
+        assert node.run_pod("pod-2", HELLO_PROGRAM).startswith(GREETING), "asked for again, it is made anew"
+        for number in (2, 3):
+            kubelet.unpublish(f"csi-{number}", node.target(f"pod-{number}"))
+    assert [mount.target for mount in node.mounts()] == [node.store]
+
+
+def test_what_is_published_late(node: FakeNode, made: Programs, upstream: Upstream) -> None:
+    """A running pod that looked for a store path in vain finds it when it is there."""
+    name = "late-0.1"
+    files = builders.binary_cache({name: {"text": b"at last\n"}})
+    path = f"/nix/store/{base(name)}/text"
+    late = node.place / "late"
+    node_url = upstream.mount("late", late)
+    write(late, {"nix-cache-info": files["nix-cache-info"]})
+    node.environ["NAR_CACHE_URL"] += f" {node_url}?trusted=true"
+    assert node.mount is not None
+    node.mount.terminate()
+    node.mount.wait()
+    node.start_mount()
+
+    with node.registered() as kubelet:
+        for pod, read_only in (("pod-1", False), ("pod-2", True)):
+            kubelet.publish(f"csi-{pod}", node.target(pod), readonly=read_only)
+        pods = [node.start_pod(pod, *python(WAIT), path) for pod in ("pod-1", "pod-2")]
+        for process in pods:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"False\n"
+        time.sleep(1)
+        write(late, files)
+        for process in pods:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"at last\n"
+
+
+def test_prefetch(node: FakeNode, upstream: Upstream) -> None:
+    """All that a store path refers to is there before anybody reads it."""
+    with node.registered() as kubelet:
+        hello = "/".join(HELLO_PROGRAM.split("/")[:4])
+        kubelet.publish("csi-1", node.target("pod-1"), volume_context=EPHEMERAL | {"prefetch": hello})
+        until(lambda: upstream.count(NARS) == 2 and not node.status()["prefetch_pending"], "both are there", 30)
+        upstream.clear()
+        assert node.run_pod("pod-1", HELLO_PROGRAM).startswith(GREETING)
+        assert upstream.count(NARS) == 0
+
+
+def test_many_pods_at_once(node: FakeNode, upstream: Upstream) -> None:
+    """Each has a volume of its own, and nothing is downloaded twice."""
+    with node.registered() as kubelet:
+        for number in range(8):
+            kubelet.publish(f"csi-{number}", node.target(f"pod-{number}"))
+        pods = [node.start_pod(f"pod-{number}", HELLO_PROGRAM) for number in range(8)]
+        for pod in pods:
+            output, _ = pod.communicate(timeout=30)
+            assert output.decode().startswith(GREETING)
+        assert upstream.count(NARS) == 2
+        for number in range(8):
+            kubelet.unpublish(f"csi-{number}", node.target(f"pod-{number}"))
+    assert [mount.target for mount in node.mounts()] == [node.store]
+
+
+def test_metrics(node: FakeNode) -> None:
+    pytest.importorskip("prometheus_client")
+    node.stop_csi()
+    node.start_csi("--metrics", "127.0.0.1:0")
+    with node.registered() as kubelet:
+        kubelet.publish("csi-1", node.target("pod-1"))
+        with refused("INVALID_ARGUMENT"):
+            kubelet.unpublish("..", node.target("pod-1"))
+    port = re.findall(r"metrics at port ([0-9]+)", node.log("csi"))[-1]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    assert 'nar_volumes_published{mode="overlay"} 1.0' in lines
+    assert 'nar_csi_calls_total{call="NodePublishVolume",code="OK"} 1.0' in lines
+    assert 'nar_csi_calls_total{call="NodeUnpublishVolume",code="INVALID_ARGUMENT"} 1.0' in lines
+    assert any(line.startswith('nar_csi_call_seconds_total{call="NodePublishVolume"} ') for line in lines)
