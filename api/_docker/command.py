@@ -3,9 +3,8 @@
 import json
 import logging
 import os
-import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,17 +18,17 @@ from api._docker.service import Service, ask, block_signals, sole_owner, wait_fo
 from api.logs import configure_logging
 from narcore.cli.out import Output
 from narcore.cli.session import read_settings
-from narcore.errors import MountError, SettingsError
+from narcore.errors import MountError
 from narcore.mount.control import control_path, read_status
 from narcore.mount.metrics import Family, check_metrics, serve_metrics, volume_metrics
 from narcore.volumes import Volumes, Watcher
+from narcore.volumes.caches import parse_caches
 
 SOCKET = Path("/run/docker/plugins/nar-serve.sock")
 STATE_DIR = Path("/var/lib/nar-serve/docker")
 STATUS_SECONDS = 5.0  # so long --status waits for the plugin
 CACHE_SECONDS = 2.0  # and that for each of the mounts, which answer at once or hang
 
-_CACHE_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 
 HELP = f"""Store paths as volumes of Docker: a volume plugin, until a signal ends it.
 
@@ -77,7 +76,7 @@ def docker_volume(
     if run_dir:
         os.environ["NAR_RUN_DIR"] = run_dir
     settings = read_settings((), None)
-    directories = _caches(caches)
+    directories = parse_caches(caches)
     if os.geteuid() != 0:
         raise MountError("mounting volumes, and talking to dockerd, needs root; try sudo")
     if metrics:
@@ -120,27 +119,6 @@ def _run(path: Path, state_dir: Path, run_dir: Path, directories: Mapping[str, P
 
 def _log(text: str) -> None:
     logging.getLogger("api.docker").info("%s", text)
-
-
-def _caches(texts: Iterable[str]) -> dict[str, Path]:
-    """By name, in their order. Raises SettingsError, or UsageError if there is none."""
-    caches: dict[str, Path] = {}
-    for text in texts:
-        name, _, directory = text.partition("=")
-        if not directory or not _CACHE_NAME.fullmatch(name):
-            raise SettingsError(f"--cache {text!r} is not NAME=DIR; try --cache main=/srv/nix-store")
-        if name in caches:
-            raise SettingsError(f"--cache {name} is there twice; give each cache a name of its own")
-        caches[name] = _real(Path(directory))
-    if not caches:
-        raise click.UsageError("--cache NAME=DIR is missing: DIR is where nar-serve mount shows a binary cache")
-    return caches
-
-
-def _real(directory: Path) -> Path:
-    """As nar-serve mount names it. What is mounted there is not touched: it may not answer."""
-    absolute = Path(os.path.abspath(directory))  # noqa: PTH100  pathlib keeps ..
-    return Path(os.path.realpath(absolute.parent)) / absolute.name
 
 
 def _cache_statuses(directories: Mapping[str, Path], run_dir: Path) -> list[dict[str, object]]:
