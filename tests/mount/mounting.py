@@ -291,8 +291,7 @@ _ASKING: list["Asking"] = []
 def end_programs() -> None:
     """Those that a test that has failed left behind."""
     for asking in _ASKING:
-        if asking.process.poll() is None:
-            asking.kill()
+        asking.kill()
     _ASKING.clear()
 
 

@@ -149,9 +149,8 @@ class Reader:
 
     def _held_open(self, file: Path) -> None:
         """Files that stay open while workers come and go."""
-        if len(self._held) < 8:
-            if file not in self._held:
-                self._held[file] = self._open(file)
+        if len(self._held) < 8 and file not in self._held:
+            self._held[file] = self._open(file)
         file = self._random.choice(list(self._held))
         os.posix_fadvise(self._held[file], 0, 0, os.POSIX_FADV_DONTNEED)
         self._read(self._held[file], file)

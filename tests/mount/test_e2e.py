@@ -8,6 +8,7 @@ import stat
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,14 +16,16 @@ from pathlib import Path
 
 import pytest
 
+from narcore.mount.control import ask_prefetch, control_path, watch
 from tests.builders import Tree
 from tests.e2e import trees
+from tests.e2e.links import store_path
 from tests.e2e.nixcaches import NixCaches, read_narinfo
 from tests.e2e.upstream import Upstream
 from tests.mount import mounting
 from tests.mount.conftest import RunMount
 from tests.mount.mounting import BIND, OVERLAY, PLAIN, Asking, Mounted, ask, container, in_chroot, until
-from tests.mount.programs import GREETING, HELLO_PROGRAM, PYTHON_PROGRAM, Programs
+from tests.mount.programs import GREETING, HELLO, HELLO_PROGRAM, LIBC, PYTHON_PROGRAM, Programs
 from tests.mount.samples import NARS, base, random_bytes, sample, small_files
 
 MIB = 1 << 20
@@ -262,6 +265,45 @@ def test_a_name_that_is_not_there_is_not_asked_for_again_and_again(
         for _ in range(200):
             assert not os.path.lexists(mount.path(base("two")))
         assert upstream.count("*.narinfo") <= 2
+
+
+def test_a_closure_is_fetched_ahead(made_programs: Programs, upstream: Upstream, run_mount: RunMount) -> None:
+    """And then nothing more is asked for."""
+    url = upstream.mount("programs", made_programs.cache)
+    hello, libc = store_path(HELLO), store_path(LIBC)
+    with run_mount(url, key=made_programs.public_key) as mount:
+        ask_prefetch(control_path(mount.run_dir, mount.target), [hello.rpartition("/")[2]], 5)
+        until(lambda: upstream.count(NARS) == 2 and not mount.status()["prefetch_pending"], "both are here")
+        with upstream.fault("*", drop=True):
+            for path in (hello, libc):
+                assert mounting.nar_hash(mount.path(path))
+        assert mount.status()["paths_known"] == 2
+
+
+def test_an_overlay_sees_a_name_that_appears(serve: Serve, run_mount: RunMount, tmp_path: Path) -> None:
+    """An overlay never asks again for a name that was not there, until it is remounted; who watches is told when to do that.
+
+    From that moment on it has to be there for the kernel, too, though somebody has just been told that it is not.
+    """
+    two = base("two")
+    with run_mount(serve({"one": sample(1)}, name="growing")) as mount:
+        script = f'echo up; while ! test -e "$root/nix/store/{two}/a-first"; do sleep 0.02; done; echo there'
+        pod = Asking(*container(tmp_path / "pod", mount, OVERLAY + script))
+        watching = watch(control_path(mount.run_dir, mount.target))
+        assert next(watching) == []
+        assert not os.path.lexists(mount.path(two))
+        denied = time.monotonic()
+        while (
+            time.monotonic() < denied + 4.3
+        ):  # it is looked for again after 5 s; until then the kernel shall have asked
+            assert not os.path.lexists(mount.path(two))
+            time.sleep(0.01)
+        assert pod.waits
+        serve({"one": sample(1), "two": sample(2)}, name="growing")
+        assert next(watching) == [two], "nobody had to look it up again"
+        remount = f"mount -o remount {tmp_path / 'pod'}/nix/store"
+        assert ask("nsenter", "--target", str(pod.process.pid), "--mount", *remount.split()).status == 0
+        assert pod.outcome(5).output.split() == [b"up", b"there"]
 
 
 def test_twenty_cold_containers_cause_one_download(
