@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 OSLS, CFN_LINT, MOTO = "osls@4.3.1", "cfn-lint==1.58.0", "moto[s3]==5.2.5"
 AXE = "axe-core@4.14.1"
+KUBERNETES_VALIDATE = "kubernetes-validate==1.37.0"
 VERCEL_RUNTIME, AWSLAMBDARIC = "vercel-runtime==0.24.1", "awslambdaric==4.2.2"
 
 
@@ -52,6 +53,12 @@ def lambda_python() -> Path:
 def cfn_lint() -> Path:
     """The program ``cfn-lint``."""
     return _venv("cfn-lint", sys.executable, [CFN_LINT]).with_name("cfn-lint")
+
+
+@cache
+def kubernetes_validate() -> Path:
+    """The program ``kubernetes-validate``, which has the schemas of the Kubernetes versions with it: 100 MB."""
+    return _venv("kubernetes-validate", sys.executable, [KUBERNETES_VALIDATE]).with_name("kubernetes-validate")
 
 
 @cache

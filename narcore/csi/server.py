@@ -174,7 +174,9 @@ def make_way(path: Path) -> None:
             trying.connect(str(path))
         except FileNotFoundError:
             return
-        except ConnectionRefusedError:
+        except ConnectionRefusedError as error:
+            if not path.is_socket():
+                raise SettingsError(f"{path} is in the way: it is no socket; remove it") from error
             path.unlink()
             return
         except OSError as error:

@@ -1,0 +1,116 @@
+"""``nar-serve csi`` at a terminal: what is wrong with how it is started, and what its status says of nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from narcore.csi.server import code_of, make_way
+from narcore.errors import MountError, NarcoreError, SettingsError
+from narcore.volumes.caches import parse_caches
+from tests.csi.conftest import Running
+from tests.mount import mounting
+
+
+def run(*options: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "narcore", "csi", *map(str, options)]
+    return subprocess.run(
+        command, env=mounting.environment({}), capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--cache NAME=DIR is missing"),
+        (["--cache", "x"], "--cache 'x' is not NAME=DIR; try --cache main=/srv/nix-store"),
+        (["--cache", "=x"], "is not NAME=DIR"),
+        (["--cache", "https://x=y"], "is not NAME=DIR"),
+        (["--cache", "a=/x", "--cache", "a=/y"], "--cache a is there twice"),
+        (["--cache", "a=/x", "--driver-name", "a/b"], "--driver-name 'a/b' is not a domain name"),
+        (["--cache", "a=/x", "--driver-name", "x" * 64], "is not a domain name"),
+        (["--cache", "a=/x", "--endpoint", "tcp://:1"], "is not unix://PATH with an absolute path"),
+        (["--cache", "a=/x", "--endpoint", "unix://csi.sock"], "is not unix://PATH with an absolute path"),
+        (["--cache", "a=/x", "--node-id", "a b"], "--node-id 'a b' is not the name of a node"),
+        (["--cache", "a=/x", "--metrics", "x"], "--metrics"),
+        (["--nonsense"], "No such option"),
+    ],
+)
+def test_what_can_not_be_started(options: list[str], message: str) -> None:
+    done = run(*options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_endpoint_that_is_too_long(tmp_path: Path) -> None:
+    mounting.need_root()
+    done = run("--cache", "a=/x", "--endpoint", f"unix://{tmp_path}/{'x' * 120}", "--state-dir", tmp_path / "state")
+    assert done.returncode == 2
+    assert "is too long for a socket" in done.stderr
+
+
+def test_without_grpc() -> None:
+    program = (
+        "import sys; sys.modules['grpc'] = None; from narcore.cli import run; sys.exit(run(['csi', '--cache', 'a=/x']))"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, env=mounting.environment({}), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 2
+    assert "pip install 'nar-serve[csi]'" in done.stderr
+
+
+def test_the_status_of_nothing(tmp_path: Path) -> None:
+    options = ["--cache", f"main={tmp_path}/m", "--endpoint", f"unix://{tmp_path}/x.sock"]
+    options += ["--state-dir", f"{tmp_path}/s", "--run-dir", f"{tmp_path}/run"]
+    done = run(*options, "--status")
+    assert done.returncode == 3
+    plugin, cache = done.stdout.splitlines()
+    assert plugin == f"plugin {tmp_path}/x.sock  does not answer"
+    assert cache.startswith(f"cache main  {tmp_path}/m  nobody answers")
+    found = json.loads(run(*options, "--status", "--json").stdout)
+    assert (found["state"], found["volumes"]) == ("does not answer", [])
+    assert os.listdir(tmp_path) == [], "to look changes nothing"
+
+
+def test_the_status(running: Running) -> None:
+    running.call.publish("csi-1", running.target())
+    options = ("--state-dir", running.place / "state", "--kubelet-dir", running.place / "kubelet")
+    caches = [f"--cache={name}={running.place / name}" for name in ("main", "other")]
+    done = run(*options, *caches, "--run-dir", running.place / "run", "--status")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith("csi.sock  ready")
+    assert lines[3:] == [f"volume csi-1  main, overlay  {running.target()}"]
+
+
+def test_caches_are_named_by_their_real_paths(tmp_path: Path) -> None:
+    (tmp_path / "real/store").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    found = parse_caches([f"b={tmp_path}/link/../link/store", f"a={tmp_path}/real/x"])
+    assert found == {"b": tmp_path / "real/store", "a": tmp_path / "real/x"}
+    assert [*found] == ["b", "a"], "the first one is the default"
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "x.sock").write_text("mine")
+    with pytest.raises(SettingsError, match="is in the way"):
+        make_way(tmp_path / "x.sock")
+    assert (tmp_path / "x.sock").read_text() == "mine"
+
+
+def test_every_error_has_a_code() -> None:
+    kinds: list[type[BaseException]] = [MountError, OSError, ValueError]
+    pending: list[type[BaseException]] = [NarcoreError]
+    while pending:
+        kind = pending.pop()
+        kinds.append(kind)
+        pending += kind.__subclasses__()
+    assert {code_of(kind("x")).name for kind in kinds} == {
+        "INTERNAL", "INVALID_ARGUMENT", "ALREADY_EXISTS", "NOT_FOUND", "ABORTED", "UNAVAILABLE"
+    }  # fmt: skip
