@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from narcore.mount.control import ask_prefetch, control_path, watch
-from tests.builders import Tree
+from tests.builders import Tree, link
 from tests.e2e import trees
 from tests.e2e.links import store_path
 from tests.e2e.nixcaches import NixCaches, read_narinfo
@@ -26,7 +27,7 @@ from tests.mount import mounting
 from tests.mount.conftest import RunMount
 from tests.mount.mounting import BIND, OVERLAY, PLAIN, Asking, Mounted, ask, container, in_chroot, until
 from tests.mount.programs import GREETING, HELLO, HELLO_PROGRAM, LIBC, PYTHON_PROGRAM, Programs
-from tests.mount.samples import NARS, base, random_bytes, sample, small_files
+from tests.mount.samples import KEY, NARS, base, random_bytes, sample, small_files
 
 MIB = 1 << 20
 MODES = {"passthrough": (), "plain": PLAIN, "early": ("--early",)}
@@ -217,7 +218,83 @@ def test_many_at_once(volume: Mounted, caches: NixCaches) -> None:
         assert list(pool.map(mounting.nar_hash, paths * 3)) == expected * 3
 
 
+def test_copied_by_ordinary_programs(volume: Mounted, caches: NixCaches, tmp_path: Path) -> None:
+    """With all the attributes that they can ask for."""
+    source, path = caches.tree(trees.STDLIB_NAME), volume.path(caches.store_paths[trees.STDLIB_NAME])
+    assert ask("cp", "-a", path, tmp_path / "copied").errors == ""
+    assert ask("diff", "-r", source, tmp_path / "copied").status == 0
+    packed = ask(
+        "tar", "--create", "--xattrs", "--acls", "--selinux", "--file", tmp_path / "packed.tar", "-C", path, "."
+    )
+    assert packed.status == 0  # it warns that extended attributes are not supported
+    assert ask("tar", "--diff", "--file", tmp_path / "packed.tar", "-C", path).status == 0
+    assert ask("df", volume.target).status == 0
+    assert int(ask("du", "-s", "--apparent-size", path).output.split()[0]) > 1000
+
+
+def test_locks_and_access(volume: Mounted, caches: NixCaches) -> None:
+    path = volume.path(caches.store_paths["hello-2.12"])
+    with (path / "bin/hello").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    assert os.access(path / "bin/hello", os.R_OK | os.X_OK)
+    assert not os.access(path / "share/doc/hello/README", os.X_OK)
+    assert not os.access(path / "bin/hello", os.W_OK)
+    assert ask(path / "bin/hello").output == b"hello\n"
+
+
 # ---- a mount of its own each
+
+
+@pytest.mark.parametrize("options", MODES.values(), ids=MODES)
+def test_sizes_around_limits(serve: Serve, run_mount: RunMount, options: tuple[str, ...]) -> None:
+    """Those of pages, of what the kernel reads at once, and of what it reads by itself."""
+    sizes = [limit + more for limit in (4096, 16384, 131_072, 262_144, MIB) for more in (-1, 0, 1)]
+    tree: dict[str, Tree] = {f"{size:08}": random_bytes(size, size) for size in sizes}
+    with run_mount(serve({"sizes": tree}), *options) as mount:
+        for _ in range(2):
+            for name, data in tree.items():
+                assert (mount.path(base("sizes")) / name).read_bytes() == data, name
+
+
+def test_names_and_links_that_are_long(serve: Serve, run_mount: RunMount) -> None:
+    """A link that is longer than the kernel takes can be seen, and not followed."""
+    tree: dict[str, Tree] = {"a" * 255: b"255", "link": link("x" * 4095), "longer": link("y" * 4096), "z": b"z"}
+    with run_mount(serve({"long": tree})) as mount:
+        path = mount.path(base("long"))
+        assert set(os.listdir(path)) == set(tree)
+        assert (path / ("a" * 255)).read_bytes() == b"255"
+        assert os.readlink(path / "link") == "x" * 4095  # noqa: PTH115
+        assert os.lstat(path / "longer").st_size == 4096
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            os.readlink(path / "longer")  # noqa: PTH115
+        assert caught.value.errno == errno.ENAMETOOLONG
+
+
+def test_hundreds_of_paths(serve: Serve, run_mount: RunMount) -> None:
+    """More than are held open at once."""
+    names = [f"p-{number}" for number in range(400)]
+    with run_mount(serve({name: {"x": name.encode()} for name in names})) as mount:
+        for _ in range(2):
+            with ThreadPoolExecutor(8) as pool:
+                read = pool.map(lambda name: (mount.path(base(name)) / "x").read_bytes(), names)
+                assert list(read) == [name.encode() for name in names]
+        assert sorted(os.listdir(mount.target)) == sorted(map(base, names))
+        assert len(os.listdir(f"/proc/{mount.worker}/fd")) < 400
+        assert mount.status()["paths_known"] == 400
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_other_users(serve: Serve, run_mount: RunMount, allowed: bool) -> None:
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o755)
+        options = ("--allow-other",) if allowed else ()
+        with mounting.mounted(Path(made) / "m", serve({"one": sample(1)}), *options, key=str(KEY.public_key)) as mount:
+            (Path(made) / "m").chmod(0o755)
+            nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+            outcome = ask(*nobody, "cat", mount.path(base("one")) / "a-first")
+            assert outcome.output == (b"first of 1\n" if allowed else b"")
+            assert ask(*nobody, "sh", mount.path(base("one")) / "bin/tool").output == (b"1\n" if allowed else b"")
 
 
 def test_only_what_was_looked_up_is_listed(serve: Serve, upstream: Upstream, run_mount: RunMount) -> None:

@@ -139,6 +139,26 @@ def test_killed_again_and_again(serve: Serve, run_mount: RunMount, options: tupl
         assert mount.status()["restarts"] >= 5
 
 
+def test_killed_with_hundreds_of_open_files(serve: Serve, run_mount: RunMount, options: tuple[str, ...]) -> None:
+    """All of them are read by the kernel itself, where it can; more of them than are kept for the next who opens them."""
+    tree: dict[str, Tree] = {f"f{number:03}": random_bytes(number, 135_000) for number in range(300)}
+    with run_mount(serve({"many": tree}, compression="none"), *options) as mount, ExitStack() as stack:
+        path = mount.path(base("many"))
+        files = {name: stack.enter_context((path / name).open("rb", buffering=0)) for name in tree}
+        for _ in range(2):
+            mount.wait_for_successor(mount.kill_worker())
+            for name in ("f000", "f150", "f299"):
+                assert (path / name).read_bytes() == tree[name], "opened once more"
+        for name, file in files.items():
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            assert file.read() == tree[name]
+        stack.close()
+        for name, data in tree.items():
+            assert (path / name).read_bytes() == data
+        assert ask("sh", "-c", "echo 2 > /proc/sys/vm/drop_caches").status == 0
+        until(lambda: mount.status()["passthrough_files"] <= 256, "those that nobody has open are let go")
+
+
 def test_killed_while_a_nar_comes(serve: Serve, upstream: Upstream, run_mount: RunMount) -> None:
     """It is fetched again, and who waits does not notice."""
     with run_mount(serve({"one": sample(1)}, compression="none")) as mount:
