@@ -258,17 +258,13 @@ def test_sizes_around_limits(serve: Serve, run_mount: RunMount, options: tuple[s
 
 
 def test_names_and_links_that_are_long(serve: Serve, run_mount: RunMount) -> None:
-    """A link that is longer than the kernel takes can be seen, and not followed."""
-    tree: dict[str, Tree] = {"a" * 255: b"255", "link": link("x" * 4095), "longer": link("y" * 4096), "z": b"z"}
+    """As long as a NAR may have them."""
+    tree: dict[str, Tree] = {"a" * 255: b"255", "link": link("x" * 4095), "z": b"z"}
     with run_mount(serve({"long": tree})) as mount:
         path = mount.path(base("long"))
         assert set(os.listdir(path)) == set(tree)
         assert (path / ("a" * 255)).read_bytes() == b"255"
         assert os.readlink(path / "link") == "x" * 4095  # noqa: PTH115
-        assert os.lstat(path / "longer").st_size == 4096
-        with pytest.raises(OSError) as caught:  # noqa: PT011
-            os.readlink(path / "longer")  # noqa: PTH115
-        assert caught.value.errno == errno.ENAMETOOLONG
 
 
 def test_hundreds_of_paths(serve: Serve, run_mount: RunMount) -> None:
