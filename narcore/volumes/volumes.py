@@ -22,13 +22,14 @@ from narcore.mount import syscalls
 from narcore.mount.control import control_path, is_abandoned
 from narcore.mount.mountinfo import Mount, mounts, mounts_at
 from narcore.volumes.ahead import Ahead
-from narcore.volumes.errors import CacheDead, NoSuchVolume, VolumeConflict, VolumeRefused
+from narcore.volumes.errors import CacheDead, NoSuchVolume, VolumeBusy, VolumeConflict, VolumeRefused
 from narcore.volumes.states import MODES, Mode, States, Volume, current_boot_id, overlay_source
 from narcore.volumes.targets import check_id, check_target, shown
 from narcore.volumes.trees import remove_tree, used_bytes
 
 USAGE_SECONDS = 60.0  # so long a count holds: the kubelet asks every minute
 COUNT_SECONDS = 2.0  # so long counting may take; what was found by then is what is reported
+TURN_SECONDS = 0.2  # so long a call waits for its turn to count
 GROUP_MAX = 2**32 - 2  # the last one means "none" to chown(2)
 
 _SAFE = {"ro", "nosuid", "nodev"}
@@ -60,7 +61,7 @@ class Volumes:
         self._boot_id = boot_id or current_boot_id()
         self._ahead = Ahead()
         self._usage: dict[str, tuple[float, int]] = {}
-        self._usage_lock = threading.Lock()
+        self._counting = threading.Lock()
 
     # --- what changes something
 
@@ -110,8 +111,7 @@ class Volumes:
                 self._states.write(replace(volume, target=None))
                 return
             gone = self._states.forget(volume_id)
-        with self._usage_lock:
-            self._usage.pop(volume_id, None)
+        self._usage.pop(volume_id, None)
         _remove(gone)
 
     def flush(self, cache: str) -> int:
@@ -160,16 +160,26 @@ class Volumes:
         return {mode: modes.count(mode) for mode in MODES}
 
     def usage(self, volume_id: str) -> int:
-        """Bytes on the disk of what was written to it, counted once a minute at most."""
+        """Bytes on the disk of what was written to it, counted once a minute at most. Raises VolumeBusy.
+
+        One volume is counted at a time, so that calls for others don't all wait for the disk.
+        """
         check_id(volume_id)
-        with self._usage_lock:  # one counts at a time: others would slow it down
-            counted, before = self._usage.get(volume_id, (-USAGE_SECONDS, 0))
-            if time.monotonic() - counted < USAGE_SECONDS:
-                return before
+        counted, before = self._usage.get(volume_id, (None, 0))
+        if counted is not None and time.monotonic() - counted < USAGE_SECONDS:
+            return before
+        if not self._counting.acquire(timeout=TURN_SECONDS):
+            if counted is None:
+                raise VolumeBusy(f"other volumes are being counted; ask for {volume_id} again in a moment")
+            return before
+        try:
             found, is_all = used_bytes(self._states.upper(volume_id), COUNT_SECONDS)
-            used = found if is_all else max(found, before)
+        finally:
+            self._counting.release()
+        used = found if is_all else max(found, before)
+        if self._states.home(volume_id).exists():
             self._usage[volume_id] = time.monotonic(), used
-            return used
+        return used
 
     def space(self) -> int:
         """Bytes that can still be written to volumes, all together. Raises OSError."""

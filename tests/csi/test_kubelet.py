@@ -4,12 +4,15 @@ import re
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import grpc
 import pytest
 
 from tests import builders
-from tests.csi.calling import refused
+from tests.csi.calling import Client, refused
 from tests.csi.conftest import NAME
 from tests.csi.node import FakeNode
 from tests.e2e.upstream import Upstream
@@ -254,6 +257,31 @@ def test_many_pods_at_once(node: FakeNode, upstream: Upstream) -> None:
         for number in range(8):
             kubelet.unpublish(f"csi-{number}", node.target(f"pod-{number}"))
     assert [mount.target for mount in node.mounts()] == [node.store]
+
+
+def test_the_plugin_is_killed_in_the_middle(node: FakeNode) -> None:
+    """At some step of fifty calls; kubelet makes all of them again, and in the end nothing is left."""
+    volumes = {f"csi-{number}": node.target(f"pod-{number}") for number in range(50)}
+
+    def together(call: Callable[[Client, str, Path], object], kill_after: float | None = None) -> int:
+        """How many succeeded; others have lost the connection."""
+        with node.registered() as kubelet, ThreadPoolExecutor(50) as threads:
+            calls = [threads.submit(call, kubelet, *volume) for volume in volumes.items()]
+            if kill_after is not None:
+                time.sleep(kill_after)
+                node.kill_csi()
+            errors = [error for each in calls if (error := each.exception()) is not None]
+        assert {error.code().name for error in errors if isinstance(error, grpc.Call)} <= {"UNAVAILABLE"}
+        return len(calls) - len(errors)
+
+    for call in (Client.publish, Client.unpublish):
+        for delay in (0.03, 0.06):
+            together(call, kill_after=delay)
+            node.start_csi()
+        assert together(call) == 50
+        assert len(node.mounts()) == (51 if call is Client.publish else 1)
+    assert [path.name for path in (node.place / "state").iterdir() if not path.name.startswith("~lock")] == []
+    assert not any(target.exists() for target in volumes.values())
 
 
 def test_metrics(node: FakeNode) -> None:

@@ -13,7 +13,7 @@ from narcore.errors import MountError
 from narcore.mount import syscalls
 from narcore.mount.mountinfo import mounts, mounts_at
 from narcore.volumes import MODES, Volumes
-from narcore.volumes.errors import CacheDead, NoSuchVolume, VolumeConflict, VolumeRefused
+from narcore.volumes.errors import CacheDead, NoSuchVolume, VolumeBusy, VolumeConflict, VolumeRefused
 from tests.volumes.conftest import volumes_of
 
 
@@ -163,6 +163,11 @@ def test_usage(place: Path, volumes: Volumes, monkeypatch: pytest.MonkeyPatch) -
     assert volumes.usage("a") > used + (1 << 19)
     monkeypatch.setattr("narcore.volumes.volumes.COUNT_SECONDS", -1)
     assert volumes.usage("a") > used, "what was counted before, if there was no time"
+
+    with volumes._counting:
+        assert volumes.usage("a") > used, "or no turn"
+        with pytest.raises(VolumeBusy, match="ask for b again in a moment"):
+            volumes.usage("b")
 
 
 def test_find(place: Path, volumes: Volumes) -> None:
