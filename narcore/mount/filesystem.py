@@ -14,7 +14,7 @@ import stat
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,7 +40,7 @@ log = logging.getLogger("narcore.mount")
 # What is in a store path never changes: the kernel may keep it as long as it likes.
 FOREVER = 30 * 24 * 3600
 ROOT_SECONDS = 1
-MISSING_SECONDS = 2  # in the kernel; the stores are asked again after 5 s (Lookup)
+MISSING_SECONDS = 2  # then the stores are asked again, of whom 5 s are remembered (Lookup)
 
 LINKS = b".links"  # Nix wants one in a store that it uses as a lower layer
 LINKS_ID = 2
@@ -84,9 +84,9 @@ class FileSystem:
         *,
         early: bool,
         notify: Callable[[Notify, bytes], None],
-        announce: Callable[[Sequence[str]], None],
+        announce: Callable[[str], None],
     ) -> None:
-        """``notify`` tells the kernel, ``announce`` is told of names that had been denied and are there now."""
+        """``notify`` tells the kernel, ``announce`` is told of a name that had been denied and is there now."""
         self._cache = cache
         self._names = names
         self._backings = backings
@@ -156,8 +156,9 @@ class FileSystem:
             return None
         found = self._open_path(info)
         self._count("hit")
+        self._missing.discard(base_name)
         if self.denied.discard(base_name):
-            self._announce([base_name])
+            self._announce(base_name)
         return found
 
     def _open_path(self, info: PathInfo) -> OpenPath:
@@ -274,7 +275,9 @@ class FileSystem:
                 raise self._reopening(row)
             return _entry(row, path.listing.root)
         if self._missing.get(text):
-            return protocol.no_entry(MISSING_SECONDS)
+            return protocol.no_entry(
+                0
+            )  # the kernel remembers nothing: it would hide from overlays that the name is there now
         raise Slow(("path", text), partial(self._find_counted, text), partial(self._progress, None))
 
     def _find_counted(self, base_name: str) -> None:
@@ -296,10 +299,7 @@ class FileSystem:
         _, node = self._node(node_id)
         if node.kind is not Kind.SYMLINK:
             raise OSError(errno.EINVAL, "not a link")
-        target = _raw(node.target)
-        if len(target) > protocol.TARGET_LENGTH_MAX:
-            raise OSError(errno.ENAMETOOLONG, "the target is longer than the kernel takes")
-        return target
+        return _raw(node.target)
 
     def _status(self, node_id: int, body: memoryview) -> bytes:
         """As of a file system without a free byte: nothing can be written."""
@@ -334,9 +334,7 @@ class FileSystem:
             if directory.kind is not Kind.DIRECTORY:
                 raise OSError(errno.ENOTDIR, "not a directory")
             for place, node in enumerate(path.listing.children(directory, start), start + 3):
-                name = _raw(node.name)
-                if len(name) <= protocol.NAME_LENGTH_MAX:
-                    yield _record(path.row, node, place, name, plus=plus)
+                yield _record(path.row, node, place, _raw(node.name), plus=plus)
 
     def _root_records(self, start: int, *, plus: bool) -> Iterator[bytes]:
         """The store paths that have been looked up, in that order; of one that has left our memory, the name alone."""

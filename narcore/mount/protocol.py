@@ -35,10 +35,6 @@ INVAL_INODE = struct.Struct("=Qqq")
 INVAL_ENTRY = struct.Struct("=QII")
 
 ROOT_ID = 1
-NAME_LENGTH_MAX = (
-    1024  # a longer one in a directory makes the kernel refuse all of it (fs/fuse/fuse_i.h: FUSE_NAME_MAX)
-)
-TARGET_LENGTH_MAX = 4095
 
 # No answer to a read of the device is larger than max_write and the headers; the kernel refuses a smaller buffer (EINVAL).
 MAX_WRITE = 64 * 1024

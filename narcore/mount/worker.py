@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
 from contextlib import suppress
 from dataclasses import replace
 from types import FrameType
@@ -45,13 +45,14 @@ class Worker:
         names = Names(held.names)
         self._names = names
         self._backings = None if held.plain_reason else Backings(held.device, held.backings, held.generation + 1)
+        self._appeared: deque[str] = deque()
         self._files = FileSystem(
             self._cache,
             names,
             self._backings,
             early=settings.mount_early,
             notify=lambda code, body: self._server.notify(code, body),
-            announce=self._announce,
+            announce=self._appeared.append,
         )
         self._server = Server(
             held.device,
@@ -67,16 +68,16 @@ class Worker:
         self._stopped = False
 
     def start(self) -> None:
-        """What is done beside answering requests. Raises SettingsError."""
+        """What may fail. Raises SettingsError."""
         signal.signal(signal.SIGTERM, self._stop)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if self._held.metrics:
             self._serve_metrics()
-        self._control.start()
-        threading.Thread(target=self._tick, name="upkeep", daemon=True).start()
 
     def run(self) -> int:
         """Answer requests until there are none any more. How it ended: UNMOUNTED or STOPPED."""
+        self._control.start()
+        threading.Thread(target=self._tick, name="upkeep", daemon=True).start()
         self._server.serve()
         return STOPPED if self._stopped else UNMOUNTED
 
@@ -107,15 +108,19 @@ class Worker:
             try:
                 if ticks % SWEEP_TICKS == 0:
                     self._files.sweep()
+                self._announce()
                 for name in self._files.denied.due()[:ASK_AT_ONCE]:
                     with suppress(NarcoreError, OSError):  # a store that does not answer: the next time it may
                         self._files.find(name)
             except Exception:
                 log.exception("upkeep of the mount")
 
-    def _announce(self, names: Sequence[str]) -> None:
-        log.info("published meanwhile: %s", " ".join(names))
-        self._control.announce(names)
+    def _announce(self) -> None:
+        """Tell whoever watches which names have appeared since the last tick: by now the kernel has every older answer."""
+        names = [self._appeared.popleft() for _ in range(len(self._appeared))]
+        if names:
+            log.info("published meanwhile: %s", " ".join(names))
+            self._control.announce(names)
 
     def _fetch_ahead(self, base_name: str) -> PathInfo | None:
         found = self._files.find(base_name)
