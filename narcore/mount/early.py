@@ -2,7 +2,7 @@
 
 Look-ups are served by the store's listing, which is not signed, and reads wait for just the bytes that they need of the NAR on its
 way. If it then turns out to be another one than was promised, or its listing is, everything that was given out is taken back as
-far as that goes: the kernel drops the names and the pages, and whoever reads on gets EIO.
+far as that goes: the kernel drops the pages at once and the names within a second, and whoever reads on gets EIO.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from narcore.formats.listing import NarListing
 from narcore.localnar import ArrivingNar
 from narcore.mount import protocol
 from narcore.mount.names import Names
-from narcore.mount.protocol import ROOT_ID, Notify
+from narcore.mount.protocol import Notify
 from narcore.mount.server import Slow
 from narcore.pathinfo import PathInfo
 
@@ -105,8 +105,6 @@ class Early:
             self._take_back(row, arrival.nodes)
 
     def _take_back(self, row: int, nodes: set[int]) -> None:
-        name = self._names.base_name(row).encode("ascii")
-        log.warning("%s is not what was promised: what was read of it is taken back", name.decode())
-        self._notify(Notify.INVAL_ENTRY, protocol.INVAL_ENTRY.pack(ROOT_ID, len(name), 0) + name + b"\0")
+        log.warning("%s is not what was promised: what was read of it is taken back", self._names.base_name(row))
         for node_id in nodes:
             self._notify(Notify.INVAL_INODE, protocol.INVAL_INODE.pack(node_id, 0, -1))

@@ -40,6 +40,11 @@ log = logging.getLogger("narcore.mount")
 # What is in a store path never changes: the kernel may keep it as long as it likes.
 FOREVER = 30 * 24 * 3600
 ROOT_SECONDS = 1
+
+# What a listing says that is not verified has to be asked for again soon: it may turn out to be wrong. (To have the kernel drop a
+# name of the root takes its lock on that directory, which every look-up holds that waits for us.)
+UNVERIFIED_SECONDS = 1
+
 MISSING_SECONDS = 2  # then the stores are asked again, of whom 5 s are remembered (Lookup)
 
 LINKS = b".links"  # Nix wants one in a store that it uses as a lower layer
@@ -71,6 +76,11 @@ class OpenPath:
     info: PathInfo
     listing: NarListing
     verified: bool
+
+    @property
+    def seconds(self) -> int:
+        """How long the kernel may keep what it is told of it."""
+        return FOREVER if self.verified else UNVERIFIED_SECONDS
 
 
 class FileSystem:
@@ -172,16 +182,9 @@ class FileSystem:
             raise OSError(errno.ENFILE, str(error)) from error
         found = OpenPath(row, base_name, info, listing, accessor.is_verified)
         self._remember(found)
-        if row != before:
-            self._tell_of_new(base_name, before)
+        if row != before:  # the kernel keeps what the root was last listed as
+            self._notify(Notify.INVAL_INODE, protocol.INVAL_INODE.pack(ROOT_ID, 0, -1))
         return found
-
-    def _tell_of_new(self, base_name: str, before: int | None) -> None:
-        """The kernel keeps what the root was last listed as, and what a name was."""
-        if before is not None:
-            name = base_name.encode("ascii")
-            self._notify(Notify.INVAL_ENTRY, protocol.INVAL_ENTRY.pack(ROOT_ID, len(name), 0) + name + b"\0")
-        self._notify(Notify.INVAL_INODE, protocol.INVAL_INODE.pack(ROOT_ID, 0, -1))
 
     def _remember(self, path: OpenPath) -> None:
         self._paths.put(path.row, path, weight=len(path.listing) + PATH_WEIGHT)
@@ -260,7 +263,7 @@ class FileSystem:
         if directory.kind is not Kind.DIRECTORY:
             raise OSError(errno.ENOTDIR, "not a directory")
         node = path.listing.child(directory, name.decode("utf-8", "surrogateescape"))
-        return protocol.no_entry(FOREVER) if node is None else _entry(path.row, node)
+        return protocol.no_entry(path.seconds) if node is None else _entry(path, node)
 
     def _look_up_path(self, name: bytes) -> bytes:
         if name == LINKS:
@@ -273,7 +276,7 @@ class FileSystem:
             path = self._paths.get(row)
             if path is None:
                 raise self._reopening(row)
-            return _entry(row, path.listing.root)
+            return _entry(path, path.listing.root)
         if self._missing.get(text):
             return protocol.no_entry(
                 0
@@ -292,8 +295,8 @@ class FileSystem:
             return protocol.attr_answer(ROOT_SECONDS, protocol.attributes(ROOT_ID, _DIRECTORY, 0))
         if node_id == LINKS_ID:
             return protocol.attr_answer(FOREVER, protocol.attributes(LINKS_ID, _DIRECTORY, 0))
-        _, node = self._node(node_id)
-        return protocol.attr_answer(FOREVER, _attributes(node_id, node))
+        path, node = self._node(node_id)
+        return protocol.attr_answer(path.seconds, _attributes(node_id, node))
 
     def _read_link(self, node_id: int, body: memoryview) -> bytes:
         _, node = self._node(node_id)
@@ -334,14 +337,14 @@ class FileSystem:
             if directory.kind is not Kind.DIRECTORY:
                 raise OSError(errno.ENOTDIR, "not a directory")
             for place, node in enumerate(path.listing.children(directory, start), start + 3):
-                yield _record(path.row, node, place, _raw(node.name), plus=plus)
+                yield _record(path, node, place, _raw(node.name), plus=plus)
 
     def _root_records(self, start: int, *, plus: bool) -> Iterator[bytes]:
         """The store paths that have been looked up, in that order; of one that has left our memory, the name alone."""
         for row, base_name in self._names.newest(start + 1):
             path, name = self._paths.get(row), base_name.encode("ascii")
             if path is not None:
-                yield _record(row, path.listing.root, row + 2, name, plus=plus)
+                yield _record(path, path.listing.root, row + 2, name, plus=plus)
             else:
                 head = protocol.no_entry(0) if plus else b""
                 yield head + protocol.dirent(row << 32 | 1, row + 2, name, 0)
@@ -448,14 +451,14 @@ def _attributes(node_id: int, node: Node) -> bytes:
     return protocol.attributes(node_id, mode(node), size)
 
 
-def _entry(row: int, node: Node) -> bytes:
-    node_id = row << 32 | node.index + 1
-    return protocol.entry(node_id, FOREVER, _attributes(node_id, node))
+def _entry(path: OpenPath, node: Node) -> bytes:
+    node_id = path.row << 32 | node.index + 1
+    return protocol.entry(node_id, path.seconds, _attributes(node_id, node))
 
 
-def _record(row: int, node: Node, offset: int, name: bytes, *, plus: bool) -> bytes:
-    head = _entry(row, node) if plus else b""
-    return head + protocol.dirent(row << 32 | node.index + 1, offset, name, mode(node))
+def _record(path: OpenPath, node: Node, offset: int, name: bytes, *, plus: bool) -> bytes:
+    head = _entry(path, node) if plus else b""
+    return head + protocol.dirent(path.row << 32 | node.index + 1, offset, name, mode(node))
 
 
 def _raw(text: str) -> bytes:

@@ -119,7 +119,7 @@ class Holder:
         reading, writing = os.pipe()
         self._started, self._replacing = time.time(), False
         self._worker = subprocess.Popen(  # noqa: S603  ourselves
-            [sys.executable, "-m", "narcore.mount.worker", self._held.to_json(), str(writing)],
+            [sys.executable, "-m", "narcore.mount.worker", self._held.to_json(), str(writing), str(os.getpid())],
             pass_fds=(*self._held.descriptors, writing),
             stdin=subprocess.DEVNULL,
         )

@@ -32,7 +32,6 @@ STATFS = struct.Struct("=QQQQQIIII24x")
 INIT_IN = struct.Struct("=IIIII")  # major, minor, max_readahead, flags, flags2
 INIT_OUT = struct.Struct("=IIIIHHIIHHIIH22x")
 INVAL_INODE = struct.Struct("=Qqq")
-INVAL_ENTRY = struct.Struct("=QII")
 
 ROOT_ID = 1
 
@@ -65,7 +64,6 @@ class Opcode(enum.IntEnum):
 
 class Notify(enum.IntEnum):
     INVAL_INODE = 2
-    INVAL_ENTRY = 3
     RESEND = 7
 
 

@@ -22,6 +22,7 @@ from narcore.mount.holder import STOPPED, TROUBLE, UNMOUNTED, USAGE, take_over
 from narcore.mount.names import Names
 from narcore.mount.options import Held
 from narcore.mount.prefetch import Prefetch
+from narcore.mount.scarce import Scarce
 from narcore.mount.server import Server
 from narcore.pathinfo import PathInfo
 from narcore.settings import Settings
@@ -34,10 +35,10 @@ ASK_AT_ONCE = 16  # names that were denied, asked for again in one tick
 
 
 class Worker:
-    def __init__(self, held: Held, settings: Settings) -> None:
+    def __init__(self, held: Held, settings: Settings, holder: int) -> None:
         """Raises SettingsError."""
         self._held = held
-        self._holder = os.getppid()
+        self._holder = holder  # not whoever is our parent by now
         self._settings = settings
         self._cache = BinaryCache.from_settings(
             settings, strict=not settings.mount_early, patience=float(settings.mount_deadline)
@@ -168,11 +169,12 @@ def _say_ready(fd: int, answer: dict[str, object]) -> None:
     os.close(fd)
 
 
-def main(held: Held, ready: int) -> int:
+def main(held: Held, ready: int, holder: int) -> int:
     logging.basicConfig(format="nar-serve: %(message)s", level=logging.INFO)
+    logging.getLogger().handlers[0].addFilter(Scarce())
     try:
         settings = Settings.from_environ(os.environ)
-        worker = Worker(held, settings)
+        worker = Worker(held, settings, holder)
         worker.start()
     except SettingsError as error:
         _say_ready(ready, {"error": str(error), "code": USAGE})
@@ -188,6 +190,6 @@ def main(held: Held, ready: int) -> int:
 
 
 if __name__ == "__main__":
-    status = main(Held.from_json(sys.argv[1]), int(sys.argv[2]))
+    status = main(Held.from_json(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
     # At once: threads that read the device or wait for a store are not waited for. What they had read is sent again.
     os._exit(status)

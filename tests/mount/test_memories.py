@@ -1,6 +1,7 @@
 """What a mount remembers: names that were denied, files that the kernel reads by itself, closures to be fetched."""
 
 import fcntl
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from narcore.mount import denied, prefetch
 from narcore.mount.backings import PLAIN, Backings
 from narcore.mount.denied import DeniedNames
 from narcore.mount.prefetch import Prefetch
+from narcore.mount.scarce import Scarce
 
 
 class Clock:
@@ -176,7 +178,27 @@ def test_a_closure_is_fetched_once(caplog: pytest.LogCaptureFixture) -> None:
 def test_closures_are_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(prefetch, "PATHS_MAX", 2)
     go = threading.Event()
-    closures = Prefetch(lambda name: go.wait(10) and None)  # type: ignore[func-returns-value]
+
+    def fetch(name: str) -> None:
+        go.wait(10)
+
+    closures = Prefetch(fetch)
     closures.add(["a", "b", "c"])
     assert "c is not fetched ahead" in caplog.text
     go.set()
+
+
+def test_a_log_that_nobody_can_fill() -> None:
+    clock = Clock()
+    scarce = Scarce(clock)
+
+    def passes(text: str, level: int = logging.WARNING) -> str | None:
+        record = logging.LogRecord("x", level, "", 0, "%s", (text,), None)
+        return record.getMessage() if scarce.filter(record) else None
+
+    assert [passes(str(number)) for number in range(22)] == [*map(str, range(20)), None, None]
+    assert passes("bad", logging.ERROR) == "bad (2 more messages were left out)"
+    assert passes("again") is None
+    clock.now = 10.0
+    assert passes("later") == "later (1 more messages were left out)"
+    assert passes("and on") == "and on"
