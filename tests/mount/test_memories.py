@@ -123,7 +123,8 @@ def test_what_is_open_stays_and_what_is_idle_goes(device: Device, fd: int, monke
 
 def test_the_next_worker_takes_over(device: Device, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before = Backings(-1, fd, 1)
-    before.add(1, 0), before.add(2, 0)
+    before.add(1, 0)
+    before.add(2, 0)
     opened = before.open(1)
     monkeypatch.setattr(module, "IDLE_MAX", 1)
     assert opened is not None
