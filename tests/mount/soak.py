@@ -225,6 +225,8 @@ class Growth:
             status = mount.status()
             worker, holder = int(status["worker_pid"]), int(status["holder_pid"])
             self.restarts, self.paths = status["restarts"], status["paths_known"]
+            if b"narcore" not in Path(f"/proc/{holder}/cmdline").read_bytes():
+                return  # the holder is dead, and its worker somebody else's child, until it has noticed
             for name, pid in (("worker", worker), ("holder", holder)):
                 for what, value in measured(pid).items():
                     self.peak[f"{name} {what}"] = max(self.peak[f"{name} {what}"], value)
