@@ -82,6 +82,8 @@ class Holder:
                 self._replacing = True
             elif self._stopping:
                 self._signal_worker(signal.SIGKILL)
+                if self._worker is not None:
+                    self._worker.wait()
                 return 128 + number
             else:
                 self._stopping = True

@@ -122,13 +122,15 @@ def test_in_the_background_and_back(command: Command) -> None:
 
     status = command.status()
     assert (status["target"], status["early"], status["restarts"]) == (str(command.target), False, 0)
-    assert json.loads(command.ok("--status", "--json")) == [command.status()]
+    [listed] = json.loads(command.ok("--status", "--json"))
+    changing = ("counts", "interrupts", "read_bytes", "waiting")  # whoever looks at mounts may ask this one something
+    assert {**listed, **dict.fromkeys(changing)} == {**command.status(), **dict.fromkeys(changing)}
     assert "allow_other" not in mounts_at(command.target)[0].super_options
     holder, worker = command.processes()
     assert os.getsid(holder) == holder  # no terminal that is closed ends it
 
     shown = command.ok("--status")
-    assert shown == command.ok("--status", command.target)
+    assert shown.splitlines()[:4] == command.ok("--status", command.target).splitlines()[:4]
     assert shown.splitlines()[0] == str(command.target)
     for fact in (status["mode"], command.environ["NAR_CACHE_URL"], f"holder {holder}, worker {worker}", "1 known"):
         assert fact in shown
