@@ -42,7 +42,7 @@ class Backings:
         self._lock = threading.Lock()
         self._nodes: OrderedDict[int, _Backing] = OrderedDict()
         self.opened = 0
-        self._noted = 0  # bytes since the file was written anew
+        self._end = 0  # of the file
         self._restore()
 
     def __len__(self) -> int:
@@ -101,21 +101,19 @@ class Backings:
                 device.close_backing(self._fuse, backing.number)
 
     def _note(self, node_id: int, number: int) -> None:
-        os.write(self._fd, _RECORD.pack(node_id, number))  # at its end: it was opened so
-        self._noted += _RECORD.size
-        if self._noted > _FILE_MAX:
-            self._write_anew({node: backing.number for node, backing in self._nodes.items()} | {node_id: number})
+        self._end += os.pwrite(self._fd, _RECORD.pack(node_id, number), self._end)
+        if self._end > _FILE_MAX:
+            self._shorten({node: backing.number for node, backing in self._nodes.items()} | {node_id: number})
 
     def _restore(self) -> None:
         data = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
-        numbers = dict(_RECORD.iter_unpack(data[: len(data) // _RECORD.size * _RECORD.size]))
-        self._write_anew(numbers)
-        for node_id, number in numbers.items():
+        self._end = len(data) // _RECORD.size * _RECORD.size  # one that was never finished is written over
+        for node_id, number in dict(_RECORD.iter_unpack(data[: self._end])).items():
             if number != _GONE:
                 self._nodes[node_id] = _Backing(number, inherited=True)
 
-    def _write_anew(self, numbers: dict[int, int]) -> None:
+    def _shorten(self, numbers: dict[int, int]) -> None:
+        """Killed between the two steps, it is read right all the same: what is left behind is what was noted last."""
         records = b"".join(_RECORD.pack(*record) for record in numbers.items() if record[1] != _GONE)
-        os.ftruncate(self._fd, 0)
-        os.write(self._fd, records)
-        self._noted = 0
+        self._end = os.pwrite(self._fd, records, 0)
+        os.ftruncate(self._fd, self._end)

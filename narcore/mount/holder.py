@@ -12,7 +12,6 @@ Signals: TERM and INT unmount (a second one ends at once), HUP replaces the work
 If it is the holder that dies, its worker becomes the holder, and starts a worker.
 """
 
-import fcntl
 import json
 import os
 import signal
@@ -110,7 +109,7 @@ class Holder:
         return "; this kernel can't send its requests again (Linux 6.9 can): who waits for one has to be interrupted"
 
     def _calm_down(self) -> None:
-        if time.time() - self._started > STEADY_SECONDS:
+        if time.monotonic() - self._started > STEADY_SECONDS:
             self._pause = FIRST_PAUSE
             return
         time.sleep(self._pause)
@@ -119,7 +118,7 @@ class Holder:
     def _start(self) -> dict[str, object]:
         """Start a worker. What the first one says when it is ready, or of what keeps it from that."""
         reading, writing = os.pipe()
-        self._started, self._replacing = time.time(), False
+        self._started, self._replacing = time.monotonic(), False
         self._worker = subprocess.Popen(  # noqa: S603  ourselves
             [sys.executable, "-m", "narcore.mount.worker", self._held.to_json(), str(writing), str(os.getpid())],
             pass_fds=(*self._held.descriptors, writing),
@@ -155,13 +154,11 @@ def mount(options: MountOptions) -> Held:
         raise
     if not reason and not agreed.passthrough:
         reason = "the kernel can't (Linux 6.9 can)"
-    backings = _memory("backings")
-    fcntl.fcntl(backings, fcntl.F_SETFL, os.O_APPEND)
     return Held(
         device=fuse,
         listener=listener.detach(),
         names=_memory("names"),
-        backings=backings,
+        backings=_memory("backings"),
         generation=0,
         since=time.time(),
         minor=agreed.minor,

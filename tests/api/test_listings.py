@@ -402,9 +402,9 @@ def test_a_long_listing_is_made_as_it_is_sent() -> None:
     made = 0
 
     class Counting(NarListing):
-        def children(self, node: object) -> Iterator:  # type: ignore[type-arg]
+        def children(self, node: Node, start: int = 0) -> Iterator[Node]:
             nonlocal made
-            for child in super().children(node):  # type: ignore[arg-type]
+            for child in super().children(node, start):
                 made += 1
                 yield child
 

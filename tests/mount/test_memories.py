@@ -1,6 +1,5 @@
 """What a mount remembers: names that were denied, files that the kernel reads by itself, closures to be fetched."""
 
-import fcntl
 import logging
 import os
 import threading
@@ -75,7 +74,6 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 @pytest.fixture
 def fd() -> Iterator[int]:
     fd = os.memfd_create("backings")
-    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
     yield fd
     os.close(fd)
 
@@ -149,6 +147,33 @@ def test_the_file_to_remember_by_stays_small(device: Device, fd: int, monkeypatc
         backings.forgotten([node - 1])
         assert os.fstat(fd).st_size < 1200
     assert len(Backings(-1, fd, 2)) == 1
+
+
+def test_killed_while_the_file_is_made_shorter(device: Device, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(fd: int, size: int) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(module, "_FILE_MAX", 320)
+    monkeypatch.setattr(os, "ftruncate", killed)
+    backings = Backings(-1, fd, 1)
+    node = 0
+
+    def use_more_and_more() -> None:
+        nonlocal node
+        while True:
+            node += 1
+            backings.add(node, 0)
+            backings.forgotten([node - 3])
+
+    with pytest.raises(InterruptedError):
+        use_more_and_more()
+    os.pwrite(fd, b"torn", os.fstat(fd).st_size)
+    after = Backings(-1, fd, 2)
+    there = [each for each in range(1, node + 1) if after.open(each) is not None]
+    assert there in ([node - 3, node - 2, node - 1, node], [node - 2, node - 1, node])
+    monkeypatch.undo()
+    after.forgotten([node])
+    assert len(Backings(-1, fd, 3)) == len(there)  # it is open
 
 
 CLOSURES = {"a": ("a", "b", "c"), "b": ("d",), "c": ("d", "e"), "d": (), "e": ("lost", "broken")}
