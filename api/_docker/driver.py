@@ -127,13 +127,17 @@ class Driver:
                 self._volumes.unpublish(record.name, self._target(record), keep=True)
 
     def remove(self, name: object) -> None:
-        """With what was written to it. One that is not there has been removed: dockerd looks first, and may ask twice."""
+        """With what was written to it. One that is not there has been removed: dockerd looks first, and may ask twice.
+
+        It asks only if it knows of nobody who uses it. Who is counted all the same is somebody whose mount it never got an answer
+        for, since the plugin was killed, and so never takes back; unless a container sees the volume, of another dockerd, say.
+        """
         name = volume_name(name)
         with self._turns.take(name):
             record = self._known.get(name)
             if record is None:
                 return
-            if self._living(record):
+            if record.users and self._is_seen(record):
                 step = f"docker ps -a --filter volume={record.name} shows by whom"
                 raise Refused(f"the volume {record.name} is in use; {step}", status=409)
             self._volumes.unpublish(record.name, self._target(record), keep=False)
@@ -211,10 +215,15 @@ class Driver:
         left = {name: asker for name, asker in record.users.items() if not is_gone(asker)}
         if left or not record.users:
             return record.users
-        if record.options.mode == "overlay" and is_mounted_elsewhere(overlay_source(record.name), self._target(record)):
+        if self._is_seen(record):
             return record.users  # containers that have outlived it
         log.info("volume %s: who asked for it is gone, and nobody uses it", record.name)
         return {}
+
+    def _is_seen(self, record: Record) -> bool:
+        """By a container. Of a read-only one that is not known: its source is that of all of them."""
+        source = overlay_source(record.name)
+        return record.options.mode == "overlay" and is_mounted_elsewhere(source, self._target(record))
 
     def _count(self, record: Record, users: Mapping[str, str]) -> None:
         if users != record.users:

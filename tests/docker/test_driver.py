@@ -75,18 +75,28 @@ def test_every_call_can_be_repeated(plugin: Plugin) -> None:
     assert driver.all() == []
 
 
-def test_what_was_written_goes_with_the_volume_and_not_before(plugin: Plugin) -> None:
+def test_what_was_written_goes_with_the_volume_and_not_before(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = plugin.driver
     driver.create("v", {})
     driver.mount("v", "a")
-    with pytest.raises(Refused, match=r"volume v is in use; docker ps -a --filter volume=v"):
-        driver.remove("v")
+    with monkeypatch.context() as patch:
+        patch.setattr(driver_module, "is_mounted_elsewhere", lambda source, target: source == "nar-serve:v")
+        with pytest.raises(Refused, match=r"volume v is in use; docker ps -a --filter volume=v"):
+            driver.remove("v")
     driver.unmount("v", "a")
     assert plugin.views.written == {"v"}
     driver.remove("v")
     assert plugin.views.written == set()
     with pytest.raises(Refused, match="no such volume: 'v'; docker volume ls"):
         driver.mount("v", "a")
+
+
+def test_a_mount_that_dockerd_never_heard_of_keeps_no_volume(plugin: Plugin) -> None:
+    """The plugin was killed before it answered."""
+    plugin.driver.create("v", {})
+    plugin.driver.mount("v", "a")
+    plugin.driver.remove("v")
+    assert (plugin.views.mounted, plugin.driver.all()) == ({}, [])
 
 
 def test_the_first_cache_is_the_default(plugin: Plugin) -> None:

@@ -87,8 +87,6 @@ def test_a_volume_of_one_that_was_killed(tmp_path: Path, client: Client, monkeyp
     driver = Driver(views, Records(tmp_path / "records"), tmp_path / "mounts", ("main",))
     driver.create("v", None)
     driver.mount("v", "a", client.identity)
-    with pytest.raises(Refused, match="in use"):
-        driver.remove("v")
     client.end()
     with monkeypatch.context() as patch:
         patch.setattr(driver_module, "is_mounted_elsewhere", lambda source, target: source == "nar-serve:v")
