@@ -47,8 +47,9 @@ log = logging.getLogger("narcore")
 # is larger than this is read out of the NAR, entry by entry.
 LISTING_LIMIT = 16 << 20
 
-# How often a NAR is fetched that was evicted before it could be opened. Once is bad luck.
-FETCH_TRIES = 3
+# How often a NAR is fetched that was evicted before it could be opened. Once is bad luck; in a cache that has room for a few of the
+# NARs that are being read, it happens several times in a row.
+FETCH_TRIES = 10
 
 # In entries, which take about 50 bytes each.
 LISTING_MEMORY = 300_000
