@@ -315,7 +315,8 @@ def test_evicted_while_it_is_read(serve: Serve, run_mount: RunMount, mode: str, 
         ]  # fmt: skip
         for loop in loops:
             assert loop.outcome(50).status == 0, loop
-        assert mount.status()["cache"]["bytes"] <= 7 * MIB
+        # Room is made for NARs and files; a listing, of some hundred bytes here, counts when the next room is made.
+        assert mount.status()["cache"]["bytes"] <= 7 * MIB + 16_000
 
 
 @pytest.mark.parametrize("mode", MODES)
