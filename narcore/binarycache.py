@@ -331,6 +331,7 @@ def _open_cache(settings: Settings, *, strict: bool, patience: float, trace: Tra
         return NarCache(directory, size=size, max_fills=max_fills, patience=patience, trace=trace)
     except CacheFailure as error:
         if strict:
-            raise SettingsError(f"NAR_VERIFY=strict needs a cache directory, and {directory}: {error}") from error
+            who = "NAR_VERIFY=strict" if settings.verify == "strict" else "this"  # a mount asks for it by itself
+            raise SettingsError(f"{who} needs a cache directory, and {directory}: {error}") from error
         log.warning("nothing is kept on disk: %s: %s", directory, error)
         return None
