@@ -86,7 +86,7 @@ def slept() -> list[float]:
 @pytest.fixture
 def open_http(closing: ExitStack, slept: list[float]) -> OpenHttp:
     def make(url: str, **options: Any) -> HttpBinaryCacheStore:
-        settings: dict[str, Any] = {"connect_timeout": 2, "read_timeout": 2, "sleep": slept.append, **options}
+        settings: dict[str, Any] = {"connect_timeout": 10, "read_timeout": 10, "sleep": slept.append, **options}
         store = HttpBinaryCacheStore(url, **settings)
         closing.callback(store.close)
         return store

@@ -43,7 +43,7 @@ def open_bucket(request: pytest.FixtureRequest, closing: ExitStack, monkeypatch:
     monkeypatch.setenv("GOOGLE_BEARER_TOKEN", "hunter2")
 
     def make(server: FlakyServer, **options: Any) -> ObjectBinaryCacheStore:
-        settings: dict[str, Any] = {"connect_timeout": 1, "read_timeout": 0.3, "retries": 0, **options}
+        settings: dict[str, Any] = {"connect_timeout": 10, "read_timeout": 10, "retries": 0, **options}
         store = ObjectBinaryCacheStore(URLS[request.param].format(server.url), **settings)
         closing.callback(store.close)
         return store
@@ -121,7 +121,7 @@ REFUSALS: dict[str, tuple[list[Step], type[NarcoreError], str]] = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refusals(serve: Serve, open_bucket: Open, case: str) -> None:
     steps, error, text = REFUSALS[case]
-    store = open_bucket(serve(lambda _: steps))
+    store = open_bucket(serve(lambda _: steps), read_timeout=0.3 if Act.STALL in steps else 10)
     with pytest.raises(NarcoreError) as caught:
         read_file(store, "x", 9)
     assert isinstance(caught.value, error)

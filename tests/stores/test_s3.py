@@ -34,13 +34,17 @@ CONTENT = bytes(range(256)) * 4000
 
 
 class OpenS3(Protocol):
-    def __call__(self, server: FlakyServer, parameters: str = "", bucket: str = "bucket/pre") -> S3BinaryCacheStore: ...
+    def __call__(
+        self, server: FlakyServer, parameters: str = "", bucket: str = "bucket/pre", *, read_timeout: float = 10
+    ) -> S3BinaryCacheStore: ...
 
 
 @pytest.fixture
 def open_s3(closing: ExitStack) -> OpenS3:
-    def make(server: FlakyServer, parameters: str = "", bucket: str = "bucket/pre") -> S3BinaryCacheStore:
-        options: dict[str, Any] = {"connect_timeout": 2, "read_timeout": 0.4, "sleep": lambda _: None}
+    def make(
+        server: FlakyServer, parameters: str = "", bucket: str = "bucket/pre", *, read_timeout: float = 10
+    ) -> S3BinaryCacheStore:
+        options: dict[str, Any] = {"connect_timeout": 10, "read_timeout": read_timeout, "sleep": lambda _: None}
         store = S3BinaryCacheStore(f"s3://{bucket}?endpoint={server.url}{parameters}", **options)
         closing.callback(store.close)
         return store
@@ -191,7 +195,7 @@ def test_refusals(
     text: str,
 ) -> None:
     caplog.set_level(logging.INFO)
-    store = open_s3(serve(lambda _: steps))
+    store = open_s3(serve(lambda _: steps), read_timeout=0.4 if Act.STALL in steps else 10)
     with pytest.raises(NarcoreError, match=re.escape(text)) as caught:
         read_file(store, "x", 9)
     assert isinstance(caught.value, error)
