@@ -10,6 +10,7 @@ from narcore.cache.cached import CachedNar
 from narcore.cache.fill import Fill
 from narcore.cache.layout import FileKey, NarKey, touch
 from narcore.cache.narcache import NarCache
+from narcore.cache.unpacked import Place
 from narcore.formats.listing import Kind, NarListing, Node
 
 
@@ -46,6 +47,10 @@ class LocalNar:
         if node.kind is not Kind.REGULAR or node.nar_offset + node.size > self._key.size:
             raise ValueError(f"no {node.kind} of {node.size} bytes at {node.nar_offset} in a NAR of {self._key.size}")
         return self._cache.unpacked(FileKey(self._key.digits, node.nar_offset, node.size), self._nar)
+
+    def place(self, node: Node, fd: int) -> Place:
+        """Where the file is that `unpacked` gave that descriptor of, to keep an eye on it when the descriptor is closed."""
+        return self._cache.place(FileKey(self._key.digits, node.nar_offset, node.size), fd)
 
     @property
     def is_evicted(self) -> bool:

@@ -25,6 +25,7 @@ from narcore.cache.part import Fetch, GivenUp, Part, Unwanted, disk_trouble
 from narcore.cache.singleflight import SingleFlight
 from narcore.cache.slots import Slots
 from narcore.cache.spare import Spare
+from narcore.cache.unpacked import Place
 from narcore.errors import CacheFailure, CapacityError, NarcoreError
 from narcore.formats.listing import NarListing
 from narcore.trace import Trace, silent
@@ -175,6 +176,10 @@ class NarCache:
                 return fd
             self._unpacking.do(file, partial(self._unpack, file, nar))
         raise CacheFailure("an unpacked file is evicted each time as soon as it is made; the cache is too small")
+
+    def place(self, file: FileKey, fd: int) -> Place:
+        """Where the file is that is open."""
+        return Place.of(self.layout.file(file), fd)
 
     def _unpack(self, file: FileKey, nar: CachedNar) -> None:
         with disk_trouble():

@@ -6,12 +6,16 @@ Each is made of its NAR, and again where it can't be trusted; so nothing is lost
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Self
 
 from narcore.cache.cached import CHUNK, CachedNar
 from narcore.cache.eviction import Entry
-from narcore.cache.layout import THIS_BOOT, FileKey, Layout, is_verified, mark
+from narcore.cache.layout import THIS_BOOT, FileKey, Layout, is_verified, mark, touch
 from narcore.cache.locks import READ_FLAGS, replacing
 from narcore.cache.spare import Spare
 
@@ -19,6 +23,48 @@ from narcore.cache.spare import Spare
 _NO_COPY = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV}
 
 COPY_SIZE = 1 << 30  # bytes that the kernel is asked to copy at once, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an unpacked file is that somebody has open, so that it can be asked about, and kept from being evicted, without that."""
+
+    path: Path
+    device: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path, fd: int) -> Self:
+        """Of the open file."""
+        status = os.fstat(fd)
+        return cls(path, status.st_dev, status.st_ino)
+
+    def is_evicted(self) -> bool:
+        """Then only its readers keep it on the disk."""
+        try:
+            return not self._is_it(self.path.lstat())
+        except FileNotFoundError:
+            return True
+        except OSError:  # of a directory that can't be read, nothing is known
+            return False
+
+    def touch(self) -> None:
+        """Let it count as used just now."""
+        with suppress(OSError), _opened(self.path) as fd:
+            if self._is_it(os.fstat(fd)):
+                touch(fd)
+
+    def _is_it(self, status: os.stat_result) -> bool:
+        return (status.st_dev, status.st_ino) == (self.device, self.inode)
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[int]:
+    fd = os.open(path, READ_FLAGS)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def open_unpacked(layout: Layout, file: FileKey) -> int | None:

@@ -3,7 +3,10 @@
 A node must not be opened on one file while it is open on another, nor be passed through while it is open and read through us: the
 kernel refuses that. So what a node was opened as is remembered for as long as it is open, in a file that a next worker inherits.
 How often it was opened by processes that an earlier worker has served is not known: such a node is kept until the kernel forgets
-it.
+it, which it is asked to where it can be (`sweep`).
+
+A file that was evicted from the cache keeps its space on the disk for as long as the kernel has it. So what is in use is touched,
+lest it be evicted, and what was evicted is let go of as soon as nobody has it open.
 """
 
 import os
@@ -11,10 +14,11 @@ import struct
 import threading
 from collections import OrderedDict
 from contextlib import suppress
+from typing import Protocol
 
 from narcore.mount import device
 
-IDLE_MAX = 256  # kept for the next open; each keeps its file's space on disk, even if that was evicted from the cache
+IDLE_MAX = 256  # kept for the next open
 
 PLAIN = 0  # read through us, since there was no room for a file, say
 _GONE = -1
@@ -22,12 +26,23 @@ _RECORD = struct.Struct("=Qq")
 _FILE_MAX = 1 << 20  # bytes; then what is gone is left out
 
 
-class _Backing:
-    __slots__ = ("inherited", "number", "opens")
+class Kept(Protocol):
+    """A file in the cache."""
 
-    def __init__(self, number: int, *, inherited: bool) -> None:
+    def is_evicted(self) -> bool: ...
+
+    def touch(self) -> None:
+        """Let it count as used just now."""
+
+
+class _Backing:
+    __slots__ = ("inherited", "kept", "number", "opens", "used")
+
+    def __init__(self, number: int, kept: Kept | None = None, *, inherited: bool = False) -> None:
         self.number = number
+        self.kept = kept
         self.opens = 0
+        self.used = False  # since the last sweep
         self.inherited = inherited
 
 
@@ -55,19 +70,20 @@ class Backings:
             if backing is None:
                 return None
             backing.opens += 1
+            backing.used = True
             self._nodes.move_to_end(node_id)
             self._handle += 1
             self.opened += backing.number != PLAIN
             return self._handle, backing.number
 
-    def add(self, node_id: int, fd: int | None) -> None:
-        """Let the node be read from the open file ``fd``, or through us if it is None. Raises OSError."""
+    def add(self, node_id: int, fd: int | None, kept: Kept | None = None) -> None:
+        """Let the node be read from the open file ``fd``, which is ``kept``, or through us if it is None. Raises OSError."""
         with self._lock:
             if node_id in self._nodes:
                 return
             number = PLAIN if fd is None else device.open_backing(self._fuse, fd)
             self._note(node_id, number)
-            self._nodes[node_id] = _Backing(number, inherited=False)
+            self._nodes[node_id] = _Backing(number, kept)
             idle = [node for node, backing in self._nodes.items() if not backing.opens and not backing.inherited]
             for node in idle[: max(0, len(idle) - IDLE_MAX)]:
                 self._remove(node)
@@ -92,6 +108,25 @@ class Backings:
                 backing = self._nodes.get(node_id)
                 if backing is not None and not backing.opens:
                     self._remove(node_id)
+
+    def sweep(self) -> list[int]:
+        """Let go of what was evicted and is not open. The nodes that are left of an earlier worker, for the kernel to forget."""
+        with self._lock:
+            known = dict(self._nodes)
+        for node_id, backing in known.items():
+            if backing.kept is None:
+                continue
+            if backing.opens or backing.used:
+                backing.used = False
+                backing.kept.touch()
+            if backing.kept.is_evicted():
+                self._let_go(node_id, backing)
+        return [node_id for node_id, backing in known.items() if backing.inherited and not backing.opens]
+
+    def _let_go(self, node_id: int, backing: _Backing) -> None:
+        with self._lock:
+            if self._nodes.get(node_id) is backing and not backing.opens:
+                self._remove(node_id)
 
     def _remove(self, node_id: int) -> None:
         backing = self._nodes.pop(node_id)

@@ -93,14 +93,19 @@ class FileSystem:
         backings: Backings | None,
         *,
         early: bool,
+        prunes: bool,
         notify: Callable[[Notify, bytes], None],
         announce: Callable[[str], None],
     ) -> None:
-        """``notify`` tells the kernel, ``announce`` is told of a name that had been denied and is there now."""
+        """``notify`` tells the kernel, ``announce`` is told of a name that had been denied and is there now.
+
+        ``prunes``: the kernel knows how to forget what it is told to.
+        """
         self._cache = cache
         self._names = names
         self._backings = backings
         self._early = Early(cache, names, notify=notify, on_end=self._arrived) if early else None
+        self._prunes = prunes
         self._notify = notify
         self._announce = announce
         self._paths: LruMemory[int, OpenPath] = LruMemory(LISTINGS_MAX)
@@ -144,6 +149,10 @@ class FileSystem:
     def sweep(self) -> None:
         """Now and then: let go of what is not used."""
         self._nars.sweep()
+        if self._backings is not None:
+            left = self._backings.sweep()
+            if left and self._prunes:
+                self._notify(Notify.PRUNE, protocol.prune(left))
 
     def close(self) -> None:
         self._nars.close()
@@ -398,7 +407,7 @@ class FileSystem:
             return
         try:
             nar.drop_pages(node.nar_offset, node.nar_offset + node.size)
-            self._backings.add(node_id, fd)
+            self._backings.add(node_id, fd, nar.place(node, fd))
         finally:
             os.close(fd)
 

@@ -32,6 +32,9 @@ STATFS = struct.Struct("=QQQQQIIII24x")
 INIT_IN = struct.Struct("=IIIII")  # major, minor, max_readahead, flags, flags2
 INIT_OUT = struct.Struct("=IIIIHHIIHHIIH22x")
 INVAL_INODE = struct.Struct("=Qqq")
+PRUNE = struct.Struct("=I12x")  # how many node ids follow
+
+PRUNE_MINOR = 45  # Linux 6.18
 
 ROOT_ID = 1
 
@@ -65,6 +68,7 @@ class Opcode(enum.IntEnum):
 class Notify(enum.IntEnum):
     INVAL_INODE = 2
     RESEND = 7
+    PRUNE = 9
 
 
 class Open(enum.IntFlag):
@@ -110,6 +114,11 @@ class Agreed:
     passthrough: bool
     resend: bool
 
+    @property
+    def prune(self) -> bool:
+        """Whether the kernel can be told to forget nodes that nobody uses."""
+        return self.minor >= PRUNE_MINOR
+
 
 def agree(request: bytes, *, passthrough: bool) -> tuple[Agreed, bytes]:
     """The answer to the kernel's first request, INIT. Raises MountError for a kernel that is too old, or not one at all."""
@@ -136,6 +145,11 @@ def answer(unique: int, errno: int, length: int) -> bytes:
 
 def notification(code: Notify, body: bytes = b"") -> bytes:
     return ANSWER.pack(ANSWER.size + len(body), code, 0) + body
+
+
+def prune(node_ids: list[int]) -> bytes:
+    """The body of a notification: forget these nodes, but for those in use."""
+    return PRUNE.pack(len(node_ids)) + struct.pack(f"={len(node_ids)}Q", *node_ids)
 
 
 def attributes(node_id: int, mode: int, size: int) -> bytes:

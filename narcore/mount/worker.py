@@ -52,6 +52,7 @@ class Worker:
             names,
             self._backings,
             early=settings.mount_early,
+            prunes=held.agreed.prune,
             notify=lambda code, body: self._server.notify(code, body),
             announce=self._appeared.append,
         )

@@ -107,6 +107,26 @@ def test_has_the_contents_and_is_made_once(nar: LocalNar, directory: Path, made:
     assert len(files(directory)) == 4
 
 
+def test_an_eye_on_it_while_somebody_has_it_open(nar: LocalNar, directory: Path) -> None:
+    with os.fdopen(nar.unpacked(node("tool"))) as file:  # until it is closed nobody else gets its inode
+        place, path = nar.place(node("tool"), file.fileno()), path_of(directory)
+        assert not place.is_evicted()
+        os.utime(path, ns=(1000, path.stat().st_mtime_ns))
+        place.touch()
+        assert path.stat().st_atime > 1_000_000
+        assert is_verified(path.stat())
+        path.unlink()
+        path.write_bytes(TOOL)
+        os.utime(path, (1000, 2000))
+        assert place.is_evicted(), "another one is in its place"
+        place.touch()
+        assert path.stat().st_atime == 1000
+        path.unlink()
+        assert place.is_evicted()
+        place.touch()
+        assert not path.exists()
+
+
 def test_only_what_is_a_file_in_it(nar: LocalNar, directory: Path) -> None:
     for wrong in (LISTING.root, Node(1, Kind.REGULAR, "x", len(NAR), False, 8, "")):
         with pytest.raises(ValueError, match="in a NAR of"):

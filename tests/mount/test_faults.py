@@ -319,6 +319,31 @@ def test_evicted_while_it_is_read(serve: Serve, run_mount: RunMount, mode: str, 
         assert mount.status()["cache"]["bytes"] <= 7 * MIB + 16_000
 
 
+def test_what_was_evicted_takes_no_room(serve: Serve, run_mount: RunMount, tmp_path: Path) -> None:
+    """Nor does what the kernel reads by itself, and could keep on the disk for ever."""
+    names = [f"p-{number}" for number in range(12)]
+    url = serve({name: {"data": random_bytes(number, MIB)} for number, name in enumerate(names)}, compression="none")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64M", "tmpfs", disk], check=True)
+    try:
+        with run_mount(url, cache_dir=disk / "cache", settings={"NAR_CACHE_SIZE": "7M"}) as mount:
+            with (mount.path(base(names[0])) / "data").open("rb") as held:
+                for number, name in enumerate(names):
+                    assert (mount.path(base(name)) / "data").read_bytes() == random_bytes(number, MIB)
+                until(lambda: used_bytes(disk) < 9 * MIB, "only what is open is kept beside what is in the cache")
+                assert held.read() == random_bytes(0, MIB)
+            until(lambda: used_bytes(disk) < 8 * MIB, "the last one is closed")
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def used_bytes(directory: Path) -> int:
+    """Of its file system."""
+    status = os.statvfs(directory)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_cache_is_removed(serve: Serve, run_mount: RunMount, mode: str) -> None:
     with run_mount(serve({"one": sample(1), "two": sample(2)}), *MODES[mode]) as mount:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from narcore.mount.protocol import PRUNE_MINOR
 from tests.builders import Tree
 from tests.e2e.upstream import Upstream
 from tests.mount.conftest import RunMount
@@ -157,6 +158,20 @@ def test_killed_with_hundreds_of_open_files(serve: Serve, run_mount: RunMount, o
             assert (path / name).read_bytes() == data
         assert ask("sh", "-c", "echo 2 > /proc/sys/vm/drop_caches").status == 0
         until(lambda: mount.status()["passthrough_files"] <= 256, "those that nobody has open are let go")
+
+
+def test_what_nobody_uses_is_let_go_also_by_a_successor(serve: Serve, run_mount: RunMount) -> None:
+    tree: dict[str, Tree] = {f"f{number}": random_bytes(number, 135_000) for number in range(8)}
+    with run_mount(serve({"some": tree}, compression="none")) as mount, ExitStack() as stack:
+        path = mount.path(base("some"))
+        file = stack.enter_context((path / "f0").open("rb", buffering=0))
+        for name, data in tree.items():
+            assert (path / name).read_bytes() == data
+        assert mount.status()["passthrough_files"] == 8
+        if mount.wait_for_successor(mount.kill_worker()) and mount.status()["kernel_minor"] < PRUNE_MINOR:
+            return
+        until(lambda: mount.status()["passthrough_files"] == 1, "what is not open is forgotten")
+        assert file.read() == tree["f0"]
 
 
 def test_killed_while_a_nar_comes(serve: Serve, upstream: Upstream, run_mount: RunMount) -> None:

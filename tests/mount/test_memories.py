@@ -119,6 +119,61 @@ def test_what_is_open_stays_and_what_is_idle_goes(device: Device, fd: int, monke
     assert device.open == {8}
 
 
+class Kept:
+    def __init__(self) -> None:
+        self.evicted = False
+        self.touched = 0
+
+    def is_evicted(self) -> bool:
+        return self.evicted
+
+    def touch(self) -> None:
+        self.touched += 1
+
+
+def test_what_was_evicted_goes_when_nobody_has_it_open(device: Device, fd: int) -> None:
+    backings, idle, used = Backings(-1, fd, 1), Kept(), Kept()
+    backings.add(1, 0, idle)
+    backings.add(2, 0, used)
+    backings.add(3, None)
+    opened = backings.open(2)
+    assert opened is not None
+    for turn in range(1, 4):
+        assert backings.sweep() == []
+        assert (idle.touched, used.touched, device.open) == (0, turn, {1, 2})
+    idle.evicted = used.evicted = True
+    backings.sweep()
+    assert device.open == {2}
+    backings.released(2, opened[0])
+    backings.sweep()
+    assert device.open == set()
+    assert (idle.touched, used.touched) == (0, 4)
+
+
+def test_what_was_opened_and_closed_between_two_sweeps_was_used(device: Device, fd: int) -> None:
+    backings, kept = Backings(-1, fd, 1), Kept()
+    backings.add(1, 0, kept)
+    opened = backings.open(1)
+    assert opened is not None
+    backings.released(1, opened[0])
+    for _ in range(2):
+        backings.sweep()
+        assert kept.touched == 1
+
+
+def test_what_an_earlier_worker_has_left_is_for_the_kernel_to_forget(device: Device, fd: int) -> None:
+    before = Backings(-1, fd, 1)
+    before.add(1, 0, Kept())
+    before.add(2, 0, Kept())
+    after = Backings(-1, fd, 2)
+    after.add(3, 0, Kept())
+    after.open(2)
+    assert after.sweep() == [1]
+    after.forgotten([1])
+    assert after.sweep() == []
+    assert device.open == {2, 3}
+
+
 def test_the_next_worker_takes_over(device: Device, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before = Backings(-1, fd, 1)
     before.add(1, 0)
