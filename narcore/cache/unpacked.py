@@ -27,7 +27,7 @@ COPY_SIZE = 1 << 30  # bytes that the kernel is asked to copy at once, at most
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an unpacked file is that somebody has open, so that it can be asked about, and kept from being evicted, without that."""
+    """Where an unpacked file is that somebody has open: to ask about it, and to keep it from being evicted, without that."""
 
     path: Path
     device: int
