@@ -29,7 +29,7 @@ def is_dying(thread_id: int) -> bool:
         status = Path(f"/proc/{thread_id}/status").read_text(errors="replace")
     except OSError:
         return True
-    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    fields = dict(line.split(":\t", 1) for line in status.split("\n") if ":\t" in line)
     thread, process, blocked, ignored, caught = (int(fields.get(name, "0"), 16) for name in _SETS)
     # One that ends all threads has become a SIGKILL of each by now (kernel/signal.c: complete_signal), unless it dumps core.
     return bool((thread | process) & ~blocked & ~ignored & ~caught & _DEADLY)

@@ -48,7 +48,12 @@ class Mount:
 
 def mounts() -> list[Mount]:
     """All that the process can see, those that are on top of others behind them. Raises OSError without /proc."""
-    return [Mount.parse(line) for line in _MOUNTINFO.read_bytes().splitlines()]
+    return [Mount.parse(line) for line in mountinfo_lines(_MOUNTINFO)]
+
+
+def mountinfo_lines(path: Path) -> list[bytes]:
+    """A path in it may hold any character that ends a line elsewhere: of those the kernel escapes the newline only. Raises OSError."""
+    return path.read_bytes().removesuffix(b"\n").split(b"\n")
 
 
 def mounts_at(target: Path) -> list[Mount]:

@@ -47,7 +47,7 @@ def test_those_of_this_machine() -> None:
 
 def test_the_one_on_top_comes_last(tmp_path: Path) -> None:
     mounting.need_root()
-    strange = tmp_path / "a \\ b\n\tc"
+    strange = tmp_path / "a \\ b\n\tc\r\x0b\x0c\x1c"
     strange.mkdir()
     (tmp_path / "one").mkdir()
     (tmp_path / "one/inside").mkdir()
