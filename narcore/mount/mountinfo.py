@@ -52,7 +52,7 @@ def mounts() -> list[Mount]:
 
 
 def mountinfo_lines(path: Path) -> list[bytes]:
-    """A path in it may hold any character that ends a line elsewhere: of those the kernel escapes the newline only. Raises OSError."""
+    """Of a file. A path in one may hold what ends a line elsewhere: of those, the kernel escapes the newline. Raises OSError."""
     return path.read_bytes().removesuffix(b"\n").split(b"\n")
 
 
