@@ -359,7 +359,7 @@ class NarCache:
         """A full disk is told once an hour, not once a request."""
         if not self._said.get(message):
             self._said.put(message, True, seconds=3600)
-            log.warning("%s; nothing is kept until that is mended, and everything is served all the same", message)
+            log.warning("%s; nothing is kept until that is mended", message)
 
 
 def _is_of(digits: str, fd: int) -> bool:
