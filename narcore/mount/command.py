@@ -52,6 +52,8 @@ just then only wait. SIGHUP to the holder replaces the worker (after an upgrade)
 The files are seen by whoever mounts them, and with --allow-other by everybody: containers whose programs don't run as root need
 it. Without root it takes fusermount3 (the package fuse3), and for --allow-other the line user_allow_other in /etc/fuse.conf.
 
+Where reading gives "Input/output error", nar-serve cat of the same store path says why, and so does the file of --log.
+
 NAR_MOUNT_DEADLINE is how many seconds to wait for a store before reading fails; all other settings of the server hold here, too.
 """
 
@@ -99,6 +101,12 @@ def mount(
     target = _real(directory) if directory is not None else None
     if status and unmount:
         raise click.UsageError("--status and --unmount are two commands")
+    if as_json and not status:
+        raise click.UsageError("--json goes with --status")
+    if lazy and not unmount:
+        raise click.UsageError("--lazy goes with --unmount")
+    if log_file and foreground:
+        raise click.UsageError("--log is for the background; with --foreground messages go to standard error")
     if status:
         _show(settings.run_dir, target, as_json)
         return
@@ -154,11 +162,21 @@ def _prepare(options: MountOptions, settings: Settings) -> None:
         check_metrics(options.metrics)
     make_run_dir(options.run_dir)
     _make_room(options)
+    if not options.target.exists():
+        raise MountError(f"there is no directory {options.target}; make it first: mkdir -p {options.target}")
     if not options.target.is_dir():
-        raise MountError(f"{options.target} is not a directory; make it first: mkdir -p {options.target}")
-    options.cache_dir.mkdir(parents=True, exist_ok=True)
+        raise MountError(f"{options.target} is not a directory; name one to mount at")
+    _make_cache_dir(options.cache_dir)
     os.environ["NAR_CACHE_URL"] = " ".join(settings.cache_urls)
     os.environ["NAR_CACHE_DIR"] = str(options.cache_dir)
+
+
+def _make_cache_dir(cache_dir: Path) -> None:
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        step = "--cache-dir DIR or NAR_CACHE_DIR names another one"
+        raise MountError(f"can't make the cache directory {cache_dir}: {error.strerror}; {step}") from error
 
 
 def _make_room(options: MountOptions) -> None:
@@ -314,19 +332,43 @@ def _detach(target: Path, *, lazy: bool) -> None:
 
 def _show(run_dir: Path, target: Path | None, as_json: bool) -> None:
     if target is not None:
-        found = [_status(control_path(run_dir, target), str(target))]
+        found = [_status_at(run_dir, target)]
     else:
         found = [_status(path, name) for path, name in _sockets(run_dir).items()]
     out = Output()
     if as_json:
         out.write(json.dumps(found if target is None else found[0]).encode() + b"\n")
     elif not found:
-        say("nothing is mounted; nar-serve mount DIR does")
+        say(_nothing(run_dir))
     else:
         out.write("\n".join(map(_for_people, found)).encode("utf-8", "surrogateescape"))
     out.flush()
     if any("error" in one for one in found):
         raise click.exceptions.Exit(TROUBLE)
+
+
+def _status_at(run_dir: Path, target: Path) -> dict[str, object]:
+    path = control_path(run_dir, target)
+    try:
+        return read_status(path, STATUS_SECONDS)
+    except MountError as error:
+        is_missing = isinstance(error.__cause__, FileNotFoundError)
+        why = _why_missing(run_dir, target) if is_missing else str(error)
+        return {"target": str(target), "dead": is_abandoned(path), "error": why}
+
+
+def _why_missing(run_dir: Path, target: Path) -> str:
+    if _on_top(target) is None:
+        return f"nothing of nar-serve is mounted there; nar-serve mount {target} does"
+    return f"it is mounted, but not with the NAR_RUN_DIR {run_dir}; --run-dir DIR names another, such as its user's"
+
+
+def _nothing(run_dir: Path) -> str:
+    """What to say if no socket is there. A mount of another user, or of a service, has another run_dir."""
+    others = sorted({str(mounted.target) for mounted in mounts() if _is_ours(mounted)})
+    if not others:
+        return "nothing is mounted; nar-serve mount DIR does"
+    return f"nothing is mounted with the NAR_RUN_DIR {run_dir}; with another one (--run-dir DIR): {' '.join(others)}"
 
 
 def _sockets(run_dir: Path) -> dict[Path, str]:
@@ -355,9 +397,9 @@ def _for_people(status: Mapping[str, object]) -> str:
         "processes": f"holder {status.get('holder_pid')}, worker {status.get('worker_pid')}",
         "store paths": f"{status.get('paths_known')} known, {status.get('prefetch_pending')} to be fetched ahead",
         "look-ups": ", ".join(f"{count} {outcome}" for outcome, count in _mapping(status, "lookups").items()),
-        "reads": f"{_size(status.get('read_bytes'))}; {status.get('passthrough_opens')} files opened for the kernel to read",
-        "requests": f"{sum(_counts(status))}, of which {status.get('waiting')} wait for a store; "
-        f"{status.get('errors')} failed, {status.get('interrupts')} of who got a signal",
+        "reads": f"{_size(status.get('read_bytes'))}; files left to the kernel to read: {status.get('passthrough_opens')}",
+        "requests": f"{sum(_counts(status))}; waiting for a store: {status.get('waiting')}, "
+        f"failed: {status.get('errors')}, interrupted by a signal: {status.get('interrupts')}",
     }
     if status.get("early"):
         rows["early"] = "files are read before all of the archive has been verified"
@@ -371,7 +413,7 @@ def _for_people(status: Mapping[str, object]) -> str:
 def _since(status: Mapping[str, object]) -> str:
     since, restarts = status.get("since"), status.get("restarts")
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)) if isinstance(since, int | float) else "?"
-    return f"{when}, {restarts} restarts of the worker" if restarts else when
+    return f"{when}; restarts of the worker: {restarts}" if restarts else when
 
 
 def _cache(cache: Mapping[str, object]) -> str:

@@ -162,7 +162,7 @@ def test_the_options_count(command: Command) -> None:
     assert "plain (it is turned off)" in command.ok("--status")
     os.kill(status["worker_pid"], signal.SIGKILL)
     until(lambda: "is replaced" in log.read_text(), "a message in the log")
-    assert "1 restarts" in command.ok("--status")
+    assert "restarts of the worker: 1" in command.ok("--status")
 
 
 def test_in_the_foreground(command: Command) -> None:
@@ -290,8 +290,11 @@ def test_a_mount_that_hangs_is_no_dead_one(command: Command, option: tuple[str, 
         ([], 2, "DIR is missing"),
         (["--unmount"], 2, "DIR is missing"),
         (["--unmount", "--status", "mnt"], 2, "two commands"),
+        (["--json", "mnt"], 2, "--json goes with --status"),
+        (["--lazy", "mnt"], 2, "--lazy goes with --unmount"),  # else a slip of the pen mounts
+        (["--foreground", "--log", "log", "mnt"], 2, "--log is for the background"),
         (["none"], 3, "mkdir -p"),
-        (["store/nix-cache-info"], 3, "is not a directory"),
+        (["store/nix-cache-info"], 3, "is not a directory; name one"),
         (["--unmount", "mnt"], 3, "nothing of nar-serve is mounted at"),
         (["--cache-dir", "off", "mnt"], 2, "NAR_CACHE_DIR=off turns it off"),
         (["--cache-dir", "mnt/cache", "mnt"], 2, "would be hidden"),
@@ -300,7 +303,7 @@ def test_a_mount_that_hangs_is_no_dead_one(command: Command, option: tuple[str, 
         (["--metrics", "9000", "mnt"], 2, "is not host:port"),
         (["--run-dir", "x" * 150, "mnt"], 3, "--run-dir names a shorter one"),
         (["--run-dir", "store/nix-cache-info", "mnt"], 3, "--run-dir names another directory"),
-        (["--cache-dir", "store/nix-cache-info", "mnt"], 3, "File exists"),
+        (["--cache-dir", "store/nix-cache-info", "mnt"], 3, "File exists; --cache-dir DIR or"),
         (["--log", "none/log", "mnt"], 3, "No such file"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -316,10 +319,20 @@ def test_what_it_refuses(command: Command, arguments: list[str], code: int, said
 def test_a_status_of_nothing(command: Command) -> None:
     done = command("--status", command.target)
     assert done.returncode == 3
-    assert "is nar-serve mount running for that directory" in done.stdout
+    assert "nothing of nar-serve is mounted there" in done.stdout
     make_run_dir(command.run_dir)
     (command.run_dir / "mounts/rubbish.sock").touch()  # what is mounted no more, and nobody listens at, is not shown
     assert "nothing is mounted" in command.ok("--status")
+
+
+def test_a_mount_with_another_run_dir_is_not_nothing(command: Command) -> None:
+    command.ok("--run-dir", command.directory / "other", command.target)
+    said = command.ok("--status")
+    assert f"nothing is mounted with the NAR_RUN_DIR {command.run_dir}" in said
+    assert str(command.target) in said
+    done = command("--status", command.target)
+    assert (done.returncode, "it is mounted, but not with the NAR_RUN_DIR" in done.stdout) == (3, True), done
+    command.ok("--run-dir", command.directory / "other", "--unmount", command.target)
 
 
 def test_the_help_teaches(command: Command) -> None:
