@@ -7,8 +7,8 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from types import FrameType
@@ -47,6 +47,7 @@ class Worker:
         self._names = names
         self._backings = None if held.plain_reason else Backings(held.device, held.backings, held.generation + 1)
         self._appeared: deque[str] = deque()
+        self._appeared_last: list[str] = []
         self._files = FileSystem(
             self._cache,
             names,
@@ -68,6 +69,8 @@ class Worker:
             socket.socket(fileno=held.listener), status=self.status, prefetch=self._prefetch.add
         )
         self._stopped = False
+        self._closed = threading.Event()
+        self._ticks = 0
 
     def start(self) -> None:
         """What may fail. Raises SettingsError."""
@@ -79,11 +82,12 @@ class Worker:
     def run(self) -> int:
         """Answer requests until there are none any more. How it ended: UNMOUNTED or STOPPED."""
         self._control.start()
-        threading.Thread(target=self._tick, name="upkeep", daemon=True).start()
+        self.start_upkeep()
         self._server.serve()
         return STOPPED if self._stopped else UNMOUNTED
 
     def close(self) -> None:
+        self._closed.set()
         self._control.close()
         self._files.close()
         self._cache.close()
@@ -99,27 +103,37 @@ class Worker:
 
     # --- beside the requests
 
-    def _tick(self) -> None:
-        ticks = 0
-        while True:
-            time.sleep(TICK_SECONDS)
-            ticks += 1
-            if os.getppid() != self._holder:
-                log.warning("the process that held the mount has died: this one takes its place")
-                take_over(replace(self._held, generation=self._held.generation + 1))
+    def start_upkeep(self) -> None:
+        """On threads of their own: whatever waits for a store or for the disk, the holder is looked after."""
+        for task in (self._watch_holder, self._keep_up, self._ask_again):
+            threading.Thread(target=self._every_tick, args=(task,), name=task.__name__, daemon=True).start()
+
+    def _every_tick(self, do: Callable[[], None]) -> None:
+        while not self._closed.wait(TICK_SECONDS):
             try:
-                if ticks % SWEEP_TICKS == 0:
-                    self._files.sweep()
-                self._announce()
-                for name in self._files.denied.due()[:ASK_AT_ONCE]:
-                    with suppress(NarcoreError, OSError):  # a store that does not answer: the next time it may
-                        self._files.find(name)
+                do()
             except Exception:
                 log.exception("upkeep of the mount")
 
+    def _watch_holder(self) -> None:
+        if os.getppid() != self._holder:
+            log.warning("the process that held the mount has died: this one takes its place")
+            take_over(replace(self._held, generation=self._held.generation + 1))
+
+    def _keep_up(self) -> None:
+        self._announce()
+        self._ticks += 1
+        if self._ticks % SWEEP_TICKS == 0:
+            self._files.sweep()
+
+    def _ask_again(self) -> None:
+        for name in self._files.denied.due()[:ASK_AT_ONCE]:
+            with suppress(NarcoreError, OSError):  # a store that does not answer: the next time it may
+                self._files.find(name)
+
     def _announce(self) -> None:
-        """Tell whoever watches which names have appeared since the last tick: by now the kernel has every older answer."""
-        names = [self._appeared.popleft() for _ in range(len(self._appeared))]
+        """Tell whoever watches which names had appeared by the last tick: by now the kernel has every older answer."""
+        names, self._appeared_last = self._appeared_last, [self._appeared.popleft() for _ in range(len(self._appeared))]
         if names:
             log.info("published meanwhile: %s", " ".join(names))
             self._control.announce(names)
@@ -142,7 +156,7 @@ class Worker:
             "resend": held.resend,
             "kernel_minor": held.minor,
             "worker_pid": os.getpid(),
-            "holder_pid": os.getppid(),
+            "holder_pid": self._holder,  # never whoever is our parent since it has died, such as init
             "restarts": held.generation,
             "since": held.since,
             "stores": [substituter.url for substituter in self._cache.substituters],

@@ -1,0 +1,91 @@
+"""What a worker does beside the requests, which none of them may hold up."""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from narcore.mount import denied, worker
+from narcore.mount.options import Held
+from narcore.mount.worker import Worker
+from narcore.settings import Settings
+from tests.mount.samples import base
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[Held]:
+    """A mount whose kernel asks for nothing."""
+    with ExitStack() as stack:
+        reading, writing = os.pipe()
+        names, backings = os.memfd_create("names"), os.memfd_create("backings")
+        for fd in (reading, writing, names, backings):
+            stack.callback(os.close, fd)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(tmp_path / "control"))
+        listener.listen()
+        yield Held(
+            device=reading,
+            listener=listener.detach(),
+            names=names,
+            backings=backings,
+            generation=0,
+            since=0.0,
+            minor=45,
+            passthrough=False,
+            resend=True,
+            plain_reason="a test",
+            target=tmp_path,
+            control=tmp_path / "control",
+            control_inode=0,
+            metrics="",
+        )
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings.from_environ({"NAR_CACHE_URL": "http://127.0.0.1:1", "NAR_CACHE_DIR": str(tmp_path / "cache")})
+
+
+def test_a_holder_that_dies_is_replaced_while_the_store_of_a_denied_name_hangs(
+    held: Held, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answer, taken_over = threading.Event(), threading.Event(), threading.Event()
+    monkeypatch.setattr(worker, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(denied, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "take_over", lambda held: taken_over.set())
+    holder = os.getppid()
+    one = Worker(held, settings, holder)
+
+    def hang(name: str) -> None:
+        asked.set()
+        answer.wait()
+
+    monkeypatch.setattr(one._files, "find", hang)
+    one._files.denied.add(base("one"))
+    one.start_upkeep()
+    try:
+        assert asked.wait(15)
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        assert taken_over.wait(15)
+        assert one.status()["holder_pid"] == holder, "not init, which is our parent since"
+    finally:
+        answer.set()
+        one.close()
+
+
+def test_a_name_is_announced_when_the_kernel_has_had_a_tick_to_read_older_answers(
+    held: Held, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, announced = Worker(held, settings, os.getppid()), list[str]()
+    monkeypatch.setattr(one._control, "announce", announced.extend)
+    one._appeared.append("late")
+    one._keep_up()
+    assert announced == []
+    for _ in range(2):
+        one._keep_up()
+        assert announced == ["late"]
+    one.close()
