@@ -14,13 +14,25 @@ from typing import Any
 
 from narcore import __version__
 from narcore.csi.attributes import Attributes
-from narcore.csi.schema import CSI, RPC_GET_VOLUME_STATS, RPC_VOLUME_MOUNT_GROUP, UNIT_BYTES
+from narcore.csi.schema import (
+    CSI,
+    MODE_MULTI_NODE_READER_ONLY,
+    MODE_SINGLE_NODE_MULTI_WRITER,
+    MODE_SINGLE_NODE_READER_ONLY,
+    MODE_SINGLE_NODE_SINGLE_WRITER,
+    MODE_SINGLE_NODE_WRITER,
+    RPC_GET_VOLUME_STATS,
+    RPC_VOLUME_MOUNT_GROUP,
+    UNIT_BYTES,
+)
 from narcore.errors import MountError
 from narcore.mount.control import read_status
 from narcore.volumes import Volumes
 from narcore.volumes.errors import NoSuchVolume, VolumeRefused
 from narcore.volumes.targets import shown
 
+READERS = (MODE_SINGLE_NODE_READER_ONLY, MODE_MULTI_NODE_READER_ONLY)
+WRITERS = (MODE_SINGLE_NODE_WRITER, MODE_SINGLE_NODE_SINGLE_WRITER, MODE_SINGLE_NODE_MULTI_WRITER)
 PROBE_SECONDS = 1.0  # for all mounts together: kubelet gives a probe one second
 ID_MAX = 128  # bytes, of every string unless the specification says otherwise
 
@@ -84,14 +96,11 @@ class Node:
         if not request.HasField("volume_capability"):
             raise VolumeRefused("volume_capability is missing")
         capability = request.volume_capability
-        if capability.HasField("block"):
-            raise VolumeRefused("a volume of store paths can't be a block device; use volumeMounts, not volumeDevices")
-        if capability.mount.mount_flags:
-            raise VolumeRefused("mount options can't be chosen; leave mountOptions out")
+        is_for_readers = _is_for_readers(capability)
         target = self._below_kubelet_dir(given)
         attributes = Attributes.parse(
             request.volume_context,
-            read_only=request.readonly,
+            read_only=request.readonly or is_for_readers,
             mount_group=capability.mount.volume_mount_group,
             caches=tuple(self._plugin.caches),
         )
@@ -132,6 +141,20 @@ class Node:
         raise VolumeRefused(
             f"{shown(text)} is not below {self._plugin.kubelet_dir}; --kubelet-dir says where kubelet has its files"
         )
+
+
+def _is_for_readers(capability: Any) -> bool:
+    """Whether nobody is to write, by its access mode. Raises VolumeRefused for what no volume here can do."""
+    if capability.HasField("block"):
+        raise VolumeRefused("a volume of store paths can't be a block device; use volumeMounts, not volumeDevices")
+    if not capability.HasField("mount"):
+        raise VolumeRefused("volume_capability has no access_type; it has to be mount")
+    if capability.mount.mount_flags:
+        raise VolumeRefused("mount options can't be chosen; leave mountOptions out")
+    mode = capability.access_mode.mode
+    if mode not in (*READERS, *WRITERS):
+        raise VolumeRefused(f"access mode {mode} is not possible: what is written to a volume is on one node alone")
+    return mode in READERS
 
 
 def _id(request: Any) -> str:

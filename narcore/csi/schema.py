@@ -97,7 +97,8 @@ _REGISTRATION: Schema = {
 # Enums: VolumeUsage.Unit, NodeServiceCapability.RPC.Type, VolumeCapability.AccessMode.Mode
 UNIT_BYTES = 1
 RPC_GET_VOLUME_STATS, RPC_VOLUME_MOUNT_GROUP = 2, 6
-MODE_SINGLE_NODE_WRITER = 1
+MODE_SINGLE_NODE_WRITER, MODE_SINGLE_NODE_READER_ONLY, MODE_MULTI_NODE_READER_ONLY = 1, 2, 3
+MODE_SINGLE_NODE_SINGLE_WRITER, MODE_SINGLE_NODE_MULTI_WRITER = 6, 7
 
 
 def _message_classes(package: str, schema: Schema) -> dict[str, type[Any]]:

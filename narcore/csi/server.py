@@ -20,9 +20,16 @@ from narcore.csi.schema import CSI
 from narcore.errors import MountError, SettingsError
 from narcore.mount.metrics import Family
 from narcore.volumes import Volumes
-from narcore.volumes.errors import CacheDead, NoSuchVolume, VolumeBusy, VolumeConflict, VolumeRefused
+from narcore.volumes.errors import (
+    CacheDead,
+    NoSuchVolume,
+    VolumeBusy,
+    VolumeConflict,
+    VolumeElsewhere,
+    VolumeRefused,
+)
 
-THREADS = 8  # a call takes milliseconds
+THREADS = 32  # a call takes milliseconds, unless a mount hangs; those for others go on meanwhile
 CALLS_MAX = 512  # under way and waiting: as many as a node may have pods, and then some
 MESSAGE_MAX = 256 * 1024  # the largest of the specification's are 4 KiB of attributes
 STOP_SECONDS = 5.0  # so long calls under way may take when it ends
@@ -35,6 +42,7 @@ Method = Callable[[Any], Any]
 _CODES: Mapping[type[BaseException], grpc.StatusCode] = {
     VolumeRefused: grpc.StatusCode.INVALID_ARGUMENT,
     VolumeConflict: grpc.StatusCode.ALREADY_EXISTS,
+    VolumeElsewhere: grpc.StatusCode.FAILED_PRECONDITION,  # what is for one node may be published once
     NoSuchVolume: grpc.StatusCode.NOT_FOUND,
     VolumeBusy: grpc.StatusCode.ABORTED,  # "operation pending for volume"
     CacheDead: grpc.StatusCode.UNAVAILABLE,

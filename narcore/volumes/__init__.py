@@ -5,6 +5,7 @@
     volumes    publish, unpublish, flush, recover      states    which volumes there are: a directory each, on disk
     watcher    overlays see what was published late    targets   ids and paths from outside, checked once
     ahead      closures to fetch, told to the mount    trees     directories that containers have written to
+    pulses     whether the mounts answer               removals  what is left of volumes goes, in the background
     caches     the mounts, as a command line names them
     errors     why a volume can't be had
 

@@ -8,7 +8,11 @@ class VolumeRefused(MountError):
 
 
 class VolumeConflict(MountError):
-    """There is something else at the target already, or the volume is somewhere else."""
+    """There is something else at the target already."""
+
+
+class VolumeElsewhere(VolumeConflict):
+    """The volume is at another target."""
 
 
 class NoSuchVolume(MountError):

@@ -8,7 +8,6 @@ Names that begin with ``~`` are no ids: ``~lock-00`` and so on are locks, ``~gon
 
 import fcntl
 import json
-import logging
 import os
 import time
 import uuid
@@ -22,7 +21,6 @@ from typing import Literal, Self
 from narcore.errors import MountError
 from narcore.volumes.errors import VolumeBusy, VolumeRefused
 from narcore.volumes.targets import check_id
-from narcore.volumes.trees import remove_tree
 
 Mode = Literal["ro", "overlay"]
 MODES: tuple[Mode, ...] = ("ro", "overlay")
@@ -32,8 +30,6 @@ LOCK_SECONDS = 20.0  # what is done under a lock takes milliseconds, unless a di
 STATE_MAX = 64 * 1024
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-log = logging.getLogger("narcore.volumes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +148,9 @@ class States:
         """Also of those without a state, whose making was interrupted."""
         return [name for name in self._names() if not name.startswith("~")]
 
-    def sweep(self) -> None:
-        """Remove what was forgotten, and whose removal was interrupted."""
-        for name in self._names():
-            if name.startswith("~gone-"):
-                try:
-                    remove_tree(self.directory / name)
-                except OSError as error:
-                    log.warning("%s can't be removed: %s", self.directory / name, error)
+    def forgotten(self) -> list[Path]:
+        """What was to be removed then, and is still there."""
+        return [self.directory / name for name in self._names() if name.startswith("~gone-")]
 
     def home(self, volume_id: str) -> Path:
         return self.directory / volume_id

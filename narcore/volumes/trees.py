@@ -6,6 +6,7 @@ depends on the depth of a tree.
 
 import errno
 import itertools
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -16,33 +17,51 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK = 512  # what st_blocks counts, stat(2)
 
 
-def remove_tree(top: Path) -> None:
-    """Remove a directory and all in it; links in it are not followed. Nothing if it is not there. Raises OSError."""
+def remove_tree(top: Path, seconds: float = math.inf) -> None:
+    """Remove a directory and all in it; links in it are not followed. Nothing if it is not there. Raises OSError.
+
+    It is a TimeoutError if that takes longer than so many seconds; then a part of it is still there.
+    """
+    deadline = time.monotonic() + seconds
     with suppress(FileNotFoundError):
         with _opened(top) as fd:
-            _empty(fd)
+            _empty(fd, deadline)
         top.rmdir()
 
 
-def _empty(top: int) -> None:
+def _empty(top: int, deadline: float) -> None:
     """Directories below the first level are moved up to it, and so it never goes deeper than that."""
     numbers = itertools.count()
-    while names := os.listdir(top):
-        for name in names:
-            try:
-                os.unlink(name, dir_fd=top)
-            except IsADirectoryError:
-                with _opened(name, top) as inner:
-                    _empty_into(inner, top, numbers)
-                os.rmdir(name, dir_fd=top)
+    for name in _names(top, deadline):
+        try:
+            os.unlink(name, dir_fd=top)
+        except IsADirectoryError:
+            with _opened(name, top) as inner:
+                _empty_into(inner, top, numbers, deadline)
+            os.rmdir(name, dir_fd=top)
 
 
-def _empty_into(inner: int, top: int, numbers: Iterator[int]) -> None:
-    for name in os.listdir(inner):
+def _empty_into(inner: int, top: int, numbers: Iterator[int], deadline: float) -> None:
+    for name in _names(inner, deadline):
         try:
             os.unlink(name, dir_fd=inner)
         except IsADirectoryError:
             _move_up(name, inner, top, numbers)
+
+
+def _names(directory: int, deadline: float) -> Iterator[str]:
+    """What is in it, until nothing is: each has to be gone when the next is asked for. Never all of them in memory: they can be
+    more than fit. Raises TimeoutError.
+    """
+    is_empty = False
+    while not is_empty:
+        is_empty = True
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                is_empty = False
+                if time.monotonic() > deadline:
+                    raise TimeoutError(errno.ETIMEDOUT, "it takes long")
+                yield entry.name
 
 
 def _move_up(name: str, inner: int, top: int, numbers: Iterator[int]) -> None:

@@ -22,7 +22,9 @@ from narcore.mount import syscalls
 from narcore.mount.control import control_path, is_abandoned
 from narcore.mount.mountinfo import Mount, mounts, mounts_at
 from narcore.volumes.ahead import Ahead
-from narcore.volumes.errors import CacheDead, NoSuchVolume, VolumeBusy, VolumeConflict, VolumeRefused
+from narcore.volumes.errors import CacheDead, NoSuchVolume, VolumeBusy, VolumeConflict, VolumeElsewhere, VolumeRefused
+from narcore.volumes.pulses import Pulses
+from narcore.volumes.removals import Removals
 from narcore.volumes.states import MODES, Mode, States, Volume, current_boot_id, overlay_source
 from narcore.volumes.targets import check_id, check_target, shown
 from narcore.volumes.trees import remove_tree, used_bytes
@@ -60,6 +62,8 @@ class Volumes:
         self._within = Path(os.path.realpath(within)) if within is not None else None
         self._boot_id = boot_id or current_boot_id()
         self._ahead = Ahead()
+        self._removals = Removals()
+        self._pulses = Pulses(stores)
         self._usage: dict[str, tuple[float, int]] = {}
         self._counting = threading.Lock()
 
@@ -96,13 +100,13 @@ class Volumes:
             self._ahead.ask(volume_id, self.control(cache), prefetch)
 
     def unpublish(self, volume_id: str, target: Path, *, keep: bool = False) -> None:
-        """Unmount it, and remove ``target``; also if it is not mounted, or its state is lost.
+        """Unmount it, and remove ``target``; also if it is not mounted, or its state is lost or can't be read.
 
         What was written to it is removed, unless ``keep``.
         """
         target = self._checked(volume_id, target)
         with self._states.locked(volume_id):
-            volume = self._states.read(volume_id)
+            volume = self._states.read(volume_id) if keep else self._readable(volume_id)
             self._unmount(volume_id, target, volume)
             _remove_target(target)
             if volume is not None and self._is_mounted_elsewhere(volume, target):
@@ -112,7 +116,7 @@ class Volumes:
                 return
             gone = self._states.forget(volume_id)
         self._usage.pop(volume_id, None)
-        _remove(gone)
+        self._remove(gone)
 
     def flush(self, cache: str) -> int:
         """Have every overlay of that cache forget which names it did not find; how many there were. What fails is logged."""
@@ -125,13 +129,13 @@ class Volumes:
 
     def recover(self) -> None:
         """At the start: end what was interrupted, and remove what a reboot has left. What fails is logged."""
-        self._states.sweep()
         for volume_id in self._states.ids():
             try:
                 with self._states.locked(check_id(volume_id)):
                     self._recover(volume_id)
             except (MountError, OSError) as error:
                 log.error("volume %s: %s", volume_id, error)
+        self._removals.remove(self._states.forgotten())
 
     # --- what only looks
 
@@ -217,7 +221,7 @@ class Volumes:
         assert wanted.target is not None
         before = self._states.read(wanted.id)
         if before is not None and self._is_mounted_elsewhere(before, wanted.target):
-            raise VolumeConflict(f"the volume {wanted.id} is mounted at {before.target}; unpublish it there first")
+            raise VolumeElsewhere(f"the volume {wanted.id} is mounted at {before.target}; unpublish it there first")
         on_top = mounts_at(wanted.target)[-1:]
         if not on_top:
             return False
@@ -230,6 +234,14 @@ class Volumes:
         self._unmount(wanted.id, wanted.target, before)
         return False
 
+    def _readable(self, volume_id: str) -> Volume | None:
+        """Its state, or None, as if it were lost: nothing of it is to be kept. Its pod could never end otherwise."""
+        try:
+            return self._states.read(volume_id)
+        except MountError as error:
+            log.warning("volume %s: %s", volume_id, error)
+            return None
+
     def _is_mounted_elsewhere(self, volume: Volume, target: Path) -> bool:
         if volume.target is None or volume.target == target or volume.boot_id != self._boot_id:
             return False
@@ -237,6 +249,8 @@ class Volumes:
 
     def _mount(self, volume: Volume, store_dir: Path) -> None:
         assert volume.target is not None
+        if volume.mode == "overlay":  # the kernel asks the mount for its statistics
+            self._pulses.feel(volume.cache, self.control(volume.cache))
         self._make_home(volume)
         self._states.write(volume)
         try:
@@ -297,7 +311,11 @@ class Volumes:
         return mounted.source == syscalls.SOURCE and mounted.root == "/" and not is_of_another
 
     def _discard(self, volume_id: str) -> None:
-        _remove(self._states.forget(volume_id))
+        self._remove(self._states.forget(volume_id))
+
+    def _remove(self, gone: Path | None) -> None:
+        if gone is not None:
+            self._removals.remove([gone])
 
     def _flush(self, volume_id: str) -> bool:
         try:
@@ -316,7 +334,7 @@ class Volumes:
     def _recover(self, volume_id: str) -> None:
         volume = self._states.read(volume_id)
         if volume is None:
-            self._discard(volume_id)  # its making was interrupted, before it could be mounted
+            self._states.forget(volume_id)  # its making was interrupted, before it could be mounted
             return
         if volume.target is None or _shows(mounts_at(volume.target)[-1:], volume):
             return
@@ -327,7 +345,7 @@ class Volumes:
         if volume.keep:
             self._states.write(replace(volume, target=None))
             return
-        self._discard(volume_id)
+        self._states.forget(volume_id)
         log.info(
             "volume %s is removed: it was of before the machine was started again, or its target is gone", volume_id
         )
@@ -341,16 +359,6 @@ def _shows(on_top: Sequence[Mount], volume: Volume) -> bool:
     if volume.mode == "overlay":
         return mounted.fs_type == "overlay" and mounted.source == volume.source
     return mounted.device == volume.device and mounted.source == syscalls.SOURCE
-
-
-def _remove(gone: Path | None) -> None:
-    """What can't be removed now is at the next start: nobody has to wait for it."""
-    if gone is None:
-        return
-    try:
-        remove_tree(gone)
-    except OSError as error:
-        log.warning("%s can't be removed: %s", gone, error)
 
 
 def _make_target(target: Path) -> None:

@@ -112,5 +112,6 @@ def test_every_error_has_a_code() -> None:
         kinds.append(kind)
         pending += kind.__subclasses__()
     assert {code_of(kind("x")).name for kind in kinds} == {
-        "INTERNAL", "INVALID_ARGUMENT", "ALREADY_EXISTS", "NOT_FOUND", "ABORTED", "UNAVAILABLE"
+        "INTERNAL", "INVALID_ARGUMENT", "ALREADY_EXISTS", "FAILED_PRECONDITION", "NOT_FOUND", "ABORTED",
+        "UNAVAILABLE",
     }  # fmt: skip

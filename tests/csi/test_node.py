@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from narcore.csi.schema import CSI
+from narcore.csi.schema import CSI, MODE_MULTI_NODE_READER_ONLY, MODE_SINGLE_NODE_READER_ONLY, MODE_SINGLE_NODE_WRITER
 from narcore.csi.server import CALLS_MAX, MESSAGE_MAX
 from narcore.errors import SettingsError
 from narcore.mount import syscalls
@@ -27,11 +27,16 @@ POD = {
     "csi.storage.k8s.io/pod.uid": "1234",
     "csi.storage.k8s.io/serviceAccount.name": "default",
 }
+MULTI_NODE_MULTI_WRITER = 5
 HELLO = f"/nix/store/{32 * '0'}-hello"
 
 
 def mode_of(target: Path) -> str:
     return "overlay" if mounts_at(target)[-1].fs_type == "overlay" else "ro"
+
+
+def capability(access_mode: int = MODE_SINGLE_NODE_WRITER, **mount: object) -> dict[str, object]:
+    return {"mount": mount, "access_mode": {"mode": access_mode}}
 
 
 @pytest.mark.parametrize(
@@ -51,14 +56,14 @@ def test_caches(running: Running) -> None:
 
 
 def test_groups(running: Running) -> None:
-    by_pod = {"mount": {"volume_mount_group": "1234"}, "access_mode": {"mode": 1}}
-    for attributes, capability, group, mode in (
+    by_pod = capability(volume_mount_group="1234")
+    for attributes, given, group, mode in (
         ({}, CAPABILITY, 0, 0o755),
         ({}, by_pod, 1234, 0o2775),
         ({"group": "77"}, CAPABILITY, 77, 0o2775),
         ({"group": "77"}, by_pod, 77, 0o2775),
     ):
-        running.call.publish("a", running.target(), volume_context=attributes, volume_capability=capability)
+        running.call.publish("a", running.target(), volume_context=attributes, volume_capability=given)
         status = running.target().stat()
         assert (status.st_gid, stat.S_IMODE(status.st_mode)) == (group, mode)
         running.call.unpublish("a", running.target())
@@ -99,13 +104,21 @@ def test_prefetch_from_a_mount_that_does_not_answer(running: Running, caplog: py
         ({"volume_context": {"group": "-1"}}, "not the number of a group"),
         ({"volume_context": {"group": "4294967295"}}, "not the number of a group"),
         ({"volume_context": {"group": "٣"}}, "not the number of a group"),
-        ({"volume_capability": {"mount": {"volume_mount_group": "x,upperdir=/"}}}, "not the number of a group"),
+        ({"volume_capability": capability(volume_mount_group="x,upperdir=/")}, "not the number of a group"),
         ({"volume_context": {"prefetch": "/etc/passwd"}}, "not a store path"),
         ({"volume_context": {"prefetch": f"{HELLO}/../x"}}, "not a store path"),
         ({"volume_context": {"prefetch": "x" * 5000}}, "not a store path"),
         ({"volume_context": {"prefetch": " ".join(f"{HELLO}{n}" for n in range(101))}}, "100 store paths at most"),
         ({"volume_capability": {"block": {}}}, "can't be a block device"),
-        ({"volume_capability": {"mount": {"mount_flags": ["suid"]}}}, "mount options can't be chosen"),
+        ({"volume_capability": capability(mount_flags=["suid"])}, "mount options can't be chosen"),
+        ({"volume_capability": {"access_mode": {"mode": 1}}}, "has no access_type"),
+        ({"volume_capability": {"mount": {}}}, "access mode 0 is not possible"),
+        ({"volume_capability": capability(MULTI_NODE_MULTI_WRITER)}, "access mode 5 is not possible"),
+        ({"volume_capability": capability(99)}, "access mode 99 is not possible"),
+        (
+            {"volume_capability": capability(MODE_SINGLE_NODE_READER_ONLY), "volume_context": {"mode": "overlay"}},
+            "leave one of them out",
+        ),
         ({"volume_id": "a/../b"}, "can't be the id of a volume"),
         ({"volume_id": ".."}, "can't be the id of a volume"),
         ({"volume_id": "a,upperdir=/etc"}, "can't be the id of a volume"),
@@ -149,10 +162,24 @@ def test_conflicts(running: Running) -> None:
     running.call.publish("a", running.target())
     with refused("ALREADY_EXISTS", "other options; unpublish it first"):
         running.call.publish("a", running.target(), readonly=True)
-    with refused("ALREADY_EXISTS", "unpublish it there first"):
+    with refused("FAILED_PRECONDITION", "unpublish it there first"):
         running.call.publish("a", running.target("pod-2"))
     with refused("ALREADY_EXISTS", "something else is mounted"):
         running.call.publish("b", running.target())
+
+
+@pytest.mark.parametrize("mode", [MODE_SINGLE_NODE_READER_ONLY, MODE_MULTI_NODE_READER_ONLY])
+def test_access_modes_of_readers(running: Running, mode: int) -> None:
+    running.call.publish("a", running.target(), volume_capability=capability(mode))
+    assert mode_of(running.target()) == "ro"
+
+
+def test_a_state_that_can_not_be_read_keeps_no_pod_from_ending(running: Running) -> None:
+    running.call.publish("a", running.target())
+    (running.place / "state/a/state.json").write_text("{")
+    running.call.unpublish("a", running.target())
+    assert running.below() == []
+    assert not (running.place / "state/a").exists()
 
 
 def test_a_mount_that_is_gone(running: Running) -> None:

@@ -1,8 +1,12 @@
 """What a container has written is counted and removed, however it was meant."""
 
+import itertools
 import os
 import time
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,6 +61,36 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"Not a directory|Too many"):
         remove_tree(tmp_path / "tree")
     assert os.listdir(tmp_path / "outside") == ["file"]
+
+
+def test_many_names(tmp_path: Path) -> None:
+    """They don't have to fit into memory, in which a container may have made more than that."""
+    tree = tmp_path / "tree"
+    for directory in (tree, tree / "inner"):
+        directory.mkdir()
+        for number in range(1000):
+            os.mknod(directory / f"{number:0250}")
+    tracemalloc.start()
+    remove_tree(tree)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150_000, "the names alone are 250,000 bytes"
+    assert os.listdir(tmp_path) == []
+
+
+def test_as_much_as_there_is_time_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(60):
+        (tmp_path / f"tree/{number % 3}/{number}").mkdir(parents=True)
+    monkeypatch.setattr("narcore.volumes.trees.time", SimpleNamespace(monotonic=itertools.count().__next__))
+    with pytest.raises(TimeoutError):
+        remove_tree(tmp_path / "tree", 0)
+    assert len(list((tmp_path / "tree").rglob("*"))) == 63
+    rounds = 0
+    while (tmp_path / "tree").exists():
+        with suppress(TimeoutError):
+            remove_tree(tmp_path / "tree", 20)
+        rounds += 1
+    assert 5 < rounds < 20, "each goes on where the one before it has ended"
 
 
 def test_one_that_is_not_there(tmp_path: Path) -> None:

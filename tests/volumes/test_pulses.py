@@ -1,0 +1,76 @@
+"""A mount that hangs: nobody waits long for it, and nobody else waits at all."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from narcore.mount.control import ControlServer, control_path
+from narcore.volumes import Volumes
+from narcore.volumes.errors import CacheDead
+from tests.volumes.test_volumes import below, left
+
+
+@pytest.fixture
+def hanging(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """The control socket of ``store``, at which nobody answers."""
+    monkeypatch.setattr("narcore.volumes.pulses.ANSWER_SECONDS", 0.2)
+    path = control_path(place / "run", place / "store")
+    path.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        yield listener
+
+
+def test_the_kernel_is_not_let_wait_for_it(place: Path, volumes: Volumes, hanging: socket.socket) -> None:
+    with pytest.raises(CacheDead, match=r"main: .* has not answered within 0.2 seconds"):
+        volumes.publish("a", place / "t", cache="main", mode="overlay")
+    assert below(place) == left(place) == []
+    assert not (place / "t").exists()
+    volumes.publish("b", place / "u", cache="other", mode="overlay")
+    volumes.publish("c", place / "v", cache="main", mode="ro")
+    volumes.unpublish("c", place / "v")
+
+
+def test_what_is_there_already_needs_no_answer(
+    place: Path, volumes: Volumes, hanging: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = ControlServer(hanging.dup(), status=dict, prefetch=lambda _: None)
+    control.start()
+    monkeypatch.setattr("narcore.volumes.pulses.ANSWER_SECONDS", 20)
+    volumes.publish("a", place / "t", cache="main", mode="overlay")
+    control.close()
+    monkeypatch.setattr("narcore.volumes.pulses.ANSWER_SECONDS", 0.01)
+    volumes.publish("a", place / "t", cache="main", mode="overlay")
+    volumes.unpublish("a", place / "t")
+    assert below(place) == []
+
+
+def test_many_wait_no_longer_than_one(place: Path, volumes: Volumes, hanging: socket.socket) -> None:
+    barrier = threading.Barrier(16)
+
+    def publish(number: int) -> None:
+        barrier.wait(10)
+        with pytest.raises(CacheDead, match="not answer"):
+            volumes.publish(f"v{number}", place / f"t{number}", cache="main", mode="overlay")
+
+    asked = 0
+    start = time.monotonic()
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(publish, range(16)))
+    took = time.monotonic() - start
+    hanging.setblocking(False)
+    while True:
+        try:
+            connection, _ = hanging.accept()
+        except BlockingIOError:
+            break
+        asked += bool(connection.recv(100))
+        connection.close()
+    assert asked <= 1 + took, "one of them asks for all, once a second at most"
+    assert below(place) == left(place) == []
