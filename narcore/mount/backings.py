@@ -138,17 +138,27 @@ class Backings:
     def _note(self, node_id: int, number: int) -> None:
         self._end += os.pwrite(self._fd, _RECORD.pack(node_id, number), self._end)
         if self._end > _FILE_MAX:
-            self._shorten({node: backing.number for node, backing in self._nodes.items()} | {node_id: number})
+            self._shorten()
 
     def _restore(self) -> None:
+        numbers = self._noted()
+        self._nodes = OrderedDict((node, _Backing(number, inherited=True)) for node, number in numbers.items())
+
+    def _noted(self) -> dict[int, int]:
+        """What is in the file, in the order in which it was noted; and where the next record goes."""
         data = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
         self._end = len(data) // _RECORD.size * _RECORD.size  # one that was never finished is written over
-        for node_id, number in dict(_RECORD.iter_unpack(data[: self._end])).items():
+        numbers: dict[int, int] = {}
+        for node_id, number in _RECORD.iter_unpack(data[: self._end]):
+            numbers.pop(node_id, None)
             if number != _GONE:
-                self._nodes[node_id] = _Backing(number, inherited=True)
+                numbers[node_id] = number
+        return numbers
 
-    def _shorten(self, numbers: dict[int, int]) -> None:
-        """Killed between the two steps, it is read right all the same: what is left behind is what was noted last."""
-        records = b"".join(_RECORD.pack(*record) for record in numbers.items() if record[1] != _GONE)
+    def _shorten(self) -> None:
+        """Killed in the midst of it, it is read right all the same: no record is moved towards the end, so each is either among
+        what was written or where it was, and what is left behind is what was noted last.
+        """
+        records = b"".join(_RECORD.pack(*record) for record in self._noted().items())
         self._end = os.pwrite(self._fd, records, 0)
         os.ftruncate(self._fd, self._end)

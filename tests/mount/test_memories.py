@@ -231,6 +231,34 @@ def test_killed_while_the_file_is_made_shorter(device: Device, fd: int, monkeypa
     assert len(Backings(-1, fd, 3)) == len(there)  # it is open
 
 
+@pytest.mark.parametrize("written", range(6))
+def test_killed_while_the_shorter_file_is_written(
+    device: Device, fd: int, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """The kernel may end a write anywhere when the process is killed."""
+    backings = Backings(-1, fd, 1)
+    for node in range(1, 6):
+        backings.add(node, 0)
+    backings.forgotten([2])
+    for node in (1, 3, 1):  # used: in the order of their use, they go to the end
+        backings.open(node)
+    whole = os.pwrite
+
+    def killed(fd: int, data: bytes, offset: int) -> int:
+        if offset == 0:
+            whole(fd, data[: written * module._RECORD.size], offset)
+            raise InterruptedError
+        return whole(fd, data, offset)
+
+    monkeypatch.setattr(module, "_FILE_MAX", 0)
+    monkeypatch.setattr(os, "pwrite", killed)
+    with pytest.raises(InterruptedError):
+        backings.add(6, 0)
+    monkeypatch.undo()
+    after = Backings(-1, fd, 2)
+    assert {node: opened[1] for node in range(1, 8) if (opened := after.open(node))} == {1: 1, 3: 3, 4: 4, 5: 5, 6: 6}
+
+
 CLOSURES = {"a": ("a", "b", "c"), "b": ("d",), "c": ("d", "e"), "d": (), "e": ("lost", "broken")}
 
 
