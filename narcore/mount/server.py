@@ -4,7 +4,7 @@ What can be answered out of memory or off the disk is answered on the thread tha
 raises `Slow`: the work is done once, on another thread, however many wait for it, and then each of the requests is tried again.
 Nobody waits for ever: when no progress was seen for the deadline, those who wait get EIO, and the work goes on without them.
 
-A process that is killed while it waits is let go at once (FUSE_INTERRUPT); the work goes on for the others. Any other signal waits
+A process that is killed while it waits is let go at once (FUSE_INTERRUPT); work that was begun goes on. Any other signal waits
 until the request has been answered.
 
 All threads read the same descriptor, never a clone of it: what was read from a clone is lost when the clone is closed, and so could
@@ -274,6 +274,8 @@ class Server:
             return self._pools[kind]
 
     def _work(self, slow: Slow) -> None:
+        if self._is_abandoned(slow.key):
+            return
         failure = 0
         try:
             slow.work()
@@ -291,6 +293,14 @@ class Server:
                 self._refuse(waiting.unique, failure)
             else:
                 self._retry(waiting)
+
+    def _is_abandoned(self, key: Key) -> bool:
+        """Whether all who waited were killed or have given up before it was begun: those who still wait get its turn."""
+        with self._lock:
+            abandoned = not self._jobs[key].waiting
+            if abandoned:
+                del self._jobs[key]
+            return abandoned
 
     def _retry(self, waiting: _Waiting) -> None:
         unique, thread_id, body = waiting.unique, waiting.thread_id, memoryview(waiting.body)

@@ -239,6 +239,23 @@ def test_without_progress_nobody_waits_beyond_the_deadline(kernel: Kernel) -> No
         assert kernel.answer() == (6, 0, b"target")
 
 
+def test_work_that_nobody_waits_for_any_more_is_not_begun(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("narcore.mount.server.WORKERS", 1)
+    go = threading.Event()
+    files = Files(lambda: go.wait(10))
+    with serving(kernel, files) as server:
+        for unique, node_id in ((2, 8), (4, 9), (6, 10)):
+            kernel.ask(Opcode.READLINK, unique, node_id)
+        until(lambda: server.waiting == 3)
+        kernel.interrupt(4)
+        assert kernel.answer() == (4, errno.EINTR, b"")
+        go.set()
+        assert sorted(kernel.answer() for _ in range(2)) == [(2, 0, b"target"), (6, 0, b"target")]
+        assert files.done == {8, 10}
+        kernel.ask(Opcode.READLINK, 12, 9)  # it is begun anew
+        assert kernel.answer() == (12, 0, b"target")
+
+
 def test_what_never_stays_is_given_up(kernel: Kernel) -> None:
     files = Files()
     files.done = type("Never", (set,), {"add": lambda self, item: None})()
