@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
@@ -18,11 +19,19 @@ from narcore.errors import MountError
 BODY_MAX = 64 * 1024  # a name and some options; prefetch may have a hundred store paths
 MEDIA_TYPE = "application/vnd.docker.plugins.v1.2+json"
 
+NAMELESS = ("List", "Capabilities")  # the calls that need no body
+
 OUTCOMES = ("ok", "refused", "error")
 
 Call = Callable[[Mapping[str, object]], Mapping[str, object]]
 
 log = logging.getLogger("api.docker")
+
+
+class BodyLost(Exception):
+    """dockerd makes a call again that broke off, since the plugin was killed in the middle of it, but without its body: that it has
+    read already (moby, pkg/plugins/client.go: callWithRetry). So nobody knows what it was about.
+    """
 
 
 class Calls:
@@ -90,6 +99,8 @@ def _view(name: str, call: Call, calls: Calls) -> Callable[[], Response]:
         begun = time.monotonic()
         try:
             body = _body()
+            if not body and name not in NAMELESS:
+                raise BodyLost
             answer = _answer({"Err": "", **call(body)})
         except Refused:
             calls.count(name, "refused")
@@ -108,6 +119,13 @@ def _view(name: str, call: Call, calls: Calls) -> Callable[[], Response]:
 def _caller() -> str:
     connection = request.environ.get("werkzeug.socket")
     return caller(connection) if isinstance(connection, socket.socket) else UNKNOWN
+
+
+def _hang_up() -> None:
+    connection = request.environ.get("werkzeug.socket")
+    if isinstance(connection, socket.socket):
+        with suppress(OSError):  # it has gone already
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def _activate() -> Response:
@@ -136,6 +154,12 @@ def _failure(error: Exception) -> Response:
     match error:
         case Refused():
             message, status = str(error), error.status
+        case BodyLost():
+            if (
+                request.endpoint == "Get"
+            ):  # to dockerd, any answer but a volume means that there is none: it would forget its labels
+                _hang_up()
+            message, status = "the call broke off before, and dockerd has repeated it without its body; try again", 400
         case MountError():
             message, status = str(error), 500
         case OSError():
@@ -150,7 +174,7 @@ def _failure(error: Exception) -> Response:
             message, status = "something went wrong; the log of nar-serve docker-volume has the details", 500
     if isinstance(error, Refused) and error.status == 404:
         log.debug("%s: %s", request.path, message)  # dockerd asks every driver whether a new name is one of its own
-    elif isinstance(error, Refused | HTTPException):
+    elif isinstance(error, Refused | BodyLost | HTTPException):
         log.warning("%s: %s", request.path, message)
     else:
         log.error("%s: %s", request.path, error, exc_info=not isinstance(error, MountError))

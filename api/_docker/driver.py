@@ -2,8 +2,8 @@
 
 The order of steps is what survives kill -9 at any moment. A mount is made before it is counted, and no longer counted before it is
 unmounted: what is left behind by an interruption is a mount that nobody counts, which the next start (or the next call)
-takes away, and never a count that nobody takes back. dockerd repeats a call that breaks off, with the same ID, so all of them
-can be repeated. One that is killed itself does not repeat them: see ``users``.
+takes away, and never a count that nobody takes back. dockerd repeats a call that it could not make, with the same ID, so all of
+them can be repeated. One that broke off it does not repeat (see ``app``), and none when it was killed itself: see ``users``.
 """
 
 import logging

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 CALLS_MAX = 64  # at once; dockerd's next ones wait to be accepted
 BACKLOG = 128
 SILENCE_SECONDS = 30  # so long a client may take to say something, or to listen
+LOOK_SECONDS = 0.5  # between two looks whether it is to stop, while all calls are taken
 STOP_SECONDS = 10  # so long stopping waits for calls under way; what they leave behind is seen to at the next start
 
 _PATH_MAX = 107  # unix(7): sun_path, without the NUL
@@ -60,6 +61,7 @@ class Service:
         if self._server is None:
             return
         self._path.unlink(missing_ok=True)
+        self._server.is_stopping = True
         self._server.shutdown()
         self._thread.join()
         self._server.wait_for_calls(STOP_SECONDS)
@@ -121,9 +123,13 @@ class _Server(ThreadedWSGIServer):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._free = threading.BoundedSemaphore(CALLS_MAX)
+        self.is_stopping = False
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        self._free.acquire()
+        while not self._free.acquire(timeout=LOOK_SECONDS):
+            if self.is_stopping:
+                self.shutdown_request(request)  # dockerd asks whoever is next
+                return
         try:
             super().process_request(request, client_address)
         except BaseException:

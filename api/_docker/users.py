@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from narcore.mount.mountinfo import Mount
+from narcore.mount.mountinfo import Mount, mounts_at
 
 UNKNOWN = ""
 
@@ -32,8 +32,12 @@ def is_gone(identity: str) -> bool:
 
 
 def is_mounted_elsewhere(source: str, target: Path) -> bool:
-    """Whether a process sees a mount of that source, but for the one at ``target``: mostly a container."""
-    return any(mount.target != target for mount in _mounts_anywhere(source))
+    """Whether a process sees a mount of that source, but for the one at ``target``: mostly a container.
+
+    Who has a user namespace can name the source of a mount as he likes, but not have its device.
+    """
+    here = {mount.device for mount in mounts_at(target) if mount.source == source}
+    return any(mount.target != target and (mount.device in here or not here) for mount in _mounts_anywhere(source))
 
 
 def _identity(pid: int) -> str:
@@ -59,7 +63,7 @@ def _mounts_anywhere(source: str) -> Iterator[Mount]:
             namespace = os.readlink(_PROC / name / "ns" / "mnt")  # noqa: PTH115  it is no path
             if namespace in seen:
                 continue
-            lines = (_PROC / name / "mountinfo").read_bytes().splitlines()
+            lines = (_PROC / name / "mountinfo").read_bytes().split(b"\n")  # and not at \r, which may be in a name
             seen.add(namespace)
             found = [Mount.parse(line) for line in lines if wanted in line]
             yield from (mount for mount in found if mount.source == source)

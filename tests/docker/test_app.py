@@ -1,7 +1,9 @@
 """What dockerd says and gets, and what others say."""
 
+import http.client
 import json
 import logging
+import socket
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +16,7 @@ from api._docker.app import BODY_MAX, OUTCOMES, Calls, create_docker_app
 from api._docker.driver import Driver
 from api._docker.options import NAME_MAX
 from api._docker.records import Records
+from api._docker.service import Service
 from narcore.errors import MountError
 from tests.docker.views import Views
 
@@ -86,6 +89,26 @@ def test_the_life_of_a_volume(client: FlaskClient, tmp_path: Path) -> None:
     assert call(client, "Unmount", Name="v", ID="one") == {}
     assert call(client, "Remove", Name="v") == {}
     assert "no such volume" in refused(client, "Get", Name="v")
+
+
+def test_what_dockerd_repeats_without_its_body(made: tuple[FlaskClient, Calls], tmp_path: Path) -> None:
+    """To dockerd, an answer to Get that has no volume says that there is none: so it gets no answer at all."""
+    client, calls = made
+    service = Service(tmp_path / "x.sock")
+    service.start(client.application)
+    for endpoint in NAMED:
+        connection = http.client.HTTPConnection("localhost", timeout=20)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(str(tmp_path / "x.sock"))
+        connection.request("POST", f"/VolumeDriver.{endpoint}", b"")
+        if endpoint == "Get":
+            with pytest.raises(http.client.RemoteDisconnected):
+                connection.getresponse()
+        else:
+            assert b"dockerd has repeated it without its body; try again" in connection.getresponse().read()
+        connection.close()
+        assert calls.counts()[endpoint, "error"] == 1
+    service.close()
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=repr)

@@ -227,8 +227,7 @@ def test_a_call_that_comes_while_the_plugin_is_down_is_done_when_it_is_back(
         assert answer.result(SECONDS) == "back\n"
 
 
-# The last is what dockerd makes of its look at a volume, if that breaks off while another container has the volume.
-BROKEN_OFF = re.compile("EOF|connect|was not found in the driver")
+BROKEN_OFF = re.compile("EOF|connect|repeated it without its body")
 
 
 def do_again(dockerd: Dockerd, *arguments: str) -> str:

@@ -151,6 +151,33 @@ def test_calls_at_once_are_bounded_and_the_next_ones_wait(tmp_path: Path, monkey
     assert (len(answers), counts["most"]) == (6, 2)
 
 
+def test_it_stops_while_all_calls_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "CALLS_MAX", 1)
+    monkeypatch.setattr(service_module, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(service_module, "STOP_SECONDS", 0.1)
+    begun, end = threading.Event(), threading.Event()
+
+    def hanging(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        begun.set()
+        end.wait(20)
+        return hello(environ, start_response)
+
+    path = tmp_path / "x.sock"
+    service = Service(path)
+    service.start(hanging)
+    with connected(path) as first, connected(path) as second:
+        for connection in (first, second):
+            connection.sendall(b"POST /x HTTP/1.0\r\n\r\n")
+        assert begun.wait(20)
+        closing = threading.Thread(target=service.close, daemon=True)
+        closing.start()
+        closing.join(10)
+        assert not closing.is_alive()
+        with pytest.raises(ConnectionResetError):
+            second.recv(1000)
+        end.set()
+
+
 def test_stopping_waits_for_calls_and_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, end = threading.Event(), threading.Event()
 

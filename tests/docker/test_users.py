@@ -78,6 +78,13 @@ def test_mounts_are_seen_in_other_namespaces(tmp_path: Path) -> None:
             assert not users.is_mounted_elsewhere(f"{name}-2", here)
             container.communicate(b"\n")
         assert not users.is_mounted_elsewhere(name, here)
+        script = f"mount -t tmpfs {name} {tmp_path}/there; mkdir there/$'a\\rb'; mount -t tmpfs {name} there/*; echo; read line"
+        command = ["unshare", "--user", "--map-root-user", "--mount", "bash", "-euc", f"cd {tmp_path}; {script}"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as hostile:
+            assert hostile.stdout is not None
+            assert hostile.stdout.readline()
+            assert not users.is_mounted_elsewhere(name, here)
+            hostile.communicate(b"\n")
     finally:
         unmount_all(here)
 
