@@ -25,7 +25,7 @@ from narcore.errors import (
     SettingsError,
     StoreError,
 )
-from narcore.formats.listing import NarListing
+from narcore.formats.listing import Kind, NarListing
 from narcore.formats.narinfo import NarInfo
 from narcore.formats.signature import PublicKey
 from narcore.formats.storepath import DEFAULT_STORE_DIR
@@ -277,6 +277,11 @@ class BinaryCache:
         return self._source.bytes_fetched_ever()
 
     # --- listings
+
+    def promised_kind(self, info: PathInfo) -> Kind | None:
+        """What the path is by the listing of its store, which nobody has signed; None if the store has no (fitting) one."""
+        listing = self._stored_listing(info)
+        return listing.root.kind if listing else None
 
     def _known(self, info: PathInfo) -> Known:
         key = (info.store.url, info.narinfo.nar_hash.nix32)

@@ -3,8 +3,13 @@
 A node id is the row of its store path in the table of names, and its place in the NAR, as in the listing: both are the same in the
 next worker. In the root every store path can be looked up, and those that were are listed.
 
-Before a store path can be looked up, its NAR has been fetched and verified as a whole: nothing of one that is not what its narinfo
-says is ever visible. (``early`` relaxes that, see there.)
+Before something of a store path can be seen, its NAR has been fetched and verified as a whole: nothing of one that is not what its
+narinfo says is ever visible. (``early`` relaxes that, see there.)
+
+Nobody should wait for a NAR in a look-up in the root. The kernel lets all who look the same name up wait for the first one, so that
+they can't be killed, and holds the root's lock meanwhile: once somebody tries to create a file there, every look-up waits. So what
+is a directory by its store's listing is answered as one at once, for no time: whoever then wants to know more of it (the first is
+always its attributes) waits by itself. Should the listing have lied, that is an error.
 """
 
 import errno
@@ -60,6 +65,8 @@ PASSTHROUGH_SIZE = 128 * 1024
 # What was read is dropped from the kernel's cache of the NAR: it keeps it as the mounted file's. In blocks, when a read goes beyond
 # the end of one: what the kernel holds in one piece (4 MiB at most) it drops only as a whole.
 DROP_BLOCK = 4 << 20
+
+_SLASH = "/"
 
 _INDEX = 0xFFFFFFFF  # of a node id, where the node is in its NAR, counted from 1
 
@@ -164,6 +171,23 @@ class FileSystem:
 
         Raises NarcoreError, and OSError if the table of names is full.
         """
+        info = self._path_info(base_name)
+        if info is None:
+            return None
+        found = self._open_path(info)
+        self._is_there(base_name)
+        return found
+
+    def look_for(self, base_name: str) -> None:
+        """As `find`, and does not wait for the NAR of what a listing promises to be a directory."""
+        info = self._path_info(base_name)
+        if info is None:
+            return
+        if not self._is_promised(info):
+            self._open_path(info)
+        self._is_there(base_name)
+
+    def _path_info(self, base_name: str) -> PathInfo | None:
         try:
             info = self._cache.path_info_anywhere(base_name[:HASH_PART_LENGTH])
         except FileNotInStore:
@@ -173,27 +197,46 @@ class FileSystem:
             self.denied.add(base_name)
             self._count("miss")
             return None
-        found = self._open_path(info)
+        return info
+
+    def _is_there(self, base_name: str) -> None:
         self._count("hit")
         self._missing.discard(base_name)
         if self.denied.discard(base_name):
             self._announce(base_name)
-        return found
+
+    def _is_promised(self, info: PathInfo) -> bool:
+        """Whether it takes a while to see it, and it is a directory, as far as its store says; then it has a row."""
+        if self._early is not None:
+            return False
+        nar = self._cache.local(info)
+        if nar is not None:
+            nar.close()
+            return False
+        if self._cache.promised_kind(info) is not Kind.DIRECTORY:
+            return False
+        self._row(info, _identity(info, Kind.DIRECTORY), seen=False)
+        return True
 
     def _open_path(self, info: PathInfo) -> OpenPath:
         accessor = self._cache.open(info)
         base_name, listing = info.narinfo.store_path.base_name, accessor.listing
-        identity = self._early.identity(info, listing) if self._early else info.narinfo.nar_hash.nix32
-        before = self._names.row(base_name)
-        try:
-            row = self._names.add(base_name, identity, self._cache.to_record(info))
-        except TooManyNames as error:
-            raise OSError(errno.ENFILE, str(error)) from error
+        identity = self._early.identity(info, listing) if self._early else _identity(info, listing.root.kind)
+        listed = self._names.row(base_name)
+        if listed is not None and not self._names.is_seen(listed):
+            listed = None
+        row = self._row(info, identity, seen=True)
         found = OpenPath(row, base_name, info, listing, accessor.is_verified)
         self._remember(found)
-        if row != before:  # the kernel keeps what the root was last listed as
+        if row != listed:  # the kernel keeps what the root was last listed as
             self._notify(Notify.INVAL_INODE, protocol.INVAL_INODE.pack(ROOT_ID, 0, -1))
         return found
+
+    def _row(self, info: PathInfo, identity: str, *, seen: bool) -> int:
+        try:
+            return self._names.add(info.narinfo.store_path.base_name, identity, self._cache.to_record(info), seen=seen)
+        except TooManyNames as error:
+            raise OSError(errno.ENFILE, str(error)) from error
 
     def _remember(self, path: OpenPath) -> None:
         self._paths.put(path.row, path, weight=len(path.listing) + PATH_WEIGHT)
@@ -220,7 +263,8 @@ class FileSystem:
 
     def _reopening(self, row: int) -> Slow:
         base_name = self._names.base_name(row)
-        return Slow(("listing", base_name), partial(self._reopen, row, base_name), partial(self._progress, None))
+        what = "listing" if self._names.is_seen(row) else "path"  # mostly on disk, or mostly not
+        return Slow((what, base_name), partial(self._reopen, row, base_name), partial(self._progress, None))
 
     def _reopen(self, row: int, base_name: str) -> None:
         """Out of what is known of it, so that no store is needed for what is on disk; else as if it was never looked up."""
@@ -283,18 +327,22 @@ class FileSystem:
         row = self._names.row(text)
         if row is not None:
             path = self._paths.get(row)
-            if path is None:
-                raise self._reopening(row)
-            return _entry(path, path.listing.root)
+            if path is not None:
+                return _entry(path, path.listing.root)
+            if self._missing.get(text):  # it was there, and is not any more
+                return protocol.no_entry(0)
+            if _is_directory(self._names.identity(row)):
+                return protocol.entry(row << 32 | 1, 0, protocol.attributes(row << 32 | 1, _DIRECTORY, 0))
+            raise self._reopening(row)
         if self._missing.get(text):
             return protocol.no_entry(
                 0
             )  # the kernel remembers nothing: it would hide from overlays that the name is there now
-        raise Slow(("path", text), partial(self._find_counted, text), partial(self._progress, None))
+        raise Slow(("name", text), partial(self._look_for_counted, text), partial(self._progress, None))
 
-    def _find_counted(self, base_name: str) -> None:
+    def _look_for_counted(self, base_name: str) -> None:
         try:
-            self.find(base_name)
+            self.look_for(base_name)
         except BaseException:
             self._count("error")
             raise
@@ -444,6 +492,15 @@ class FileSystem:
             self._nars.put(path.row, self._cache.fetch_local(path.info))
 
         return Slow(("nar", path.base_name), fetch, partial(self._progress, path.info))
+
+
+def _identity(info: PathInfo, kind: Kind) -> str:
+    """Of a verified NAR, or one that will be. What it is belongs to it: a node of the kernel's never turns into another kind."""
+    return info.narinfo.nar_hash.nix32 + (_SLASH if kind is Kind.DIRECTORY else "")
+
+
+def _is_directory(identity: str) -> bool:
+    return identity.endswith(_SLASH)
 
 
 def mode(node: Node) -> int:

@@ -129,7 +129,7 @@ class Worker:
     def _ask_again(self) -> None:
         for name in self._files.denied.due()[:ASK_AT_ONCE]:
             with suppress(NarcoreError, OSError):  # a store that does not answer: the next time it may
-                self._files.find(name)
+                self._files.look_for(name)
 
     def _announce(self) -> None:
         """Tell whoever watches which names had appeared by the last tick: by now the kernel has every older answer."""
