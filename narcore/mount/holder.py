@@ -36,6 +36,8 @@ USAGE, TROUBLE = 2, 3  # or it could not begin
 STEADY_SECONDS = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 
+PATIENCE_SECONDS = 1.0  # so long an end may take without a word
+
 LISTEN_BACKLOG = 64
 OOM_SCORE = -900  # many processes depend on this one; without it they see a dead mount
 
@@ -52,7 +54,7 @@ class Holder:
         self._worker: subprocess.Popen[bytes] | None = None
         self._pause = FIRST_PAUSE
         self._started = 0.0
-        self._stopping = self._replacing = False
+        self._stopping = self._replacing = self._told = False
 
     def run(self) -> int:
         """The exit code."""
@@ -67,11 +69,13 @@ class Holder:
             tell_ready(self._ready_fd, answer)
         elif "error" in answer:
             _say(str(answer["error"]))
+        elif "ready" in answer:
+            _say(f"{self._held.target} is mounted ({answer['mode']}); Ctrl-C or SIGTERM unmounts it")
         if "error" in answer:
             _unmount(self._held.target)
             return TROUBLE if answer["code"] != USAGE else USAGE
         while True:
-            number = signal.sigwait(_SIGNALS)
+            number = self._next_signal()
             if number == signal.SIGCHLD:
                 code = self._reap()
                 if code is not None:
@@ -87,6 +91,16 @@ class Holder:
             else:
                 self._stopping = True
                 _unmount(self._held.target)
+
+    def _next_signal(self) -> int:
+        if self._stopping and not self._told:
+            found = signal.sigtimedwait(_SIGNALS, PATIENCE_SECONDS)
+            if found is not None:
+                return found.si_signo
+            self._told = True
+            step = "this ends with the last who uses it, and at once when it is told so again (Ctrl-C, SIGTERM)"
+            _say(f"{self._held.target} is unmounted, and still in use: {step}")
+        return signal.sigwait(_SIGNALS)
 
     def _reap(self) -> int | None:
         """The exit code of all, if it was the end; else another worker has been started."""

@@ -75,6 +75,8 @@ class Worker:
     def start(self) -> None:
         """What may fail. Raises SettingsError."""
         signal.signal(signal.SIGTERM, self._stop)
+        for of_the_terminal in (signal.SIGINT, signal.SIGHUP):  # for the holder, who has them as well
+            signal.signal(of_the_terminal, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if self._held.metrics:
             self._serve_metrics()

@@ -178,6 +178,30 @@ def test_in_the_foreground(command: Command) -> None:
     assert mounts_at(command.target) == []
 
 
+def test_ctrl_c(command: Command, tmp_path: Path) -> None:
+    """A terminal tells all processes of a program."""
+    log = tmp_path / "log"
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(
+            [*PROGRAM, "--foreground", str(command.target)],
+            env=command.environ,
+            cwd=ROOT,
+            stderr=errors,
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            until(lambda: "Ctrl-C or SIGTERM unmounts it" in log.read_text(), "it says how it ends")
+            assert command.file.read_bytes() == b"hello\n"
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(SECONDS) == 0
+        finally:
+            process.kill()
+    assert len(log.read_text().splitlines()) == 1
+    assert mounts_at(command.target) == []
+
+
 def test_metrics(command: Command) -> None:
     pytest.importorskip("prometheus_client")
     import requests

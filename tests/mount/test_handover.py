@@ -305,6 +305,7 @@ def test_the_end_while_a_file_is_open(serve: Serve, run_mount: RunMount) -> None
             until(lambda: mount.mount() is None, "it is unmounted")
             assert file.read() == dict(files_of(sample(1, 4 * MIB)))["large"]
             assert mount.process.poll() is None
+            until(lambda: "unmounted, and still in use" in mount.log_text(), "somebody who looks on is told")
         assert mount.process.wait(10) == 0
 
 
