@@ -127,6 +127,7 @@ class Server:
         self._counts: list[Counter[int]] = []
         self.interrupts = 0
         self.errors = 0
+        self.last_error: dict[str, object] | None = None
 
     # --- from outside
 
@@ -281,10 +282,10 @@ class Server:
             slow.work()
         except OSError as error:
             failure = error.errno if error.errno in (errno.ESTALE, errno.ENFILE) else errno.EIO
-            log.warning("%s: %s", _named(slow.key), error.strerror or error)
+            self._say(slow.key, error.strerror or str(error))
         except NarcoreError as error:
             failure = errno.EIO
-            log.warning("%s: %s", _named(slow.key), error)
+            self._say(slow.key, str(error))
         except Exception:
             failure = errno.EIO
             log.exception("%s", _named(slow.key))
@@ -293,6 +294,12 @@ class Server:
                 self._refuse(waiting.unique, failure)
             else:
                 self._retry(waiting)
+
+    def _say(self, key: Key, why: str) -> None:
+        """To the log, and for who asks what has failed: a process is told no more than "Input/output error"."""
+        text = f"{_named(key)}: {why}"
+        log.warning("%s", text)
+        self.last_error = {"at": time.time(), "text": text}
 
     def _is_abandoned(self, key: Key) -> bool:
         """Whether all who waited were killed or have given up before it was begun: those who still wait get its turn."""
@@ -372,7 +379,7 @@ class Server:
                     del job.waiting[waiting.unique]
                     self._waiting.pop(waiting.unique, None)
                 if late:
-                    log.warning("%s: nothing has come for %g s", _named(key), self._deadline)
+                    self._say(key, f"nothing has come for {self._deadline:g} s")
                     self._remember(key, failed=True)
                 overdue += late
             done = self._draining and not self._jobs

@@ -170,6 +170,7 @@ class Worker:
             "waiting": server.waiting,
             "interrupts": server.interrupts,
             "errors": server.errors,
+            "last_error": server.last_error,
             "read_bytes": files.read_bytes,
             "passthrough_opens": self._backings.opened if self._backings else 0,
             "passthrough_files": len(self._backings) if self._backings else 0,

@@ -216,7 +216,12 @@ def is_hidden(mount: Mounted, name: str) -> None:
 )
 def test_not_signed_by_a_trusted_key(serve: Serve, run_mount: RunMount, key: object, early: tuple[str, ...]) -> None:
     with run_mount(serve({"one": sample(1)}, secret_key=key), *early) as mount:
+        assert mount.status()["last_error"] is None
         is_hidden(mount, "one")
+        told = mount.status()["last_error"]
+        assert told["text"].startswith(f"name {base('one')}: ")
+        assert "no trusted key has signed" in told["text"]
+        assert 0 <= time.time() - told["at"] < 60
 
 
 def lying(tmp_path: Path, upstream: Upstream, change: Callable[[dict[str, bytes]], None]) -> str:
