@@ -167,6 +167,8 @@ def _prepare(options: MountOptions, settings: Settings) -> None:
     if not options.target.is_dir():
         raise MountError(f"{options.target} is not a directory; name one to mount at")
     _make_cache_dir(options.cache_dir)
+    if not settings.trusted_public_keys:
+        say("NAR_TRUSTED_PUBLIC_KEYS is not set: what the stores say is believed without a signature")
     os.environ["NAR_CACHE_URL"] = " ".join(settings.cache_urls)
     os.environ["NAR_CACHE_DIR"] = str(options.cache_dir)
 

@@ -165,6 +165,13 @@ def test_the_options_count(command: Command) -> None:
     assert "restarts of the worker: 1" in command.ok("--status")
 
 
+def test_without_keys_it_is_said_whom_it_believes(command: Command) -> None:
+    del command.environ["NAR_TRUSTED_PUBLIC_KEYS"]
+    warning, mounted = command.ok(command.target).splitlines()
+    assert warning.endswith("NAR_TRUSTED_PUBLIC_KEYS is not set: what the stores say is believed without a signature")
+    assert "is mounted" in mounted
+
+
 def test_in_the_foreground(command: Command) -> None:
     with subprocess.Popen([*PROGRAM, "--foreground", str(command.target)], env=command.environ, cwd=ROOT) as process:
         try:
