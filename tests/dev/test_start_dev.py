@@ -3,6 +3,7 @@
 That a real set-up works, from PyPI and in a fresh clone, is what ``.ci/run`` shows every time.
 """
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -147,6 +148,27 @@ def test_help_teaches_and_anything_else_is_an_error_without_a_set_up(command: Co
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == f"start-dev: serve --fast: no such command\n\n{helped.stdout}"
     assert command.calls() == []
+
+
+def test_the_checkout_of_another_user_is_no_traceback(command: Command) -> None:
+    command.run("test")
+    hidden = command.root / ".venv/bin"
+    hidden.chmod(0)
+    no_power = "-dac_override,-dac_read_search"  # with it, root may look into everything
+    as_anybody = ["setpriv", f"--bounding-set={no_power}", f"--inh-caps={no_power}"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*as_anybody, command.root / "start-dev"],
+        env=command.environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    hidden.chmod(0o755)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"start-dev: {hidden}/python: Permission denied; is this checkout, or its .venv, another user's?\n"
+    )
 
 
 def test_an_old_python_is_passed_over(command: Command, tmp_path: Path) -> None:
