@@ -381,6 +381,6 @@ def check_private(directory: Path) -> None:
     """Raises CacheFailure for a directory that others may write to: in a temp dir, anybody could have made it before us."""
     for status in (directory.lstat(), directory.stat()):  # a link is somebody's too
         if status.st_uid not in (os.geteuid(), 0):
-            raise CacheFailure("the cache directory is another user's")
+            raise CacheFailure("the cache directory is another user's; name one of your own")
     if status.st_mode & stat.S_IWOTH:
-        raise CacheFailure("everybody may write to the cache directory")
+        raise CacheFailure("everybody may write to the cache directory; chmod o-w mends that")

@@ -19,6 +19,7 @@ import logging
 import os
 import selectors
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -406,10 +407,12 @@ def _silent(path: Path, what: str) -> MountError:
 
 
 def _see_owner(directory: Path) -> None:
-    """Whoever else owns it could answer in the place of a mount. Raises MountError."""
+    """Whoever else can write to it could answer in the place of a mount. Raises MountError."""
     try:
-        owner = directory.stat().st_uid
+        status = directory.stat()
     except OSError:  # it is not there: connecting says so
         return
-    if owner not in (0, os.geteuid()):
+    if status.st_uid not in (0, os.geteuid()):
         raise MountError(f"{directory} is not yours; NAR_RUN_DIR or --run-dir names another directory")
+    if status.st_mode & stat.S_IWOTH:
+        raise MountError(f"everybody may write to {directory}; chmod o-w mends that")

@@ -50,6 +50,14 @@ def test_systemd_understands_the_mount(tmp_path: Path) -> None:
     analyze("verify", path)
 
 
+def test_the_units_share_no_directory() -> None:
+    """systemd gives one to whoever starts last, under the feet of the other."""
+    units = [path.read_text() for path in sorted(DEPLOY.glob("*.service"))]
+    named = [re.findall(r"^(?:Cache|Runtime|State)Directory=.*$", unit, re.MULTILINE) for unit in units]
+    assert len(named) == 2
+    assert not set(named[0]) & set(named[1])
+
+
 def test_the_mount_is_started_by_options_that_there_are() -> None:
     command = re.search(r"^ExecStart=/opt/nar-serve/bin/(.*)$", (DEPLOY / "nar-serve-mount.service").read_text(), re.M)
     assert command is not None

@@ -383,6 +383,14 @@ def test_the_directory_is_for_its_owner_alone(tmp_path: Path) -> None:
         make_run_dir(tmp_path / "file")
 
 
+def test_nor_is_one_that_everybody_may_write_to(running: Running) -> None:
+    running.path.parent.chmod(0o777)
+    with pytest.raises(MountError, match="chmod o-w"):
+        read_status(running.path, SECONDS)
+    with pytest.raises(MountError, match="chmod o-w"):
+        make_run_dir(running.path.parents[1])
+
+
 def test_a_directory_of_somebody_else_is_not_believed(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     owner = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
