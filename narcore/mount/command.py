@@ -52,7 +52,7 @@ just then only wait. SIGHUP to the holder replaces the worker (after an upgrade)
 The files are seen by whoever mounts them, and with --allow-other by everybody: containers whose programs don't run as root need
 it. Without root it takes fusermount3 (the package fuse3), and for --allow-other the line user_allow_other in /etc/fuse.conf.
 
-Where reading gives "Input/output error", nar-serve cat of the same store path says why, and so does the file of --log.
+Where reading gives "Input/output error", --status says why (of the last one), and the file of --log (of each).
 
 NAR_MOUNT_DEADLINE is how many seconds to wait for a store before reading fails; all other settings of the server hold here, too.
 """
@@ -314,6 +314,10 @@ def _unmount(run_dir: Path, target: Path, *, lazy: bool) -> None:
         time.sleep(0.05)
     if is_abandoned(socket_file):  # the holder was killed
         socket_file.unlink(missing_ok=True)
+    elif socket_file.exists():
+        say(
+            f"{target} is unmounted; its processes end when nothing uses it any more, such as an overlay or a container"
+        )
 
 
 def _detach(target: Path, *, lazy: bool) -> None:
@@ -403,6 +407,8 @@ def _for_people(status: Mapping[str, object]) -> str:
         "requests": f"{sum(_counts(status))}; waiting for a store: {status.get('waiting')}, "
         f"failed: {status.get('errors')}, interrupted by a signal: {status.get('interrupts')}",
     }
+    if failed := _mapping(status, "last_error"):
+        rows["last failure"] = f"{_moment(failed.get('at'))}, {failed.get('text')}"
     if status.get("early"):
         rows["early"] = "files are read before all of the archive has been verified"
     if not status.get("resend"):
@@ -413,9 +419,12 @@ def _for_people(status: Mapping[str, object]) -> str:
 
 
 def _since(status: Mapping[str, object]) -> str:
-    since, restarts = status.get("since"), status.get("restarts")
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)) if isinstance(since, int | float) else "?"
+    when, restarts = _moment(status.get("since")), status.get("restarts")
     return f"{when}; restarts of the worker: {restarts}" if restarts else when
+
+
+def _moment(seconds: object) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if isinstance(seconds, int | float) else "?"
 
 
 def _cache(cache: Mapping[str, object]) -> str:

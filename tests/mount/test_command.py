@@ -20,7 +20,7 @@ from tests import builders
 from tests.mount import mounting
 from tests.mount.conftest import write
 from tests.mount.mounting import PROGRAM, ROOT, until
-from tests.mount.samples import KEY, base
+from tests.mount.samples import KEY, OTHER_KEY, base
 
 SECONDS = 40
 NOBODY = 65534
@@ -209,6 +209,15 @@ def test_ctrl_c(command: Command, tmp_path: Path) -> None:
     assert mounts_at(command.target) == []
 
 
+def test_the_status_says_why_a_read_failed(command: Command) -> None:
+    command.environ["NAR_TRUSTED_PUBLIC_KEYS"] = str(OTHER_KEY.public_key)
+    command.ok(command.target)
+    with pytest.raises(OSError, match="Input/output error"):
+        command.file.read_bytes()
+    (line,) = [line for line in command.ok("--status").splitlines() if line.startswith("  last failure")]
+    assert "no trusted key has signed" in line
+
+
 def test_metrics(command: Command) -> None:
     pytest.importorskip("prometheus_client")
     import requests
@@ -279,7 +288,7 @@ def test_what_is_in_use_is_unmounted_lazily(command: Command) -> None:
         line = command.fails("--unmount", command.target)
         assert "busy" in line
         assert "--lazy" in line
-        command.ok("--unmount", "--lazy", command.target)
+        assert "its processes end when nothing uses it any more" in command.ok("--unmount", "--lazy", command.target)
         assert mounts_at(command.target) == []
         assert file.read() == b"hello\n"
     until(lambda: not control_path(command.run_dir, command.target).exists(), "the end of the holder")
