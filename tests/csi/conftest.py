@@ -19,7 +19,8 @@ from narcore.mount.control import ControlServer, control_path
 from narcore.mount.mountinfo import mounts
 from narcore.volumes import Volumes
 from tests.csi.calling import Client, client
-from tests.mount import mounting
+from tests.mount import mounting, programs
+from tests.mount.programs import Programs
 
 NAME = "store.nar-serve.dev"
 
@@ -46,6 +47,13 @@ class Running:
     def below(self) -> list[Path]:
         """The targets of volumes that are mounted."""
         return [each.target for each in mounts() if self.place / "kubelet" in each.target.parents]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    mounting.need_root()
+    mounting.tools_or_skip(*programs.TOOLS, "unshare", "nsenter", "chroot")
+    return programs.build(tmp_path_factory.mktemp("programs"))
 
 
 @pytest.fixture

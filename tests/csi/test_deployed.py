@@ -15,7 +15,7 @@ from tests.csi.calling import client
 from tests.csi.conftest import NAME
 from tests.csi.test_manifests import Object, command_line, containers, objects, probes
 from tests.e2e.upstream import Upstream
-from tests.mount import mounting, programs
+from tests.mount import mounting
 from tests.mount.mounting import until
 from tests.mount.programs import GREETING, HELLO_PROGRAM, Programs
 
@@ -107,33 +107,29 @@ class Deployed:
 
 
 @pytest.fixture
-def deployed(tmp_path: Path) -> Iterator[tuple[Deployed, Programs]]:
-    mounting.need_root()
+def deployed(made: Programs) -> Iterator[Deployed]:
     pytest.importorskip("prometheus_client")
-    mounting.tools_or_skip(*programs.TOOLS, "unshare", "nsenter")
-    made = programs.build(tmp_path)
     with Upstream() as upstream:
         deployed = Deployed(upstream.mount("cache", made.cache), made.public_key)
         try:
-            yield deployed, made
+            yield deployed
         finally:
             deployed.close()
 
 
-def test_what_is_deployed_works(deployed: tuple[Deployed, Programs]) -> None:
+def test_what_is_deployed_works(deployed: Deployed) -> None:
     """The containers start, their probes agree, and the pod of the example has its program."""
-    node, _ = deployed
     mount, csi = containers()["mount"], containers()["csi"]
-    node.start(mount)
-    until(lambda: node.probe(mount, "startupProbe"), "the mount", 30)
-    assert node.probe(mount, "readinessProbe")
-    assert not node.probe(csi, "readinessProbe")
-    assert not node.probe(csi, "livenessProbe")
-    node.start(csi)
-    registry = node.place / "kubelet/plugins_registry" / f"{NAME}-reg.sock"
+    deployed.start(mount)
+    until(lambda: deployed.probe(mount, "startupProbe"), "the mount", 30)
+    assert deployed.probe(mount, "readinessProbe")
+    assert not deployed.probe(csi, "readinessProbe")
+    assert not deployed.probe(csi, "livenessProbe")
+    deployed.start(csi)
+    registry = deployed.place / "kubelet/plugins_registry" / f"{NAME}-reg.sock"
     until(registry.exists, "the plugin", 30)
-    assert node.probe(csi, "readinessProbe")
-    assert node.probe(csi, "livenessProbe")
+    assert deployed.probe(csi, "readinessProbe")
+    assert deployed.probe(csi, "livenessProbe")
 
     with client(registry) as kubelet:
         endpoint = Path(kubelet.registered().endpoint)
@@ -142,12 +138,12 @@ def test_what_is_deployed_works(deployed: tuple[Deployed, Programs]) -> None:
     (volume,) = job["spec"]["template"]["spec"]["volumes"]
     attributes = volume["csi"]["volumeAttributes"] | {"prefetch": "/".join(HELLO_PROGRAM.split("/")[:4])}
     target = "/var/lib/kubelet/pods/1/volumes/kubernetes.io~csi/store/mount"
-    with client(node.place / endpoint.relative_to("/var/lib")) as kubelet:
+    with client(deployed.place / endpoint.relative_to("/var/lib")) as kubelet:
         kubelet.publish("csi-1", target, volume_context=attributes)
-        root = node.place / "root"
+        root = deployed.place / "root"
         (root / "nix/store").mkdir(parents=True)
         pod = f"mount --bind {target} {root}/nix/store; exec chroot {root} {HELLO_PROGRAM}"
-        assert node.run("sh", "-euc", pod).startswith(GREETING)
+        assert deployed.run("sh", "-euc", pod).startswith(GREETING)
         kubelet.unpublish("csi-1", target)
     for name in ("mount", "csi"):
-        assert "Traceback" not in node.log(name)
+        assert "Traceback" not in deployed.log(name)

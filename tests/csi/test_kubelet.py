@@ -16,7 +16,7 @@ from tests.csi.calling import Client, refused
 from tests.csi.conftest import NAME
 from tests.csi.node import FakeNode
 from tests.e2e.upstream import Upstream
-from tests.mount import mounting, programs
+from tests.mount import mounting
 from tests.mount.conftest import write
 from tests.mount.mounting import until
 from tests.mount.programs import GREETING, HELLO_PROGRAM, PYTHON_PROGRAM, Programs
@@ -33,13 +33,6 @@ while not os.path.exists(path):
     time.sleep(0.05)
 print(open(path).read())
 """
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Programs:
-    mounting.need_root()
-    mounting.tools_or_skip(*programs.TOOLS, "unshare", "nsenter", "chroot")
-    return programs.build(tmp_path_factory.mktemp("programs"))
 
 
 @pytest.fixture

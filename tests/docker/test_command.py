@@ -7,20 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from narcore import cli
 from tests.mount.mounting import ROOT, environment, need_root
 
 
+def command(directory: Path) -> list[str]:
+    return ["docker-volume", f"--socket={directory}/p.sock", f"--state-dir={directory}/state"]
+
+
 def run(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "narcore",
-        "docker-volume",
-        f"--socket={directory}/p.sock",
-        f"--state-dir={directory}/state",
-    ]
     return subprocess.run(
-        [*command, *options],
+        [sys.executable, "-m", "narcore", *command(directory), *options],
         cwd=ROOT,
         env=environment({"NAR_RUN_DIR": str(directory / "run")}),
         capture_output=True,
@@ -41,12 +38,14 @@ def run(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
         (("--cache=a=/mnt", "--metrics=nowhere"), "--metrics"),
     ],
 )
-def test_options_that_are_refused(tmp_path: Path, options: tuple[str, ...], told: str) -> None:
+def test_options_that_are_refused(
+    tmp_path: Path, options: tuple[str, ...], told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     need_root()
-    done = run(tmp_path, *options)
-    assert done.returncode == 2
-    assert told in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert cli.run([*command(tmp_path), *options]) == 2
+    errors = capfd.readouterr().err
+    assert told in errors
+    assert errors.count("\n") == 1
     assert os.listdir(tmp_path) == []
 
 
