@@ -1,0 +1,60 @@
+"""What is published late; tests/csi has that with a real mount and programs that wait for it."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from narcore.mount import syscalls
+from narcore.mount.control import ControlServer, control_path
+from tests.docker.daemons import Plugin
+from tests.mount import mounting
+from tests.mount.mounting import until
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Path]:
+    """In the place of a mount: a file system of memory."""
+    mounting.need_root()
+    store = tmp_path / "store"
+    store.mkdir()
+    syscalls._mount(syscalls.SOURCE, store, "tmpfs", 0, None)
+    yield store
+    mounting.unmount_all(store)
+
+
+@pytest.fixture
+def control(store: Path, tmp_path: Path) -> Iterator[ControlServer]:
+    path = control_path(tmp_path / "run", store)
+    path.parent.mkdir(mode=0o700, parents=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen()
+    server = ControlServer(listener, status=lambda: {"mode": "plain", "stores": []}, prefetch=lambda _: None)
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def plugin(store: Path, control: ControlServer, tmp_path: Path) -> Iterator[Plugin]:
+    plugin = Plugin(tmp_path, {"main": store}, tmp_path / "run", mounting.environment({}))
+    try:
+        plugin.start()
+        yield plugin
+        assert "Traceback" not in plugin.log()
+    finally:
+        plugin.close()
+
+
+def test_it_appears_where_it_was_looked_for(store: Path, control: ControlServer, plugin: Plugin) -> None:
+    assert plugin.call("Create", Name="v")["Err"] == ""
+    late = Path(plugin.call("Mount", Name="v", ID="one")["Mountpoint"]) / "late"
+    assert not late.exists()
+    (store / "late").write_text("at last")
+    assert not late.exists(), "an overlay does not ask again"
+    control.announce(["late"])
+    until(late.exists, "the late path")
+    assert late.read_text() == "at last"
+    assert plugin.call("Unmount", Name="v", ID="one")["Err"] == ""
