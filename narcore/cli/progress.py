@@ -1,14 +1,16 @@
-"""Progress bars: on standard error, and only on a terminal.
+"""What somebody who waits is told: on standard error, and only on a terminal.
 
-They are click's: one line that counts bytes is all that is needed, and rich would bring three packages along for it.
+The bars are click's: one line that counts bytes is all that is needed, and rich would bring three packages along for it.
 """
 
 import sys
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import click
 
+from narcore.cli.exits import say
 from narcore.cli.out import spelled_out
 from narcore.sizes import human_size
 
@@ -17,6 +19,7 @@ Tick = Callable[[int], None]
 # Below, it is done before anybody could read the bar.
 WORTH_SHOWING = 1 << 20
 STEPS = 500
+PATIENCE_SECONDS = 4.0
 
 
 @contextmanager
@@ -45,3 +48,18 @@ def progress(label: str, total: int) -> Generator[Tick]:
             bar.update(count)
 
         yield tick
+
+
+@contextmanager
+def patience(whom: str) -> Generator[None]:
+    """A line that says for whom we wait, if that takes long: who says nothing is given up only after half a minute."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    line = threading.Timer(PATIENCE_SECONDS, say, [f"no answer as yet from {whom}; Ctrl-C ends the waiting"])
+    line.daemon = True
+    line.start()
+    try:
+        yield
+    finally:
+        line.cancel()

@@ -16,6 +16,7 @@ from narcore.accessor import NarAccessor
 from narcore.binarycache import BinaryCache
 from narcore.cli.exits import say
 from narcore.cli.out import encode
+from narcore.cli.progress import patience
 from narcore.cli.target import Target
 from narcore.errors import SettingsError, SymlinkLoop
 from narcore.formats.listing import Node
@@ -132,7 +133,8 @@ class Session:
         """Raises NarcoreError."""
         if target.home:
             instance = self._instance(target)
-            store_path, accessor = instance.open(target.hash_part, target.name)
+            with patience(instance.url):
+                store_path, accessor = instance.open(target.hash_part, target.name)
             return Opened(store_path, accessor, instance=instance)
         return self.open_info(self.path_info(target))
 
@@ -165,9 +167,10 @@ class Session:
 
 def find_path_info(cache: BinaryCache, target: Target) -> PathInfo:
     """Raises what ``BinaryCache.path_info`` raises."""
-    if target.store_dir is None:
-        return cache.path_info_anywhere(target.hash_part)
-    return cache.path_info(target.hash_part, target.store_dir)
+    with patience(" or ".join(substituter.url for substituter in cache.substituters)):
+        if target.store_dir is None:
+            return cache.path_info_anywhere(target.hash_part)
+        return cache.path_info(target.hash_part, target.store_dir)
 
 
 def session_options(command: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:
