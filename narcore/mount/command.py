@@ -54,8 +54,8 @@ it. Without root it takes fusermount3 (the package fuse3), and for --allow-other
 
 Where reading gives "Input/output error", --status says why (of the last one), and the file of --log (of each).
 
-NAR_MOUNT_DEADLINE is how many seconds to wait for a store before reading fails. The server's settings of stores, keys, the cache and
-its limits hold here, too.
+NAR_MOUNT_DEADLINE is how many seconds to wait for a store before reading fails. The server's settings of stores, keys, the cache
+and its limits hold here, too.
 """
 
 
