@@ -363,9 +363,16 @@ def _shows(on_top: Sequence[Mount], volume: Volume) -> bool:
 
 def _make_target(target: Path) -> None:
     """Raises OSError, VolumeConflict."""
-    target.mkdir(mode=0o750, parents=True, exist_ok=True)
+    try:
+        target.mkdir(mode=0o750, parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise _no_directory(target) from error
     if os.listdir(target):
         raise VolumeConflict(f"{target} is not empty; what is in it would be hidden: remove it")
+
+
+def _no_directory(target: Path) -> VolumeConflict:
+    return VolumeConflict(f"{target} is a file, or below one, and a volume needs a directory; remove that")
 
 
 def _remove_target(target: Path) -> None:
@@ -376,6 +383,8 @@ def _remove_target(target: Path) -> None:
         target.rmdir()
     except FileNotFoundError:
         return
+    except NotADirectoryError as error:
+        raise _no_directory(target) from error
     except OSError as error:
         if target.is_dir() and os.listdir(target):
             raise VolumeConflict(f"{target} has files of somebody else, and is not removed; remove them") from error

@@ -69,11 +69,11 @@ class Dockerd:
         deadline = time.monotonic() + SECONDS
         while self.docker("version").returncode:
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"dockerd does not start; its log:\n{self.log()}")
+                raise RuntimeError(f"dockerd does not start; its log:\n{self.log()[-6000:]}")
             time.sleep(0.1)
 
     def log(self) -> str:
-        return (self._directory / "dockerd.log").read_text(errors="replace")[-6000:]
+        return (self._directory / "dockerd.log").read_text(errors="replace")
 
     def stop(self) -> None:
         if self._process and self._process.poll() is None:

@@ -20,7 +20,7 @@ from tests.docker.daemons import IMAGE, IMAGE_WITH_STORE, SECONDS, Dockerd, Plug
 from tests.e2e.upstream import Upstream
 from tests.mount import mounting
 from tests.mount.conftest import write
-from tests.mount.mounting import Mounted
+from tests.mount.mounting import Mounted, until
 from tests.mount.samples import KEY, base
 
 NUMBERS = itertools.count(1)
@@ -152,26 +152,14 @@ def test_a_read_only_volume(dockerd: Dockerd, plugin: Plugin, image: str) -> Non
 
 
 def test_anonymous_volumes_are_of_one_container(dockerd: Dockerd, plugin: Plugin) -> None:
-    before = dockerd.do("volume", "ls", "--quiet")
+    listing = ("volume", "ls", "--quiet", f"--filter=driver={plugin.name}")
+    before = dockerd.do(*listing)
     box = f"{store_path('tools')}/bin/busybox"
-    command = (
-        "run",
-        "--rm",
-        "--network=none",
-        "--volume-driver",
-        plugin.name,
-        "-v",
-        "/nix/store",
-        IMAGE,
-        box,
-        "sh",
-        "-euc",
-    )
+    command = ("run", "--rm", "--network=none", f"--volume-driver={plugin.name}", "-v=/nix/store", IMAGE, box)
+    script = "test ! -e /nix/store/new; echo mine > /nix/store/new; cat /nix/store/new"
     for _ in range(2):
-        assert (
-            dockerd.do(*command, "test ! -e /nix/store/new; echo mine > /nix/store/new; cat /nix/store/new") == "mine\n"
-        )
-    assert dockerd.do("volume", "ls", "--quiet") == before
+        assert dockerd.do(*command, "sh", "-euc", script) == "mine\n"
+    assert dockerd.do(*listing) == before
     assert not plugin.mounted()
 
 
@@ -228,9 +216,10 @@ def test_a_call_that_comes_while_the_plugin_is_down_is_done_when_it_is_back(
     dockerd: Dockerd, plugin: Plugin, volume: str
 ) -> None:
     assert plugin.stop() == 0
+    before = len(dockerd.log())
     with ThreadPoolExecutor(1) as executor:
         answer = executor.submit(dockerd.do, *run(volume, "echo", "back"))
-        time.sleep(1)
+        until(lambda: "Unable to connect to plugin" in dockerd.log()[before:], "dockerd has tried")
         assert not answer.done()
         plugin.start()
         assert answer.result(SECONDS) == "back\n"

@@ -97,6 +97,11 @@ def test_what_is_of_others_stays(place: Path, volumes: Volumes) -> None:
         volumes.publish("a", place / "t", cache="main", mode="ro")
     with pytest.raises(VolumeConflict, match="files of somebody else"):
         volumes.unpublish("a", place / "t")
+    for below_file in (place / "t/file", place / "t/file/x"):
+        with pytest.raises(VolumeConflict, match="a file, or below one"):
+            volumes.publish("a", below_file, cache="main", mode="overlay")
+        with pytest.raises(VolumeConflict, match="a file, or below one"):
+            volumes.unpublish("a", below_file)
     (place / "u").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "none", place / "u"], check=True)
     for what in ("a", "b"):
