@@ -29,7 +29,7 @@ from narcore.volumes.errors import (
     VolumeRefused,
 )
 
-THREADS = 32  # a call takes milliseconds, unless a mount hangs; those for others go on meanwhile
+THREADS = 128  # a call takes milliseconds, unless a mount hangs: those for all other volumes of a node go on meanwhile
 CALLS_MAX = 512  # under way and waiting: as many as a node may have pods, and then some
 MESSAGE_MAX = 256 * 1024  # the largest of the specification's are 4 KiB of attributes
 STOP_SECONDS = 5.0  # so long calls under way may take when it ends

@@ -3,7 +3,7 @@
 A state is on the disk before its volume is mounted, and goes after it was unmounted: whatever is interrupted, what is mounted has
 a state. It is replaced as a whole, by rename(2).
 
-Names that begin with ``~`` are no ids: ``~lock-00`` and so on are locks, ``~gone-...`` what is being removed.
+Names that begin with ``~`` are no ids: ``~locks`` has the locks, ``~gone-...`` is what is being removed.
 """
 
 import fcntl
@@ -25,7 +25,9 @@ from narcore.volumes.targets import check_id
 Mode = Literal["ro", "overlay"]
 MODES: tuple[Mode, ...] = ("ro", "overlay")
 
-LOCKS = 64  # files, shared by all ids: they are never removed, so that nobody holds one that is no longer there
+# Files, made when they are needed, and never removed: so nobody holds one that is no longer there. Ids share them, but so few that
+# those whose mounts hang don't hold up others.
+LOCKS = 4096
 LOCK_SECONDS = 20.0  # what is done under a lock takes milliseconds, unless a disk hangs
 STATE_MAX = 64 * 1024
 
@@ -94,13 +96,14 @@ class States:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._locks = directory / "~locks"
 
     @contextmanager
     def locked(self, volume_id: str) -> Iterator[None]:
         """Nobody else, in this process or another, does something with that volume. Raises VolumeBusy if that takes long."""
         self._make_directory()
-        name = f"~lock-{zlib.crc32(volume_id.encode()) % LOCKS:02}"
-        fd = os.open(self.directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        path = self._locks / f"{zlib.crc32(volume_id.encode()) % LOCKS:04}"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             _lock(fd, volume_id)
             yield
@@ -173,6 +176,7 @@ class States:
     def _make_directory(self) -> None:
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._locks.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             step = "name another directory for the state of volumes"
             raise MountError(f"{self.directory} can't be made: {error.strerror}; {step}") from error

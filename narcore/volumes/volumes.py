@@ -248,9 +248,14 @@ class Volumes:
         return _shows(mounts_at(volume.target)[-1:], volume)
 
     def _mount(self, volume: Volume, store_dir: Path) -> None:
+        if volume.mode == "ro":
+            self._write_and_mount(volume, store_dir)
+            return
+        with self._pulses.taken(volume.cache, self.control(volume.cache)):  # the kernel asks it for its statistics
+            self._write_and_mount(volume, store_dir)
+
+    def _write_and_mount(self, volume: Volume, store_dir: Path) -> None:
         assert volume.target is not None
-        if volume.mode == "overlay":  # the kernel asks the mount for its statistics
-            self._pulses.feel(volume.cache, self.control(volume.cache))
         self._make_home(volume)
         self._states.write(volume)
         try:

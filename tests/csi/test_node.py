@@ -3,6 +3,8 @@
 import logging
 import os
 import stat
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from narcore.errors import SettingsError
 from narcore.mount import syscalls
 from narcore.mount.control import control_path
 from narcore.mount.mountinfo import mounts_at
+from narcore.volumes.pulses import AT_ONCE
 from tests.csi.calling import CAPABILITY, client, refused
 from tests.csi.conftest import NAME, Running
 from tests.mount.mounting import until
@@ -241,6 +244,35 @@ def test_many_at_once(running: Running) -> None:
         assert {*running.below()} == {*targets.values()}
         list(threads.map(lambda item: running.call.unpublish(*item), targets.items()))
     assert running.below() == []
+
+
+def test_a_mount_that_hangs_takes_no_thread_of_another(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many pods as a node has wait for it, in the kernel, or to be told that it does not answer."""
+    waiting, end = threading.Semaphore(0), threading.Event()
+    mount_overlay = syscalls.mount_overlay
+
+    def hang(target: Path, **layers: Any) -> None:
+        if layers["lower"] == running.place / "main":
+            waiting.release()
+            assert end.wait(20)
+        mount_overlay(target, **layers)
+
+    monkeypatch.setattr(syscalls, "mount_overlay", hang)
+    monkeypatch.setattr("narcore.volumes.pulses.ANSWER_SECONDS", 15)
+    with ThreadPoolExecutor(100) as threads:
+        pods = [f"pod-{number}" for number in range(100)]
+        calls = [threads.submit(running.call.publish, pod, running.target(pod)) for pod in pods]
+        for _ in range(AT_ONCE):
+            assert waiting.acquire(timeout=20)
+        start = time.monotonic()
+        running.call.publish("other", running.target(), volume_context={"cache": "other"})
+        assert running.below() == [running.target()]
+        running.call.unpublish("other", running.target())
+        assert time.monotonic() - start < 10, "nor a lock"
+        end.set()
+        for call in calls:
+            call.exception(20)
+    assert len(running.below()) >= AT_ONCE
 
 
 def test_one_many_times_at_once(running: Running) -> None:

@@ -6,12 +6,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from narcore.mount import syscalls
 from narcore.mount.control import ControlServer, control_path
 from narcore.volumes import Volumes
 from narcore.volumes.errors import CacheDead
+from tests.volumes.conftest import volumes_of
 from tests.volumes.test_volumes import below, left
 
 
@@ -49,6 +52,36 @@ def test_what_is_there_already_needs_no_answer(
     volumes.publish("a", place / "t", cache="main", mode="overlay")
     volumes.unpublish("a", place / "t")
     assert below(place) == []
+
+
+def test_it_hangs_for_the_kernel_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few may wait there that a caller for another mount finds a thread."""
+    monkeypatch.setattr("narcore.volumes.pulses.AT_ONCE", 2)
+    monkeypatch.setattr("narcore.volumes.pulses.ANSWER_SECONDS", 0.1)
+    volumes = volumes_of(place)
+    waiting, end = threading.Semaphore(0), threading.Event()
+    mount_overlay = syscalls.mount_overlay
+
+    def hang(target: Path, **layers: Any) -> None:
+        if layers["lower"] == place / "store":
+            waiting.release()
+            assert end.wait(20)
+        mount_overlay(target, **layers)
+
+    monkeypatch.setattr(syscalls, "mount_overlay", hang)
+    with ThreadPoolExecutor(2) as threads:
+        first = [
+            threads.submit(volumes.publish, name, place / name, cache="main", mode="overlay") for name in ("a", "b")
+        ]
+        for _ in first:
+            assert waiting.acquire(timeout=20)
+        with pytest.raises(CacheDead, match="does not answer, and 2 wait for it already"):
+            volumes.publish("c", place / "c", cache="main", mode="overlay")
+        volumes.publish("d", place / "d", cache="other", mode="overlay")
+        end.set()
+        for each in first:
+            each.result(20)
+    assert {*below(place)} == {place / name for name in ("a", "b", "d")}
 
 
 def test_many_wait_no_longer_than_one(place: Path, volumes: Volumes, hanging: socket.socket) -> None:
