@@ -14,6 +14,7 @@ If it is the holder that dies, its worker becomes the holder, and starts a worke
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -36,6 +37,7 @@ USAGE, TROUBLE = 2, 3  # or it could not begin
 STEADY_SECONDS = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 
+START_LOOK_SECONDS = 0.2  # between two looks whether a first worker that is not ready yet is to end
 PATIENCE_SECONDS = 1.0  # so long an end may take without a word
 
 LISTEN_BACKLOG = 64
@@ -142,12 +144,19 @@ class Holder:
         with os.fdopen(reading) as answer:
             if self._held.generation:
                 return {}
+            self._wait_for(reading)
             text = answer.readline()
         found: dict[str, object] = json.loads(text) if text else {"error": "the worker did not start", "code": TROUBLE}
         if "ready" in found:
             reason = self._held.plain_reason
             found |= {"mode": "plain" if reason else "passthrough", "reason": reason}
         return found
+
+    def _wait_for(self, reading: int) -> None:
+        """Until the worker has said something, or has ended: who tells us to end meanwhile ends it."""
+        while not select.select([reading], [], [], START_LOOK_SECONDS)[0]:
+            if signal.sigtimedwait((signal.SIGTERM, signal.SIGINT), 0) is not None:
+                self._signal_worker(signal.SIGKILL)
 
     def _signal_worker(self, number: int) -> None:
         if self._worker is not None:

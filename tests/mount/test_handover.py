@@ -3,6 +3,7 @@
 import mmap
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -12,11 +13,25 @@ from pathlib import Path
 
 import pytest
 
+from narcore.mount.mountinfo import mounts_at
 from narcore.mount.protocol import PRUNE_MINOR
 from tests.builders import Tree
 from tests.e2e.upstream import Upstream
 from tests.mount.conftest import RunMount
-from tests.mount.mounting import BIND, PLAIN, Asking, Mounted, ask, container, in_chroot, nar_hash, until
+from tests.mount.mounting import (
+    BIND,
+    PLAIN,
+    PROGRAM,
+    ROOT,
+    Asking,
+    Mounted,
+    ask,
+    container,
+    environment,
+    in_chroot,
+    nar_hash,
+    until,
+)
 from tests.mount.programs import HELLO_PROGRAM, PYTHON_PROGRAM, Programs
 from tests.mount.samples import KEY, NARS, base, files_of, random_bytes, sample
 
@@ -326,3 +341,23 @@ def test_mounted_again_at_the_same_place(serve: Serve, run_mount: RunMount) -> N
                 assert (mount.path(base("one")) / "x").read_bytes() == random_bytes(1, 1000)
             finally:
                 mount.run("--unmount", mount.target)
+
+
+def test_told_to_end_before_the_first_worker_is_ready(tmp_path: Path) -> None:
+    """Whatever keeps it from that."""
+    slow = "import sys, time\nif 'narcore.mount.worker' in sys.orig_argv:\n    time.sleep(60)\n"
+    (tmp_path / "sitecustomize.py").write_text(slow)
+    environ = environment({"PYTHONPATH": f"{tmp_path}:{ROOT}", "NAR_CACHE_DIR": str(tmp_path / "cache")})
+    target = tmp_path / "mnt"
+    target.mkdir()
+    command = [*PROGRAM, str(target), "--foreground", "--run-dir", str(tmp_path / "run")]
+    with subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.PIPE) as holder:
+        try:
+            until(lambda: mounts_at(target), "it is mounted")
+            holder.terminate()
+            _, errors = holder.communicate(timeout=10)
+        finally:
+            holder.kill()
+    assert holder.returncode == 3
+    assert b"the worker did not start" in errors
+    assert mounts_at(target) == []
