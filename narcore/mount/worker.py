@@ -125,7 +125,7 @@ class Worker:
     def _keep_up(self) -> None:
         self._announce()
         self._ticks += 1
-        if self._ticks % SWEEP_TICKS == 0:
+        if self._ticks % SWEEP_TICKS == 0 or self._server.waiting:  # for room, say, that what was evicted still takes
             self._files.sweep()
 
     def _ask_again(self) -> None:

@@ -64,7 +64,7 @@ def test_a_holder_that_dies_is_replaced_while_the_store_of_a_denied_name_hangs(
         asked.set()
         answer.wait()
 
-    monkeypatch.setattr(one._files, "find", hang)
+    monkeypatch.setattr(one._files, "look_for", hang)
     one._files.denied.add(base("one"))
     one.start_upkeep()
     try:
@@ -88,4 +88,19 @@ def test_a_name_is_announced_when_the_kernel_has_had_a_tick_to_read_older_answer
     for _ in range(2):
         one._keep_up()
         assert announced == ["late"]
+    one.close()
+
+
+def test_what_was_evicted_is_let_go_soon_where_somebody_waits(
+    held: Held, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be for its room on the disk."""
+    one, sweeps = Worker(held, settings, os.getppid()), list[int]()
+    monkeypatch.setattr(one._files, "sweep", lambda: sweeps.append(one._ticks))
+    for _ in range(2 * worker.SWEEP_TICKS):
+        one._keep_up()
+    assert sweeps == [worker.SWEEP_TICKS, 2 * worker.SWEEP_TICKS]
+    one._server._waiting[1] = ("path", "x")
+    one._keep_up()
+    assert sweeps[2:] == [2 * worker.SWEEP_TICKS + 1]
     one.close()
