@@ -60,7 +60,7 @@ and its limits hold here, too.
 
 
 @click.command(short_help="Mount all store paths as a file system, or show what is mounted.", help=HELP)
-@click.argument("directory", metavar="DIR", required=False, type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", required=False, type=Path)  # click.Path looks at it, and a mount may hang
 @click.option("--foreground", is_flag=True, help="Don't go into the background.")
 @click.option(
     "--store", "stores", multiple=True, metavar="URL", help="A binary cache; repeatable.  [env: NAR_CACHE_URL]"
@@ -152,15 +152,33 @@ def _cache_dir(settings: Settings, target: Path) -> Path:
         step = "--cache-dir DIR names one"
         raise SettingsError(f"a mount serves out of the disk cache, and NAR_CACHE_DIR=off turns it off; {step}")
     found = Path(os.path.realpath(settings.cache_dir))
-    if target == found or target in found.parents:
+    if _hides(target, found):
         raise SettingsError(f"the cache at {found} would be hidden by the mount; --cache-dir DIR names another one")
     return found
+
+
+def _hides(target: Path, path: Path) -> bool:
+    return target == path or target in path.parents
+
+
+def _see_that_we_stay(options: MountOptions) -> None:
+    """Raises MountError. What a worker that starts looks for below the target it would have to ask itself for."""
+    program = {sys.executable, os.path.realpath(sys.executable), sys.prefix, sys.base_prefix, __file__}
+    for path in sorted(program):
+        if _hides(options.target, Path(path)):
+            step = "run one that is elsewhere, such as that of a virtual environment"
+            raise MountError(f"nar-serve needs {path}, which would be hidden by the mount; {step}")
+    if _hides(options.target, options.run_dir):
+        raise MountError(
+            f"{options.run_dir} would be hidden by the mount; NAR_RUN_DIR or --run-dir names another directory"
+        )
 
 
 def _prepare(options: MountOptions, settings: Settings) -> None:
     """See to all that can be seen to beforehand, and put the settings where the worker reads them."""
     if options.metrics:
         check_metrics(options.metrics)
+    _see_that_we_stay(options)
     make_run_dir(options.run_dir)
     _make_room(options)
     if not options.target.exists():
@@ -172,6 +190,8 @@ def _prepare(options: MountOptions, settings: Settings) -> None:
         say("NAR_TRUSTED_PUBLIC_KEYS is not set: what the stores say is believed without a signature")
     os.environ["NAR_CACHE_URL"] = " ".join(settings.cache_urls)
     os.environ["NAR_CACHE_DIR"] = str(options.cache_dir)
+    # Else Python looks for modules in the working directory first: if that is the target, a worker that starts asks itself.
+    os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def _make_cache_dir(cache_dir: Path) -> None:

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from narcore.errors import MountError
+from narcore.mount.command import mount
 from narcore.mount.control import control_path, make_run_dir
 from narcore.mount.mountinfo import mounts_at
 from narcore.sizes import human_size
@@ -304,6 +307,44 @@ def test_a_link_on_the_way_is_followed_and_one_at_the_end_refused(command: Comma
     assert "is a link to" in command.fails(command.directory / "last")
 
 
+@pytest.mark.parametrize("option", [(), ("--foreground",)])
+def test_where_one_is_can_be_mounted_at(command: Command, option: tuple[str, ...]) -> None:
+    program = [*PROGRAM, *option, "."]
+    process = subprocess.Popen(program, env=command.environ, cwd=command.target, stderr=subprocess.DEVNULL)
+    until(lambda: mounts_at(command.target), "a mount")
+    assert command.file.read_bytes() == b"hello\n"
+    command.ok("--unmount", command.target)
+    assert process.wait(SECONDS) == 0
+
+
+def test_a_mount_that_hangs_is_unmounted(command: Command) -> None:
+    command.ok(command.target)
+    _, worker = command.processes()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        until_unknown(command.target)
+        command.ok("--unmount", "--lazy", command.target)
+        assert mounts_at(command.target) == []
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def until_unknown(target: Path) -> None:
+    """Until the kernel asks for the attributes of the target's root again: who looks at it hangs."""
+
+    def hangs() -> bool:
+        looking = subprocess.Popen(["stat", target], stdout=subprocess.DEVNULL)
+        try:
+            looking.wait(0.2)
+        except subprocess.TimeoutExpired:
+            looking.kill()
+            looking.wait()
+            return True
+        return False
+
+    until(hangs, "a mount that hangs")
+
+
 @pytest.mark.parametrize("option", [(), ("--run-dir", "/tmp/nar-serve-test-other")])
 def test_a_mount_that_hangs_is_no_dead_one(command: Command, option: tuple[str, ...]) -> None:
     command.ok(command.target)
@@ -342,6 +383,7 @@ def test_a_mount_that_hangs_is_no_dead_one(command: Command, option: tuple[str, 
         (["--store", "https://x?priority=high", "mnt"], 2, "priority"),
         (["--metrics", "9000", "mnt"], 2, "is not host:port"),
         (["--run-dir", "x" * 150, "mnt"], 3, "--run-dir names a shorter one"),
+        (["--run-dir", "mnt/cache", "mnt"], 3, "would be hidden by the mount; NAR_RUN_DIR"),
         (["--run-dir", "store/nix-cache-info", "mnt"], 3, "--run-dir names another directory"),
         (["--cache-dir", "store/nix-cache-info", "mnt"], 3, "File exists; --cache-dir DIR or"),
         (["--log", "none/log", "mnt"], 3, "No such file"),
@@ -354,6 +396,13 @@ def test_what_it_refuses(command: Command, arguments: list[str], code: int, said
     assert said in command.fails(*given, code=code)
     assert mounts_at(command.target) == []
     assert not list(command.directory.glob("run/mounts/*"))
+
+
+def test_it_does_not_hide_itself(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", str(command.target / "venv"))
+    done = CliRunner(env=command.environ).invoke(mount, [str(command.target)])
+    assert isinstance(done.exception, MountError)
+    assert "which would be hidden by the mount" in str(done.exception)
 
 
 def test_a_status_of_nothing(command: Command) -> None:
