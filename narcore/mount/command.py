@@ -166,7 +166,7 @@ def _see_that_we_stay(options: MountOptions) -> None:
     program = {sys.executable, os.path.realpath(sys.executable), sys.prefix, sys.base_prefix, __file__}
     for path in sorted(program):
         if _hides(options.target, Path(path)):
-            step = "run one that is elsewhere, such as that of a virtual environment"
+            step = "mount at another directory, or run one that is installed elsewhere"
             raise MountError(f"nar-serve needs {path}, which would be hidden by the mount; {step}")
     if _hides(options.target, options.run_dir):
         raise MountError(
