@@ -1,6 +1,7 @@
 """The command line of ``nar-serve mount``. ``narcore.cli`` finds it by the entry point in pyproject.toml."""
 
 import errno
+import fcntl
 import json
 import os
 import select
@@ -8,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, NoReturn
@@ -126,10 +128,13 @@ def mount(
         cache_dir=_cache_dir(settings, target),
         metrics=metrics,
     )
-    _prepare(options, settings)
-    if foreground:
-        _become_holder(options)
-    _start_holder(options, log_file)
+    _see_that_we_stay(options)
+    make_run_dir(options.run_dir)
+    with _alone(options.run_dir):
+        _prepare(options, settings)
+        if foreground:
+            _become_holder(options)
+        _start_holder(options, log_file)
 
 
 # --- mounting
@@ -174,12 +179,21 @@ def _see_that_we_stay(options: MountOptions) -> None:
         )
 
 
+@contextmanager
+def _alone(run_dir: Path) -> Generator[None]:
+    """Of two that begin at once, each would see that nothing is mounted, and mount."""
+    directory = os.open(run_dir / "mounts", os.O_RDONLY | os.O_DIRECTORY)  # no child inherits it
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
 def _prepare(options: MountOptions, settings: Settings) -> None:
     """See to all that can be seen to beforehand, and put the settings where the worker reads them."""
     if options.metrics:
         check_metrics(options.metrics)
-    _see_that_we_stay(options)
-    make_run_dir(options.run_dir)
     _make_room(options)
     if not options.target.exists():
         raise MountError(f"there is no directory {options.target}; make it first: mkdir -p {options.target}")

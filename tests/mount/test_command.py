@@ -257,6 +257,13 @@ def test_a_living_mount_is_left_alone(command: Command) -> None:
     assert len(mounts_at(command.target)) == 1
 
 
+def test_of_two_at_once_one_mounts(command: Command) -> None:
+    program = [*PROGRAM, str(command.target)]
+    both = [subprocess.Popen(program, env=command.environ, cwd=ROOT, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert sorted(process.wait(SECONDS) for process in both) == [0, 3]
+    assert len(mounts_at(command.target)) == 1
+
+
 def test_a_dead_mount_is_shown_and_replaced(command: Command) -> None:
     command.ok(command.target)
     command.kill()
