@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -48,20 +49,50 @@ class _Room:
     pending: int
 
 
+# An evicted file takes its room until nobody has it open any more, and who only keeps it open for the next reader looks every few
+# seconds whether it was evicted.
+HELD_SECONDS = 7.0
+
+
+class Held:
+    """What was evicted for somebody who waits for room, and may still be open somewhere. Before nothing more is evicted for it, the
+    others get their time to let go: else all would go, one after the other, and give no room.
+    """
+
+    def __init__(self) -> None:
+        self._until = 0.0
+        self.evicted: list[Entry] = []
+
+    def add(self, evicted: list[Entry]) -> None:
+        self._until = time.monotonic() + HELD_SECONDS
+        self.evicted += evicted
+
+    @property
+    def size(self) -> int:
+        """In bytes; they may be free by now."""
+        return sum(entry.size for entry in self.evicted) if time.monotonic() < self._until else 0
+
+
 def entries(layout: Layout) -> list[Entry]:
     """Every complete NAR and unpacked file, least recently used first. Raises OSError."""
     return _entries(_scan(layout.directory))
 
 
 def make_room(
-    layout: Layout, key: NarKey, limit: int, *, reserve: Callable[[], None] = lambda: None
+    layout: Layout,
+    key: NarKey,
+    limit: int,
+    *,
+    reserve: Callable[[], None] = lambda: None,
+    held: Held | None = None,
 ) -> list[Entry] | None:
     """Evict until ``key`` fits below ``limit`` bytes and into the file system, and call ``reserve``; the entries that went.
 
-    What other fills have reserved is left to them: None if it fits only when some of them have ended. Raises CacheFailure if
-    it doesn't fit at all, and then has evicted nothing.
+    What other fills have reserved is left to them: None if it fits only when some of them have ended, or when what went is not
+    open any more: ``held`` is for who tries again, and then gets all that went. Raises CacheFailure if it doesn't fit at all,
+    and then has evicted nothing.
     """
-    return _make_room(layout, key.size, limit, reserve, own=layout.part(key).name)
+    return _make_room(layout, key.size, limit, reserve, own=layout.part(key).name, held=held or Held())
 
 
 def make_room_for_file(
@@ -71,7 +102,7 @@ def make_room_for_file(
 
     The NAR that the file is made of stays: else where only one of both has room, they would drive out each other for ever.
     """
-    evicted = _make_room(layout, file.size + spare, limit, reserve, keep=file.digits)
+    evicted = _make_room(layout, file.size + spare, limit, reserve, keep=file.digits, held=Held())
     if evicted is None:
         raise CacheFailure(
             f"there is no room for a file of {file.size} bytes beside its NAR and the downloads under way"
@@ -80,7 +111,7 @@ def make_room_for_file(
 
 
 def _make_room(
-    layout: Layout, size: int, limit: int, reserve: Callable[[], None], *, own: str = "", keep: str = ""
+    layout: Layout, size: int, limit: int, reserve: Callable[[], None], *, own: str = "", keep: str = "", held: Held
 ) -> list[Entry] | None:
     """``own`` is the name of the part that it is for; the NAR ``keep`` is not evicted."""
     with locked(layout.lock):
@@ -89,19 +120,23 @@ def _make_room(
         needed = max(0, size - (files[own].st_size if own in files else 0))
         used = sum(entry.size for entry in room.entries)
         free = _free(layout.directory) - room.pending
-        if size > limit or needed > free + room.pending + used:
+        if size > limit or needed > free + room.pending + used + held.size:
             raise CacheFailure(f"there is no room for {size} bytes")
-        if size + room.promised > limit or needed > free + used:
+        if size + room.promised > limit or needed > free + used + held.size:
             return None
-        evicted = []
-        while used and (used + room.promised + size > limit or free < needed):
+        evicted, coming = [], free + held.size
+        while used and (used + room.promised + size > limit or coming < needed):
             entry = room.entries.pop(0)
             remove(layout, entry)
             used -= entry.size
-            free = _free(layout.directory) - room.pending
+            coming += entry.size
             evicted.append(entry)
+        if evicted:
+            held.add(evicted)
+        if needed > _free(layout.directory) - room.pending:
+            return None
         reserve()
-        return evicted
+        return held.evicted
 
 
 def remove(layout: Layout, entry: Entry) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 
 from narcore.cache import memo
 from narcore.cache.ahead import Ahead
-from narcore.cache.eviction import Entry, make_room
+from narcore.cache.eviction import Entry, Held, make_room
 from narcore.cache.layout import DURABLE, THIS_BOOT, Layout, NarKey, is_verified, mark
 from narcore.cache.listings import load_listing, new_listing
 from narcore.cache.locks import OPEN_FLAGS, READ_FLAGS, is_still_at, try_lock, unlock
@@ -139,7 +139,7 @@ class Part:
     def lead(self, fetch: Fetch, *, publish: Publish, give_up: GiveUp) -> NarListing:
         """Download, verify and keep the NAR; its listing. Raises what ``fetch`` raises, CapacityError, CacheFailure or Unwanted."""
         try:
-            with disk_trouble(), self._slots.hold(partial(self._find_room, give_up)):
+            with disk_trouble(), self._slots.hold(partial(self._find_room, give_up, Held())):
                 listing = self._download(fetch, publish, give_up)
                 self._keep(listing)
         except BaseException as error:
@@ -147,10 +147,10 @@ class Part:
             raise
         return listing
 
-    def _find_room(self, give_up: GiveUp, slot: Slot) -> bool:
+    def _find_room(self, give_up: GiveUp, held: Held, slot: Slot) -> bool:
         self._check_wanted(give_up, 0)
         reserve = partial(slot.reserve, self._path.name)
-        evicted = make_room(self._layout, self.key, self._limit, reserve=reserve)
+        evicted = make_room(self._layout, self.key, self._limit, reserve=reserve, held=held)
         self._on_evict(evicted or [])
         return evicted is not None
 

@@ -40,7 +40,7 @@ class Place:
         return cls(path, status.st_dev, status.st_ino)
 
     def is_evicted(self) -> bool:
-        """Then only its readers keep it on the disk."""
+        """Then only its readers keep it on the disk. So is one that somebody has written to: it will be made again."""
         try:
             return not self._is_it(self.path.lstat())
         except FileNotFoundError:
@@ -55,7 +55,7 @@ class Place:
                 touch(fd)
 
     def _is_it(self, status: os.stat_result) -> bool:
-        return (status.st_dev, status.st_ino) == (self.device, self.inode)
+        return (status.st_dev, status.st_ino) == (self.device, self.inode) and is_verified(status)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from narcore.cache import eviction
-from narcore.cache.eviction import entries, make_room
+from narcore.cache.eviction import HELD_SECONDS, Held, entries, make_room
 from narcore.cache.layout import Layout, NarKey
 from narcore.cache.locks import OPEN_FLAGS, try_lock
 from narcore.cache.slots import Slot, Slots, reserved_parts
@@ -121,6 +121,33 @@ class TestMakeRoom:
             with pytest.raises(CacheFailure):
                 make_room(layout, key(9, 51), 1000)
         assert len(entries(layout)) == 2  # none went for what can't be had
+
+    def test_what_went_and_is_still_open_gets_its_time_before_more_goes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        layout, clock = Layout(tmp_path), 0.0
+        for number in range(4):
+            put(layout, number, 10, number)
+        still_open = True
+
+        def free(directory: Path) -> int:
+            gone = 0 if still_open else 10 * (4 - len(entries(layout)))
+            return 5 + gone
+
+        monkeypatch.setattr(eviction, "_free", free)
+        monkeypatch.setattr(time, "monotonic", lambda: clock)
+        held = Held()
+        for _ in range(3):
+            assert make_room(layout, key(9, 12), 1000, held=held) is None
+            assert len(entries(layout)) == 3
+        clock += HELD_SECONDS
+        assert make_room(layout, key(9, 12), 1000, held=held) is None
+        assert len(entries(layout)) == 2, "it is not let go: another one may give room"
+        still_open = False
+        assert [entry.digits for entry in make_room(layout, key(9, 12), 1000, held=held) or []] == [
+            digits(0),
+            digits(1),
+        ]
 
     def test_what_else_lies_there_is_left_alone(self, tmp_path: Path) -> None:
         layout = Layout(tmp_path)

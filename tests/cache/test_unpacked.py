@@ -115,6 +115,9 @@ def test_an_eye_on_it_while_somebody_has_it_open(nar: LocalNar, directory: Path)
         place.touch()
         assert path.stat().st_atime > 1_000_000
         assert is_verified(path.stat())
+        path.chmod(0o600)
+        path.write_bytes(TOOL)
+        assert place.is_evicted(), "it can't be trusted"
         path.unlink()
         path.write_bytes(TOOL)
         os.utime(path, (1000, 2000))
