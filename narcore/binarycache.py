@@ -75,9 +75,9 @@ class BinaryCache:
         )
         self._cache = cache
         self._strict = strict
-        # Strict serves out of the cache only, so what does not fit there never will be.
-        limits = [max_nar_size, cache.limit if cache and strict else None]
-        self._largest = min((limit for limit in limits if limit is not None), default=None)
+        # Strict serves out of the cache only, so what does not fit there never will be. By the names of the settings.
+        limits = {"NAR_MAX_NAR_SIZE": max_nar_size, "NAR_CACHE_SIZE": cache.limit if cache and strict else None}
+        self._limits = [(limit, name) for name, limit in limits.items() if limit is not None]
         self._lookup = Lookup(self.substituters, strategy=strategy, trusted_keys=trusted_keys, trace=trace, clock=clock)
         self._streams = NarStreams(sources=self._lookup.sources, on_failure=self._lookup.demote)
         self._source = NarSource(self._streams, cache, strict=strict, trace=trace, on_other_listing=self._learn_listing)
@@ -218,8 +218,9 @@ class BinaryCache:
 
     def _check_size(self, info: PathInfo) -> None:
         size = info.narinfo.nar_size
-        if self._largest is not None and size > self._largest:
-            raise NarTooLarge(f"the NAR has {size} bytes, and {self._largest} at most are unpacked here")
+        for limit, setting in self._limits:
+            if size > limit:
+                raise NarTooLarge(f"the NAR has {size} bytes, and {limit} at most are unpacked here ({setting})")
 
     # --- NARs in the disk cache, for who keeps them open
 

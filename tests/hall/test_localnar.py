@@ -153,8 +153,11 @@ def test_what_was_changed_is_not_read(make: Make, directory: Path, change: str) 
 def test_what_is_too_large(make: Make) -> None:
     hall = make(largest=100_000)
     for ask in (hall.local, hall.fetch_local):
-        with pytest.raises(NarTooLarge):
+        with pytest.raises(NarTooLarge, match="NAR_MAX_NAR_SIZE"):
             ask(info_of(hall))
+    hall = make(limit=100_000)
+    with pytest.raises(NarTooLarge, match="NAR_CACHE_SIZE"):
+        hall.local(info_of(hall))
     hall = make(limit=100_000, strict=False)
     assert hall.local(info_of(hall)) is None
     with pytest.raises(CacheFailure):
