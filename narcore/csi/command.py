@@ -164,6 +164,9 @@ def _run(
         log.info("%s: volumes of %s for node %s at %s", name, ", ".join(caches), node_id, path)
         ending.wait()
         log.info("stopping; pods that run go on")
+    if calls.under_way():
+        log.warning("calls that have not ended are left: %d", calls.under_way())
+        os._exit(0)  # Python would wait for their threads, and they may wait for a mount that hangs
 
 
 def _published(volumes: Volumes) -> dict[str, int]:

@@ -62,11 +62,21 @@ class Calls:
         self._lock = threading.Lock()
         self._counts: Counter[tuple[str, ...]] = Counter()
         self._seconds: dict[tuple[str, ...], float] = {}
+        self._under_way = 0
+
+    def begin(self) -> None:
+        with self._lock:
+            self._under_way += 1
 
     def add(self, call: str, code: grpc.StatusCode, seconds: float) -> None:
+        """It has ended."""
         with self._lock:
+            self._under_way -= 1
             self._counts[call, code.name] += 1
             self._seconds[(call,)] = self._seconds.get((call,), 0.0) + seconds
+
+    def under_way(self) -> int:
+        return self._under_way
 
     def families(self) -> list[Family]:
         with self._lock:
@@ -120,6 +130,7 @@ class Server:
         def call(request: Any, context: grpc.ServicerContext) -> Any:
             start = time.monotonic()
             code = grpc.StatusCode.OK
+            self._calls.begin()
             try:
                 return method(request)
             except Exception as error:  # noqa: BLE001  all of them become a code

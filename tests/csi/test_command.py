@@ -4,15 +4,18 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from narcore import cli
+from narcore.csi.registration import registration_path
 from narcore.csi.server import code_of, make_way
 from narcore.errors import MountError, NarcoreError, SettingsError
 from narcore.volumes.caches import parse_caches
-from tests.csi.conftest import Running
+from tests.csi.calling import client
+from tests.csi.conftest import NAME, Running
 from tests.mount import mounting
 
 
@@ -54,6 +57,31 @@ def test_an_endpoint_that_is_too_long(tmp_path: Path) -> None:
     done = run("--cache", "a=/x", "--endpoint", f"unix://{tmp_path}/{'x' * 120}", "--state-dir", tmp_path / "state")
     assert done.returncode == 2
     assert "is too long for a socket" in done.stderr
+
+
+def test_it_ends_while_a_call_hangs(running: Running) -> None:
+    """In the kernel, which waits for a mount, say."""
+    program = (
+        "import sys, threading; from narcore import cli; from narcore.csi import server; from narcore.mount import syscalls;"
+        "server.STOP_SECONDS = 0.1; syscalls.mount_overlay = lambda *_, **__: threading.Event().wait();"
+        "sys.exit(cli.run(sys.argv[1:]))"
+    )
+    kubelet, registry = running.place / "another", registration_path(running.place / "another", NAME)
+    options = [f"--cache=main={running.place}/main", f"--kubelet-dir={kubelet}", f"--run-dir={running.place}/run"]
+    command = [sys.executable, "-c", program, "csi", *options, f"--state-dir={running.place}/another-state"]
+    with subprocess.Popen(command, env=mounting.environment({}), stderr=subprocess.PIPE, text=True) as plugin:
+        try:
+            mounting.until(registry.exists, "the plugin", 30)
+            with client(kubelet / "plugins" / NAME / "csi.sock") as call, ThreadPoolExecutor(1) as threads:
+                hanging = threads.submit(call.publish, "a", kubelet / "pods/1/mount")
+                mounting.until((kubelet / "pods/1/mount").exists, "it is about to be mounted", 30)
+                plugin.terminate()
+                assert plugin.wait(10) == 0
+                assert hanging.exception() is not None
+        finally:
+            plugin.kill()
+        assert plugin.stderr is not None
+        assert "calls that have not ended are left: 1" in plugin.stderr.read()
 
 
 def test_without_grpc() -> None:
