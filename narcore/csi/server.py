@@ -32,6 +32,7 @@ from narcore.volumes.errors import (
 THREADS = 128  # a call takes milliseconds, unless a mount hangs: those for all other volumes of a node go on meanwhile
 CALLS_MAX = 512  # under way and waiting: as many as a node may have pods, and then some
 MESSAGE_MAX = 256 * 1024  # the largest of the specification's are 4 KiB of attributes
+TOLD_MAX = 600  # characters of a message; as it is encoded, each may take 12 bytes, and gRPC takes 8 KiB of headers
 STOP_SECONDS = 5.0  # so long calls under way may take when it ends
 
 _PATH_MAX = 107  # unix(7): sun_path, without the NUL
@@ -136,7 +137,7 @@ class Server:
             except Exception as error:  # noqa: BLE001  all of them become a code
                 code = code_of(error)
                 _report(name, error)
-                context.abort(code, _told(error))
+                context.abort(code, _told(error)[:TOLD_MAX])
             finally:
                 self._calls.add(name, code, time.monotonic() - start)
 

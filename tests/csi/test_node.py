@@ -283,6 +283,18 @@ def test_one_many_times_at_once(running: Running) -> None:
     assert running.below() == []
 
 
+def test_a_message_that_is_long(running: Running) -> None:
+    """It does not hide its code."""
+    target = running.target()
+    while len(os.fsencode(target)) < 3600:
+        target /= "ü" * 100
+    (target / "mount/file").mkdir(parents=True)
+    with refused("ALREADY_EXISTS", "ü"):
+        running.call.publish("a", target / "mount")
+    with refused("NOT_FOUND", "there is no volume a at"):
+        running.call.stats("a", target / "mount")
+
+
 def test_what_is_too_large(running: Running) -> None:
     with refused("RESOURCE_EXHAUSTED"):
         running.call.publish("a", running.target(), volume_context={"prefetch": "x" * MESSAGE_MAX})
