@@ -61,7 +61,7 @@ class Volumes:
         self._run_dir = run_dir
         self._within = Path(os.path.realpath(within)) if within is not None else None
         self._boot_id = boot_id or current_boot_id()
-        self._ahead = Ahead()
+        self._ahead = {cache: Ahead() for cache in stores}  # one that does not answer is not in the way of the others
         self._removals = Removals()
         self._pulses = Pulses(stores)
         self._usage: dict[str, tuple[float, int]] = {}
@@ -97,7 +97,7 @@ class Volumes:
             if not self._is_done(wanted):
                 self._mount(wanted, store_dir)
         if prefetch:
-            self._ahead.ask(volume_id, self.control(cache), prefetch)
+            self._ahead[cache].ask(volume_id, self.control(cache), prefetch)
 
     def unpublish(self, volume_id: str, target: Path, *, keep: bool = False) -> None:
         """Unmount it, and remove ``target``; also if it is not mounted, or its state is lost or can't be read.

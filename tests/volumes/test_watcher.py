@@ -18,10 +18,10 @@ NAMES = [f"{32 * '0'}-x", f"{32 * '1'}-y"]
 
 
 class Mount:
-    """The control socket of ``store``, and what was asked of it."""
+    """The control socket of ``store``, or another one, and what was asked of it."""
 
-    def __init__(self, place: Path) -> None:
-        self._path = control_path(place / "run", place / "store")
+    def __init__(self, place: Path, name: str = "store") -> None:
+        self._path = control_path(place / "run", place / name)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self.wanted: list[str] = []
         self._listener: socket.socket | None = None
@@ -134,6 +134,17 @@ def test_what_is_to_be_fetched_ahead(place: Path, mount: Mount, volumes: Volumes
     assert time.monotonic() - start < 1, "nobody waits for the worker"
     mount.start_worker()
     until(lambda: mount.wanted == NAMES * 2, "both were told")
+
+
+def test_what_another_mount_is_to_fetch_does_not_wait(place: Path, mount: Mount, volumes: Volumes) -> None:
+    mount.listen()
+    other = Mount(place, "other")
+    other.listen()
+    other.start_worker()
+    volumes.publish("a", place / "t", cache="main", mode="ro", prefetch=NAMES)
+    volumes.publish("b", place / "u", cache="other", mode="ro", prefetch=NAMES)
+    until(lambda: other.wanted == NAMES, "the other one is told")
+    other.close()
 
 
 def test_a_mount_that_does_not_answer(
