@@ -1,6 +1,7 @@
 """The life of a node: a real mount, the real plugin, and pods that run programs out of their volumes."""
 
 import re
+import subprocess
 import threading
 import time
 import urllib.request
@@ -24,6 +25,7 @@ from tests.mount.samples import NARS, base
 
 EPHEMERAL = {"csi.storage.k8s.io/ephemeral": "true", "csi.storage.k8s.io/pod.name": "p"}
 TEST_SECONDS = 60
+LATE_SECONDS = 240  # all the tests here go on meanwhile
 
 WAIT = """
 import os, sys, time
@@ -33,6 +35,38 @@ while not os.path.exists(path):
     time.sleep(0.05)
 print(open(path).read())
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def waiting(made: Programs) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Pods that have looked for a store path in vain, which has been published since. It takes a while: see the last test."""
+    name = "late-0.1"
+    files = builders.binary_cache({name: {"text": b"at last\n"}})
+    with Upstream() as server:
+        node = FakeNode(server.mount("cache", made.cache), made.public_key)
+        alarm = threading.Timer(LATE_SECONDS, node.close)
+        alarm.start()
+        try:
+            late = node.place / "late"
+            node.environ["NAR_CACHE_URL"] += f" {server.mount('late', late)}?trusted=true"
+            write(late, {"nix-cache-info": files["nix-cache-info"]})
+            node.start_mount()
+            node.start_csi()
+            with node.registered() as kubelet:
+                for pod, read_only in (("pod-1", False), ("pod-2", True)):
+                    kubelet.publish(f"csi-{pod}", node.target(pod), readonly=read_only)
+            pods = [node.start_pod(pod, *python(WAIT), f"/nix/store/{base(name)}/text") for pod in ("pod-1", "pod-2")]
+            for process in pods:
+                assert process.stdout is not None
+                assert process.stdout.readline() == b"False\n"
+            write(late, files)
+            yield pods
+            assert "Traceback" not in node.log("mount") + node.log("csi")
+        finally:
+            alarm.cancel()
+            alarm.join()
+            if node.place.exists():
+                node.close()
 
 
 @pytest.fixture
@@ -198,34 +232,6 @@ def test_the_mount_dies(node: FakeNode) -> None:
     assert [mount.target for mount in node.mounts()] == [node.store]
 
 
-def test_what_is_published_late(node: FakeNode, made: Programs, upstream: Upstream) -> None:
-    """A running pod that looked for a store path in vain finds it when it is there."""
-    name = "late-0.1"
-    files = builders.binary_cache({name: {"text": b"at last\n"}})
-    path = f"/nix/store/{base(name)}/text"
-    late = node.place / "late"
-    node_url = upstream.mount("late", late)
-    write(late, {"nix-cache-info": files["nix-cache-info"]})
-    node.environ["NAR_CACHE_URL"] += f" {node_url}?trusted=true"
-    assert node.mount is not None
-    node.mount.terminate()
-    node.mount.wait()
-    node.start_mount()
-
-    with node.registered() as kubelet:
-        for pod, read_only in (("pod-1", False), ("pod-2", True)):
-            kubelet.publish(f"csi-{pod}", node.target(pod), readonly=read_only)
-        pods = [node.start_pod(pod, *python(WAIT), path) for pod in ("pod-1", "pod-2")]
-        for process in pods:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"False\n"
-        time.sleep(1)
-        write(late, files)
-        for process in pods:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"at last\n"
-
-
 def test_prefetch(node: FakeNode, upstream: Upstream) -> None:
     """All that a store path refers to is there before anybody reads it."""
     with node.registered() as kubelet:
@@ -292,3 +298,10 @@ def test_metrics(node: FakeNode) -> None:
     assert 'nar_csi_calls_total{call="NodePublishVolume",code="OK"} 1.0' in lines
     assert 'nar_csi_calls_total{call="NodeUnpublishVolume",code="INVALID_ARGUMENT"} 1.0' in lines
     assert any(line.startswith('nar_csi_call_seconds_total{call="NodePublishVolume"} ') for line in lines)
+
+
+def test_what_is_published_late(waiting: list[subprocess.Popen[bytes]]) -> None:
+    """A running pod that looked for a store path in vain finds it when it is there, be its volume an overlay or not."""
+    for pod in waiting:
+        assert pod.stdout is not None
+        assert pod.stdout.readline() == b"at last\n"

@@ -100,7 +100,7 @@ def test_one_that_is_not_there(tmp_path: Path) -> None:
 
 def test_counting_takes_no_longer_than_it_may(tmp_path: Path) -> None:
     for number in range(2000):
-        (tmp_path / str(number)).touch()
+        os.mknod(tmp_path / str(number))
     start = time.monotonic()
     assert used_bytes(tmp_path, 0)[1] is False
     assert time.monotonic() - start < 1
