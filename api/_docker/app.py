@@ -155,9 +155,8 @@ def _failure(error: Exception) -> Response:
         case Refused():
             message, status = str(error), error.status
         case BodyLost():
-            if (
-                request.endpoint == "Get"
-            ):  # to dockerd, any answer but a volume means that there is none: it would forget its labels
+            if request.endpoint == "Get":
+                # To dockerd, any answer but a volume means that there is none: it would forget its labels.
                 _hang_up()
             message, status = "the call broke off before, and dockerd has repeated it without its body; try again", 400
         case MountError():

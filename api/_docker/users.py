@@ -46,9 +46,8 @@ def _identity(pid: int) -> str:
         stat = (_PROC / str(pid) / "stat").read_bytes()
     except OSError:
         return UNKNOWN
-    fields = stat.rpartition(b")")[
-        2
-    ].split()  # proc_pid_stat(5): the name before it may hold anything; then state is the 3rd
+    # proc_pid_stat(5): the name in parentheses may hold anything; behind it come the state (the 3rd field) and more.
+    fields = stat.rpartition(b")")[2].split()
     return UNKNOWN if fields[0] in (b"Z", b"X") else f"{pid}:{fields[19].decode()}"
 
 

@@ -14,9 +14,7 @@ from narcore.mount.syscalls import MAX_READ, SOURCE, in_initial_user_namespace
 
 DEVICE = "/dev/fuse"
 FUSERMOUNT = "fusermount3"
-FUSERMOUNT_SECONDS = (
-    20  # it only mounts; a file system that does not answer on the way to the target would hold it for ever
-)
+FUSERMOUNT_SECONDS = 20  # it only mounts; what does not answer on the way to the target would hold it for ever
 
 _CAP_SYS_ADMIN = 21
 _STACKED = frozenset({"overlay", "ecryptfs", "fuse", "fuseblk"})

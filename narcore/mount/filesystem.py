@@ -334,10 +334,8 @@ class FileSystem:
             if _is_directory(self._names.identity(row)):
                 return protocol.entry(row << 32 | 1, 0, protocol.attributes(row << 32 | 1, _DIRECTORY, 0))
             raise self._reopening(row)
-        if self._missing.get(text):
-            return protocol.no_entry(
-                0
-            )  # the kernel remembers nothing: it would hide from overlays that the name is there now
+        if self._missing.get(text):  # for no time: the kernel would hide from overlays that the name is there now
+            return protocol.no_entry(0)
         raise Slow(("name", text), partial(self._look_for_counted, text), partial(self._progress, None))
 
     def _look_for_counted(self, base_name: str) -> None:

@@ -17,9 +17,7 @@ MINOR_MIN = 23  # Linux 3.15: answers have had the same size since
 REQUEST = struct.Struct("=IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
 ANSWER = struct.Struct("=IiQ")  # len, -errno (of a notification: its code), unique (of a notification: 0)
 ATTR = struct.Struct("=QQQQQQIIIIIIIIII")
-ENTRY = struct.Struct(
-    "=QQQQII"
-)  # nodeid, generation, seconds that the name, then the attributes are valid, nanoseconds
+ENTRY = struct.Struct("=QQQQII")  # nodeid, generation, how long the name and the attributes are valid (s, s, ns, ns)
 ATTR_VALID = struct.Struct("=QII")
 READ = struct.Struct("=QQIIQII")  # fh, offset, size, ...
 RELEASE = struct.Struct("=QIIQ")  # fh, ...

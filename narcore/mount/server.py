@@ -30,9 +30,7 @@ from narcore.mount.protocol import Agreed, Notify, Opcode
 log = logging.getLogger("narcore.mount")
 
 READERS = 2  # one reads the device while another waits for the disk; more of them only wait for the interpreter's lock
-WORKERS = (
-    64  # of each kind of work, such as looking up store paths; the downloads among it are bounded by NAR_MAX_FILLS
-)
+WORKERS = 64  # of each kind of work, such as looking names up; the downloads among it are bounded by NAR_MAX_FILLS
 TRIES = 3  # what was just fetched may be evicted before it is used
 SWEEP_SECONDS = 0.25
 
@@ -113,12 +111,8 @@ class Server:
         self._lock = threading.Lock()
         self._jobs: dict[Key, _Job] = {}
         self._waiting: dict[int, Key] = {}
-        self._interrupted: set[int] = (
-            set()
-        )  # of those that wait: who got a signal, which may be followed by a deadly one
-        self._ahead: OrderedDict[int, None] = (
-            OrderedDict()
-        )  # interrupts that were read before the request was seen to wait
+        self._interrupted: set[int] = set()  # of those that wait: got a signal, which may be followed by a deadly one
+        self._ahead: OrderedDict[int, None] = OrderedDict()  # interrupts read before the request was seen to wait
         self._failed: dict[Key, float] = {}
         self._first_unique: int | None = None
         self._pools: dict[object, ThreadPoolExecutor] = {}
@@ -200,10 +194,8 @@ class Server:
             try:
                 return os.readv(self._fd, buffers)
             except OSError as error:
-                if error.errno in (
-                    errno.ENODEV,
-                    errno.ECONNABORTED,
-                ):  # unmounted; ended by way of /sys/fs/fuse/connections
+                # Unmounted; or ended by way of /sys/fs/fuse/connections.
+                if error.errno in (errno.ENODEV, errno.ECONNABORTED):
                     return None
                 if error.errno not in (errno.EINTR, errno.ENOENT, errno.EAGAIN):  # interrupted before it was read
                     raise
