@@ -33,7 +33,7 @@ CACHE_SECONDS = 2.0  # and that for each of the mounts, which answer at once or 
 HELP = f"""Store paths as volumes of Docker: a volume plugin, until a signal ends it.
 
 \b
-  nar-serve mount /srv/nix-store
+  nar-serve mount --allow-other /srv/nix-store
   nar-serve docker-volume --cache main=/srv/nix-store
   docker run --rm --volume-driver nar-serve -v /nix/store debian /nix/store/<hash>-hello-2.12/bin/hello
 
@@ -70,6 +70,8 @@ def docker_volume(
     as_json: bool,
 ) -> None:
     path, state_dir = path.absolute(), state_dir.absolute()
+    if as_json and not status:
+        raise click.UsageError("--json goes with --status")
     if status:
         _show(path, as_json)
         return
@@ -92,6 +94,7 @@ def _run(path: Path, state_dir: Path, run_dir: Path, directories: Mapping[str, P
         volumes = Volumes(state_dir / "volumes", directories, run_dir)
         driver = Driver(volumes, Records(state_dir / "records"), state_dir / "mounts", tuple(directories))
         driver.recover()
+        volumes.warn_of_dead_caches()
         since = time.time()
 
         def status() -> Mapping[str, object]:

@@ -104,6 +104,8 @@ def csi(
     status: bool,
     as_json: bool,
 ) -> None:
+    if as_json and not status:
+        raise click.UsageError("--json goes with --status")
     if run_dir:
         os.environ["NAR_RUN_DIR"] = run_dir
     settings = read_settings((), None)
@@ -148,6 +150,7 @@ def _run(
     server = csi_server(path, Plugin(name, node_id, kubelet_dir, caches), volumes, calls)
     with ExitStack() as stack:
         volumes.recover()
+        volumes.warn_of_dead_caches()
         if metrics:
             port = serve_metrics(metrics, lambda: [*volume_metrics(_published(volumes)), *calls.families()])
             log.info("metrics at port %d", port)

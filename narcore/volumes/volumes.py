@@ -139,6 +139,14 @@ class Volumes:
 
     # --- what only looks
 
+    def warn_of_dead_caches(self) -> None:
+        """At the start, for whoever has mistyped a directory. It is no error: the mount may come later."""
+        for cache, store_dir in self._stores.items():
+            try:
+                self._live(cache, store_dir)
+            except CacheDead as error:
+                log.warning("%s; until then it has no volumes", error)
+
     def list(self) -> list[Volume]:
         """All that can be read, in the order of their ids."""
         found = []

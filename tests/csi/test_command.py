@@ -40,6 +40,7 @@ def run(*options: str | Path) -> subprocess.CompletedProcess[str]:
         (["--cache", "a=/x", "--endpoint", "unix://csi.sock"], "is not unix://PATH with an absolute path"),
         (["--cache", "a=/x", "--node-id", "a b"], "--node-id 'a b' is not the name of a node"),
         (["--cache", "a=/x", "--metrics", "x"], "--metrics"),
+        (["--cache", "a=/x", "--json"], "--json goes with --status"),
         (["--nonsense"], "No such option"),
     ],
 )

@@ -36,6 +36,7 @@ def run(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
         (("--cache=../x=/mnt",), "is not NAME=DIR"),
         (("--cache=a=/mnt", "--cache=a=/srv"), "--cache a is there twice"),
         (("--cache=a=/mnt", "--metrics=nowhere"), "--metrics"),
+        (("--cache=a=/mnt", "--json"), "--json goes with --status"),
     ],
 )
 def test_options_that_are_refused(

@@ -186,7 +186,7 @@ def test_find(place: Path, volumes: Volumes) -> None:
         volumes.find("a", place / "t")
 
 
-def test_a_cache_that_is_not_there(place: Path, volumes: Volumes) -> None:
+def test_a_cache_that_is_not_there(place: Path, volumes: Volumes, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(VolumeRefused, match=r"no cache 'x'; there are: main, other"):
         volumes.publish("a", place / "t", cache="x", mode="ro")
     syscalls.unmount(place / "store")
@@ -194,6 +194,10 @@ def test_a_cache_that_is_not_there(place: Path, volumes: Volumes) -> None:
         volumes.publish("a", place / "t", cache="main", mode="ro")
     assert not (place / "t").exists()
     assert left(place) == []
+    volumes.warn_of_dead_caches()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the cache main is not mounted; run nar-serve mount {place / 'store'}; until then it has no volumes"
+    ]
 
 
 def test_one_that_came_back(place: Path, volumes: Volumes) -> None:
