@@ -61,16 +61,23 @@ class Held:
 
     def __init__(self) -> None:
         self._until = 0.0
-        self.evicted: list[Entry] = []
+        self._size = 0
+        self._untold: list[Entry] = []
 
     def add(self, evicted: list[Entry]) -> None:
+        self._size = self.size + sum(entry.size for entry in evicted)
         self._until = time.monotonic() + HELD_SECONDS
-        self.evicted += evicted
+        self._untold += evicted
 
     @property
     def size(self) -> int:
         """In bytes; they may be free by now."""
-        return sum(entry.size for entry in self.evicted) if time.monotonic() < self._until else 0
+        return self._size if time.monotonic() < self._until else 0
+
+    def told(self) -> list[Entry]:
+        """What went since this was asked last."""
+        told, self._untold = self._untold, []
+        return told
 
 
 def entries(layout: Layout) -> list[Entry]:
@@ -89,7 +96,7 @@ def make_room(
     """Evict until ``key`` fits below ``limit`` bytes and into the file system, and call ``reserve``; the entries that went.
 
     What other fills have reserved is left to them: None if it fits only when some of them have ended, or when what went is not
-    open any more: ``held`` is for who tries again, and then gets all that went. Raises CacheFailure if it doesn't fit at all,
+    open any more: ``held`` is for who tries again, and then has what went so far. Raises CacheFailure if it doesn't fit at all,
     and then has evicted nothing.
     """
     return _make_room(layout, key.size, limit, reserve, own=layout.part(key).name, held=held or Held())
@@ -136,7 +143,7 @@ def _make_room(
         if needed > _free(layout.directory) - room.pending:
             return None
         reserve()
-        return held.evicted
+        return held.told()
 
 
 def remove(layout: Layout, entry: Entry) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from narcore.cache import memo, unpacked
 from narcore.cache.cached import CachedNar, Verifier, has_digest
 from narcore.cache.counters import Counters
-from narcore.cache.eviction import Entry, entries, make_room, remove, remove_entry
+from narcore.cache.eviction import Entry, Held, entries, make_room, remove, remove_entry
 from narcore.cache.fill import Fill
 from narcore.cache.layout import THIS_BOOT, FileKey, Layout, NarKey, is_verified, touch
 from narcore.cache.listings import load_listing
@@ -285,8 +285,9 @@ class NarCache:
     def collect(self) -> list[Entry]:
         """Clean, and evict until the cache is below its limit; the entries that went. Raises CacheFailure."""
         self.clean()
+        held = Held()
         with disk_trouble():
-            evicted = make_room(self.layout, NarKey("", 0), self.limit) or []
+            evicted = make_room(self.layout, NarKey("", 0), self.limit, held=held) or held.told()
         self._evicted(evicted)
         return evicted
 

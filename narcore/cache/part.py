@@ -151,7 +151,7 @@ class Part:
         self._check_wanted(give_up, 0)
         reserve = partial(slot.reserve, self._path.name)
         evicted = make_room(self._layout, self.key, self._limit, reserve=reserve, held=held)
-        self._on_evict(evicted or [])
+        self._on_evict(evicted or held.told())
         return evicted is not None
 
     def _download(self, fetch: Fetch, publish: Publish, give_up: GiveUp) -> NarListing:

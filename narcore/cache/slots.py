@@ -59,7 +59,9 @@ class Slots:
                 return slot
             if time.monotonic() >= deadline:
                 if slot is not None:
-                    raise CacheFailure("the downloads that are under way leave no room in the cache")
+                    raise CacheFailure(
+                        "downloads, or files that were evicted and are still open, leave no room in the cache"
+                    )
                 raise CapacityError(f"all {self._count} downloads that may run at once are taken", retry_after=10)
             time.sleep(CROWDED_SECONDS if slot else POLL_SECONDS)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from narcore.cache import cached
+from narcore.cache import cached, eviction
 from narcore.cache.layout import DURABLE, THIS_BOOT, NarKey, is_verified
 from narcore.cache.narcache import NarCache, check_private
 from narcore.errors import CacheFailure, CorruptStream
@@ -328,6 +328,30 @@ class TestUpkeep:
         assert counted == {name: events.count(name) for name in counted}
         assert events[:5] == ["cache.miss", "cache.join", "cache.join", "cache.fill", "cache.hit"]
         assert events.count("cache.evict") == 1
+
+    def test_what_went_for_room_that_did_not_come_is_counted(
+        self, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It was still open somewhere, all the time."""
+        events: list[str] = []
+        cache = make_cache(patience=0, trace=lambda event, fields: events.append(event))
+        keep(cache, nar_of(1000))
+        monkeypatch.setattr(eviction, "_free", lambda directory: 500)
+        wanted = Source(nar_of(1000, 1))
+        with pytest.raises(CacheFailure, match="evicted and are still open"):
+            read_all(cache.fill(wanted.key, wanted))
+        assert cache.entries() == []
+        assert events.count("cache.evict") == 1
+
+    def test_so_is_what_is_collected_on_a_disk_that_others_fill(
+        self, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cache = make_cache()
+        older, newer = (keep(cache, nar_of(1000, number)) for number in range(2))
+        monkeypatch.setattr(eviction, "_free", lambda directory: -1)  # with what has been promised to them
+        gone = make_cache(older.size + newer.size - 1).collect()
+        assert [entry.digits for entry in gone] == [older.digits]
+        assert [entry.digits for entry in cache.entries()] == [newer.digits]
 
 
 def test_a_narinfo_that_lies_about_the_size_does_no_harm_to_the_entry(cache: NarCache) -> None:
