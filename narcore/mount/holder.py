@@ -144,19 +144,20 @@ class Holder:
         with os.fdopen(reading) as answer:
             if self._held.generation:
                 return {}
-            self._wait_for(reading)
-            text = answer.readline()
+            text = answer.readline() if self._is_heard(reading) else ""
         found: dict[str, object] = json.loads(text) if text else {"error": "the worker did not start", "code": TROUBLE}
         if "ready" in found:
             reason = self._held.plain_reason
             found |= {"mode": "plain" if reason else "passthrough", "reason": reason}
         return found
 
-    def _wait_for(self, reading: int) -> None:
-        """Until the worker has said something, or has ended: who tells us to end meanwhile ends it."""
+    def _is_heard(self, reading: int) -> bool:
+        """Wait until the worker says something, or ends. Not if we are told to end before, which ends it, whatever it says then."""
         while not select.select([reading], [], [], START_LOOK_SECONDS)[0]:
             if signal.sigtimedwait((signal.SIGTERM, signal.SIGINT), 0) is not None:
                 self._signal_worker(signal.SIGKILL)
+                return False
+        return True
 
     def _signal_worker(self, number: int) -> None:
         if self._worker is not None:

@@ -1,15 +1,20 @@
-"""What a worker does beside the requests, which none of them may hold up."""
+"""What a worker does beside the requests, which none of them may hold up; and what the holder takes for its beginning."""
 
 import os
+import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from narcore.mount import denied, worker
+from narcore.mount.holder import Holder
 from narcore.mount.options import Held
 from narcore.mount.worker import Worker
 from narcore.settings import Settings
@@ -104,3 +109,25 @@ def test_what_was_evicted_is_let_go_soon_where_somebody_waits(
     one._keep_up()
     assert sweeps[2:] == [2 * worker.SWEEP_TICKS + 1]
     one.close()
+
+
+def test_a_holder_that_is_told_to_end_just_when_the_first_worker_is_ready_ends(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal is taken by then: nobody would send it again."""
+    ended: list[int] = []
+
+    def begin(command: list[str], **_: Any) -> SimpleNamespace:
+        ready = os.dup(int(command[-2]))
+
+        def end(number: int) -> None:
+            os.write(ready, b'{"ready": true}\n')
+            os.close(ready)
+            ended.append(number)
+
+        return SimpleNamespace(send_signal=end)
+
+    monkeypatch.setattr(subprocess, "Popen", begin)
+    monkeypatch.setattr(signal, "sigtimedwait", lambda signals, seconds: signals[0])
+    assert "error" in Holder(held)._start()
+    assert ended == [signal.SIGKILL]
