@@ -74,6 +74,11 @@ class Held:
         """In bytes; they may be free by now."""
         return self._size if time.monotonic() < self._until else 0
 
+    def end(self) -> list[Entry]:
+        """The room is there; what went and was not told of."""
+        self._size = 0
+        return self.told()
+
     def told(self) -> list[Entry]:
         """What went since this was asked last."""
         told, self._untold = self._untold, []
@@ -103,17 +108,16 @@ def make_room(
 
 
 def make_room_for_file(
-    layout: Layout, file: FileKey, limit: int, *, spare: int = 0, reserve: Callable[[], None]
+    layout: Layout, file: FileKey, limit: int, *, spare: int = 0, reserve: Callable[[], None], held: Held
 ) -> list[Entry]:
-    """As `make_room`, and raises CacheFailure too if there is room only when fills have ended. ``spare``: so many bytes more.
+    """As `make_room`, and raises CacheFailure too where that gives None. ``spare``: so many bytes more.
 
     The NAR that the file is made of stays: else where only one of both has room, they would drive out each other for ever.
     """
-    evicted = _make_room(layout, file.size + spare, limit, reserve, keep=file.digits, held=Held())
+    evicted = _make_room(layout, file.size + spare, limit, reserve, keep=file.digits, held=held)
     if evicted is None:
-        raise CacheFailure(
-            f"there is no room for a file of {file.size} bytes beside its NAR and the downloads under way"
-        )
+        others = "its NAR, the downloads under way and what was evicted and is still open"
+        raise CacheFailure(f"there is no room for a file of {file.size} bytes beside {others}")
     return evicted
 
 
@@ -143,7 +147,7 @@ def _make_room(
         if needed > _free(layout.directory) - room.pending:
             return None
         reserve()
-        return held.told()
+        return held.end()
 
 
 def remove(layout: Layout, entry: Entry) -> None:

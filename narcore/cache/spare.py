@@ -11,7 +11,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-from narcore.cache.eviction import Entry, make_room_for_file
+from narcore.cache.eviction import Entry, Held, make_room_for_file
 from narcore.cache.layout import FileKey, Layout
 from narcore.cache.locks import OPEN_FLAGS, is_still_at, try_lock
 from narcore.errors import CacheFailure
@@ -34,6 +34,7 @@ class Spare:
         self._limit = limit
         self._full = min(SPARE_MAX, limit // SPARE_SHARE)
         self._left = 0
+        self._held = Held()  # of all files: each that found no room would evict as much again
         self._lock = threading.Lock()
         self._fd = -1
         self._path = Path()
@@ -53,7 +54,7 @@ class Spare:
             if file.size * SMALL <= self._full:
                 with suppress(CacheFailure):
                     return self._refill(file, reserve)
-            return make_room_for_file(self._layout, file, self._limit, reserve=reserve)
+            return make_room_for_file(self._layout, file, self._limit, reserve=reserve, held=self._held)
 
     def _refill(self, file: FileKey, reserve: Callable[[], None]) -> list[Entry]:
         def reserve_both() -> None:
@@ -62,7 +63,9 @@ class Spare:
 
         self._release()
         self._open()
-        return make_room_for_file(self._layout, file, self._limit, spare=self._full, reserve=reserve_both)
+        return make_room_for_file(
+            self._layout, file, self._limit, spare=self._full, reserve=reserve_both, held=self._held
+        )
 
     def _open(self) -> None:
         while self._fd < 0:

@@ -550,6 +550,27 @@ class TestSpare:
         assert not cache.contains(old)
         assert cache.contains(KEY)
 
+    def test_on_a_full_disk_what_went_is_waited_for(
+        self, cache: NarCache, opened: Opened, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is still open somewhere: each file would evict another entry, and find no room either."""
+        for number in range(1, 4):
+            keep(cache, nar_of(len(NAR), number))
+        keep(cache, NAR)
+        nar, still_open = opened(cache, KEY), True
+        before = len(cache.entries())
+
+        def free(directory: Path) -> int:
+            return 0 if still_open else len(NAR) * (before - len(cache.entries()))
+
+        monkeypatch.setattr(eviction, "_free", free)
+        for name in ("note", "tool", "note"):
+            with pytest.raises(CacheFailure, match="no room"):
+                nar.unpacked(node(name))
+        assert len(cache.entries()) == before - 1
+        still_open = False
+        os.close(nar.unpacked(node("tool")))
+
     def test_of_one_that_was_killed_is_removed(self, cache: NarCache, directory: Path) -> None:
         (directory / ".spare.1-0.new").write_bytes(b"")
         os.truncate(directory / ".spare.1-0.new", 1 << 40)
