@@ -327,7 +327,7 @@ def test_a_name_that_appears_later(serve: Serve, run_mount: RunMount) -> None:
         assert not os.path.lexists(mount.path(base("two")))
         assert not os.path.lexists(mount.path(base("two")))
         serve({"one": sample(1), "two": sample(2)}, name="growing")
-        until(lambda: os.path.lexists(mount.path(base("two"))), "it appears", 10)
+        until(lambda: os.path.lexists(mount.path(base("two"))), "it appears", 30)
         assert (mount.path(base("two")) / "z-last").read_bytes() == b"last of 2\n"
 
 
