@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "narcore.cli.instancestore": ("narcore.cli", *FRONT, "narcore.stores.base"),  # it is a store
     "narcore.mount": (*FRONT, "narcore.localnar", "narcore.cache.lru"),
     "narcore.mount.command": ("narcore.mount", *FRONT, "narcore.cli"),
+    "narcore.mount.status": ("narcore.mount", *FRONT, "narcore.cli"),
     "narcore.volumes": ("narcore.errors", "narcore.mount"),
     "narcore.csi": ("narcore.errors", "narcore.formats.storepath", "narcore.mount", "narcore.volumes"),
     "narcore.csi.command": ("narcore.csi", "narcore.errors", "narcore.mount", "narcore.volumes", "narcore.cli"),

@@ -6,10 +6,14 @@ answers; when the worker ends, whatever the reason, a new one goes on where it w
 ::
 
     command    the command line                holder      mounts, keeps the device, starts workers
-    options    what is chosen, as a value      worker      the process that answers
-    control    status, news and prefetching    server      requests off the device, and answers to them
-    metrics    for Prometheus                  filesystem  what is found where
-    device     /dev/fuse, fusermount3          names       which number each store path has, on disk
-    syscalls   mount(2) and umount(2)          protocol    what the bytes mean
-    mountinfo  what is mounted
+    status     what it shows of mounts         worker      the process that answers
+    options    what is chosen, as a value      server      requests off the device, and answers to them
+    control    status, news and prefetching    dying       whether a process that waits is about to end
+    prefetch   closures, fetched ahead         filesystem  what is found where
+    metrics    for Prometheus                  names       which number each store path has
+    scarce     a log that nobody can fill      opennars    the NARs that are read from
+    device     /dev/fuse, fusermount3          backings    the files that the kernel reads by itself
+    syscalls   mount(2) and umount(2)          early       reading before all is verified
+    mountinfo  what is mounted                 denied      names that were not there
+    protocol   what the kernel's bytes mean
 """

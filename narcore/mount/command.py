@@ -18,22 +18,18 @@ from typing import BinaryIO, NoReturn
 import click
 
 from narcore.cli.exits import TROUBLE, complain, say
-from narcore.cli.out import Output
 from narcore.cli.session import read_settings
 from narcore.errors import MountError, SettingsError
 from narcore.mount import device, syscalls
-from narcore.mount.control import control_path, is_abandoned, make_run_dir, read_status
+from narcore.mount.control import control_path, is_abandoned, make_run_dir
 from narcore.mount.metrics import check_metrics
-from narcore.mount.mountinfo import Mount, mounts, mounts_at
+from narcore.mount.mountinfo import Mount, ours_at
 from narcore.mount.options import MountOptions
+from narcore.mount.status import mode_text, show_status
 from narcore.settings import Settings
-from narcore.sizes import human_size
 
 READY_SECONDS = 60  # mounting takes one or two; on a machine that starts a hundred other things, more
-STATUS_SECONDS = 5.0
-DEAD_SECONDS = (
-    3.0  # the kernel says of a dead mount at once that it is; one of which it says nothing is alive, and stuck
-)
+DEAD_SECONDS = 3.0  # the kernel says at once of a dead mount that it is; one that says nothing is alive, and stuck
 GONE_SECONDS, LAZY_GONE_SECONDS = 5.0, 1.0
 STOP_SECONDS = 10.0
 
@@ -111,7 +107,7 @@ def mount(
     if log_file and foreground:
         raise click.UsageError("--log is for the background; with --foreground messages go to standard error")
     if status:
-        _show(settings.run_dir, target, as_json)
+        show_status(settings.run_dir, target, as_json=as_json)
         return
     if target is None:
         raise click.UsageError("DIR is missing")
@@ -218,22 +214,12 @@ def _make_cache_dir(cache_dir: Path) -> None:
 
 def _make_room(options: MountOptions) -> None:
     """Remove dead mounts of ours at the target. Raises MountError if there is one that lives."""
-    while ours := _on_top(options.target):
+    while ours := ours_at(options.target):
         if not _is_dead(options.run_dir, ours):
             step = f"nar-serve mount --unmount {options.target} ends that"
             raise MountError(f"{options.target} is mounted by nar-serve already; {step}")
         say(f"the mount at {options.target} is dead, and is removed")
         _detach(options.target, lazy=True)
-
-
-def _on_top(target: Path) -> Mount | None:
-    """What is seen at the target, if it is one of ours."""
-    there = mounts_at(target)
-    return there[-1] if there and _is_ours(there[-1]) else None
-
-
-def _is_ours(mounted: Mount) -> bool:
-    return mounted.source == syscalls.SOURCE and mounted.fs_type.startswith("fuse")
 
 
 def _is_dead(run_dir: Path, mounted: Mount) -> bool:
@@ -323,22 +309,18 @@ def _stop(holder: "subprocess.Popen[bytes]") -> None:
 
 
 def _summary(answer: Mapping[str, object]) -> str:
-    parts = [_mode(answer.get("mode"), answer.get("reason"))]
+    parts = [mode_text(answer.get("mode"), answer.get("reason"))]
     stores = answer.get("stores")
     if isinstance(stores, int):
         parts.append("1 store" if stores == 1 else f"{stores} stores")
     return ", ".join(parts)
 
 
-def _mode(mode: object, reason: object) -> str:
-    return f"{mode} ({reason})" if reason else f"{mode}"
-
-
 # --- unmounting
 
 
 def _unmount(run_dir: Path, target: Path, *, lazy: bool) -> None:
-    if _on_top(target) is None:
+    if ours_at(target) is None:
         step = "nar-serve mount --status shows what is mounted"
         raise MountError(f"nothing of nar-serve is mounted at {target}; {step}")
     _detach(target, lazy=lazy)
@@ -366,119 +348,3 @@ def _detach(target: Path, *, lazy: bool) -> None:
         if is_busy and not lazy:
             raise MountError(f"{error}, and --lazy takes it out of sight although it is in use") from error
         raise
-
-
-# --- the status
-
-
-def _show(run_dir: Path, target: Path | None, as_json: bool) -> None:
-    if target is not None:
-        found = [_status_at(run_dir, target)]
-    else:
-        found = [_status(path, name) for path, name in _sockets(run_dir).items()]
-    out = Output()
-    if as_json:
-        out.write(json.dumps(found if target is None else found[0]).encode() + b"\n")
-    elif not found:
-        say(_nothing(run_dir))
-    else:
-        out.write("\n".join(map(_for_people, found)).encode("utf-8", "surrogateescape"))
-    out.flush()
-    if any("error" in one for one in found):
-        raise click.exceptions.Exit(TROUBLE)
-
-
-def _status_at(run_dir: Path, target: Path) -> dict[str, object]:
-    path = control_path(run_dir, target)
-    try:
-        return read_status(path, STATUS_SECONDS)
-    except MountError as error:
-        is_missing = isinstance(error.__cause__, FileNotFoundError)
-        why = _why_missing(run_dir, target) if is_missing else str(error)
-        return {"target": str(target), "dead": is_abandoned(path), "error": why}
-
-
-def _why_missing(run_dir: Path, target: Path) -> str:
-    if _on_top(target) is None:
-        return f"nothing of nar-serve is mounted there; nar-serve mount {target} does"
-    return f"it is mounted, but not with the NAR_RUN_DIR {run_dir}; --run-dir DIR names another, such as its user's"
-
-
-def _nothing(run_dir: Path) -> str:
-    """What to say if no socket is there. A mount of another user, or of a service, has another run_dir."""
-    others = sorted({str(mounted.target) for mounted in mounts() if _is_ours(mounted)})
-    if not others:
-        return "nothing is mounted; nar-serve mount DIR does"
-    return f"nothing is mounted with the NAR_RUN_DIR {run_dir}; with another one (--run-dir DIR): {' '.join(others)}"
-
-
-def _sockets(run_dir: Path) -> dict[Path, str]:
-    """The control sockets in it, and what each of them is for. One that was left behind by what is mounted no more is not."""
-    targets = {control_path(run_dir, mounted.target): str(mounted.target) for mounted in mounts() if _is_ours(mounted)}
-    sockets = sorted((run_dir / "mounts").glob("*.sock"))
-    return {path: targets.get(path, str(path)) for path in sockets if path in targets or not is_abandoned(path)}
-
-
-def _status(path: Path, name: str) -> dict[str, object]:
-    try:
-        return read_status(path, STATUS_SECONDS)
-    except MountError as error:
-        return {"target": name, "dead": is_abandoned(path), "error": str(error)}
-
-
-def _for_people(status: Mapping[str, object]) -> str:
-    if "error" in status:
-        label = "dead" if status.get("dead") else "no answer"
-        return f"{status['target']}\n  {label:12} {status['error']}\n"
-    rows = {
-        "mode": _mode(status.get("mode"), status.get("mode_reason")),
-        "stores": " ".join(map(str, _list(status, "stores"))),
-        "cache": _cache(_mapping(status, "cache")),
-        "since": _since(status),
-        "processes": f"holder {status.get('holder_pid')}, worker {status.get('worker_pid')}",
-        "store paths": f"{status.get('paths_known')} known, {status.get('prefetch_pending')} to be fetched ahead",
-        "look-ups": ", ".join(f"{count} {outcome}" for outcome, count in _mapping(status, "lookups").items()),
-        "reads": f"{_size(status.get('read_bytes'))}; files left to the kernel to read: {status.get('passthrough_opens')}",
-        "requests": f"{sum(_counts(status))}; waiting for a store: {status.get('waiting')}, "
-        f"failed: {status.get('errors')}, interrupted by a signal: {status.get('interrupts')}",
-    }
-    if failed := _mapping(status, "last_error"):
-        rows["last failure"] = f"{_moment(failed.get('at'))}, {failed.get('text')}"
-    if status.get("early"):
-        rows["early"] = "files are read before all of the archive has been verified"
-    if not status.get("resend"):
-        rows["restart"] = (
-            "this kernel can't send requests again (Linux 6.9 can): those under way hang when the worker dies"
-        )
-    return f"{status.get('target')}\n" + "".join(f"  {label:12} {text}\n" for label, text in rows.items() if text)
-
-
-def _since(status: Mapping[str, object]) -> str:
-    when, restarts = _moment(status.get("since")), status.get("restarts")
-    return f"{when}; restarts of the worker: {restarts}" if restarts else when
-
-
-def _moment(seconds: object) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if isinstance(seconds, int | float) else "?"
-
-
-def _cache(cache: Mapping[str, object]) -> str:
-    return f"{_size(cache.get('bytes'))} of {_size(cache.get('limit'))} in {cache.get('directory')}" if cache else ""
-
-
-def _counts(status: Mapping[str, object]) -> list[int]:
-    return [count for count in _mapping(status, "counts").values() if isinstance(count, int)]
-
-
-def _size(value: object) -> str:
-    return human_size(value) if isinstance(value, int) else "?"
-
-
-def _mapping(status: Mapping[str, object], key: str) -> Mapping[str, object]:
-    value = status.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def _list(status: Mapping[str, object], key: str) -> list[object]:
-    value = status.get(key)
-    return value if isinstance(value, list) else []

@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from narcore.mount.syscalls import SOURCE
+
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _ESCAPE = re.compile(rb"\\([0-7]{3})")  # white space, # and the backslash
 
@@ -63,6 +65,16 @@ def mounts_at(target: Path) -> list[Mount]:
     """
     absolute = Path(os.path.abspath(target))  # noqa: PTH100  pathlib keeps ..
     return [mount for mount in mounts() if mount.target == absolute]
+
+
+def ours_at(target: Path) -> Mount | None:
+    """What is seen at the target, if nar-serve has mounted it."""
+    there = mounts_at(target)
+    return there[-1] if there and is_ours(there[-1]) else None
+
+
+def is_ours(mounted: Mount) -> bool:
+    return mounted.source == SOURCE and mounted.fs_type.startswith("fuse")
 
 
 def mount_of(path: Path) -> Mount:
