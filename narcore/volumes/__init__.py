@@ -6,7 +6,7 @@
     watcher    overlays see what was published late    targets   ids and paths from outside, checked once
     ahead      closures to fetch, told to the mount    trees     directories that containers have written to
     pulses     whether the mounts answer               removals  what is left of volumes goes, in the background
-    caches     the mounts, as a command line names them
+    caches     the mounts, by command line             background  work that nobody waits for
     errors     why a volume can't be had
 
 Nothing here asks the file system of a mount anything: it may not answer, and then neither would we. What is mounted is read from

@@ -1,14 +1,13 @@
 """Closures that a volume wants fetched ahead: told to the mount in the background, so that nobody waits for its answer."""
 
 import logging
-import threading
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from narcore.errors import MountError
 from narcore.mount.control import ask_prefetch
+from narcore.volumes.background import Background
 
 WISHES_MAX = 1000  # a mount that does not answer for long is one whose volumes can't be used either
 ANSWER_SECONDS = 30.0  # the mount answers at once, unless its worker is just being replaced
@@ -26,31 +25,18 @@ class Ahead:
     """Thread-safe. What fails is logged, and nothing else: a volume works without it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._wishes: deque[_Wish] = deque()
-        self._is_running = False
+        self._wishes = Background("ahead", _tell)
 
     def ask(self, volume_id: str, socket: Path, names: Sequence[str]) -> None:
         """``names`` are base names of store paths. Returns at once."""
-        with self._lock:
-            if len(self._wishes) >= WISHES_MAX:
-                log.warning("volume %s: nothing is fetched ahead, since the mount does not answer", volume_id)
-                return
-            self._wishes.append(_Wish(volume_id, socket, tuple(names)))
-            if not self._is_running:
-                self._is_running = True
-                threading.Thread(target=self._run, name="ahead", daemon=True).start()
+        if len(self._wishes) >= WISHES_MAX:
+            log.warning("volume %s: nothing is fetched ahead, since the mount does not answer", volume_id)
+            return
+        self._wishes.put(_Wish(volume_id, socket, tuple(names)))
 
-    def _run(self) -> None:
-        while wish := self._next():
-            try:
-                ask_prefetch(wish.socket, wish.names, ANSWER_SECONDS)
-            except (MountError, OSError) as error:
-                log.warning("volume %s: nothing is fetched ahead: %s", wish.volume_id, error)
 
-    def _next(self) -> _Wish | None:
-        with self._lock:
-            if self._wishes:
-                return self._wishes.popleft()
-            self._is_running = False
-            return None
+def _tell(wish: _Wish) -> None:
+    try:
+        ask_prefetch(wish.socket, wish.names, ANSWER_SECONDS)
+    except (MountError, OSError) as error:
+        log.warning("volume %s: nothing is fetched ahead: %s", wish.volume_id, error)

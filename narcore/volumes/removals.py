@@ -4,12 +4,11 @@ It can be millions of files. Who asks for the next volume has to wait for none o
 """
 
 import logging
-import threading
 import time
-from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
+from narcore.volumes.background import Background
 from narcore.volumes.trees import remove_tree
 
 AT_ONCE_SECONDS = 1.0  # so long a call takes part in it
@@ -21,9 +20,7 @@ class Removals:
     """Thread-safe. What fails is logged: it is tried again at the next start, as is what was not finished."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: deque[Path] = deque()
-        self._is_running = False
+        self._put_off = Background("removals", _remove)
 
     def remove(self, directories: Iterable[Path]) -> None:
         """Returns soon, whatever is in them."""
@@ -32,30 +29,16 @@ class Removals:
             try:
                 remove_tree(directory, deadline - time.monotonic())
             except TimeoutError:
-                self._put_off(directory)
+                self._put_off.put(directory)
             except OSError as error:
                 _report(directory, error)
 
-    def _put_off(self, directory: Path) -> None:
-        with self._lock:
-            self._waiting.append(directory)
-            if not self._is_running:
-                self._is_running = True
-                threading.Thread(target=self._run, name="removals", daemon=True).start()
 
-    def _run(self) -> None:
-        while directory := self._next():
-            try:
-                remove_tree(directory)
-            except OSError as error:
-                _report(directory, error)
-
-    def _next(self) -> Path | None:
-        with self._lock:
-            if self._waiting:
-                return self._waiting.popleft()
-            self._is_running = False
-            return None
+def _remove(directory: Path) -> None:
+    try:
+        remove_tree(directory)
+    except OSError as error:
+        _report(directory, error)
 
 
 def _report(directory: Path, error: OSError) -> None:

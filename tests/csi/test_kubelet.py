@@ -7,6 +7,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -42,31 +43,21 @@ def waiting(made: Programs) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Pods that have looked for a store path in vain, which has been published since. It takes a while: see the last test."""
     name = "late-0.1"
     files = builders.binary_cache({name: {"text": b"at last\n"}})
-    with Upstream() as server:
-        node = FakeNode(server.mount("cache", made.cache), made.public_key)
-        alarm = threading.Timer(LATE_SECONDS, node.close)
-        alarm.start()
-        try:
-            late = node.place / "late"
-            node.environ["NAR_CACHE_URL"] += f" {server.mount('late', late)}?trusted=true"
-            write(late, {"nix-cache-info": files["nix-cache-info"]})
-            node.start_mount()
-            node.start_csi()
-            with node.registered() as kubelet:
-                for pod, read_only in (("pod-1", False), ("pod-2", True)):
-                    kubelet.publish(f"csi-{pod}", node.target(pod), readonly=read_only)
-            pods = [node.start_pod(pod, *python(WAIT), f"/nix/store/{base(name)}/text") for pod in ("pod-1", "pod-2")]
-            for process in pods:
-                assert process.stdout is not None
-                assert process.stdout.readline() == b"False\n"
-            write(late, files)
-            yield pods
-            assert "Traceback" not in node.log("mount") + node.log("csi")
-        finally:
-            alarm.cancel()
-            alarm.join()
-            if node.place.exists():
-                node.close()
+    with Upstream() as server, fake_node(server.mount("cache", made.cache), made.public_key, LATE_SECONDS) as node:
+        late = node.place / "late"
+        node.environ["NAR_CACHE_URL"] += f" {server.mount('late', late)}?trusted=true"
+        write(late, {"nix-cache-info": files["nix-cache-info"]})
+        node.start_mount()
+        node.start_csi()
+        with node.registered() as kubelet:
+            for pod, read_only in (("pod-1", False), ("pod-2", True)):
+                kubelet.publish(f"csi-{pod}", node.target(pod), readonly=read_only)
+        pods = [node.start_pod(pod, *python(WAIT), f"/nix/store/{base(name)}/text") for pod in ("pod-1", "pod-2")]
+        for process in pods:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"False\n"
+        write(late, files)
+        yield pods
 
 
 @pytest.fixture
@@ -77,12 +68,19 @@ def upstream() -> Iterator[Upstream]:
 
 @pytest.fixture
 def node(made: Programs, upstream: Upstream) -> Iterator[FakeNode]:
-    node = FakeNode(upstream.mount("cache", made.cache), made.public_key)
-    alarm = threading.Timer(TEST_SECONDS, node.close)  # who asks a mount that does not answer waits without end
-    alarm.start()
-    try:
+    with fake_node(upstream.mount("cache", made.cache), made.public_key, TEST_SECONDS) as node:
         node.start_mount()
         node.start_csi()
+        yield node
+
+
+@contextmanager
+def fake_node(url: str, public_key: str, seconds: float) -> Iterator[FakeNode]:
+    """Who asks a mount that does not answer waits without end: so it has no longer than this."""
+    node = FakeNode(url, public_key)
+    alarm = threading.Timer(seconds, node.close)
+    alarm.start()
+    try:
         yield node
         assert "Traceback" not in node.log("mount") + node.log("csi")
     finally:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +221,17 @@ class Plugin:
     @staticmethod
     def _command(*options: str) -> Sequence[str]:
         return [sys.executable, "-m", "narcore", "docker-volume", *options]
+
+
+@contextlib.contextmanager
+def running_plugin(plugin: Plugin) -> Iterator[Plugin]:
+    """Started, and closed at the end. Fails if its log then has a traceback in it."""
+    try:
+        plugin.start()
+        yield plugin
+        assert "Traceback" not in plugin.log()
+    finally:
+        plugin.close()
 
 
 def _tar(files: Mapping[str, bytes]) -> bytes:

@@ -16,7 +16,7 @@ import pytest
 from tests import builders
 from tests.builders import Exe, Tree
 from tests.docker import daemons
-from tests.docker.daemons import IMAGE, IMAGE_WITH_STORE, SECONDS, Dockerd, Plugin
+from tests.docker.daemons import IMAGE, IMAGE_WITH_STORE, SECONDS, Dockerd, Plugin, running_plugin
 from tests.e2e.upstream import Upstream
 from tests.mount import mounting
 from tests.mount.conftest import write
@@ -51,13 +51,9 @@ def mount(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mo
 
 @pytest.fixture(scope="module")
 def plugin(mount: Mounted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plugin]:
-    plugin = Plugin(tmp_path_factory.mktemp("plugin"), {"main": mount.target}, mount.run_dir, mount.environ)
-    try:
-        plugin.start()
+    directory = tmp_path_factory.mktemp("plugin")
+    with running_plugin(Plugin(directory, {"main": mount.target}, mount.run_dir, mount.environ)) as plugin:
         yield plugin
-        assert "Traceback" not in plugin.log()
-    finally:
-        plugin.close()
 
 
 @pytest.fixture(scope="module")

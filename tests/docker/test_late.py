@@ -8,7 +8,7 @@ import pytest
 
 from narcore.mount import syscalls
 from narcore.mount.control import ControlServer, control_path
-from tests.docker.daemons import Plugin
+from tests.docker.daemons import Plugin, running_plugin
 from tests.mount import mounting
 from tests.mount.mounting import until
 
@@ -39,13 +39,8 @@ def control(store: Path, tmp_path: Path) -> Iterator[ControlServer]:
 
 @pytest.fixture
 def plugin(store: Path, control: ControlServer, tmp_path: Path) -> Iterator[Plugin]:
-    plugin = Plugin(tmp_path, {"main": store}, tmp_path / "run", mounting.environment({}))
-    try:
-        plugin.start()
+    with running_plugin(Plugin(tmp_path, {"main": store}, tmp_path / "run", mounting.environment({}))) as plugin:
         yield plugin
-        assert "Traceback" not in plugin.log()
-    finally:
-        plugin.close()
 
 
 def test_it_appears_where_it_was_looked_for(store: Path, control: ControlServer, plugin: Plugin) -> None:
