@@ -16,11 +16,11 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.wrappers import Request
 
+from api.http.negotiation import HTML, JSON, TEXT, negotiate
+from api.http.text import display
 from api.offload.bucket import OffloadError
 from api.responses.base import ALLOWED_METHODS, Response, cache_forever, safe_headers
-from api.responses.negotiation import HTML, JSON, TEXT, negotiate
 from api.responses.templates import render, streamed
-from api.responses.text import display
 from narcore import errors
 
 _MESSAGE_LIMIT = 1000

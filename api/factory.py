@@ -13,13 +13,13 @@ from api.errors import error_response
 from api.handlers.openapi import Description
 from api.handlers.pages import Pages
 from api.handlers.store import LargeAnswers, StoreHandler
-from api.instruments import Instruments
 from api.offload.bucket import Bucket
 from api.offload.redirect import Offload
 from api.proxies import TrustedProxies
 from api.responses.base import Response
 from api.responses.limits import Limit
 from api.responses.redirects import redirect_response
+from api.telemetry.instruments import Instruments
 from api.view.recent import RecentPaths
 from narcore.binarycache import BinaryCache
 from narcore.settings import Settings

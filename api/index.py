@@ -7,7 +7,7 @@ from urllib.parse import unquote_to_bytes
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from api.factory import create_app
-from api.logs import configure_logging
+from api.telemetry.logs import configure_logging
 from narcore.errors import SettingsError
 from narcore.settings import Settings
 

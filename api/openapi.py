@@ -8,17 +8,73 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from api.errors import ROWS
-from api.openapi_schemas import SCHEMAS
+from api.http.negotiation import HTML, JSON, TEXT
 from api.responses.archives import ARCHIVES
 from api.responses.base import EXPOSED_HEADERS
 from api.responses.formats import FORMATS, LISTING, NARINFO
-from api.responses.negotiation import HTML, JSON, TEXT
 from narcore import __version__
 from narcore.formats.nixbase32 import ALPHABET
 from narcore.formats.storepath import HASH_PART_LENGTH, NAME_MAX
 from narcore.settings import Settings
 
 Json = dict[str, Any]
+
+# The JSON that this server sends (JSON Schema 2020-12).
+
+_SIZE = {"type": "integer", "minimum": 0}
+_STRINGS = {"type": "array", "items": {"type": "string"}}
+
+
+def _object(properties: dict[str, object], *optional: str) -> dict[str, object]:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+SCHEMAS: dict[str, object] = {
+    "Error": _object({"error": {"type": "string"}, "detail": {"type": "string"}}),
+    "Listing": _object({"version": {"const": 1}, "root": {"$ref": "#/components/schemas/Node"}}),
+    "Node": {"oneOf": [{"$ref": f"#/components/schemas/{kind}"} for kind in ("Regular", "Directory", "Symlink")]},
+    "Regular": _object(
+        {
+            "type": {"const": "regular"},
+            "size": _SIZE,
+            "executable": {"type": "boolean"},
+            "narOffset": _SIZE | {"description": "Where its bytes begin in the NAR."},
+        },
+        "executable",
+    ),
+    "Directory": _object(
+        {
+            "type": {"const": "directory"},
+            "entries": {
+                "type": "object",
+                "additionalProperties": {"$ref": "#/components/schemas/Node"},
+                "description": "Left out below the first level, unless all levels are asked for.",
+            },
+        },
+        "entries",
+    ),
+    "Symlink": _object({"type": {"const": "symlink"}, "target": {"type": "string"}}),
+    "NarInfo": _object(
+        {
+            "path": {"type": "string", "description": "The store path."},
+            "narHash": {"type": "string"},
+            "narSize": _SIZE,
+            "references": _STRINGS,
+            "deriver": {"type": "string"},
+            "ca": {"type": "string"},
+            "signatures": _STRINGS,
+            "url": {"type": "string", "description": "Of the compressed NAR, relative to the store."},
+            "downloadHash": {"type": "string", "description": "Of the compressed NAR."},
+            "downloadSize": _SIZE,
+            "compression": {"type": "string"},
+            "store": {"type": "string", "description": "The URL of the binary cache that it is from."},
+            "trusted": {"type": ["boolean", "null"], "description": "null: there are no keys to tell by."},
+            "trustedFor": {"enum": ["store", "signature", "address"]},
+        },
+        *("deriver", "ca", "downloadHash", "downloadSize", "trustedFor"),
+    ),
+}
 
 # Parameters of the query, and what they mean: of a file, of a directory, of both.
 _BOTH = {

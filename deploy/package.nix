@@ -5,7 +5,7 @@ let
   project = (builtins.fromTOML (builtins.readFile ../pyproject.toml)).project;
 
   root = toString ../.;
-  wanted = [ "api" "narcore" "pyproject.toml" "README.md" "LICENSE" ];
+  wanted = [ "api" "narcore" "narmount" "narserve" "pyproject.toml" "README.md" "LICENSE" ];
 in
 python3Packages.buildPythonApplication {
   pname = project.name;
@@ -35,7 +35,7 @@ python3Packages.buildPythonApplication {
 
   # The tests write binary caches with Nix and serve them over loopback: ./start-dev test runs them.
   doCheck = false;
-  pythonImportsCheck = [ "api._server.master" "narcore" ];
+  pythonImportsCheck = [ "narserve.server.master" "narcore" ];
 
   meta = {
     inherit (project) description;

@@ -11,10 +11,9 @@ from concurrent.futures import as_completed
 from functools import partial
 from typing import Self
 
-from narcore.accessor import NarAccessor
-from narcore.cache.lru import LruMemory
 from narcore.cache.narcache import FILL_PATIENCE, NarCache
-from narcore.cache.singleflight import SingleFlight
+from narcore.concurrency.lru import LruMemory
+from narcore.concurrency.singleflight import SingleFlight
 from narcore.errors import (
     CacheFailure,
     CompressionError,
@@ -29,16 +28,17 @@ from narcore.formats.listing import Kind, NarListing
 from narcore.formats.narinfo import NarInfo
 from narcore.formats.signature import PublicKey
 from narcore.formats.storepath import DEFAULT_STORE_DIR
-from narcore.localnar import ArrivingNar, LocalNar
-from narcore.lookup import Lookup, Strategy
-from narcore.narsource import Known, NarSource
-from narcore.narstream import NarStreams
-from narcore.pathinfo import PathInfo, Trust
-from narcore.proof import AddressProof
+from narcore.lookup.addressproof import AddressProof
+from narcore.lookup.lookup import Lookup, Strategy
+from narcore.lookup.pathinfo import PathInfo, Trust
+from narcore.lookup.substituter import Substituter, in_background
+from narcore.nars.accessor import NarAccessor
+from narcore.nars.cachednar import ArrivingNar, LocalNar
+from narcore.nars.source import Known, NarSource
+from narcore.nars.wholenar import NarStreams
 from narcore.settings import Settings
 from narcore.stores.base import BinaryCacheStore, read_file
 from narcore.streams.compression import unpack_small
-from narcore.substituter import Substituter, in_background
 from narcore.trace import Trace, silent
 
 log = logging.getLogger("narcore")

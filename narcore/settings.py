@@ -12,7 +12,7 @@ from typing import Literal, Self, TypeVar
 
 from narcore.errors import FormatError, SettingsError
 from narcore.formats.signature import PublicKey, parse_public_keys
-from narcore.stores.bucketurl import BucketUrl
+from narcore.stores.buckets.url import BucketUrl
 
 DEFAULT_CACHE_URL = "https://cache.nixos.org"
 DEFAULT_PUBLIC_KEY = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="

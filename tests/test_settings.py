@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from api.factory import create_app
 from narcore.errors import SettingsError
 from narcore.formats.signature import PublicKey, SecretKey
+from narcore.lookup.substituter import Substituter
 from narcore.settings import DEFAULT_CACHE_URL, DEFAULT_PUBLIC_KEY, NAMES, SERVERLESS, CacheSize, Settings
-from narcore.substituter import Substituter
 
 ONE, OTHER = SecretKey.generate("one-1").public_key, SecretKey.generate("other").public_key
 

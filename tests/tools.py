@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
 
 OSLS, CFN_LINT, MOTO = "osls@4.3.1", "cfn-lint==1.58.0", "moto[s3]==5.2.5"
 AXE = "axe-core@4.14.1"

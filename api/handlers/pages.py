@@ -7,11 +7,11 @@ from typing import Protocol
 
 from flask import request
 
+from api.http.text import quote_path
 from api.responses.base import Response, text_response
 from api.responses.pages import Cache, State, landing_response
 from api.responses.redirects import redirect_response
 from api.responses.templates import static_response
-from api.responses.text import quote_path
 from api.view.recent import RecentPaths
 from api.view.typed import typed_path
 from narcore.binarycache import BinaryCache

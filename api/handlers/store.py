@@ -15,10 +15,11 @@ from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from api.handlers.timing import Timing
 from api.hosts import OwnHost
+from api.http.conditional import make_etag
+from api.http.noderef import NodeRef
 from api.offload.redirect import Offload
 from api.responses.archives import ARCHIVES, archive_response
-from api.responses.base import NodeRef, Response, options_response
-from api.responses.conditional import make_etag
+from api.responses.base import Response, options_response
 from api.responses.files import file_response
 from api.responses.formats import NARINFO, requested_format
 from api.responses.limits import AnswerTooLarge, Limit
@@ -28,13 +29,13 @@ from api.responses.templates import MOVED, STATIC_PREFIX, page_url
 from api.responses.values import json_response
 from api.responses.view import view_response
 from api.view.recent import RecentPaths
-from narcore.accessor import NarAccessor
 from narcore.binarycache import BinaryCache
 from narcore.errors import CacheFailure, PathError, StorePathError
 from narcore.formats.listing import Kind, Node
+from narcore.formats.resolve import Elsewhere, Found, Inside, Outcome, resolve
 from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath, is_hash_part, split_store_path
-from narcore.pathinfo import PathInfo, Trust
-from narcore.resolve import Elsewhere, Found, Inside, Outcome, resolve
+from narcore.lookup.pathinfo import PathInfo, Trust
+from narcore.nars.accessor import NarAccessor
 
 UNPACK = "/unpack"
 

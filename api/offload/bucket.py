@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from api.offload.presign import Credentials, presigned_get
 from narcore.errors import NarcoreError
-from narcore.stores.bucketurl import BucketUrl, S3Access, parse_endpoint, s3_access
-from narcore.stores.obstoreclient import client_options, require_obstore, retry_config
+from narcore.stores.buckets.obstoreclient import client_options, require_obstore, retry_config
+from narcore.stores.buckets.url import BucketUrl, S3Access, parse_endpoint, s3_access
 
 if TYPE_CHECKING:
     from obstore import Attributes

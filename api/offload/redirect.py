@@ -8,7 +8,7 @@ from werkzeug.datastructures import Headers
 
 from api.offload.bucket import Bucket
 from api.responses.base import YEAR, Response, safe_headers
-from narcore.cache.singleflight import SingleFlight
+from narcore.concurrency.singleflight import SingleFlight
 from narcore.errors import CapacityError
 
 if TYPE_CHECKING:

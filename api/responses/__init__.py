@@ -17,14 +17,15 @@ body                    bytes on their way to the WSGI server
 ======================  ================================================================
 """
 
-from api.responses.base import NodeRef, Response, options_response, text_response
+from api.http.noderef import NodeRef
+from api.http.text import display, quote_path
+from api.responses.base import Response, options_response, text_response
 from api.responses.files import file_response
 from api.responses.formats import FORMATS, requested_format
 from api.responses.listing import listing_response, prefers_json
 from api.responses.pages import landing_response
 from api.responses.redirects import redirect_response, script_root
 from api.responses.templates import STATIC_PREFIX, static_response
-from api.responses.text import display, quote_path
 
 __all__ = [
     "FORMATS",

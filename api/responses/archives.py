@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from werkzeug.wrappers import Request
 
-from api.responses.base import NodeRef, Response, cache_forever, not_modified, safe_headers, set_validators
+from api.http.noderef import NodeRef
+from api.http.text import content_disposition
+from api.responses.base import Response, cache_forever, not_modified, safe_headers, set_validators
 from api.responses.body import joined
-from api.responses.text import content_disposition
-from narcore.accessor import NarAccessor
 from narcore.archive import nar, tar, zip_archive
 from narcore.formats.listing import Node
+from narcore.nars.accessor import NarAccessor
 
 Pack = Callable[[NarAccessor, Node, str], Iterator[bytes]]
 

@@ -1,7 +1,6 @@
 """What every answer has in common: the Response class, the headers for safety and for caches, and the way to a 304."""
 
 import time
-from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from werkzeug.exceptions import PreconditionFailed
 from werkzeug.http import http_date
 from werkzeug.wrappers import Request
 
-from api.responses.conditional import STORE_DATE, Outcome, Validators, evaluate, make_etag
+from api.http.conditional import Outcome, Validators, evaluate
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -60,31 +59,6 @@ class Response(flask.Response):
         if self.status_code in (200, 206) and "Content-Length" in self.headers:
             return self.headers
         return super().get_wsgi_headers(environ)
-
-
-@dataclass(frozen=True, slots=True)
-class NodeRef:
-    """Which node of which NAR an answer is about: what its ETag, its file name and its title come from.
-
-    ``path`` is relative to the store path, without slashes at its ends; "" is the root. ``store_path`` is the full
-    path.
-    """
-
-    nar_hash: str  # nix32 digits
-    store_path: str
-    path: str = ""
-
-    @property
-    def name(self) -> str:
-        return (self.path or self.store_path).rpartition("/")[2]
-
-    @property
-    def store_dir(self) -> str:
-        return self.store_path.rpartition("/")[0]
-
-    def validators(self, representation: str = "") -> Validators:
-        """Of the file's bytes, or of another ``representation`` of the node."""
-        return Validators(make_etag(self.nar_hash, self.path, representation), STORE_DATE)
 
 
 def safe_headers(csp: str | None = OWN_CSP) -> Headers:

@@ -9,21 +9,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
-from api.responses.mediatypes import SNIFF_LENGTH
-from api.responses.ranges import ByteRange
+from api.http.mediatypes import SNIFF_LENGTH
+from api.http.ranges import ByteRange
 from narcore.errors import TruncatedStream
+from narcore.nars.accessor import NarBytes
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
-
-
-class NarBytes(Protocol):
-    """What a read gives: exactly ``length`` bytes, or an error."""
-
-    length: int
-
-    def __iter__(self) -> Iterator[bytes]: ...
-    def close(self) -> None: ...
 
 
 class FileBytes(NarBytes, Protocol):

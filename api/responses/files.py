@@ -8,13 +8,14 @@ from werkzeug.datastructures import Headers
 from werkzeug.exceptions import RequestedRangeNotSatisfiable
 from werkzeug.wrappers import Request
 
-from api.responses.base import CONTENT_CSP, NodeRef, Response, cache_forever, not_modified, safe_headers, set_validators
+from api.http.conditional import Validators, range_applies
+from api.http.mediatypes import SNIFF_LENGTH, type_by_content, type_by_name
+from api.http.noderef import NodeRef
+from api.http.ranges import ByteRange, UnsatisfiableRangeError, parse_ranges
+from api.http.text import content_disposition
+from api.responses.base import CONTENT_CSP, Response, cache_forever, not_modified, safe_headers, set_validators
 from api.responses.body import FileWindow, MultipartBody, Read, StreamBody, open_body, read_head
-from api.responses.conditional import Validators, range_applies
 from api.responses.limits import Limit
-from api.responses.mediatypes import SNIFF_LENGTH, type_by_content, type_by_name
-from api.responses.ranges import ByteRange, UnsatisfiableRangeError, parse_ranges
-from api.responses.text import content_disposition
 from narcore.formats.listing import Node
 
 # What is handed to a server at a time where it does not use sendfile.

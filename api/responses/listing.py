@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from werkzeug.wrappers import Request
 
-from api.responses.base import NodeRef, Response, cache_forever, not_modified, safe_headers, set_validators
+from api.http.negotiation import HTML, JSON, negotiate
+from api.http.noderef import NodeRef
+from api.responses.base import Response, cache_forever, not_modified, safe_headers, set_validators
 from api.responses.formats import LISTING, requested_format
-from api.responses.negotiation import HTML, JSON, negotiate
 from api.responses.redirects import script_root
 from api.responses.templates import PAGE_CSP, page_url, render, streamed, templates_version
 from api.view.panel import Panel, panel_of
@@ -15,7 +16,7 @@ from api.view.readme import Readme, find_readme, readme_of
 from api.view.rows import Order, Switch, breadcrumbs, exact_size, grouped, rows
 from narcore.errors import NarcoreError
 from narcore.formats.listing import NarListing, Node
-from narcore.pathinfo import PathInfo
+from narcore.lookup.pathinfo import PathInfo
 from narcore.sizes import human_size
 
 # Part of the ETags: to be changed with what this module makes of a listing.

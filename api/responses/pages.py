@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from werkzeug.wrappers import Request
 
+from api.http.conditional import Validators
+from api.http.text import quote_path
 from api.responses.base import Response, not_modified, safe_headers, set_validators
-from api.responses.conditional import Validators
 from api.responses.templates import render
-from api.responses.text import quote_path
 
 
 class State(Enum):

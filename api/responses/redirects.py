@@ -4,8 +4,8 @@ from urllib.parse import quote_from_bytes
 
 from werkzeug.wrappers import Request
 
+from api.http.text import quote_path
 from api.responses.base import Response, cache_forever, safe_headers
-from api.responses.text import quote_path
 
 # All that RFC 3986 allows in a query. A query that came in is passed on; what is not allowed in one is encoded.
 _QUERY_CHARACTERS = "%!$&'()*+,;=:@/?-._~"

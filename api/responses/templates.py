@@ -14,11 +14,11 @@ from werkzeug.datastructures import Headers
 from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Request
 
+from api.http.conditional import Validators, make_etag
+from api.http.text import display
 from api.responses.base import OWN_CSP, Response, cache_forever, not_modified, safe_headers, set_validators
 from api.responses.body import joined
-from api.responses.conditional import Validators, make_etag
 from api.responses.redirects import script_root
-from api.responses.text import display
 
 # A store dir is an absolute path of words; none begins with a lone dash.
 STATIC_PREFIX = "/-/static/"

@@ -4,9 +4,9 @@ import json
 
 from werkzeug.wrappers import Request
 
+from api.http.conditional import Validators, make_etag
+from api.http.negotiation import JSON
 from api.responses.base import Response, not_modified, safe_headers, set_validators
-from api.responses.conditional import Validators, make_etag
-from api.responses.negotiation import JSON
 
 # These change where a store path does not: a narinfo gets signatures, its NAR is compressed anew, another store has it.
 KEPT_SECONDS = 300

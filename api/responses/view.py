@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 from werkzeug.wrappers import Request
 
-from api.responses.base import NodeRef, Response, cache_forever, not_modified, safe_headers, set_validators
+from api.http.mediatypes import PLAIN, SNIFF_LENGTH, type_by_content, type_by_name
+from api.http.negotiation import HTML
+from api.http.noderef import NodeRef
+from api.http.text import quote_path
+from api.responses.base import Response, cache_forever, not_modified, safe_headers, set_validators
 from api.responses.body import Read
-from api.responses.mediatypes import PLAIN, SNIFF_LENGTH, type_by_content, type_by_name
-from api.responses.negotiation import HTML
 from api.responses.templates import PAGE_CSP, render, streamed, templates_version
-from api.responses.text import quote_path
 from api.view.elf import MAGIC, ElfFacts, elf_facts
 from api.view.hexdump import hex_lines
 from api.view.pages import Part

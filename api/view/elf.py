@@ -6,8 +6,8 @@ from io import SEEK_CUR, SEEK_END, SEEK_SET
 from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
-from api.responses.body import NarBytes
 from narcore.errors import NarcoreError
+from narcore.nars.accessor import NarBytes
 
 if TYPE_CHECKING:
     from elftools.elf.elffile import ELFFile

@@ -3,9 +3,9 @@
 import shlex
 from typing import NamedTuple
 
-from api.responses.text import quote_path
+from api.http.text import quote_path
 from api.view.rows import Link, exact_size
-from narcore.pathinfo import PathInfo, Trust
+from narcore.lookup.pathinfo import PathInfo, Trust
 from narcore.sizes import human_size
 
 _TRUST = {

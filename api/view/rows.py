@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import NamedTuple
 
-from api.responses.base import NodeRef
-from api.responses.text import quote_path
+from api.http.noderef import NodeRef
+from api.http.text import quote_path
 from narcore.formats.listing import Kind, NarListing, Node
 from narcore.formats.storepath import is_base_name
 from narcore.sizes import human_size

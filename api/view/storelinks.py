@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from markupsafe import Markup, escape
 
-from api.responses.text import quote_path
+from api.http.text import quote_path
 from api.view.rows import Link
 from narcore.formats.nixbase32 import ALPHABET
 

@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "dist" / "lambda" / "nar-serve.zip"
 
 EXTRAS = ("lz4", "objectstore")
-SOURCES = ("api/**/*", "narcore/**/*")
-LEFT_OUT = ("api/_dev/*", "narcore/cli/*", "*/__pycache__/*")
+SOURCES = ("api/**/*", "narcore/**/*", "narserve/__init__.py", "narserve/awslambda/*")
+LEFT_OUT = ("*/__pycache__/*",)
 
 # Of the packages: what nothing imports. Metadata stays, for what asks for its own version. zstandard is there twice, as a C
 # extension and by cffi; of cffi itself, cryptography needs the module in C alone.
@@ -29,7 +29,7 @@ NOT_NEEDED: tuple[str, ...] = (
 )
 
 MACHINES = {"arm64": "aarch64", "x86_64": "x86_64"}
-WRAPPER = "api/_lambda/stream"
+WRAPPER = "narserve/awslambda/stream"
 
 
 def main() -> int:

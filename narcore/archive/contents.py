@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from narcore.accessor import NarAccessor, NarBytes
 from narcore.errors import TruncatedStream
 from narcore.formats.listing import Kind, NarListing, Node
+from narcore.nars.accessor import NarAccessor, NarBytes
 
 
 def walk(listing: NarListing, node: Node, name: str) -> Iterator[tuple[str, Node]]:

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from narcore.accessor import NarAccessor
 from narcore.archive.contents import Contents
 from narcore.formats.listing import Kind, NarListing, Node
 from narcore.formats.nar.events import Data, Directory, DirectoryEnd, NarEvent, Regular, Symlink
 from narcore.formats.nar.writer import write_nar
+from narcore.nars.accessor import NarAccessor
 
 
 def nar(accessor: NarAccessor, node: Node, name: str) -> Iterator[bytes]:

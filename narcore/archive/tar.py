@@ -3,9 +3,9 @@
 import tarfile
 from collections.abc import Iterator
 
-from narcore.accessor import NarAccessor
 from narcore.archive.contents import Contents, walk
 from narcore.formats.listing import Kind, NarListing, Node
+from narcore.nars.accessor import NarAccessor
 
 _ZEROS = bytes(tarfile.RECORDSIZE)
 _TYPES = {Kind.REGULAR: tarfile.REGTYPE, Kind.DIRECTORY: tarfile.DIRTYPE, Kind.SYMLINK: tarfile.SYMTYPE}

@@ -10,9 +10,9 @@ from array import array
 from collections.abc import Iterator
 from zlib import crc32
 
-from narcore.accessor import NarAccessor
 from narcore.archive.contents import Contents, walk
 from narcore.formats.listing import Kind, Node
+from narcore.nars.accessor import NarAccessor
 
 _VERSION, _VERSION_64 = 20, 45  # 4.4.3: what a reader has to know
 _UNIX = 3

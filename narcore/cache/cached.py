@@ -9,8 +9,8 @@ from io import FileIO
 from narcore.cache.layout import THIS_BOOT, NarKey, is_verified, mark
 from narcore.cache.listings import file_chunks
 from narcore.cache.locks import alone
-from narcore.cache.lru import LruMemory
 from narcore.cache.part import disk_trouble
+from narcore.concurrency.lru import LruMemory
 from narcore.errors import CacheFailure
 from narcore.formats import nixbase32
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
-from narcore.cache import memo, unpacked
+from narcore.cache import failures, unpacked
 from narcore.cache.cached import CachedNar, Verifier, has_digest
 from narcore.cache.counters import Counters
 from narcore.cache.eviction import Entry, Held, entries, make_room, remove, remove_entry
@@ -20,12 +20,12 @@ from narcore.cache.fill import Fill
 from narcore.cache.layout import THIS_BOOT, FileKey, Layout, NarKey, is_verified, touch
 from narcore.cache.listings import load_listing
 from narcore.cache.locks import READ_FLAGS, is_still_at, remove_if_free
-from narcore.cache.lru import LruMemory
 from narcore.cache.part import Fetch, GivenUp, Part, Unwanted, disk_trouble
-from narcore.cache.singleflight import SingleFlight
+from narcore.cache.reserve import Spare
 from narcore.cache.slots import Slots
-from narcore.cache.spare import Spare
 from narcore.cache.unpacked import Place
+from narcore.concurrency.lru import LruMemory
+from narcore.concurrency.singleflight import SingleFlight
 from narcore.errors import CacheFailure, CapacityError, NarcoreError
 from narcore.formats.listing import NarListing
 from narcore.trace import Trace, silent
@@ -204,7 +204,7 @@ class NarCache:
         """
         if key.size > self.limit:
             raise CacheFailure(f"a NAR of {key.size} bytes is larger than the cache")
-        remembered = self._failed.get((key, source)) or memo.recall(self.layout.error(key), source)
+        remembered = self._failed.get((key, source)) or failures.recall(self.layout.error(key), source)
         if remembered is not None:
             raise copy.copy(remembered)
         self._spare.yield_to(key.size)
@@ -240,7 +240,7 @@ class NarCache:
         key = fill.part.key
         if isinstance(error, NarcoreError) and not isinstance(error, CapacityError):
             # A copy: the traceback of the original would keep the chunks that were being read.
-            self._failed.put((key, fill.part.source), copy.copy(error), seconds=memo.SECONDS)
+            self._failed.put((key, fill.part.source), copy.copy(error), seconds=failures.SECONDS)
         with self._lock:
             self._running.discard(fill)
             self._fetched += fill.available
@@ -275,7 +275,7 @@ class NarCache:
                 removed += len(remove_if_free(readers, also=part))
             for path in leftovers.new:
                 removed += len(remove_if_free(path))
-            old = [path for path in leftovers.errors if memo.is_old(path)]
+            old = [path for path in leftovers.errors if failures.is_old(path)]
             orphans = [listing for listing, nar in leftovers.listings if not nar.exists()]
             for path in old + orphans:
                 path.unlink(missing_ok=True)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
-from narcore.cache import memo
-from narcore.cache.ahead import Ahead
+from narcore.cache import failures
 from narcore.cache.eviction import Entry, Held, make_room
 from narcore.cache.layout import DURABLE, THIS_BOOT, Layout, NarKey, is_verified, mark
 from narcore.cache.listings import load_listing, new_listing
 from narcore.cache.locks import OPEN_FLAGS, READ_FLAGS, is_still_at, try_lock, unlock
 from narcore.cache.slots import Slot, Slots
+from narcore.concurrency.readahead import Ahead
 from narcore.errors import CacheFailure, CapacityError, IntegrityError, NarcoreError
 from narcore.formats.listing import ListingBuilder, NarListing
 from narcore.formats.nar.parser import NarParser
@@ -114,7 +114,7 @@ class Part:
             if is_still_at(self._fd, self._path):
                 return self._adopt_entry()
             if not is_still_at(self._fd, self._layout.nar(self.key.digits)):
-                raise memo.recall(self._layout.error(self.key), self.source) or GivenUp(
+                raise failures.recall(self._layout.error(self.key), self.source) or GivenUp(
                     "the download was given up elsewhere"
                 )
             unlock(self._fd)
@@ -209,7 +209,7 @@ class Part:
 
     def _discard(self, error: BaseException) -> None:
         if isinstance(error, NarcoreError) and not isinstance(error, CapacityError):
-            memo.remember(self._layout.error(self.key), error, self.source)
+            failures.remember(self._layout.error(self.key), error, self.source)
         if not isinstance(error, Unwanted) or try_lock(self._readers_fd):  # else another process goes on with it
             with suppress(OSError):  # a directory that was taken away has nothing left to remove
                 self._remove()

@@ -17,7 +17,7 @@ from narcore.cache.cached import CHUNK, CachedNar
 from narcore.cache.eviction import Entry
 from narcore.cache.layout import THIS_BOOT, FileKey, Layout, is_verified, mark, touch
 from narcore.cache.locks import READ_FLAGS, replacing
-from narcore.cache.spare import Spare
+from narcore.cache.reserve import Spare
 
 # What the kernel says where it can't copy by itself from one file to the other: then we do.
 _NO_COPY = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV}

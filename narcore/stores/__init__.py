@@ -2,10 +2,10 @@
 
 from narcore.errors import SettingsError
 from narcore.stores.base import BinaryCacheStore, StoreFile, read_file
-from narcore.stores.http import HttpBinaryCacheStore
+from narcore.stores.http.store import HttpBinaryCacheStore
+from narcore.stores.http.urls import redacted
 from narcore.stores.local import LocalBinaryCacheStore
 from narcore.stores.memory import MemoryStore
-from narcore.stores.urls import redacted
 
 __all__ = [
     "BinaryCacheStore",
@@ -31,11 +31,11 @@ def open_store(url: str) -> BinaryCacheStore:
         case "file":
             return LocalBinaryCacheStore(url)
         case "s3":
-            from narcore.stores.s3 import S3BinaryCacheStore  # these two are for those who have buckets
+            from narcore.stores.buckets.s3 import S3BinaryCacheStore  # these two are for those who have buckets
 
             return S3BinaryCacheStore(url)
         case "gs" | "az":
-            from narcore.stores.objectstore import ObjectBinaryCacheStore
+            from narcore.stores.buckets.googleazure import ObjectBinaryCacheStore
 
             return ObjectBinaryCacheStore(url)
         case _:

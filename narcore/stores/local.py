@@ -10,8 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 from narcore.errors import FileNotInStore, RangeNotSupported, SettingsError, StoreForbidden, StoreUnavailable
 from narcore.stores.base import CHUNK_SIZE, StoreFile, check_by_asking, check_part
+from narcore.stores.http.urls import redacted
 from narcore.stores.names import file_names
-from narcore.stores.urls import redacted
 
 # O_NONBLOCK: opening a FIFO returns at once, and fstat then refuses it. O_NOFOLLOW: the path was resolved before, so a
 # link in its last place came there in between.

@@ -5,8 +5,8 @@ import functools
 import lzma
 from collections.abc import Callable, Iterable, Iterator
 
+from narcore.concurrency.closing import Stage, close
 from narcore.errors import CorruptStream, UnknownCompression
-from narcore.streams.closing import Stage, close
 from narcore.streams.decoders import LzmaDecoder, brotli_codec, gzip_codec, lz4_codec
 from narcore.streams.lzip import LzipDecoder, LzipError
 from narcore.streams.members import Codec, unpack_members

@@ -8,12 +8,12 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Iterator
 
+from narcore.concurrency.closing import Stage
 from narcore.errors import HashMismatch, NarError
 from narcore.formats.contentaddress import ContentAddress
 from narcore.formats.nar.events import Data, End, NarEvent, Regular
 from narcore.formats.nar.parser import NarParser
 from narcore.formats.nixhash import NixHash
-from narcore.streams.closing import Stage
 from narcore.streams.integrity import Hasher
 
 SELF_REFERENCES_MAX = 1 << 20  # eight bytes of memory each; the largest real paths have some thousands

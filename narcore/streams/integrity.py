@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
+from narcore.concurrency.closing import Stage, close
 from narcore.errors import HashMismatch, SizeMismatch
 from narcore.formats.nixhash import NixHash
-from narcore.streams.closing import Stage, close
 
 
 class Hasher(Protocol):

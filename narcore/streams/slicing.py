@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
+from narcore.concurrency.closing import Stage
 from narcore.errors import TruncatedStream
-from narcore.streams.closing import Stage
 
 
 def skip(chunks: Iterable[bytes], start: int) -> Iterator[bytes]:

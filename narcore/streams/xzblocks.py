@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Self
 
+from narcore.concurrency.closing import Stage
 from narcore.errors import CorruptStream, TruncatedStream
-from narcore.streams.closing import Stage
 from narcore.streams.decoders import LzmaDecoder
 
 HEADER_SIZE = FOOTER_SIZE = 12

@@ -9,7 +9,8 @@ from werkzeug.test import EnvironBuilder, run_wsgi_app
 from werkzeug.wrappers import Request
 
 from api.errors import error_response
-from api.responses import NodeRef, Response
+from api.http.noderef import NodeRef
+from api.responses import Response
 from narcore.errors import CacheFailure
 from narcore.formats.listing import Kind, NarListing, Node
 from narcore.formats.nar.events import Directory, DirectoryEnd, NarEvent, Regular, Symlink

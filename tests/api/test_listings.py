@@ -20,7 +20,7 @@ from narcore.formats.narinfo import NarInfo
 from narcore.formats.nixhash import NixHash
 from narcore.formats.signature import Signature
 from narcore.formats.storepath import StorePath
-from narcore.pathinfo import PathInfo, Trust
+from narcore.lookup.pathinfo import PathInfo, Trust
 from narcore.stores.memory import MemoryStore
 from tests.api.support import STORE_PATH, Answer, Headers, answer, listing_of, ref, request
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.responses.negotiation import HTML, JSON, TEXT, negotiate
+from api.http.negotiation import HTML, JSON, TEXT, negotiate
 
 FIREFOX = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 

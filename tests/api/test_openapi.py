@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import api
-from api import openapi_schemas
 from api.errors import ROWS
 from api.factory import create_app
-from api.openapi import STORE_PATH
+from api.openapi import SCHEMAS, STORE_PATH
 from api.responses.archives import ARCHIVES
 from api.responses.base import EXPOSED_HEADERS
 from api.responses.formats import FORMATS
@@ -24,7 +23,7 @@ from narcore.binarycache import BinaryCache
 from narcore.formats.narinfo import NarInfo
 from narcore.formats.nixhash import NixHash
 from narcore.formats.storepath import is_base_name
-from narcore.pathinfo import PathInfo, Trust
+from narcore.lookup.pathinfo import PathInfo, Trust
 from narcore.settings import Settings
 from narcore.stores.memory import MemoryStore
 from tests.builders import binary_cache, hash_part
@@ -104,7 +103,7 @@ def test_formats_errors_and_headers_are_those_of_the_handlers(client: FlaskClien
 def test_the_schema_of_a_narinfo_has_its_fields() -> None:
     parsed = NarInfo.parse(FILES[f"{hash_part('x-1.0')}.narinfo"])
     full = replace(parsed, deriver=f"{hash_part('x')}-x", ca="x", file_hash=NixHash("sha256", bytes(32)), file_size=1)
-    schema: Any = openapi_schemas.SCHEMAS["NarInfo"]
+    schema: Any = SCHEMAS["NarInfo"]
     store = MemoryStore({})
     assert PathInfo(full, store, Trust.SIGNATURE).to_json().keys() == schema["properties"].keys()
     least = PathInfo(replace(parsed, file_hash=None, file_size=None), store).to_json()

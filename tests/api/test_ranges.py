@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.responses.ranges import MAX_RANGES, ByteRange, UnsatisfiableRangeError, parse_ranges
+from api.http.ranges import MAX_RANGES, ByteRange, UnsatisfiableRangeError, parse_ranges
 
 HUGE = "9" * 10_000  # more digits than int() takes
 

@@ -11,15 +11,14 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from api._dev.apigateway import HttpRequest, event_of
-from tests import tools
+from narserve.dev.apigateway import HttpRequest, event_of
+from tests import ROOT, tools
 from tests.bench.material import Upstream, write_file, write_tree
 from tests.bench.report import Row, alternate, at_most
 from tests.bench.setup import Setup
 from tests.e2e.runtime_api import Invocation, RuntimeApi
 
 LIMIT = 600
-ROOT = Path(__file__).parents[2]
 NOTHING = "def handler(event, context):\n    return {'statusCode': 200}\n"
 
 
@@ -34,8 +33,8 @@ def coldstart(setup: Setup) -> Iterator[Row]:
     nothing.mkdir()
     (nothing / "index.py").write_text(NOTHING)
     file = f"{packed.store_path}/file.txt"
-    ours = [str(tools.lambda_python()), "-m", "awslambdaric", "api/_lambda/handler.handler"]
-    streaming = [str(package / "api/_lambda/stream"), str(tools.lambda_python())]
+    ours = [str(tools.lambda_python()), "-m", "awslambdaric", "narserve/awslambda/handler.handler"]
+    streaming = [str(package / "narserve/awslambda/stream"), str(tools.lambda_python())]
     empty = [str(tools.lambda_python()), "-m", "awslambdaric", "index.handler"]
 
     def start(command: list[str], root: Path, path: str) -> Callable[[], float]:
@@ -64,7 +63,7 @@ def build(target: Path) -> None:
     subprocess.run([sys.executable, ROOT / "deploy/lambda/build.py", *options], check=True, capture_output=True)
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(target)
-    (target / "api/_lambda/stream").chmod(0o755)
+    (target / "narserve/awslambda/stream").chmod(0o755)
 
 
 def first_answer(command: list[str], root: Path, path: str, cache_url: str, cache_dir: Path) -> float:

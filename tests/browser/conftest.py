@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, sync_playwright
 from tests.browser import hostile
 from tests.browser.visiting import Site, Visitor, visiting
 from tests.builders import binary_cache
-from tests.cli.running import stored
+from tests.commands.running import stored
 from tests.e2e import fronts, nixcaches
 from tests.e2e.nixcaches import NixCaches
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.responses.text import display
+from api.http.text import display
 from tests.browser import hostile
 from tests.browser.visiting import Visitor
 from tests.builders import store_path

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from narcore.cache import failures, narcache, part
 from narcore.cache import fill as fill_module
-from narcore.cache import memo, narcache, part
 from narcore.cache.fill import Fill
 from narcore.cache.layout import Layout, is_verified
 from narcore.cache.locks import OPEN_FLAGS, try_lock
@@ -290,7 +290,7 @@ class TestFailure:
     def test_is_remembered_for_seconds_by_every_process(
         self, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(memo, "SECONDS", 0.4)
+        monkeypatch.setattr(failures, "SECONDS", 0.4)
         one, two = make_cache(), make_cache()
         source = Source(NAR, fault=CorruptStream("damaged"))
         with pytest.raises(CorruptStream):

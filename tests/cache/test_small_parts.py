@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from narcore import errors
-from narcore.cache import memo
-from narcore.cache.ahead import Ahead
+from narcore.cache import failures
 from narcore.cache.counters import NAMES, Counters
-from narcore.cache.hashing import BackgroundSha256
 from narcore.cache.layout import DURABLE, THIS_BOOT, Layout, is_verified, mark
 from narcore.cache.locks import is_still_at, locked, remove_if_free, replacing, try_lock
-from narcore.cache.lru import LruMemory
-from narcore.cache.singleflight import SingleFlight
+from narcore.concurrency.hashing import BackgroundSha256
+from narcore.concurrency.lru import LruMemory
+from narcore.concurrency.readahead import Ahead
+from narcore.concurrency.singleflight import SingleFlight
 from narcore.formats.nixhash import NixHash
 from narcore.streams.integrity import verified
 from tests.cache.support import until
@@ -123,29 +123,29 @@ class TestMemo:
 
     @pytest.mark.parametrize("kind", ALL)
     def test_any_error_comes_back(self, kind: type[errors.NarcoreError], tmp_path: Path) -> None:
-        memo.remember(tmp_path / "e", kind("what – was wrong"))
-        found = memo.recall(tmp_path / "e")
+        failures.remember(tmp_path / "e", kind("what – was wrong"))
+        found = failures.recall(tmp_path / "e")
         assert type(found) is kind
         assert str(found) == "what – was wrong"
         assert [path.name for path in tmp_path.iterdir()] == ["e"]
 
     def test_for_seconds(self, tmp_path: Path) -> None:
         path = tmp_path / "e"
-        memo.remember(path, errors.StoreTimeout("slow"))
-        for age, remembered in ((0.0, True), (memo.SECONDS - 1, True), (memo.SECONDS + 1, False), (-60, False)):
+        failures.remember(path, errors.StoreTimeout("slow"))
+        for age, remembered in ((0.0, True), (failures.SECONDS - 1, True), (failures.SECONDS + 1, False), (-60, False)):
             now = path.stat().st_mtime
             os.utime(path, (now - age, now - age))
-            assert (memo.recall(path) is not None) == remembered
+            assert (failures.recall(path) is not None) == remembered
             os.utime(path)
 
     @pytest.mark.parametrize("note", [b"", b"\xff", b"[]", b'"x"', b'{"error":"OSError","message":""}', b'{"error":1}'])
     def test_what_is_no_note(self, note: bytes, tmp_path: Path) -> None:
         (tmp_path / "e").write_bytes(note)
-        assert memo.recall(tmp_path / "e") is None
-        assert memo.recall(tmp_path / "none") is None
+        assert failures.recall(tmp_path / "e") is None
+        assert failures.recall(tmp_path / "none") is None
 
     def test_a_disk_that_does_not_take_it(self, tmp_path: Path) -> None:
-        memo.remember(tmp_path / "missing" / "e", errors.StoreTimeout("slow"))
+        failures.remember(tmp_path / "missing" / "e", errors.StoreTimeout("slow"))
 
 
 class TestCounters:

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from narcore.cache import eviction, narcache, spare, unpacked
+from narcore.cache import eviction, narcache, reserve, unpacked
 from narcore.cache.eviction import make_room
 from narcore.cache.layout import DURABLE, THIS_BOOT, NarKey, is_verified
 from narcore.cache.narcache import NarCache
 from narcore.errors import CacheFailure
 from narcore.formats.listing import Kind, NarListing, Node
 from narcore.formats.nar.parser import parse_nar
-from narcore.localnar import LocalNar
+from narcore.nars.cachednar import LocalNar
 from tests import builders
 from tests.builders import Tree, exe
 from tests.cache.conftest import MakeCache
@@ -491,7 +491,7 @@ class TestSpare:
             found.append(1)
             return make_room_for_file(*args, **more)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(spare, "make_room_for_file", counted)
+        monkeypatch.setattr(reserve, "make_room_for_file", counted)
         return found
 
     def room(self, directory: Path) -> list[int]:

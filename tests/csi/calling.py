@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from narcore.csi.schema import CSI, MODE_SINGLE_NODE_WRITER, REGISTRATION
+from narmount.csi.schema import CSI, MODE_SINGLE_NODE_WRITER, REGISTRATION
 
 CALL_SECONDS = 20
 CAPABILITY = {"mount": {}, "access_mode": {"mode": MODE_SINGLE_NODE_WRITER}}

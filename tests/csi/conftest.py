@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from narcore.csi.node import Plugin
-from narcore.csi.registration import registration_path, registration_server
-from narcore.csi.server import Calls, Server, csi_server
 from narcore.errors import MountError
-from narcore.mount import syscalls
-from narcore.mount.control import ControlServer, control_path
-from narcore.mount.mountinfo import mounts
-from narcore.volumes import Volumes
+from narmount.csi.node import Plugin
+from narmount.csi.registration import registration_path, registration_server
+from narmount.csi.server import Calls, Server, csi_server
+from narmount.daemon.controlserver import ControlServer, control_path
+from narmount.fuse import syscalls
+from narmount.fuse.mountinfo import mounts
+from narmount.volumes import Volumes
 from tests.csi.calling import Client, client
 from tests.mount import mounting, programs
 from tests.mount.programs import Programs

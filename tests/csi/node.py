@@ -17,16 +17,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from narcore.csi.registration import registration_path
 from narcore.errors import MountError
-from narcore.mount.control import control_path, read_status
-from narcore.mount.mountinfo import Mount
+from narmount.csi.registration import registration_path
+from narmount.daemon.controlserver import control_path, read_status
+from narmount.fuse.mountinfo import Mount
+from tests import ROOT
 from tests.csi.calling import Client, client
 from tests.csi.conftest import NAME
 from tests.mount import mounting
 from tests.mount.mounting import until
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = (sys.executable, "-m", "narcore")
 STOP_SECONDS = 15
 SETTINGS = {"NAR_MOUNT_DEADLINE": "10", "NAR_CACHE_SIZE": "2G"}

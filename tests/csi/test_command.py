@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from narcore import cli
-from narcore.csi.registration import registration_path
-from narcore.csi.server import code_of, make_way
 from narcore.errors import MountError, NarcoreError, SettingsError
-from narcore.volumes.caches import parse_caches
+from narmount.csi.registration import registration_path
+from narmount.csi.server import code_of, make_way
+from narmount.volumes.caches import parse_caches
+from narserve import program
 from tests.csi.calling import client
 from tests.csi.conftest import NAME, Running
 from tests.mount import mounting
@@ -46,7 +46,7 @@ def run(*options: str | Path) -> subprocess.CompletedProcess[str]:
 )
 def test_what_can_not_be_started(options: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
     mounting.need_root()
-    assert cli.run(["csi", *options]) == 2
+    assert program.run(["csi", *options]) == 2
     told = capfd.readouterr()
     assert told.out == ""
     assert message in told.err
@@ -63,9 +63,9 @@ def test_an_endpoint_that_is_too_long(tmp_path: Path) -> None:
 def test_it_ends_while_a_call_hangs(running: Running) -> None:
     """In the kernel, which waits for a mount, say."""
     program = (
-        "import sys, threading; from narcore import cli; from narcore.csi import server; from narcore.mount import syscalls;"
+        "import sys, threading; from narcore import cli; from narmount.csi import server; from narmount import syscalls;"
         "server.STOP_SECONDS = 0.1; syscalls.mount_overlay = lambda *_, **__: threading.Event().wait();"
-        "sys.exit(cli.run(sys.argv[1:]))"
+        "sys.exit(program.run(sys.argv[1:]))"
     )
     kubelet, registry = running.place / "another", registration_path(running.place / "another", NAME)
     options = [f"--cache=main={running.place}/main", f"--kubelet-dir={kubelet}", f"--run-dir={running.place}/run"]
@@ -86,9 +86,7 @@ def test_it_ends_while_a_call_hangs(running: Running) -> None:
 
 
 def test_without_grpc() -> None:
-    program = (
-        "import sys; sys.modules['grpc'] = None; from narcore.cli import run; sys.exit(run(['csi', '--cache', 'a=/x']))"
-    )
+    program = "import sys; sys.modules['grpc'] = None; from narserve.program import run; sys.exit(run(['csi', '--cache', 'a=/x']))"
     command = [sys.executable, "-c", program]
     done = subprocess.run(
         command, env=mounting.environment({}), capture_output=True, text=True, timeout=30, check=False

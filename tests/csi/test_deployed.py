@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.csi.calling import client
 from tests.csi.conftest import NAME
 from tests.csi.test_manifests import Object, command_line, containers, objects, probes
@@ -18,8 +19,6 @@ from tests.e2e.upstream import Upstream
 from tests.mount import mounting
 from tests.mount.mounting import until
 from tests.mount.programs import GREETING, HELLO_PROGRAM, Programs
-
-ROOT = Path(__file__).parents[2]
 
 # A node of its own in these directories, and nothing of it where the tests run.
 HOST = """

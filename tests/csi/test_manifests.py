@@ -10,12 +10,11 @@ import click
 import pytest
 import yaml
 
-from narcore.csi.attributes import Attributes
-from narcore.csi.command import DRIVER_NAME, KUBELET_DIR, STATE_DIR, csi
-from narcore.mount.command import mount
-from tests import tools
+from narmount.csi.attributes import Attributes
+from narserve.commands.csi import DRIVER_NAME, KUBELET_DIR, STATE_DIR, csi
+from narserve.commands.mount import mount
+from tests import ROOT, tools
 
-ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy/kubernetes"
 MANIFESTS = ("csidriver.yaml", "daemonset.yaml", "example-job.yaml", "rbac.yaml")
 VERSIONS = ("1.25", "1.30", "1.37")  # the first with inline volumes for good, and the newest that is known

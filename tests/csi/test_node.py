@@ -12,13 +12,13 @@ from typing import Any
 import grpc
 import pytest
 
-from narcore.csi.schema import CSI, MODE_MULTI_NODE_READER_ONLY, MODE_SINGLE_NODE_READER_ONLY, MODE_SINGLE_NODE_WRITER
-from narcore.csi.server import CALLS_MAX, MESSAGE_MAX
 from narcore.errors import SettingsError
-from narcore.mount import syscalls
-from narcore.mount.control import control_path
-from narcore.mount.mountinfo import mounts_at
-from narcore.volumes.pulses import AT_ONCE
+from narmount.csi.schema import CSI, MODE_MULTI_NODE_READER_ONLY, MODE_SINGLE_NODE_READER_ONLY, MODE_SINGLE_NODE_WRITER
+from narmount.csi.server import CALLS_MAX, MESSAGE_MAX
+from narmount.daemon.controlserver import control_path
+from narmount.fuse import syscalls
+from narmount.fuse.mountinfo import mounts_at
+from narmount.volumes.liveness import AT_ONCE
 from tests.csi.calling import CAPABILITY, client, refused
 from tests.csi.conftest import NAME, Running
 from tests.mount.mounting import until
@@ -258,7 +258,7 @@ def test_a_mount_that_hangs_takes_no_thread_of_another(running: Running, monkeyp
         mount_overlay(target, **layers)
 
     monkeypatch.setattr(syscalls, "mount_overlay", hang)
-    monkeypatch.setattr("narcore.volumes.pulses.ANSWER_SECONDS", 15)
+    monkeypatch.setattr("narmount.volumes.liveness.ANSWER_SECONDS", 15)
     with ThreadPoolExecutor(100) as threads:
         pods = [f"pod-{number}" for number in range(100)]
         calls = [threads.submit(running.call.publish, pod, running.target(pod)) for pod in pods]

@@ -6,7 +6,7 @@ The names are those of its specs (github.com/kubernetes-csi/csi-test, pkg/sanity
 import re
 import stat
 
-from narcore.csi.schema import RPC_GET_VOLUME_STATS, RPC_VOLUME_MOUNT_GROUP
+from narmount.csi.schema import RPC_GET_VOLUME_STATS, RPC_VOLUME_MOUNT_GROUP
 from tests.csi.calling import CAPABILITY, refused
 from tests.csi.conftest import NAME, Running
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests import ROOT
 from tests.realnix import RealNix
 
-ROOT = Path(__file__).parents[2]
 SYSTEM = "x86_64-linux"
 EXTRAS = ("server", "metrics", "objectstore", "isal", "lz4")
 AUTHOR = ("-c", "user.name=test", "-c", "user.email=test@test.invalid")
@@ -47,7 +47,7 @@ class Flake:
 def flake(tmp_path_factory: pytest.TempPathFactory) -> Flake:
     root = tmp_path_factory.mktemp("nix")
     source = root / "source"
-    for name in ("api", "narcore", "deploy"):
+    for name in ("api", "narcore", "narmount", "narserve", "deploy"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"):
         shutil.copy(ROOT / name, source / name)
@@ -82,7 +82,7 @@ def test_the_package_needs_what_pyproject_says(flake: Flake) -> None:
     found = flake.value(f"packages.{SYSTEM}.default", function)
     assert sorted(found["dependencies"]) == sorted(requirements())
     assert (found["pname"], found["version"]) == (project["name"], project["version"])
-    assert found["source"] == ["LICENSE", "README.md", "api", "narcore", "pyproject.toml"]
+    assert found["source"] == ["LICENSE", "README.md", "api", "narcore", "narmount", "narserve", "pyproject.toml"]
     assert {"static", "templates", "index.py"} <= set(found["api"])
     in_overlay = f"""overlay:
       let pkgs = (builtins.getFlake "{flake.nixpkgs}").legacyPackages.{SYSTEM};

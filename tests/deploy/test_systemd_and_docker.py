@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from narcore.mount.command import mount
 from narcore.settings import Settings
+from narserve.commands.mount import mount
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 UNIT = (DEPLOY / "nar-serve.service").read_text()
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
@@ -93,7 +93,7 @@ def test_what_the_image_is_made_of_is_there() -> None:
     copied = [
         name for line in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, re.MULTILINE) for name in line.split()[:-1]
     ]
-    assert {"narcore", "api", "pyproject.toml"} <= set(copied)
+    assert {"narcore", "api", "narmount", "narserve", "pyproject.toml"} <= set(copied)
     for name in copied:
         assert (ROOT / name).exists()
         assert f"!{name}" in ignored

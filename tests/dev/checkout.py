@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from tests import ROOT
+
 T = TypeVar("T")
-ROOT = Path(__file__).resolve().parents[2]
 
 INDEX = '''\
 """Stands in for the project's application."""
@@ -59,10 +60,11 @@ def create_app(settings, cache=None, examples=()):
 
 def make_checkout(root: Path) -> Path:
     ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("narcore", "public", "api/_dev"):
+    for name in ("narcore", "public", "narserve/dev", "narserve/server"):
         shutil.copytree(ROOT / name, root / name, ignore=ignore)
+    (root / "api").mkdir()
     (root / "api" / "__init__.py").touch()
-    for name in ("start-dev", "vercel.json", "pyproject.toml", "README.md", "LICENSE", "api/listener.py"):
+    for name in ("start-dev", "vercel.json", "pyproject.toml", "README.md", "LICENSE", "narserve/__init__.py"):
         shutil.copy(ROOT / name, root / name)
     (root / "api" / "index.py").write_text(INDEX)
     (root / "api" / "factory.py").write_text(FACTORY)
@@ -109,7 +111,7 @@ def running(root: Path, log: Path, environ: Mapping[str, str], *command: str) ->
     """Start the dev server of a checkout and wait for its URL; it is ended in the end, if the test did not do it."""
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command or (sys.executable, "-m", "api._dev.supervisor"), cwd=root, env=environ, stdout=out, stderr=out
+            command or (sys.executable, "-m", "narserve.dev.supervisor"), cwd=root, env=environ, stdout=out, stderr=out
         )
     server = Running(process, log)
     try:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from api._dev.demo import build_demo
 from narcore.formats.narinfo import NarInfo
 from narcore.formats.signature import PublicKey
-from tests.dev.checkout import ROOT
+from narserve.dev.demo import build_demo
+from tests import ROOT
 
 
 def node_at(listing: dict[str, Any], path: str) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
-from api._dev.apigateway import ENVELOPE_LIMIT
-from api._dev.lambdatarget import LambdaTarget
+from narserve.dev.apigateway import ENVELOPE_LIMIT
+from narserve.dev.lambdatarget import LambdaTarget
+from tests import ROOT
 from tests.builders import Tree, binary_cache, store_path
-from tests.dev.checkout import ROOT, Running, environment, running
+from tests.dev.checkout import Running, environment, running
 
 TREE: Tree = {b"bytes \xff+%41": b"found", b"fits": bytes(4 << 20), b"large": bytes(4 << 20) + b"x"}
 
@@ -26,7 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     environ = environment(NAR_CACHE_URL=(directory / "cache").as_uri(), NAR_CACHE_DIR=str(directory / "nars"))
-    command = (sys.executable, "-m", "api._dev.supervisor", "--target", "lambda")
+    command = (sys.executable, "-m", "narserve.dev.supervisor", "--target", "lambda")
     with running(ROOT, directory / "log", environ, *command) as started:
         yield started
 

@@ -59,7 +59,7 @@ def test_no_request_is_refused_over_five_reloads(server: Running, checkout: Path
     assert {body for _, body in answers} >= {f"answer {number} /" for number in range(1, 6)}
 
 
-@pytest.mark.parametrize("file", ["api/index.py", "api/__init__.py", "narcore/errors.py", "api/_dev/routing.py"])
+@pytest.mark.parametrize("file", ["api/index.py", "api/__init__.py", "narcore/errors.py", "narserve/dev/routing.py"])
 def test_broken_code_is_a_page_until_it_is_mended(server: Running, checkout: Path, file: str) -> None:
     path = checkout / file
     sound = path.read_text()
@@ -159,7 +159,7 @@ def test_a_store_that_is_given_replaces_the_demo_and_is_shown_without_its_passwo
 def test_what_keeps_it_from_starting_is_one_line(checkout: Path, tmp_path: Path) -> None:
     def start(**extra: str) -> str:
         ended = subprocess.run(
-            [sys.executable, "-m", "api._dev.supervisor"],
+            [sys.executable, "-m", "narserve.dev.supervisor"],
             cwd=checkout,
             env=environment(**extra),
             capture_output=True,
@@ -199,7 +199,7 @@ def test_a_bad_setting_that_only_the_application_sees_ends_the_start(tmp_path: P
     root = make_checkout(tmp_path / "checkout")
     (root / "api" / "index.py").write_text(f"{statement}\napp = 1\n")
     ended = subprocess.run(
-        [sys.executable, "-m", "api._dev.supervisor"],
+        [sys.executable, "-m", "narserve.dev.supervisor"],
         cwd=root,
         env=environment(),
         capture_output=True,

@@ -8,8 +8,8 @@ import pytest
 from werkzeug.test import Client
 from werkzeug.wrappers import Request, Response
 
-from api._dev.routing import Deployment, Function, Router, VercelJsonError, entry_point, parse_source
-from tests.dev.checkout import ROOT
+from narserve.dev.routing import Deployment, Function, Router, VercelJsonError, entry_point, parse_source
+from tests import ROOT
 
 CATCH_ALL = {"source": "/(.*)", "destination": "/api/index"}
 

@@ -18,9 +18,10 @@ from typing import Any
 
 from elftools.elf.elffile import ELFFile
 
-from narcore.mount import syscalls
-from narcore.mount.mountinfo import mounts
-from tests.mount.mounting import ROOT, missing, need_root, tools_or_skip, until
+from narmount.fuse import syscalls
+from narmount.fuse.mountinfo import mounts
+from tests import ROOT
+from tests.mount.mounting import missing, need_root, tools_or_skip, until
 
 TOOLS = ("dockerd", "docker", "containerd", "runc", "busybox")
 PLUGINS = Path("/run/docker/plugins")  # where dockerd looks for them, whatever its options are

@@ -11,13 +11,13 @@ from unittest.mock import patch
 import pytest
 from flask.testing import FlaskClient
 
-from api._docker import driver as driver_module
-from api._docker.app import BODY_MAX, OUTCOMES, Calls, create_docker_app
-from api._docker.driver import Driver
-from api._docker.options import NAME_MAX
-from api._docker.records import Records
-from api._docker.service import Service
 from narcore.errors import MountError
+from narmount.docker import driver as driver_module
+from narmount.docker.app import BODY_MAX, OUTCOMES, Calls, create_docker_app
+from narmount.docker.driver import Driver
+from narmount.docker.options import NAME_MAX
+from narmount.docker.records import Records
+from narmount.docker.service import Service
 from tests.docker.views import Views
 
 PATH = f"/nix/store/{'0' * 32}-hello"

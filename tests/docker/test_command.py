@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from narcore import cli
-from tests.mount.mounting import ROOT, environment, need_root
+from narserve import program
+from tests import ROOT
+from tests.mount.mounting import environment, need_root
 
 
 def command(directory: Path) -> list[str]:
@@ -43,7 +44,7 @@ def test_options_that_are_refused(
     tmp_path: Path, options: tuple[str, ...], told: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     need_root()
-    assert cli.run([*command(tmp_path), *options]) == 2
+    assert program.run([*command(tmp_path), *options]) == 2
     errors = capfd.readouterr().err
     assert told in errors
     assert errors.count("\n") == 1

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from api._docker import driver as driver_module
-from api._docker.driver import Driver
-from api._docker.records import Records
-from api._docker.refused import Refused
 from narcore.errors import MountError
+from narmount.docker import driver as driver_module
+from narmount.docker.driver import Driver
+from narmount.docker.records import Records
+from narmount.docker.refused import Refused
 from tests.docker.views import Killed, Views
 
 CACHES = ("main", "other")

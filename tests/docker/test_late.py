@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from narcore.mount import syscalls
-from narcore.mount.control import ControlServer, control_path
+from narmount.daemon.controlserver import ControlServer, control_path
+from narmount.fuse import syscalls
 from tests.docker.daemons import Plugin, running_plugin
 from tests.mount import mounting
 from tests.mount.mounting import until

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from api._docker import service as service_module
-from api._docker.service import Service, ask, sole_owner
 from narcore.errors import MountError, SettingsError
+from narmount.docker import service as service_module
+from narmount.docker.service import Service, ask, sole_owner
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

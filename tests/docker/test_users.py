@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from api._docker import driver as driver_module
-from api._docker import users
-from api._docker.driver import Driver
-from api._docker.records import Records
-from api._docker.refused import Refused
-from narcore.mount import syscalls
+from narmount.docker import driver as driver_module
+from narmount.docker import users
+from narmount.docker.driver import Driver
+from narmount.docker.records import Records
+from narmount.docker.refused import Refused
+from narmount.fuse import syscalls
 from tests.docker.views import Views
 from tests.mount.mounting import need_root, unmount_all
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from api._docker.options import Mode
+from narmount.docker.options import Mode
 
 
 class Killed(BaseException):

@@ -9,11 +9,11 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from api.factory import create_app
-from api.logs import configure_logging
+from api.telemetry.logs import configure_logging
 from narcore.binarycache import BinaryCache
 from narcore.cache.narcache import NarCache
 from narcore.settings import Settings
-from narcore.stores.http import HttpBinaryCacheStore
+from narcore.stores.http.store import HttpBinaryCacheStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 from urllib.parse import parse_qs, quote, urljoin, urlsplit
 
-from api._dev.apigateway import REMAPPED_LENGTH
+from narserve.dev.apigateway import REMAPPED_LENGTH
 from tests.e2e.fronts import Front
 
 

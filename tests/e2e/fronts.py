@@ -17,9 +17,8 @@ from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from tests import tools
+from tests import ROOT, tools
 
-ROOT = Path(__file__).parents[2]
 START_SECONDS = 30
 STOP_SECONDS = 15
 NOISE = ("Traceback (most recent call last)", "ResourceWarning", "Exception ignored")

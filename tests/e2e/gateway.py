@@ -14,13 +14,12 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
-from api._dev.apigateway import EnvelopeError, HttpRequest, answer_of, event_of, passed_on
+from narserve.dev.apigateway import EnvelopeError, HttpRequest, answer_of, event_of, passed_on
+from tests import ROOT
 from tests.e2e.runtime_api import FunctionError, Invocation, Prelude, RuntimeApi
 
-ROOT = Path(__file__).parents[2]
 TIMEOUT = 29.0  # the gateway's
 
 PYTHON = os.environ.get("LAMBDA_PYTHON", sys.executable)
@@ -28,8 +27,8 @@ TASK_ROOT = os.environ.get("LAMBDA_TASK_ROOT", str(ROOT))
 """What the function is run with, and where its package is: the environment may say others than those of the tests."""
 
 COMMANDS: dict[str, list[str]] = {
-    "handler": [PYTHON, "-m", "awslambdaric", "api/_lambda/handler.handler"],
-    "stream": [f"{TASK_ROOT}/api/_lambda/stream", PYTHON, "/var/runtime/bootstrap.py"],
+    "handler": [PYTHON, "-m", "awslambdaric", "narserve/awslambda/handler.handler"],
+    "stream": [f"{TASK_ROOT}/narserve/awslambda/stream", PYTHON, "/var/runtime/bootstrap.py"],
 }
 """What Lambda starts; behind the wrapper comes the command line of its own client."""
 
@@ -41,7 +40,7 @@ def environment(api: RuntimeApi) -> dict[str, str]:
         "AWS_LAMBDA_RUNTIME_API": api.address,
         "AWS_REGION": "us-east-1",
         "LAMBDA_TASK_ROOT": TASK_ROOT,
-        "_HANDLER": "api/_lambda/handler.handler",
+        "_HANDLER": "narserve/awslambda/handler.handler",
     }
 
 

@@ -5,7 +5,7 @@ import os
 from api.factory import create_app
 from narcore.binarycache import BinaryCache
 from narcore.settings import Settings
-from narcore.stores.http import HttpBinaryCacheStore
+from narcore.stores.http.store import HttpBinaryCacheStore
 
 _SETTINGS = Settings.from_environ(os.environ)
 

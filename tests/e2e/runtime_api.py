@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
 from typing import Any, NamedTuple
 
-from api._dev.apigateway import ENVELOPE_LIMIT
+from narserve.dev.apigateway import ENVELOPE_LIMIT
 
 STREAM_LIMIT = 200 << 20
 BASE = "/2018-06-01/runtime"

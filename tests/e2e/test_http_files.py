@@ -5,7 +5,7 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
-from api._dev.apigateway import REMAPPED_LENGTH
+from narserve.dev.apigateway import REMAPPED_LENGTH
 from tests.e2e import links, trees
 from tests.e2e.client import Client, url_path
 from tests.e2e.nixcaches import NixCaches

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from api._lambda.buffered import CARRIES
+from narserve.awslambda.buffered import CARRIES
 from tests.builders import Tree, binary_cache, store_path
 from tests.e2e import fronts, s3
 from tests.e2e.client import Answer, Client, digest, url_path

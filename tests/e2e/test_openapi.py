@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.e2e import fronts, links, trees
+from tests import ROOT
+from tests.e2e import links, trees
 from tests.e2e.conftest import RunFront
 from tests.e2e.nixcaches import NixCaches
 
@@ -45,7 +46,7 @@ def test_it_does_what_its_document_says(run_front: RunFront, caches: NixCaches, 
         environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | {
             "SCHEMATHESIS_HOOKS": "tests.e2e.schemahooks",
             "NODES": json.dumps(list(nodes(caches))),
-            "PYTHONPATH": str(fronts.ROOT),
+            "PYTHONPATH": str(ROOT),
         }
         done = subprocess.run(
             command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=SECONDS, check=False

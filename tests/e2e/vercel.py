@@ -17,7 +17,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
+
 ENTRY = "api/index.py"
 
 

@@ -1,4 +1,4 @@
-"""Values alone; ``tests/test_content_addresses.py`` holds them against a real Nix."""
+"""Values alone; ``tests/lookup/test_content_addresses.py`` holds them against a real Nix."""
 
 from base64 import b64encode
 

@@ -25,11 +25,11 @@ import pytest
 from narcore.errors import MountError
 from narcore.formats.nar import Data, Directory, DirectoryEnd, NarEvent, Regular, Symlink, write_nar
 from narcore.formats.nixbase32 import encode
-from narcore.mount import device, syscalls
-from narcore.mount.control import control_path, read_status
-from narcore.mount.mountinfo import Mount, mounts_at
+from narmount.daemon.controlserver import control_path, read_status
+from narmount.fuse import device, syscalls
+from narmount.fuse.mountinfo import Mount, mounts_at
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = (sys.executable, "-m", "narcore", "mount")
 START_SECONDS = 30
 STOP_SECONDS = 10

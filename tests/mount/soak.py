@@ -25,11 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from tests import builders
+from tests import ROOT, builders
 from tests.builders import Tree
 from tests.e2e.upstream import Upstream
 from tests.mount.conftest import write
-from tests.mount.mounting import PLAIN, ROOT, Mounted, mounted
+from tests.mount.mounting import PLAIN, Mounted, mounted
 from tests.mount.samples import KEY, NARS, base, files_of, random_bytes
 
 MODES: Mapping[str, tuple[str, ...]] = {"passthrough": (), "plain": PLAIN, "early": ("--early",)}

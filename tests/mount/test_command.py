@@ -15,14 +15,14 @@ import pytest
 from click.testing import CliRunner
 
 from narcore.errors import MountError
-from narcore.mount.command import mount
-from narcore.mount.control import control_path, make_run_dir
-from narcore.mount.mountinfo import mounts_at
 from narcore.sizes import human_size
-from tests import builders
+from narmount.daemon.controlserver import control_path, make_run_dir
+from narmount.fuse.mountinfo import mounts_at
+from narserve.commands.mount import mount
+from tests import ROOT, builders
 from tests.mount import mounting
 from tests.mount.conftest import write
-from tests.mount.mounting import PROGRAM, ROOT, until
+from tests.mount.mounting import PROGRAM, until
 from tests.mount.samples import KEY, OTHER_KEY, base
 
 SECONDS = 40

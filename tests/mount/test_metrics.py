@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from narcore.errors import SettingsError
-from narcore.mount.metrics import Family, check_metrics, mount_metrics, serve_metrics, volume_metrics
+from narmount.metrics import Family, check_metrics, mount_metrics, serve_metrics, volume_metrics
 
 STATUS: dict[str, object] = {
     "target": "/nix/store",

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from narcore.mount.device import DEVICE
+from narmount.fuse.device import DEVICE
+from tests import ROOT
 from tests.mount import mounting
-from tests.mount.mounting import ROOT, ask
+from tests.mount.mounting import ask
 from tests.mount.samples import KEY, base, files_of, sample
 
 NOBODY = 65534

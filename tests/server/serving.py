@@ -12,7 +12,8 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import TypeVar
 
-from tests.e2e.fronts import ROOT, environment
+from tests import ROOT
+from tests.e2e.fronts import environment
 
 START_SECONDS = 30
 STOP_SECONDS = 15
@@ -82,7 +83,7 @@ def serving(directory: Path, cache_url: str, *options: str, **settings: str) -> 
     """``nar-serve serve`` with these options and environment variables, and its NAR cache and its logs in ``directory``."""
     directory.mkdir(exist_ok=True)
     environ = environment({"HTTP_ADDR": "127.0.0.1:0", "NAR_CACHE_DIR": str(directory / "nars")} | settings)
-    command = [sys.executable, "-m", "narcore", "serve", "--store", cache_url, *options]
+    command = [sys.executable, "-m", "narserve", "serve", "--store", cache_url, *options]
     with (directory / "out").open("wb") as out, (directory / "err").open("wb") as err:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True

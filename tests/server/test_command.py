@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from narcore.cli import run
-from tests.e2e.fronts import ROOT, environment
+from narserve.program import run
+from tests import ROOT
+from tests.e2e.fronts import environment
 
 
 def refusal(*options: str, **settings: str) -> str:
     ended = subprocess.run(
-        [sys.executable, "-m", "narcore", "serve", *options],
+        [sys.executable, "-m", "narserve", "serve", *options],
         cwd=ROOT,
         env=environment({"HTTP_ADDR": "127.0.0.1:0", "NAR_CACHE_DIR": "off"} | settings),
         stdin=subprocess.DEVNULL,
@@ -54,7 +55,7 @@ def test_without_gunicorn_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "gunicorn", None)
-    for name in [name for name in sys.modules if name.startswith(("gunicorn.", "api._server."))]:
+    for name in [name for name in sys.modules if name.startswith(("gunicorn.", "narserve.server."))]:
         monkeypatch.delitem(sys.modules, name)
     assert run(["serve", "--store", str(tmp_path), "--cache-dir", "off"]) == 2
     assert "nar-serve[server]" in capsys.readouterr().err

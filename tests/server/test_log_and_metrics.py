@@ -175,7 +175,7 @@ def _check_cache_and_stores(got: Mapping[tuple[str, ...], float]) -> None:
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    monkeypatch.delitem(sys.modules, "api.metrics", raising=False)
+    monkeypatch.delitem(sys.modules, "api.telemetry.metrics", raising=False)
     settings = Settings.from_environ({"NAR_METRICS": "1", "NAR_CACHE_DIR": "off"})
     with pytest.raises(SettingsError, match=r"nar-serve\[metrics\]"):
         create_app(settings)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from api.proxies import TrustedProxies, parse_address
 from narcore.errors import SettingsError
 from narcore.settings import Settings
+from tests import ROOT
 from tests.server.conftest import BIG_DATA, BIG_FILE, HELLO_HASH, HELLO_PATH, README, Start
 from tests.server.nginxfront import free_port, nginx
 from tests.server.serving import Reply, Serving, eventually, fetch
@@ -172,7 +173,7 @@ def _clients(server: Serving, count: int) -> list[str]:
 def test_our_nginx_conf_keeps_what_may_be_kept(start: Start, tmp_path: Path) -> None:
     """deploy/nginx.conf itself, on other ports and in another directory."""
     port = free_port()
-    config = (Path(__file__).parents[2] / "deploy" / "nginx.conf").read_text()
+    config = (ROOT / "deploy" / "nginx.conf").read_text()
     with start("--workers", "1", NAR_METRICS="on", NAR_TRUSTED_PROXIES="127.0.0.1") as server:
         for old, new in (
             ("listen 80;", f"listen 127.0.0.1:{port};"),

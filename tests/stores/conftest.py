@@ -17,8 +17,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from narcore.stores import HttpBinaryCacheStore, guard
+from narcore.stores import HttpBinaryCacheStore
 from narcore.stores.cafile import CA_VARIABLES
+from narcore.stores.http import guard
 from tests.stores.flaky_server import FlakyServer, Script
 
 CLOUDS = ("AWS_", "GOOGLE_", "GCE_", "AZURE_")

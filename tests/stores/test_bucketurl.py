@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from narcore.errors import SettingsError
 from narcore.stores import open_store
-from narcore.stores.bucketurl import BucketUrl, parse_endpoint, s3_access
-from narcore.stores.urls import StoreUrl
+from narcore.stores.buckets.url import BucketUrl, parse_endpoint, s3_access
+from narcore.stores.http.urls import StoreUrl
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from narcore.errors import FileNotInStore, SettingsError, StoreForbidden
 from narcore.stores import LocalBinaryCacheStore, MemoryStore, read_file
-from narcore.stores.urls import StoreUrl
+from narcore.stores.http.urls import StoreUrl
 from tests.stores.conftest import OpenHttp, Serve
 from tests.stores.flaky_server import answer
 

@@ -22,8 +22,8 @@ from narcore.stores import (
     read_file,
 )
 from narcore.stores.base import CHUNK_SIZE
-from narcore.stores.objectstore import ObjectBinaryCacheStore
-from narcore.stores.s3 import S3BinaryCacheStore
+from narcore.stores.buckets.googleazure import ObjectBinaryCacheStore
+from narcore.stores.buckets.s3 import S3BinaryCacheStore
 
 CONTENT = random.Random(2).randbytes(2 * CHUNK_SIZE + 17)
 FILES = {"nar/x": CONTENT, "empty": b""}

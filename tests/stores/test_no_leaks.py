@@ -9,7 +9,7 @@ import pytest
 
 from narcore.errors import NarcoreError, SettingsError
 from narcore.stores import open_store
-from narcore.stores.urls import StoreUrl
+from narcore.stores.http.urls import StoreUrl
 from tests.stores.conftest import OpenHttp, Serve
 from tests.stores.flaky_server import Act, Request, Step, answer, head, redirect
 

@@ -20,9 +20,10 @@ from narcore.errors import (
     StoreTimeout,
     StoreUnavailable,
 )
-from narcore.stores import metadata, read_file
+from narcore.stores import read_file
 from narcore.stores.base import CHUNK_SIZE
-from narcore.stores.objectstore import ObjectBinaryCacheStore, has_azure_credentials, has_google_credentials
+from narcore.stores.buckets import metadata
+from narcore.stores.buckets.googleazure import ObjectBinaryCacheStore, has_azure_credentials, has_google_credentials
 from tests.stores.conftest import Serve
 from tests.stores.flaky_server import Act, FlakyFile, FlakyServer, Step, answer, head
 

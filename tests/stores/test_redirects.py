@@ -7,8 +7,8 @@ import pytest
 
 from narcore.errors import StoreForbidden, StoreUnavailable
 from narcore.stores import read_file
-from narcore.stores.guard import Kind, kind_of
-from narcore.stores.urls import redirect_target
+from narcore.stores.http.guard import Kind, kind_of
+from narcore.stores.http.urls import redirect_target
 from tests.stores.conftest import OpenHttp, Serve
 from tests.stores.flaky_server import Act, FlakyFile, Request, Step, answer, head, redirect
 

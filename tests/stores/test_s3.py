@@ -26,7 +26,7 @@ from narcore.errors import (
     StoreUnavailable,
 )
 from narcore.stores import read_file
-from narcore.stores.s3 import S3BinaryCacheStore
+from narcore.stores.buckets.s3 import S3BinaryCacheStore
 from tests.stores.conftest import Serve
 from tests.stores.flaky_server import Act, FlakyFile, FlakyServer, Request, Script, Step, answer, head
 

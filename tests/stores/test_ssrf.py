@@ -35,9 +35,10 @@ import pytest
 import responses
 
 from narcore.errors import FileNotInStore, StoreForbidden, StoreUnavailable
-from narcore.stores import BinaryCacheStore, HttpBinaryCacheStore, LocalBinaryCacheStore, MemoryStore, guard, read_file
-from narcore.stores.objectstore import ObjectBinaryCacheStore
-from narcore.stores.s3 import S3BinaryCacheStore
+from narcore.stores import BinaryCacheStore, HttpBinaryCacheStore, LocalBinaryCacheStore, MemoryStore, read_file
+from narcore.stores.buckets.googleazure import ObjectBinaryCacheStore
+from narcore.stores.buckets.s3 import S3BinaryCacheStore
+from narcore.stores.http import guard
 from tests.stores.conftest import OpenHttp, Serve
 from tests.stores.flaky_server import FlakyFile, Request, Step, answer, redirect
 

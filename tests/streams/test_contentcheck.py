@@ -1,4 +1,4 @@
-"""The stage alone; ``tests/test_content_addresses.py`` holds it against what Nix makes."""
+"""The stage alone; ``tests/lookup/test_content_addresses.py`` holds it against what Nix makes."""
 
 import hashlib
 import tracemalloc

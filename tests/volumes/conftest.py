@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from narcore.errors import MountError
-from narcore.mount import syscalls
-from narcore.mount.mountinfo import mounts
-from narcore.volumes import Volumes
+from narmount.fuse import syscalls
+from narmount.fuse.mountinfo import mounts
+from narmount.volumes import Volumes
 from tests.mount import mounting
 
 

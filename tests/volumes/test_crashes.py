@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from narcore.mount import syscalls
-from narcore.mount.mountinfo import mounts_at
-from narcore.volumes import MODES, Mode, Volumes
+from narmount.fuse import syscalls
+from narmount.fuse.mountinfo import mounts_at
+from narmount.volumes import MODES, Mode, Volumes
 from tests.volumes.conftest import volumes_of
 from tests.volumes.test_volumes import below, left
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from narcore.mount import syscalls
-from narcore.mount.control import ControlServer, control_path
-from narcore.volumes import Volumes
-from narcore.volumes.errors import CacheDead
+from narmount.daemon.controlserver import ControlServer, control_path
+from narmount.fuse import syscalls
+from narmount.volumes import Volumes
+from narmount.volumes.errors import CacheDead
 from tests.volumes.conftest import volumes_of
 from tests.volumes.test_volumes import below, left
 
@@ -21,7 +21,7 @@ from tests.volumes.test_volumes import below, left
 @pytest.fixture
 def hanging(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     """The control socket of ``store``, at which nobody answers."""
-    monkeypatch.setattr("narcore.volumes.pulses.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("narmount.volumes.liveness.ANSWER_SECONDS", 0.2)
     path = control_path(place / "run", place / "store")
     path.parent.mkdir(parents=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -45,10 +45,10 @@ def test_what_is_there_already_needs_no_answer(
 ) -> None:
     control = ControlServer(hanging.dup(), status=dict, prefetch=lambda _: None)
     control.start()
-    monkeypatch.setattr("narcore.volumes.pulses.ANSWER_SECONDS", 20)
+    monkeypatch.setattr("narmount.volumes.liveness.ANSWER_SECONDS", 20)
     volumes.publish("a", place / "t", cache="main", mode="overlay")
     control.close()
-    monkeypatch.setattr("narcore.volumes.pulses.ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr("narmount.volumes.liveness.ANSWER_SECONDS", 0.01)
     volumes.publish("a", place / "t", cache="main", mode="overlay")
     volumes.unpublish("a", place / "t")
     assert below(place) == []
@@ -56,8 +56,8 @@ def test_what_is_there_already_needs_no_answer(
 
 def test_it_hangs_for_the_kernel_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So few may wait there that a caller for another mount finds a thread."""
-    monkeypatch.setattr("narcore.volumes.pulses.AT_ONCE", 2)
-    monkeypatch.setattr("narcore.volumes.pulses.ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("narmount.volumes.liveness.AT_ONCE", 2)
+    monkeypatch.setattr("narmount.volumes.liveness.ANSWER_SECONDS", 0.1)
     volumes = volumes_of(place)
     waiting, end = threading.Semaphore(0), threading.Event()
     mount_overlay = syscalls.mount_overlay

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from narcore.volumes import Volumes
-from narcore.volumes.removals import Removals
-from narcore.volumes.trees import remove_tree
+from narmount.volumes import Volumes
+from narmount.volumes.removals import Removals
+from narmount.volumes.trees import remove_tree
 from tests.mount.mounting import until
 from tests.volumes.conftest import volumes_of
 from tests.volumes.test_volumes import below, left
@@ -24,8 +24,8 @@ def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
             held.wait(20)
         remove_tree(top, *seconds)
 
-    monkeypatch.setattr("narcore.volumes.removals.AT_ONCE_SECONDS", 0)
-    monkeypatch.setattr("narcore.volumes.removals.remove_tree", remove)
+    monkeypatch.setattr("narmount.volumes.removals.AT_ONCE_SECONDS", 0)
+    monkeypatch.setattr("narmount.volumes.removals.remove_tree", remove)
     return held
 
 

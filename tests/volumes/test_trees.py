@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from narcore.volumes.trees import remove_tree, used_bytes
+from narmount.volumes.trees import remove_tree, used_bytes
 
 
 def deep(top: Path, levels: int) -> None:
@@ -81,7 +81,7 @@ def test_many_names(tmp_path: Path) -> None:
 def test_as_much_as_there_is_time_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(60):
         (tmp_path / f"tree/{number % 3}/{number}").mkdir(parents=True)
-    monkeypatch.setattr("narcore.volumes.trees.time", SimpleNamespace(monotonic=itertools.count().__next__))
+    monkeypatch.setattr("narmount.volumes.trees.time", SimpleNamespace(monotonic=itertools.count().__next__))
     with pytest.raises(TimeoutError):
         remove_tree(tmp_path / "tree", 0)
     assert len(list((tmp_path / "tree").rglob("*"))) == 63

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from narcore.errors import MountError
-from narcore.mount import syscalls
-from narcore.mount.mountinfo import mounts, mounts_at
-from narcore.volumes import MODES, Volumes
-from narcore.volumes.errors import CacheDead, NoSuchVolume, VolumeBusy, VolumeConflict, VolumeRefused
+from narmount.fuse import syscalls
+from narmount.fuse.mountinfo import mounts, mounts_at
+from narmount.volumes import MODES, Volumes
+from narmount.volumes.errors import CacheDead, NoSuchVolume, VolumeBusy, VolumeConflict, VolumeRefused
 from tests.volumes.conftest import volumes_of
 
 
@@ -164,9 +164,9 @@ def test_usage(place: Path, volumes: Volumes, monkeypatch: pytest.MonkeyPatch) -
     assert 1 << 20 <= used < (1 << 20) + (64 << 10)
     (place / "t/more").write_bytes(bytes(1 << 20))
     assert volumes.usage("a") == used, "it is counted once a minute"
-    monkeypatch.setattr("narcore.volumes.volumes.USAGE_SECONDS", 0)
+    monkeypatch.setattr("narmount.volumes.volumes.USAGE_SECONDS", 0)
     assert volumes.usage("a") > used + (1 << 19)
-    monkeypatch.setattr("narcore.volumes.volumes.COUNT_SECONDS", -1)
+    monkeypatch.setattr("narmount.volumes.volumes.COUNT_SECONDS", -1)
     assert volumes.usage("a") > used, "what was counted before, if there was no time"
 
     with volumes._counting:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from narcore.mount.control import ControlServer, control_path
-from narcore.volumes import Volumes, Watcher
-from narcore.volumes.errors import CacheDead
+from narmount.daemon.controlserver import ControlServer, control_path
+from narmount.volumes import Volumes, Watcher
+from narmount.volumes.errors import CacheDead
 from tests.mount.mounting import until
 
 NAMES = [f"{32 * '0'}-x", f"{32 * '1'}-y"]
@@ -69,9 +69,9 @@ def flushes(volumes: Volumes, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return flush(cache)
 
     monkeypatch.setattr(volumes, "flush", noted)
-    monkeypatch.setattr("narcore.volumes.watcher.FLUSH_PAUSE", 0.01)
-    monkeypatch.setattr("narcore.volumes.watcher.LONGEST_PAUSE", 0.2)
-    monkeypatch.setattr("narcore.volumes.watcher.SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr("narmount.volumes.watcher.FLUSH_PAUSE", 0.01)
+    monkeypatch.setattr("narmount.volumes.watcher.LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr("narmount.volumes.watcher.SETTLE_SECONDS", 0.2)
     return done
 
 
@@ -150,12 +150,12 @@ def test_what_another_mount_is_to_fetch_does_not_wait(place: Path, mount: Mount,
 def test_a_mount_that_does_not_answer(
     place: Path, mount: Mount, volumes: Volumes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("narcore.volumes.ahead.ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("narmount.volumes.prefetch.ANSWER_SECONDS", 0.1)
     mount.listen()
     volumes.publish("a", place / "t", cache="main", mode="ro", prefetch=["x"])
     until(lambda: "volume a: nothing is fetched ahead" in caplog.text, "it is said")
 
-    monkeypatch.setattr("narcore.volumes.ahead.WISHES_MAX", 0)
+    monkeypatch.setattr("narmount.volumes.prefetch.WISHES_MAX", 0)
     volumes.publish("b", place / "u", cache="main", mode="ro", prefetch=["x"])
     assert "volume b: nothing is fetched ahead, since the mount does not answer" in caplog.text
 
@@ -175,7 +175,7 @@ def test_a_flush_that_fails_is_said(
         raise OSError("no")
 
     volumes.publish("a", place / "t", cache="main", mode="overlay")
-    monkeypatch.setattr("narcore.mount.syscalls._mount", fail)
+    monkeypatch.setattr("narmount.fuse.syscalls._mount", fail)
     with caplog.at_level(logging.WARNING):
         assert volumes.flush("main") == 0
     assert "volume a does not see what was published late" in caplog.text

@@ -1,0 +1,30 @@
+"""Which node of which NAR an answer is about."""
+
+from dataclasses import dataclass
+
+from api.http.conditional import STORE_DATE, Validators, make_etag
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRef:
+    """Which node of which NAR an answer is about: what its ETag, its file name and its title come from.
+
+    ``path`` is relative to the store path, without slashes at its ends; "" is the root. ``store_path`` is the full
+    path.
+    """
+
+    nar_hash: str  # nix32 digits
+    store_path: str
+    path: str = ""
+
+    @property
+    def name(self) -> str:
+        return (self.path or self.store_path).rpartition("/")[2]
+
+    @property
+    def store_dir(self) -> str:
+        return self.store_path.rpartition("/")[0]
+
+    def validators(self, representation: str = "") -> Validators:
+        """Of the file's bytes, or of another ``representation`` of the node."""
+        return Validators(make_etag(self.nar_hash, self.path, representation), STORE_DATE)

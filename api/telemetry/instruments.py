@@ -1,0 +1,65 @@
+"""What watches the app, as far as the settings ask for it: the access log and the metrics."""
+
+from typing import TYPE_CHECKING
+
+import flask
+from flask import Flask
+
+from api.responses.base import Response
+from api.telemetry import exchange
+from api.telemetry.accesslog import log_access
+from api.telemetry.exchange import Observed, Observer
+from narcore.errors import SettingsError
+from narcore.settings import Settings
+from narcore.trace import Trace, silent
+
+if TYPE_CHECKING:
+    from api.telemetry.metrics import Metrics
+
+
+class Instruments:
+    """Raises SettingsError if what metrics need is not installed. ``trace`` is for the BinaryCache that the app serves."""
+
+    def __init__(self, settings: Settings, *, access_log: bool) -> None:
+        self._metrics = _open_metrics() if settings.metrics else None
+        self._observers: list[Observer] = [log_access] if access_log else []
+        self.trace: Trace = exchange.trace if access_log else silent
+        if self._metrics is not None:
+            self._observers.append(self._metrics.ended)
+            self.trace = _both(exchange.trace, self._metrics.trace)
+
+    def attach(self, app: Flask) -> None:
+        """Nothing is put around an app that is not watched."""
+        if not self._observers:
+            return
+        on_start: list[Observer] = []
+        if self._metrics is not None:
+            on_start.append(self._metrics.started)
+            app.add_url_rule("/metrics", view_func=self._metrics.view, methods=["GET"])
+        app.after_request(_note_kind)
+        app.wsgi_app = Observed(app.wsgi_app, self._observers, on_start=on_start)  # type: ignore[method-assign]  # Flask's way
+
+
+def _open_metrics() -> "Metrics":
+    try:
+        from api.telemetry.metrics import Metrics  # takes as long to import as the rest of api
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("prometheus_client"):
+            raise
+        raise SettingsError("NAR_METRICS needs prometheus-client: pip install 'nar-serve[metrics]'") from error
+    return Metrics()
+
+
+def _both(one: Trace, other: Trace) -> Trace:
+    def trace(event: str, fields: dict[str, object]) -> None:
+        one(event, fields)
+        other(event, fields)
+
+    return trace
+
+
+def _note_kind(response: flask.Response) -> flask.Response:
+    answered = exchange.current()
+    if answered is not None and isinstance(response, Response):
+        answered.response_kind = response.kind
+    return response

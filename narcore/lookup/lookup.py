@@ -1,0 +1,239 @@
+"""From a hash part to a narinfo, through one or several substituters: in which order, whom to believe, what their silence means."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Literal
+
+from narcore.concurrency.lru import LruMemory
+from narcore.concurrency.singleflight import SingleFlight
+from narcore.errors import (
+    CompressionError,
+    FileNotInStore,
+    IntegrityError,
+    NarcoreError,
+    NarInfoError,
+    StoreError,
+    StoresTimeout,
+    StoresUnavailable,
+    StoreTimeout,
+    UntrustedSignature,
+)
+from narcore.formats.contentaddress import is_address_of
+from narcore.formats.narinfo import NarInfo
+from narcore.formats.signature import PublicKey
+from narcore.lookup.pathinfo import PathInfo, Trust
+from narcore.lookup.substituter import Substituter
+from narcore.streams.compression import unpack_small
+from narcore.trace import Trace
+
+log = logging.getLogger("narcore.lookup")
+
+Strategy = Literal["ordered", "parallel"]
+
+# A narinfo of a path with thousands of references has some 100 KiB.
+NARINFO_LIMIT = 1 << 20
+NARINFO_MEMORY = 8 << 20
+
+# A narinfo may be signed anew or taken away, so it is not trusted for ever; a missing one may be uploaded any moment.
+NARINFO_SECONDS = 3600.0
+MISSING_SECONDS = 5.0
+
+# How long a store whose NAR of a path was not what its narinfo says, or could not be read, is asked for that path after the others.
+LIE_SECONDS = 300.0
+FAILED_NAR_SECONDS = 60.0
+
+
+class Lookup:
+    """Narinfos, remembered. Thread-safe."""
+
+    def __init__(
+        self,
+        substituters: Sequence[Substituter],
+        *,
+        strategy: Strategy,
+        trusted_keys: Sequence[PublicKey],
+        trace: Trace,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._substituters = tuple(substituters)
+        self._strategy = strategy
+        self._trusted_keys = tuple(trusted_keys)
+        self._trace = trace
+        self._found: LruMemory[tuple[str, str], PathInfo] = LruMemory(NARINFO_MEMORY, clock=clock)
+        self._missing: LruMemory[tuple[str, str], str] = LruMemory(10_000, clock=clock)
+        self._demoted: LruMemory[tuple[str, str], bool] = LruMemory(10_000, clock=clock)
+        self._flights: SingleFlight[tuple[str, str], PathInfo] = SingleFlight()
+
+    def find(self, hash_part: str, store_dir: str) -> PathInfo:
+        """The narinfo of the path with that hash part, of the first substituter in order that has a good one.
+
+        Raises FileNotInStore only if all of that store dir answered that they have none. Otherwise, with one substituter its own
+        error (StoreError, NarInfoError, UntrustedSignature); with several StoresUnavailable or StoresTimeout if some could not be
+        asked, else the first error.
+        """
+        key = (store_dir, hash_part)
+        known = self._found.get(key)
+        self._trace("narinfo", {"hash_part": hash_part, "hit": known is not None})
+        if known is not None:
+            return known
+        missing = self._missing.get(key)
+        if missing is not None:
+            raise FileNotInStore(missing)
+        return self._flights.do(key, partial(self._ask_all, hash_part, store_dir))
+
+    def sources(self, info: PathInfo) -> Iterator[PathInfo]:
+        """Who to get the NAR of ``info`` from, one after the other: its own store, then those that have the same NAR.
+
+        While its own store is left alone for its failures, or that NAR of it was no good just now, it is the last one.
+        """
+        own_last = self.is_left_alone(info) or self._is_demoted(info.store.url, info.narinfo.store_path.hash_part)
+        if not own_last:
+            yield info
+        yield from self._others(info)
+        if own_last:
+            yield info
+
+    def _others(self, info: PathInfo) -> Iterator[PathInfo]:
+        narinfo, own = info.narinfo, info.narinfo.store_path
+        for substituter in self._in_order(own.hash_part):
+            if substituter.store is info.store:
+                continue
+            try:
+                other = self._fetch(substituter, own.hash_part, own.store_dir)
+            except NarcoreError:
+                continue  # the error to be told is that of the one whose narinfo was taken
+            if (other.narinfo.nar_hash, other.narinfo.nar_size) == (narinfo.nar_hash, narinfo.nar_size):
+                yield other
+
+    def demote(self, info: PathInfo, failure: NarcoreError) -> None:
+        """Note that the NAR could not be had, or was not what its narinfo says: another substituter's turn, if there is one."""
+        store_path = info.narinfo.store_path
+        log.warning("the NAR of %s at %s: %s", store_path.base_name, info.store.url, failure)
+        is_lie = isinstance(failure, IntegrityError)
+        if is_lie or len(self._substituters) > 1:
+            self._found.discard((store_path.store_dir, store_path.hash_part))
+        self._demoted.put(
+            (info.store.url, store_path.hash_part), True, seconds=LIE_SECONDS if is_lie else FAILED_NAR_SECONDS
+        )
+
+    # --- the substituters themselves
+
+    def substituters(self) -> list[Substituter]:
+        """In the order in which they are asked, as far as it is known."""
+        return sorted(self._substituters, key=lambda substituter: substituter.priority)
+
+    def introduce(self, *, patient: bool) -> None:
+        """Have those asked for their nix-cache-info of which nothing is known; ``patient``: wait for it, but not for long."""
+        _introduce(self._substituters, patient=patient)
+
+    def is_left_alone(self, info: PathInfo) -> bool:
+        """Whether its store has failed repeatedly, and there are others."""
+        return len(self._substituters) > 1 and self._substituter(info).is_left_alone
+
+    # --- asking
+
+    def _ask_all(self, hash_part: str, store_dir: str) -> PathInfo:
+        failures: list[NarcoreError] = []
+        for answer in self._answers(hash_part, store_dir):
+            try:
+                info = answer()
+            except FileNotInStore:
+                continue
+            except StoreError as failure:  # the substituter has logged it
+                failures.append(failure)
+                continue
+            except NarcoreError as failure:
+                log.warning("%s: %s", hash_part, failure)
+                failures.append(failure)
+                continue
+            self._found.put((store_dir, hash_part), info, weight=_weight(info), seconds=NARINFO_SECONDS)
+            return info
+        if failures:
+            raise self._verdict(failures)
+        missing = f"no store has a path {store_dir}/{hash_part}-*"
+        self._missing.put((store_dir, hash_part), missing, seconds=MISSING_SECONDS)
+        raise FileNotInStore(missing)
+
+    def _answers(self, hash_part: str, store_dir: str) -> list[Callable[[], PathInfo]]:
+        """A call for the answer of each substituter, in order. With ``parallel`` all but the first are being asked by then."""
+        asked = [each for each in self._in_order(hash_part) if each.store_dir in (None, store_dir)]
+        calls = [partial(self._fetch, substituter, hash_part, store_dir) for substituter in asked]
+        if self._strategy == "ordered":
+            return list(calls)
+        return [*calls[:1], *(each.soon(call) for each, call in zip(asked[1:], calls[1:], strict=True))]
+
+    def _in_order(self, hash_part: str) -> list[Substituter]:
+        """By priority, then as configured; behind all others, those whose NAR of this path was no good a while ago."""
+        if len(self._substituters) > 1:
+            _introduce([each for each in self._substituters if not each.has_own_priority], patient=True)
+        return sorted(self.substituters(), key=lambda each: self._is_demoted(each.url, hash_part))
+
+    def _is_demoted(self, url: str, hash_part: str) -> bool:
+        return self._demoted.get((url, hash_part)) is not None
+
+    def _substituter(self, info: PathInfo) -> Substituter:
+        return next(each for each in self._substituters if each.store is info.store)
+
+    def _verdict(self, failures: list[NarcoreError]) -> NarcoreError:
+        """What to tell if nobody had it and some failed."""
+        silent = [failure for failure in failures if isinstance(failure, StoreError)]
+        if len(self._substituters) == 1 or not silent:
+            return failures[0]
+        kind = StoresTimeout if all(isinstance(failure, StoreTimeout) for failure in silent) else StoresUnavailable
+        return kind(f"{len(silent)} of {len(self._substituters)} stores could not be asked: {silent[0]}")
+
+    def _fetch(self, substituter: Substituter, hash_part: str, store_dir: str) -> PathInfo:
+        """Raises FileNotInStore if the substituter is of another store dir."""
+        data = substituter.read(f"{hash_part}.narinfo", NARINFO_LIMIT)
+        try:
+            narinfo = _parsed(data, store_dir)
+        except NarInfoError:
+            # Asked this late, a store of the usual dir costs one request less.
+            if substituter.info().store_dir != store_dir:
+                raise FileNotInStore(f"{substituter.url} is a store of {substituter.store_dir}") from None
+            raise
+        if narinfo.store_path.hash_part != hash_part:
+            raise NarInfoError(f"{substituter.url} answers for {hash_part} with {narinfo.store_path.base_name}")
+        return PathInfo(narinfo, substituter.store, self._check(substituter, narinfo))
+
+    def _check(self, substituter: Substituter, narinfo: NarInfo) -> Trust:
+        """Why the narinfo is believed (Nix: src/libstore/path-info.cc, checkSignatures). Raises UntrustedSignature.
+
+        An address comes last: it is the one that costs reading the whole NAR, mostly, before anything is served.
+        """
+        if not self._trusted_keys:
+            return Trust.UNCHECKED
+        if narinfo.signed_by(self._trusted_keys) is not None:
+            return Trust.SIGNATURE
+        if substituter.trusted:
+            return Trust.STORE
+        if is_address_of(narinfo):
+            return Trust.ADDRESS
+        raise UntrustedSignature(f"{substituter.url}: no trusted key has signed {narinfo.store_path.base_name}")
+
+
+def _parsed(data: bytes, store_dir: str) -> NarInfo:
+    """An object store may have it compressed (Nix's ``narinfo-compression``), and then sends it so whatever is asked for."""
+    try:
+        return NarInfo.parse(data, store_dir)
+    except NarInfoError as error:
+        try:
+            plain = unpack_small(data, NARINFO_LIMIT)
+        except CompressionError:
+            raise error from None
+    return NarInfo.parse(plain, store_dir)
+
+
+def _introduce(substituters: Sequence[Substituter], *, patient: bool) -> None:
+    for substituter in substituters:
+        substituter.introduce()
+    if patient:
+        for substituter in substituters:
+            substituter.wait_for_introduction()
+
+
+def _weight(info: PathInfo) -> int:
+    """About how many bytes of memory it takes."""
+    return 2000 + sum(map(len, info.narinfo.references))

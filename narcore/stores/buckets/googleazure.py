@@ -1,0 +1,310 @@
+"""A binary cache in a bucket of Google Cloud Storage, or a container of Azure Blob Storage, by obstore.
+
+Unlike the HTTP and S3 stores this one follows what redirects the endpoint answers with: obstore does, and can't be told
+not to. The endpoint is Google's or Microsoft's own, or one that the person who runs this chose.
+"""
+
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from narcore.errors import (
+    FileNotInStore,
+    RangeNotSupported,
+    SettingsError,
+    StoreError,
+    StoreForbidden,
+    StoreTimeout,
+    StoreUnavailable,
+)
+from narcore.stores.base import CHUNK_SIZE, StoreFile, check_part
+from narcore.stores.buckets import metadata
+from narcore.stores.buckets.obstoreclient import (
+    client_options,
+    no_credentials,
+    opening,
+    require_obstore,
+    retry_config,
+    status_of,
+)
+from narcore.stores.buckets.url import BucketUrl
+from narcore.stores.names import file_names
+
+if TYPE_CHECKING:
+    from obstore import BytesStream, GetOptions, GetResult
+    from obstore.store import AzureConfig, AzureStore, GCSConfig, GCSStore
+
+_CODE = re.compile(r"<Code>(\w{1,80})</Code>")
+_NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
+# Azure's and Google's refusals that are about the credentials, and not about this file.
+_BAD_CREDENTIALS = {
+    "AuthenticationFailed",
+    "AuthorizationFailure",
+    "AuthorizationPermissionMismatch",
+    "InvalidAuthenticationInfo",
+    "InsufficientAccountPermissions",
+    "InvalidSecurity",
+    "NoAuthenticationInformation",
+    "PublicAccessNotPermitted",
+    "SignatureDoesNotMatch",
+}
+_GOOGLE = (
+    "GOOGLE_SERVICE_ACCOUNT",
+    "GOOGLE_SERVICE_ACCOUNT_PATH",
+    "GOOGLE_SERVICE_ACCOUNT_KEY",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "GOOGLE_BEARER_TOKEN",
+)
+_AZURE = (
+    "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_STORAGE_ACCESS_KEY",
+    "AZURE_STORAGE_MASTER_KEY",
+    "AZURE_STORAGE_SAS_KEY",
+    "AZURE_STORAGE_SAS_TOKEN",
+    "AZURE_STORAGE_TOKEN",
+    "AZURE_STORAGE_CLIENT_SECRET",
+    "AZURE_CLIENT_SECRET",
+    "AZURE_FEDERATED_TOKEN_FILE",
+    "AZURE_USE_AZURE_CLI",
+    "AZURE_MSI_ENDPOINT",
+    "AZURE_IDENTITY_ENDPOINT",
+)
+
+
+class ObjectBinaryCacheStore:
+    """``gs://bucket[/prefix]`` or ``az://container[/prefix]``, each with ``?endpoint=`` for another than the usual one.
+
+    Credentials are those of the environment, under the names that Google's and Azure's own tools use, or the
+    machine's; without any, the bucket is read as anybody may. Azure's account is ``AZURE_STORAGE_ACCOUNT_NAME`` or
+    ``?account=``. Times are in seconds; obstore repeats what failed in passing, and goes on where a body was cut.
+    """
+
+    def __init__(self, url: str, *, connect_timeout: float = 5.0, read_timeout: float = 30.0, retries: int = 3) -> None:
+        self._bucket = BucketUrl.parse(url)
+        require_obstore(self._bucket.scheme)
+        self.url = str(self._bucket)
+        self._endpoint = self._bucket.endpoint
+        self._connect_timeout = connect_timeout
+        self._read_timeout = read_timeout
+        self._retries = retries
+        self._lock = threading.Lock()
+        self._made: GCSStore | AzureStore | None = None
+        if self._bucket.scheme == "az" and not (self._account or os.environ.get("AZURE_STORAGE_USE_EMULATOR")):
+            raise SettingsError(f"{self.url}: whose container? Set AZURE_STORAGE_ACCOUNT_NAME, or write ?account=NAME")
+
+    def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
+        check_part(start, stop)
+        options: GetOptions = {}
+        if stop is not None:
+            options = {"range": (start, stop)}
+        elif start:
+            options = {"range": {"offset": start}}
+        found = self._first(path, options)
+        size = found.meta["size"]
+        wanted = (start, size if stop is None else stop)
+        if size and found.range != wanted:
+            raise RangeNotSupported(f"{self.url}: {path} has {size} bytes, not {start} to {wanted[1]}")
+        encoding = found.attributes.get("Content-Encoding", "").strip().lower()
+        body = _Body(f"{self.url}: {path}", found.stream(1), wanted[1] - start)
+        return StoreFile(body, size=size, content_encoding=encoding if encoding not in ("", "identity") else None)
+
+    def file_exists(self, path: str) -> bool:
+        try:
+            self._first(path, {"head": True})
+        except FileNotInStore:
+            return False
+        return True
+
+    def check(self) -> None:
+        """Raise a ``StoreError`` that says what to do if the bucket can't be used as the settings are."""
+        try:
+            self.get_file("nix-cache-info").close()
+        except _Denied as error:
+            raise StoreForbidden(f"{error}: allow reading and listing the objects, or give other credentials") from None
+        except FileNotInStore:
+            return
+
+    def close(self) -> None:
+        with self._lock:
+            self._made = None
+
+    def _first(self, path: str, options: "GetOptions") -> "GetResult":
+        import obstore
+
+        missing: FileNotInStore | None = None
+        store = self._store()
+        for name in file_names(path):
+            try:
+                return obstore.get(store, self._bucket.key(name), options=options)
+            except _failures() as failure:
+                error = _store_error(f"{self.url}: {path}", failure)
+                if not isinstance(error, FileNotInStore):
+                    raise error from None
+                missing = missing or error
+        raise missing or FileNotInStore(f"{self.url}: no file {path}")
+
+    @property
+    def _account(self) -> str:
+        return self._bucket.parameters.get("account") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
+
+    def _store(self) -> "GCSStore | AzureStore":
+        # Made at the first request: it may ask a metadata service, and a forked worker has to have its own.
+        with self._lock:
+            if self._made is None:
+                self._made = self._open_google() if self._bucket.scheme == "gs" else self._open_azure()
+            return self._made
+
+    def _open_google(self) -> "GCSStore":
+        from obstore.store import GCSStore
+
+        config: GCSConfig = {} if has_google_credentials(os.environ) else {"skip_signature": True}
+        if self._endpoint is not None:
+            config["base_url"] = str(self._endpoint)
+        with opening(self.url, "GOOGLE_"):
+            return GCSStore(self._bucket.bucket, config=config, **self._limits())
+
+    def _open_azure(self) -> "AzureStore":
+        from obstore.store import AzureStore
+
+        config: AzureConfig = {} if has_azure_credentials(os.environ) else {"skip_signature": True}
+        if self._account:
+            config["account_name"] = self._account
+        if self._endpoint is not None:
+            config["endpoint"] = str(self._endpoint)
+        with opening(self.url, "AZURE_"):
+            return AzureStore(self._bucket.bucket, config=config, **self._limits())
+
+    def _limits(self) -> dict[str, Any]:
+        options = client_options(self._connect_timeout, self._read_timeout)
+        return {"client_options": options, "retry_config": retry_config(self._retries)}
+
+
+class _Denied(FileNotInStore):
+    """403 without a reason that lies in the credentials: the file is not there, or may not be read."""
+
+
+class _Body:
+    """The ``left`` bytes of a stream, in pieces that are not too large."""
+
+    def __init__(self, what: str, stream: "BytesStream", left: int) -> None:
+        self._what = what
+        self._stream: BytesStream | None = stream
+        self._left = left
+        self._piece = memoryview(b"")
+        self._error: StoreError | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._error is not None:  # asked again after an error: a short file never ends cleanly
+            raise self._error
+        if not self._left:
+            self._stream = None
+            raise StopIteration
+        while not self._piece:
+            self._piece = memoryview(self._receive())
+        chunk = bytes(self._piece[:CHUNK_SIZE])
+        self._piece = self._piece[CHUNK_SIZE:]
+        self._left -= len(chunk)
+        return chunk
+
+    def _receive(self) -> bytes:
+        try:
+            piece = next(self._stream, None) if self._stream is not None else None
+        except _failures() as failure:
+            raise self._failed(_store_error(self._what, failure)) from None
+        if piece is None or len(piece) > self._left:
+            raise self._failed(StoreUnavailable(f"{self._what}: the bytes end early, or are too many"))
+        return bytes(piece)
+
+    def _failed(self, error: StoreError) -> StoreError:
+        # Whatever a status means before the first byte, after it the file is there and can't be read on.
+        self._error = error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error))
+        self._stream = None
+        return self._error
+
+    def close(self) -> None:
+        """Give up the rest; reading on after that is an error, so that no other reader takes it for the end."""
+        if self._left and self._error is None:
+            self._error = StoreUnavailable(f"{self._what}: it was closed before its end")
+        self._stream = None
+        self._piece = memoryview(b"")
+
+
+def has_google_credentials(environ: Mapping[str, str]) -> bool:
+    """Whether there are any, in the order of Google's tools. Takes a second at most."""
+    if _is_true(environ.get("GOOGLE_SKIP_SIGNATURE")):
+        return False
+    # os.path: unlike pathlib it lives with a user who has no home, as containers have.
+    config = Path(os.path.expanduser(environ.get("CLOUDSDK_CONFIG") or "~/.config/gcloud"))  # noqa: PTH111  see above
+    if any(environ.get(name) for name in _GOOGLE) or (config / "application_default_credentials.json").is_file():
+        return True
+    if _is_true(environ.get("NO_GCE_CHECK")):
+        return False
+    host = environ.get("GCE_METADATA_IP") or environ.get("GCE_METADATA_HOST")
+    return metadata.answers("GET", f"http://{host}/" if host else metadata.LINK_LOCAL, {"Metadata-Flavor": "Google"})
+
+
+def has_azure_credentials(environ: Mapping[str, str]) -> bool:
+    """Whether there are any. Takes a second at most."""
+    if _is_true(environ.get("AZURE_SKIP_SIGNATURE")):
+        return False
+    if any(environ.get(name) for name in _AZURE) or _is_true(environ.get("AZURE_STORAGE_USE_EMULATOR")):
+        return True
+    return metadata.answers(
+        "GET", f"{metadata.LINK_LOCAL}/metadata/instance?api-version=2021-02-01", {"Metadata": "true"}
+    )
+
+
+def _is_true(text: str | None) -> bool:
+    return (text or "").lower() in ("1", "true")
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What obstore raises. OSError: its NotFoundError; TypeError and ValueError (UnicodeError): a key that can't be one."""
+    from obstore.exceptions import BaseError
+
+    return (BaseError, OSError, TypeError, ValueError)
+
+
+def _store_error(what: str, failure: Exception) -> StoreError:
+    """An error of obstore's. Its text is looked into, but not passed on: it holds URLs, which may hold a signature."""
+    from obstore.exceptions import BaseError
+
+    text = str(failure)
+    found, status = _CODE.search(text), status_of(text)
+    code = found[1] if found else ""
+    said = f"{what}: {status or ''} {code}".rstrip().removesuffix(":")
+    if not isinstance(failure, BaseError | OSError):
+        return FileNotInStore(f"{what}: no key of a bucket")
+    if code in _NO_BUCKET:
+        return StoreUnavailable(f"{said}: there is no such bucket; check its name, the account and the endpoint")
+    if status == 401 or code in _BAD_CREDENTIALS:
+        return StoreForbidden(f"{said}: the credentials are refused, or there are none and the bucket is not public")
+    for statuses, make in _BY_STATUS:
+        if status in statuses:
+            return make(said)
+    return _without_status(what, text)
+
+
+_BY_STATUS: tuple[tuple[set[int], Callable[[str], StoreError]], ...] = (
+    ({404, 410}, FileNotInStore),
+    ({403}, _Denied),
+    ({416}, RangeNotSupported),
+    ({408, 504}, StoreTimeout),
+    (set(range(300, 600)), StoreUnavailable),
+)
+
+
+def _without_status(what: str, text: str) -> StoreError:
+    if "non-partial response" in text or "range starting at" in text:
+        return RangeNotSupported(f"{what}: asked for a part, got the whole file or nothing")
+    if re.search(r"credential|oauth|bearer|\btoken\b", text, re.IGNORECASE):
+        return no_credentials(what, text)
+    if "TimedOut" in text or "timed out" in text:
+        return StoreTimeout(f"{what}: no answer in time")
+    return StoreUnavailable(f"{what}: the connection failed, or what came is not an answer")

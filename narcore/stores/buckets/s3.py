@@ -1,0 +1,248 @@
+"""A binary cache in a bucket of S3, or of what speaks like it.
+
+Strategy
+--------
+obstore finds the credentials (environment, web identity, container, instance; of a profile with boto3's help), keeps
+them fresh and signs; the bytes come by our own HTTP client. obstore could fetch them too, but it follows every redirect
+that the endpoint answers with, to whatever address, and takes the session token along; it can't be told not to. Ours
+checks each hop, goes on where a body was cut by ``If-Range``, and knows the proxies and certificates of the environment.
+
+A request is signed in its query, anew for each try. Nobody sees that query: messages and logs hold URLs without it.
+"""
+
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import quote, unquote, urlsplit
+
+from narcore.errors import (
+    FileNotInStore,
+    RangeNotSupported,
+    SettingsError,
+    StoreError,
+    StoreForbidden,
+    StoreUnavailable,
+)
+from narcore.stores.base import StoreFile, check_part
+from narcore.stores.buckets.awscredentials import Source, find_source, known_source, metadata_endpoint, open_boto3
+from narcore.stores.buckets.obstoreclient import client_options, no_credentials, opening, require_obstore, retry_config
+from narcore.stores.buckets.url import BucketUrl, S3Access, parse_endpoint, parse_style, s3_access
+from narcore.stores.http.store import HttpBinaryCacheStore, Refusal, refusal
+from narcore.stores.http.urls import StoreUrl
+from narcore.stores.names import file_names
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config, S3Credential, S3Store
+
+DEFAULT_REGION = "us-east-1"
+SIGNED_SECONDS = 3600
+
+_CODE = re.compile(rb"<Code>(\w{1,80})</Code>")
+_REGION = re.compile(rb"<Region>([a-z0-9-]{1,40})</Region>")
+# Refusals that are about the credentials, and not about this file.
+_BAD_CREDENTIALS = {
+    "InvalidAccessKeyId": "the key is not known there",
+    "SignatureDoesNotMatch": "the secret key is wrong, or something on the way changes the request",
+    "ExpiredToken": "the session token has expired",
+    "InvalidToken": "the session token is not valid",
+    "TokenRefreshRequired": "the session token has expired",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong",
+    "RequestExpired": "the clock of this machine is wrong",
+    "AccountProblem": "there is a problem with the account",
+    "AllAccessDisabled": "the bucket is disabled",
+}
+_METHODS: dict[str, Literal["GET", "HEAD"]] = {"GET": "GET", "HEAD": "HEAD"}
+
+T = TypeVar("T")
+
+
+class S3BinaryCacheStore:
+    """``s3://bucket[/prefix][?profile=&region=&scheme=&endpoint=&addressing-style=]``, as in Nix.
+
+    ``options`` are those of ``HttpBinaryCacheStore``. Where the bucket is and who asks for it is found out at the first
+    request: that may ask a metadata service, and a forked worker has to have its own connections.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._bucket = BucketUrl.parse(url)
+        require_obstore(self._bucket.scheme)
+        self.url = str(self._bucket)
+        self._options = options
+        self._lock = threading.Lock()
+        self._made: HttpBinaryCacheStore | None = None
+        self._check_settings()
+
+    def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
+        check_part(start, stop)
+        return self._first(path, lambda http, name: http.get_file(name, start, stop))
+
+    def file_exists(self, path: str) -> bool:
+        """By asking for one byte: the refusal of a HEAD has no body, and so does not say why."""
+        try:
+            self._first(path, lambda http, name: http.get_file(name, 0, 1)).close()
+        except FileNotInStore:
+            return False
+        except RangeNotSupported:  # there is no byte in it
+            return True
+        return True
+
+    def check(self) -> None:
+        """Raise a ``StoreError`` that says what to do if the bucket can't be used as the settings are.
+
+        Told apart from a bucket that has no nix-cache-info, and a file that may not be read from one that is not there:
+        ``get_file`` must take a 403 for an absence, since a reader who may not list the bucket gets no other answer.
+        """
+        try:
+            self.get_file("nix-cache-info").close()
+        except _Denied as error:
+            raise StoreForbidden(
+                f"{error}: allow s3:GetObject (and s3:ListBucket, to be told what is missing) on the bucket, "
+                "or give credentials that may read it: AWS_ACCESS_KEY_ID, ?profile=, or a role of the machine"
+            ) from None
+        except FileNotInStore:
+            return
+
+    def close(self) -> None:
+        with self._lock:
+            http, self._made = self._made, None
+        if http is not None:
+            http.close()
+
+    def _first(self, path: str, get: Callable[[HttpBinaryCacheStore, str], T]) -> T:
+        missing: FileNotInStore | None = None
+        for name in file_names(path):
+            try:
+                return get(self._http(), _quoted(name))
+            except FileNotInStore as error:
+                missing = missing or error
+        raise missing or FileNotInStore(f"{self.url}: no file {path}")
+
+    def _check_settings(self) -> None:
+        """Raises ``SettingsError`` for what can be seen to be wrong at the start."""
+        try:
+            known_source(self._profile, os.environ)
+            s3_access(self._bucket, self._region or DEFAULT_REGION, self._endpoint)
+            parse_style(self._bucket)
+        except SettingsError as error:
+            raise SettingsError(f"{self.url}: {error}") from None
+
+    @property
+    def _profile(self) -> str:
+        return self._bucket.parameters.get("profile", "")
+
+    @property
+    def _region(self) -> str:
+        named = (os.environ.get(name, "") for name in ("AWS_REGION", "AWS_DEFAULT_REGION"))
+        return self._bucket.parameters.get("region") or next(filter(None, named), "")
+
+    @property
+    def _endpoint(self) -> StoreUrl | None:
+        named = (os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
+        return self._bucket.endpoint or parse_endpoint(next(filter(None, named), ""), "https")
+
+    def _http(self) -> HttpBinaryCacheStore:
+        with self._lock:
+            if self._made is None:
+                self._made = self._make_http()
+            return self._made
+
+    def _make_http(self) -> HttpBinaryCacheStore:
+        source = find_source(self._profile, os.environ)
+        config: S3Config = {}
+        provider, region = None, self._region
+        if source is Source.BOTO3:
+            provider, profile_region = open_boto3(self._profile)
+            region = region or profile_region or ""
+        elif source is Source.INSTANCE:
+            config["metadata_endpoint"] = metadata_endpoint(os.environ)
+        access = s3_access(self._bucket, region or DEFAULT_REGION, self._endpoint)
+        base = f"{access.base}/{quote(self._bucket.prefix)}"
+        explain = S3Refusal(self.url, self._bucket.bucket, access.region)
+        if source is Source.NONE:
+            return HttpBinaryCacheStore(base, refusal=explain, netrc=False, **self._options)
+        signer = S3Signer(self.url, _open_signer(self._bucket.bucket, access, config, provider), access)
+        return HttpBinaryCacheStore(base, sign=signer, refusal=explain, netrc=False, **self._options)
+
+
+class S3Signer:
+    """Signs the URL of an object of one bucket, with credentials that obstore keeps fresh."""
+
+    def __init__(self, what: str, store: "S3Store", access: S3Access) -> None:
+        self._what = what
+        self._store = store
+        self._base = urlsplit(access.base).path.rstrip("/") + "/"
+
+    def __call__(self, method: str, url: str) -> str:
+        """Raises ``StoreForbidden`` or ``StoreUnavailable`` when there are no credentials to be had."""
+        import obstore
+        from obstore.exceptions import BaseError
+
+        key = unquote(urlsplit(url).path.removeprefix(self._base))
+        try:
+            return obstore.sign(self._store, _METHODS[method], key, timedelta(seconds=SIGNED_SECONDS))
+        except (BaseError, OSError) as error:  # its text may hold a token
+            raise no_credentials(self._what, str(error)) from None
+
+
+class S3Refusal(Refusal):
+    """What S3 means by a status and the code in its body."""
+
+    def __init__(self, what: str, bucket: str, region: str) -> None:
+        self._what = what
+        self._bucket = bucket
+        self._region = region
+
+    def __call__(self, url: str, status: int, headers: Mapping[str, str], body: bytes) -> StoreError:
+        code = _match(_CODE, body)
+        text = f"{self._what}: {status} {code}".rstrip()
+        if code == "NoSuchBucket":
+            return StoreUnavailable(f"{text}: there is no bucket {self._bucket!r}; check its name, region and endpoint")
+        if code in _BAD_CREDENTIALS:
+            return StoreForbidden(f"{text}: {_BAD_CREDENTIALS[code]}; check the credentials")
+        region = headers.get("x-amz-bucket-region", "") or _match(_REGION, body)
+        if status in (301, 307, 400) and region != self._region and (region or code == "PermanentRedirect"):
+            named = f"it is in {region}: set region={region}" if region else "set region= to the one that it is in"
+            return StoreForbidden(f"{text}: the bucket is not in the region {self._region}; {named} in the store's URL")
+        if status == 403:
+            return _Denied(text)
+        return refusal(url, status, headers, body)
+
+
+class _Denied(FileNotInStore):
+    """403 without a reason that lies in the credentials: the file is not there, or may not be read."""
+
+
+def _open_signer(
+    bucket: str, access: S3Access, config: "S3Config", provider: "Callable[[], S3Credential] | None"
+) -> "S3Store":
+    from obstore.store import S3Store
+
+    with opening(f"s3://{bucket}", "AWS_"):
+        return S3Store(
+            bucket,
+            config={
+                "region": access.region,
+                "aws_endpoint_url_s3": access.endpoint,  # the one that wins over what the environment says
+                "virtual_hosted_style_request": access.virtual,
+                **config,
+            },
+            client_options=client_options(),
+            retry_config=retry_config(),
+            credential_provider=provider,
+        )
+
+
+def _quoted(name: str) -> str:
+    """A key as it is written in a URL; signing encodes it in the same way."""
+    try:
+        return quote(name, safe="/")
+    except UnicodeEncodeError:  # bytes that are no UTF-8: keys are text
+        raise FileNotInStore(f"no key of a bucket: {name!r}") from None
+
+
+def _match(pattern: re.Pattern[bytes], body: bytes) -> str:
+    found = pattern.search(body)
+    return found[1].decode() if found else ""

@@ -1,0 +1,233 @@
+"""Requests of one HTTP store: pool, credentials, redirects, repeats. Knows status codes of the way, not of the goal.
+
+Importing ``requests`` takes longer than the rest of the program, so ``http`` imports this module at the first request.
+
+Strategy
+--------
+Many threads share one client. What they share is safe to share: urllib3's pools are made for it, an adapter only reads
+its own attributes, and a ``Session`` is used for two things that write nothing, preparing a request and reading the
+environment (netrc, proxies, CA bundle). Its cookie jar, the one mutable part, stays empty: responses never reach it.
+
+``Session.send`` is passed by. It reads the whole body of every redirect, however long, and follows redirects by rules
+that are not ours; here every hop is checked first (see ``guard``) and its body is thrown away.
+
+Errors of requests and urllib3 hold URLs, and URLs hold signatures and passwords. So none is passed on, not even as a
+cause: each becomes a ``StoreError`` with a text of our own.
+"""
+
+import os
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import requests
+import urllib3.exceptions
+from requests.adapters import HTTPAdapter
+
+from narcore import __version__
+from narcore.errors import StoreError, StoreForbidden, StoreTimeout, StoreUnavailable
+from narcore.stores.cafile import CA_VARIABLES, ca_file
+from narcore.stores.http import guard
+from narcore.stores.http.retry import Pauses, parse_retry_after
+from narcore.stores.http.urls import StoreUrl, redirect_target, without_query
+
+MAX_REDIRECTS = 5
+POOL_SIZE = 64  # connections kept for reuse; more are opened when needed, and closed after use
+DRAIN_SIZE = 64 * 1024
+DRAIN_SECONDS = 1.0
+_REDIRECTS = {301, 302, 303, 307, 308}
+_RETRIED = {429, 500, 502, 503, 504}
+# OSError: also the root of requests' exceptions. UnicodeError: a password out of netrc that latin-1 does not have.
+_FAILURES = (OSError, urllib3.exceptions.HTTPError, UnicodeError)
+
+
+class Sign(Protocol):
+    """From the method and the URL that are meant to the URL that is sent. Raises ``StoreError``."""
+
+    def __call__(self, method: str, url: str, /) -> str: ...
+
+
+class HttpClient:
+    def __init__(
+        self,
+        store: StoreUrl,
+        *,
+        connect_timeout: float,
+        read_timeout: float,
+        retries: int,
+        sleep: Callable[[float], None],
+        sign: Sign,
+        netrc: bool,
+    ) -> None:
+        self._store = store
+        self._timeout = (connect_timeout, read_timeout)
+        self._retries = retries
+        self.sleep = sleep
+        self._sign = sign
+        self._netrc = netrc
+        self._session = requests.Session()
+        self._session.headers.clear()
+        # identity: what a narinfo's FileSize and FileHash are about are the bytes as they are stored.
+        self._session.headers.update(
+            {"User-Agent": f"nar-serve/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
+        )
+        self._home = HTTPAdapter(pool_maxsize=POOL_SIZE)
+        self._abroad = guard.guarded_adapter(self._allowed_kinds, pool_maxsize=POOL_SIZE)
+
+    def request(self, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
+        """The answer of the last hop, its body unread; failures that may pass are repeated first.
+
+        Raises ``StoreUnavailable``, ``StoreTimeout``, or ``StoreForbidden`` for a redirect that may not be followed.
+        Any status is an answer, but a redirect's only where it leads nowhere.
+        """
+        pauses = Pauses(self._retries)
+        while True:
+            try:
+                response = self._follow(method, url, headers)
+            except _FAILURES as failure:
+                pause = pauses.after_failure() if _may_pass(failure) else None
+                if pause is None:
+                    raise self._store_error(failure, url) from None
+            else:
+                if response.status_code not in _RETRIED:
+                    return response
+                pause = pauses.after_failure(parse_retry_after(response.headers.get("Retry-After")))
+                if pause is None:
+                    return response
+                self.discard(response)
+            self.sleep(pause)
+
+    def read(self, response: requests.Response, size: int, url: str) -> bytes:
+        """The next bytes of a body, as soon as there are any: at most ``size``; none at its end.
+
+        ``read1`` is one ``recv`` into the bytes that are returned: as fast as reading full chunks, and nothing waits
+        for a chunk to be full. Raises ``StoreUnavailable``, ``StoreTimeout``.
+        """
+        try:
+            return response.raw.read1(size, decode_content=False) or b""
+        except _FAILURES as failure:
+            raise self._store_error(failure, url) from None
+
+    def discard(self, response: requests.Response) -> bytes:
+        """Done with a response. A short rest of its body is read, so that the connection can be used again.
+
+        Gives what was read: what an error says of itself is as short as that.
+        """
+        left: int | None = response.raw.length_remaining
+        try:
+            if response.raw.chunked or (left is not None and left <= DRAIN_SIZE):
+                return _drain(response)
+        except _FAILURES:
+            return b""
+        finally:
+            response.close()
+        return b""
+
+    def close(self) -> None:
+        self._home.close()
+        self._abroad.close()
+        self._session.close()
+
+    def _follow(self, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
+        target = self._sign(method, url)
+        for _ in range(MAX_REDIRECTS + 1):
+            try:
+                response = self._send(method, target, headers)
+            except StoreForbidden as error:
+                raise StoreForbidden(f"{without_query(url)}: {error}") from None
+            if response.status_code not in _REDIRECTS:
+                return response
+            location = response.headers.get("Location")
+            if location is None:
+                return response
+            self.discard(response)
+            target = self._checked_target(url, target, location)
+        raise StoreUnavailable(f"{without_query(url)}: more than {MAX_REDIRECTS} redirects")
+
+    def _checked_target(self, url: str, current: str, location: str) -> str:
+        try:
+            target = redirect_target(current, location)
+            if not self._store.is_home(target):
+                host = urlsplit(target).hostname or ""
+                guard.check(host, guard.addresses(host, numeric=True), self._allowed_kinds())
+        except StoreForbidden as error:
+            raise StoreForbidden(f"{without_query(url)}: {error}") from None
+        return target
+
+    def _send(self, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
+        home = self._store.is_home(url)
+        request = requests.Request(method, url, headers=dict(headers), auth=self._auth() if home else _no_credentials)
+        prepared = self._session.prepare_request(request)
+        prepared.url = url  # requests decodes and encodes anew; a signed or odd URL must arrive as it was written
+        environment = self._session.merge_environment_settings(url, {}, None, True, None)
+        adapter = self._home if home else self._abroad
+        return adapter.send(
+            prepared,
+            stream=True,
+            timeout=self._timeout,
+            verify=ca_file(os.environ) or True,  # nothing in the environment turns verification off
+            proxies=environment["proxies"],
+        )
+
+    def _auth(self) -> "tuple[bytes, bytes] | Callable[[requests.PreparedRequest], requests.PreparedRequest] | None":
+        """The credentials of the store's URL; None lets requests look into netrc."""
+        if self._store.credentials is not None:
+            user, password = self._store.credentials
+            return user.encode(), password.encode()
+        return None if self._netrc else _no_credentials
+
+    def _allowed_kinds(self) -> frozenset[guard.Kind]:
+        host = urlsplit(str(self._store)).hostname or ""
+        return frozenset({guard.Kind.PUBLIC, *map(guard.kind_of, guard.addresses(host))} - {guard.Kind.RESERVED})
+
+    def _store_error(self, failure: Exception, url: str) -> StoreError:
+        connect, read = self._timeout
+        if isinstance(failure, requests.ConnectTimeout):
+            return StoreTimeout(f"{without_query(url)}: no connection within {connect:g} s")
+        if isinstance(failure, requests.Timeout | urllib3.exceptions.TimeoutError):
+            return StoreTimeout(f"{without_query(url)}: nothing came for {read:g} s")
+        return StoreUnavailable(f"{without_query(url)}: {_reason(failure)}")
+
+
+def _no_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """An ``auth`` that adds nothing, and so keeps requests from looking into netrc."""
+    return request
+
+
+def _drain(response: requests.Response) -> bytes:
+    read = b""
+    deadline = time.monotonic() + DRAIN_SECONDS
+    while len(read) < DRAIN_SIZE and time.monotonic() < deadline:
+        chunk = response.raw.read1(DRAIN_SIZE - len(read), decode_content=False)
+        if not chunk:
+            break
+        read += chunk
+    return read
+
+
+def _may_pass(failure: BaseException) -> bool:
+    """Whether the same request may succeed in a moment. Not after a read timeout: the client has waited long enough."""
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(failure)):
+        return False
+    return isinstance(failure, requests.ConnectionError)
+
+
+def _reason(failure: BaseException) -> str:
+    for cause in _causes(failure):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"the certificate is not trusted: {cause.verify_message}"
+        if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, requests.RequestException):
+            return cause.strerror
+    if type(failure) is OSError:  # requests raises a plain one for this alone
+        return f"the CA bundle that {' or '.join(CA_VARIABLES)} names is not there"
+    if any(isinstance(cause, urllib3.exceptions.IncompleteRead) for cause in _causes(failure)):
+        return "the bytes end early"
+    return f"the connection failed ({type(failure).__name__})"
+
+
+def _causes(failure: BaseException | None) -> Iterator[BaseException]:
+    while failure is not None:
+        yield failure
+        failure = failure.__cause__ or failure.__context__

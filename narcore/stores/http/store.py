@@ -1,0 +1,172 @@
+"""A binary cache behind HTTP."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Protocol
+
+from narcore.errors import (
+    FileNotInStore,
+    RangeNotSupported,
+    StoreError,
+    StoreForbidden,
+    StoreTimeout,
+    StoreUnavailable,
+)
+from narcore.stores.base import StoreFile, check_by_asking, check_part
+from narcore.stores.http.body import ContentRange, HttpBody, content_encoding, range_header
+from narcore.stores.http.urls import StoreUrl, without_query
+
+if TYPE_CHECKING:
+    import requests
+
+    from narcore.stores.http.client import HttpClient, Sign
+
+
+class Refusal(Protocol):
+    """What a status means that is not the one hoped for. ``body`` is the begin of the response's, or empty."""
+
+    def __call__(self, url: str, status: int, headers: Mapping[str, str], body: bytes, /) -> StoreError: ...
+
+
+def unsigned(method: str, url: str) -> str:
+    return url
+
+
+def refusal(url: str, status: int, headers: Mapping[str, str], body: bytes) -> StoreError:
+    """S3 says 403 for a missing object when it may not be listed, so 403 is no refusal but an absence."""
+    text = f"{without_query(url)}: {status} {_phrase(status)}".rstrip()
+    match status:
+        case HTTPStatus.NOT_FOUND | HTTPStatus.FORBIDDEN | HTTPStatus.GONE:
+            return FileNotInStore(text)
+        case HTTPStatus.UNAUTHORIZED | HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+            return StoreForbidden(text)
+        case HTTPStatus.GATEWAY_TIMEOUT:
+            return StoreTimeout(text)
+        case 301 | 302 | 303 | 307 | 308:
+            return StoreUnavailable(f"{text}: a redirect to nowhere")
+        case _:
+            return StoreUnavailable(text)
+
+
+class HttpBinaryCacheStore:
+    """``http(s)://[user:password@]host[/prefix]``; without credentials in the URL, netrc is looked into.
+
+    Times are in seconds; ``read_timeout`` is the longest silence, not the length of a download. ``retries`` is how
+    often a request is repeated after a failure that may pass: no connection, 429, 500, 502, 503, 504.
+
+    ``sign`` gives the URL that is sent for the one that is meant, ``refusal`` says what a status means: object stores
+    have their own, and no use for ``netrc``, since they refuse a request that is authorized twice.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        connect_timeout: float = 5.0,
+        read_timeout: float = 30.0,
+        retries: int = 3,
+        sleep: Callable[[float], None] = time.sleep,
+        sign: "Sign" = unsigned,
+        netrc: bool = True,
+        refusal: Refusal = refusal,
+    ) -> None:
+        self._url = StoreUrl.parse(url)
+        self.url = str(self._url)
+        self._connect_timeout = connect_timeout
+        self._read_timeout = read_timeout
+        self._retries = retries
+        self._sleep = sleep
+        self._sign = sign
+        self._netrc = netrc
+        self._refusal = refusal
+        self._lock = threading.Lock()
+        self._made: HttpClient | None = None
+
+    def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
+        check_part(start, stop)
+        url = self._url.join(path)
+        whole = start == 0 and stop is None
+        headers = {} if whole else {"Range": range_header(start, stop)}
+        response = self._client().request("GET", url, headers)
+        try:
+            self._check_status(url, response, part=not whole)
+            return self._whole(url, response) if whole else self._part(url, response, start, stop)
+        except BaseException:
+            response.close()
+            raise
+
+    def file_exists(self, path: str) -> bool:
+        url = self._url.join(path)
+        response = self._client().request("HEAD", url, {})
+        if response.status_code in (HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED):
+            self._client().discard(response)
+            response = self._client().request("GET", url, {})
+        if response.status_code == HTTPStatus.OK:
+            self._client().discard(response)
+            return True
+        error = self._error(url, response)
+        if isinstance(error, FileNotInStore):
+            return False
+        raise error
+
+    def check(self) -> None:
+        check_by_asking(self)
+
+    def close(self) -> None:
+        with self._lock:
+            client, self._made = self._made, None
+        if client is not None:
+            client.close()
+
+    def _client(self) -> "HttpClient":
+        # Made at the first request: importing requests is slow, and a forked worker has to have its own connections.
+        with self._lock:
+            if self._made is None:
+                from narcore.stores.http.client import HttpClient
+
+                self._made = HttpClient(
+                    self._url,
+                    connect_timeout=self._connect_timeout,
+                    read_timeout=self._read_timeout,
+                    retries=self._retries,
+                    sleep=self._sleep,
+                    sign=self._sign,
+                    netrc=self._netrc,
+                )
+            return self._made
+
+    def _check_status(self, url: str, response: "requests.Response", *, part: bool) -> None:
+        status = response.status_code
+        if status == (HTTPStatus.PARTIAL_CONTENT if part else HTTPStatus.OK):
+            return
+        if part and status in (HTTPStatus.OK, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
+            # 416: the file is there, the part is not all in it. The body of a 200 is the whole file: it is not read.
+            raise RangeNotSupported(f"{without_query(url)}: asked for a part, got status {status}")
+        raise self._error(url, response)
+
+    def _error(self, url: str, response: "requests.Response") -> StoreError:
+        body = self._client().discard(response)
+        return self._refusal(url, response.status_code, response.headers, body)
+
+    def _whole(self, url: str, response: "requests.Response") -> StoreFile:
+        size: int | None = response.raw.length_remaining
+        body = HttpBody(self._client(), url, response, start=0, stop=size, total=size)
+        return StoreFile(body, size=size, content_encoding=content_encoding(response.headers))
+
+    def _part(self, url: str, response: "requests.Response", start: int, stop: int | None) -> StoreFile:
+        got = ContentRange.parse(response.headers.get("Content-Range"))
+        if got is None or got.start != start or got.stop != (got.total if stop is None else stop):
+            raise RangeNotSupported(f"{without_query(url)}: asked for a part, got another one")
+        if content_encoding(response.headers) is not None:
+            raise RangeNotSupported(f"{without_query(url)}: the part is of an encoded form of the file")
+        body = HttpBody(self._client(), url, response, start=start, stop=got.stop, total=got.total)
+        return StoreFile(body, size=got.total)
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:  # a status of the server's own
+        return ""

@@ -1,0 +1,213 @@
+"""The process that answers the requests of one mount. The holder starts it, and another one in its place when it ends."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from types import FrameType
+
+from narcore.binarycache import BinaryCache
+from narcore.errors import NarcoreError, SettingsError
+from narcore.lookup.pathinfo import PathInfo
+from narcore.settings import Settings
+from narmount.daemon.controlserver import ControlServer
+from narmount.daemon.holder import STOPPED, TROUBLE, UNMOUNTED, USAGE, take_over
+from narmount.daemon.options import Held
+from narmount.daemon.ratelimit import Scarce
+from narmount.files.filesystem import FileSystem
+from narmount.files.passthrough import Backings
+from narmount.files.pathnumbers import Names
+from narmount.files.prefetch import Prefetch
+from narmount.fuse.server import Server
+
+log = logging.getLogger("narmount")
+
+TICK_SECONDS = 1.0
+SWEEP_TICKS = 5
+ASK_AT_ONCE = 16  # names that were denied, asked for again in one tick
+
+
+class Worker:
+    def __init__(self, held: Held, settings: Settings, holder: int) -> None:
+        """Raises SettingsError."""
+        self._held = held
+        self._holder = holder  # not whoever is our parent by now
+        self._settings = settings
+        self._cache = BinaryCache.from_settings(
+            settings, strict=not settings.mount_early, patience=float(settings.mount_deadline)
+        )
+        names = Names(held.names)
+        self._names = names
+        self._backings = None if held.plain_reason else Backings(held.device, held.backings, held.generation + 1)
+        self._appeared: deque[str] = deque()
+        self._appeared_last: list[str] = []
+        self._files = FileSystem(
+            self._cache,
+            names,
+            self._backings,
+            early=settings.mount_early,
+            prunes=held.agreed.prune,
+            notify=lambda code, body: self._server.notify(code, body),
+            announce=self._appeared.append,
+        )
+        self._server = Server(
+            held.device,
+            self._files,
+            held.agreed,
+            deadline=float(settings.mount_deadline),
+            resumed=held.generation > 0,
+        )
+        self._prefetch = Prefetch(self._fetch_ahead)
+        self._control = ControlServer(
+            socket.socket(fileno=held.listener), status=self.status, prefetch=self._prefetch.add
+        )
+        self._stopped = False
+        self._closed = threading.Event()
+        self._ticks = 0
+
+    def start(self) -> None:
+        """What may fail. Raises SettingsError."""
+        signal.signal(signal.SIGTERM, self._stop)
+        for of_the_terminal in (signal.SIGINT, signal.SIGHUP):  # for the holder, who has them as well
+            signal.signal(of_the_terminal, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if self._held.metrics:
+            self._serve_metrics()
+
+    def run(self) -> int:
+        """Answer requests until there are none any more. How it ended: UNMOUNTED or STOPPED."""
+        self._control.start()
+        self.start_upkeep()
+        self._server.serve()
+        return STOPPED if self._stopped else UNMOUNTED
+
+    def close(self) -> None:
+        self._closed.set()
+        self._control.close()
+        self._files.close()
+        self._cache.close()
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._stopped = True
+        self._server.stop()
+
+    def _serve_metrics(self) -> None:
+        from narmount.metrics import mount_metrics, serve_metrics  # prometheus-client is an extra
+
+        serve_metrics(self._held.metrics, lambda: mount_metrics(self.status()))
+
+    # --- beside the requests
+
+    def start_upkeep(self) -> None:
+        """On threads of their own: whatever waits for a store or for the disk, the holder is looked after."""
+        for task in (self._watch_holder, self._keep_up, self._ask_again):
+            threading.Thread(target=self._every_tick, args=(task,), name=task.__name__, daemon=True).start()
+
+    def _every_tick(self, do: Callable[[], None]) -> None:
+        while not self._closed.wait(TICK_SECONDS):
+            try:
+                do()
+            except Exception:
+                log.exception("upkeep of the mount")
+
+    def _watch_holder(self) -> None:
+        if os.getppid() != self._holder:
+            log.warning("the process that held the mount has died: this one takes its place")
+            take_over(replace(self._held, generation=self._held.generation + 1))
+
+    def _keep_up(self) -> None:
+        self._announce()
+        self._ticks += 1
+        if self._ticks % SWEEP_TICKS == 0 or self._server.waiting:  # for room, say, that what was evicted still takes
+            self._files.sweep()
+
+    def _ask_again(self) -> None:
+        for name in self._files.denied.due()[:ASK_AT_ONCE]:
+            with suppress(NarcoreError, OSError):  # a store that does not answer: the next time it may
+                self._files.look_for(name)
+
+    def _announce(self) -> None:
+        """Tell whoever watches which names had appeared by the last tick: by now the kernel has every older answer."""
+        names, self._appeared_last = self._appeared_last, [self._appeared.popleft() for _ in range(len(self._appeared))]
+        if names:
+            log.info("published meanwhile: %s", " ".join(names))
+            self._control.announce(names)
+
+    def _fetch_ahead(self, base_name: str) -> PathInfo | None:
+        found = self._files.find(base_name)
+        if found is None:
+            return None
+        self._cache.fetch_local(found.info).close()
+        return found.info
+
+    # --- what it says of itself
+
+    def status(self) -> dict[str, object]:
+        held, server, files = self._held, self._server, self._files
+        return {
+            "target": str(held.target),
+            "mode": "plain" if held.plain_reason else "passthrough",
+            "mode_reason": held.plain_reason,
+            "resend": held.resend,
+            "kernel_minor": held.minor,
+            "worker_pid": os.getpid(),
+            "holder_pid": self._holder,  # never whoever is our parent since it has died, such as init
+            "restarts": held.generation,
+            "since": held.since,
+            "stores": [substituter.url for substituter in self._cache.substituters],
+            "cache": self._cache.disk_usage(),
+            "early": self._settings.mount_early,
+            "deadline": self._settings.mount_deadline,
+            "counts": server.counts(),
+            "lookups": dict(files.lookups),
+            "waiting": server.waiting,
+            "interrupts": server.interrupts,
+            "errors": server.errors,
+            "last_error": server.last_error,
+            "read_bytes": files.read_bytes,
+            "passthrough_opens": self._backings.opened if self._backings else 0,
+            "passthrough_files": len(self._backings) if self._backings else 0,
+            "open_nars": files.open_nars,
+            "paths_known": len(self._names),
+            "denied": len(files.denied),
+            "prefetch_pending": self._prefetch.pending,
+        }
+
+
+def _say_ready(fd: int, answer: dict[str, object]) -> None:
+    with suppress(BrokenPipeError):  # only of the first worker it is asked
+        os.write(fd, json.dumps(answer).encode() + b"\n")
+    os.close(fd)
+
+
+def main(held: Held, ready: int, holder: int) -> int:
+    logging.basicConfig(format="nar-serve: %(message)s", level=logging.INFO)
+    logging.getLogger().handlers[0].addFilter(Scarce())
+    try:
+        settings = Settings.from_environ(os.environ)
+        worker = Worker(held, settings, holder)
+        worker.start()
+    except SettingsError as error:
+        _say_ready(ready, {"error": str(error), "code": USAGE})
+        return USAGE
+    except NarcoreError as error:
+        _say_ready(ready, {"error": str(error), "code": TROUBLE})
+        return TROUBLE
+    _say_ready(ready, {"ready": True, "stores": len(settings.cache_urls)})
+    code = worker.run()
+    if code == UNMOUNTED:
+        worker.close()
+    return code
+
+
+if __name__ == "__main__":
+    status = main(Held.from_json(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    # At once: threads that read the device or wait for a store are not waited for. What they had read is sent again.
+    os._exit(status)

@@ -1,0 +1,83 @@
+"""Closures that are fetched ahead, in the background: a store path and all that it refers to, and so on."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from narcore.errors import NarcoreError
+from narcore.lookup.pathinfo import PathInfo
+
+log = logging.getLogger("narmount")
+
+THREADS = 2  # beside them, those who wait for a store path just now shall get their turn
+PATHS_MAX = 100_000  # of all closures together; the largest systems have some 10,000
+
+Fetch = Callable[[str], PathInfo | None]
+
+
+class Prefetch:
+    """``fetch`` makes one store path available, by its base name, and waits for that; None if no store has it. Thread-safe."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+        self._changed = threading.Condition()
+        self._queue: deque[str] = deque()
+        self._seen: set[str] = set()  # since the queue was empty
+        self._busy = 0
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def pending(self) -> int:
+        """Store paths that are still to be fetched, as far as they are known yet."""
+        return len(self._queue) + self._busy
+
+    def add(self, base_names: Sequence[str]) -> None:
+        with self._changed:
+            for name in base_names:
+                self._add(name)
+            if not self._threads:
+                self._threads = [
+                    threading.Thread(target=self._run, name=f"prefetch-{number}", daemon=True)
+                    for number in range(THREADS)
+                ]
+                for thread in self._threads:
+                    thread.start()
+            self._changed.notify_all()
+
+    def _add(self, name: str) -> None:
+        if name in self._seen:
+            return
+        if len(self._seen) >= PATHS_MAX:
+            log.warning("%s is not fetched ahead: there are %d store paths to fetch already", name, PATHS_MAX)
+            return
+        self._seen.add(name)
+        self._queue.append(name)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue:
+                    self._changed.wait()
+                name = self._queue.popleft()
+                self._busy += 1
+            references = self._references(name)
+            with self._changed:
+                self._busy -= 1
+                for reference in references:
+                    self._add(reference)
+                if not self.pending:
+                    self._seen.clear()
+                self._changed.notify_all()
+
+    def _references(self, name: str) -> Sequence[str]:
+        """Fetch the store path; what it refers to."""
+        try:
+            info = self._fetch(name)
+        except (NarcoreError, OSError) as error:
+            log.warning("%s could not be fetched ahead: %s", name, error)
+            return ()
+        if info is None:
+            log.warning("%s could not be fetched ahead: no store has it", name)
+            return ()
+        return info.narinfo.references

@@ -1,0 +1,1 @@
+"""The program ``nar-serve``: its command line, servers, serverless adapters and development server."""

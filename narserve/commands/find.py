@@ -1,0 +1,148 @@
+"""``nar-serve find``"""
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import translate
+from functools import partial
+
+import click
+
+from narcore.errors import NarcoreError
+from narcore.formats.listing import Kind, NarListing, Node
+from narserve.session.session import Opened, Session, session_options
+from narserve.session.target import Target, target_argument
+from narserve.terminal.exits import NO, complain, exit_code_of
+from narserve.terminal.out import Output, encode
+
+# How many store paths of a closure are looked into at once: what takes time is the way to the cache and back.
+AT_ONCE = 8
+
+_KINDS = {"f": Kind.REGULAR, "d": Kind.DIRECTORY, "l": Kind.SYMLINK}
+
+
+@click.command(short_help="Find files by name, in a store path or all that it needs.")
+@click.argument("path", metavar="PATH", type=target_argument)
+@click.argument("glob", metavar="GLOB")
+@click.option("--closure", is_flag=True, help="In all store paths that PATH refers to as well, directly or not.")
+@click.option("-t", "--type", "kind", type=click.Choice(tuple(_KINDS)), help="Only files, directories or links.")
+@click.option("-0", "--print0", is_flag=True, help="End each name with a zero byte, for xargs -0.")
+@session_options
+def find(session: Session, path: Target, glob: str, closure: bool, kind: str | None, print0: bool) -> None:
+    """Find files by name, in a store path or in everything that it needs.
+
+    \b
+      nar-serve find <hash> '*.so*'                 by name, at any depth
+      nar-serve find <hash> 'share/**/*.desktop'    with a slash: by the path below PATH; ** is any depth, none included
+      nar-serve find --closure <hash> 'libssl*'
+
+    Put the GLOB in quotes: * ? [a-z] are for nar-serve here, not for the shell. What is printed can be given to cat, get
+    and ls. If nothing matches, the exit code is 1.
+    """
+    search = _Search(Output(), glob, kind, print0=print0)
+    place = session.locate(path, follow=True)
+    search.run(place.opened, place.node, place.path)
+    worst = 0
+    for opened in _others(session, path) if closure else ():
+        if isinstance(opened, NarcoreError):
+            complain(opened)
+            worst = max(worst, exit_code_of(opened))
+        else:
+            search.run(opened, opened.accessor.listing.root, "")
+    search.out.flush()
+    if worst or not search.found:
+        raise click.exceptions.Exit(worst or NO)
+
+
+class _Search:
+    """What is looked for, and what was found."""
+
+    def __init__(self, out: Output, glob: str, kind: str | None, *, print0: bool) -> None:
+        self.out = out
+        self.found = False
+        self._pattern = Pattern(glob)
+        self._kind = _KINDS[kind] if kind else None
+        self._print0 = print0
+
+    def run(self, opened: Opened, top: Node, path: str) -> None:
+        for node, names in _walk(opened.accessor.listing, top, ()):
+            if self._kind in (None, node.kind) and self._pattern.matches(names):
+                self.found = True
+                self._show(opened.name("/".join(filter(None, (path, *names)))))
+
+    def _show(self, name: str) -> None:
+        self.out.write(encode(name) + b"\0" if self._print0 else self.out.name(name) + b"\n")
+
+
+def _walk(listing: NarListing, node: Node, names: tuple[str, ...]) -> Iterator[tuple[Node, tuple[str, ...]]]:
+    """The node's own name is not among the names: it may be a store path's."""
+    for child in listing.children(node):
+        child_names = (*names, child.name)
+        yield child, child_names
+        yield from _walk(listing, child, child_names)
+
+
+class Pattern:
+    """A glob of file names. One without a slash is matched with the last name only."""
+
+    def __init__(self, glob: str) -> None:
+        segments = [segment for segment in glob.split("/") if segment]
+        if "/" not in glob:
+            segments.insert(0, "**")
+        self._segments = [None if segment == "**" else re.compile(translate(segment)) for segment in segments]
+
+    def matches(self, names: tuple[str, ...]) -> bool:
+        """Whether the names from some directory down to a node are as the glob says."""
+        reached = self._skipped({0})  # how many segments may have been used up so far
+        for name in names:
+            reached = self._skipped({after for before in reached for after in self._step(before, name)})
+        return len(self._segments) in reached
+
+    def _step(self, place: int, name: str) -> Iterator[int]:
+        if place < len(self._segments):
+            segment = self._segments[place]
+            if segment is None:
+                yield place
+            elif segment.match(name):
+                yield place + 1
+
+    def _skipped(self, places: set[int]) -> set[int]:
+        """With the places behind each ``**``, since that may stand for nothing."""
+        for place in sorted(places):
+            while place < len(self._segments) and self._segments[place] is None:
+                place += 1
+                places.add(place)
+        return places
+
+
+# --- closures
+
+
+def _others(session: Session, target: Target) -> Iterator[Opened | NarcoreError]:
+    """The store paths that the target's refers to, nearest first, each once; in the place of one that fails, its error."""
+    first = session.open(target).store_path
+    seen = {first.base_name}
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="find") as pool:
+        references = [session.references(target)]
+        while references:
+            names = sorted({name for names in references for name in names} - seen)
+            seen.update(names)
+            references = []
+            for found in pool.map(partial(_open, session, target, first.store_dir), names):
+                if isinstance(found, NarcoreError):
+                    yield found
+                else:
+                    opened, further = found
+                    references.append(further)
+                    yield opened
+
+
+def _open(
+    session: Session, target: Target, store_dir: str, base_name: str
+) -> tuple[Opened, tuple[str, ...]] | NarcoreError:
+    """It, and its references."""
+    try:
+        there = target.elsewhere(f"{store_dir}/{base_name}")
+        return session.open(there), session.references(there)
+    except NarcoreError as error:
+        return error

@@ -1,0 +1,278 @@
+"""``nar-serve get``"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import click
+
+from narcore.concurrency.closing import close
+from narcore.errors import IntegrityError, SettingsError
+from narcore.export import dump
+from narcore.formats.listing import Kind, NarListing, Node
+from narcore.formats.nar.events import Data, DirectoryEnd, End, NarEvent, Regular, Symlink
+from narcore.formats.nar.events import Directory as DirectoryStart
+from narcore.formats.nar.parser import parse_nar
+from narcore.formats.nar.writer import write_nar
+from narcore.lookup.pathinfo import PathInfo
+from narcore.settings import Settings
+from narserve.get.staging import ROOT, Destination, destination
+from narserve.get.treewriter import FileWriter, TreeWriter
+from narserve.session.session import Place, Session, session_options
+from narserve.session.target import Target, target_argument
+from narserve.terminal.out import Output, encode
+from narserve.terminal.progress import Tick, progress
+
+# Behind the last file that is wanted, so much more of the NAR (or as much again as was read) is read to check the hash.
+VERIFY_REST = 8 << 20
+
+
+@click.command(short_help="Copy a file, a directory or a store path to disk.")
+@click.argument("path", metavar="PATH", type=target_argument)
+@click.argument("dest", metavar="[DEST]", required=False)
+@session_options
+def get(session: Session, path: Target, dest: str | None) -> None:
+    """Copy a file, a directory or a whole store path to disk.
+
+    \b
+      nar-serve get /nix/store/<hash>-hello-2.12           makes ./hello-2.12
+      nar-serve get /nix/store/<hash>-hello-2.12/bin b     makes ./b
+      nar-serve get /nix/store/<hash>-hello-2.12 /tmp/     makes /tmp/hello-2.12
+
+    DEST is the name to make, or with a slash at its end the directory to make it in. It must not exist; where a whole store
+    path is there already and has the right hash, that is fine and nothing is done. The name that was made is printed.
+
+    DEST appears when all of it is there. After an interruption the same command goes on: until then it is kept in a
+    hidden directory beside DEST.
+
+    Links stay links, wherever they lead. Where PATH itself is a link, a slash at its end means what it leads to.
+    What is executable stays so; times are those of a Nix store, 1 s after the epoch.
+    """
+    place = session.locate(path, follow=False)
+    default = place.path.rpartition("/")[2] or place.opened.store_path.name
+    with destination(dest, default) as goal:
+        if goal.exists():
+            _check_same(place, goal)
+        else:
+            _fetch(session, place, goal)
+        out = Output()
+        out.line(goal.path)
+        out.flush()
+
+
+def _check_same(place: Place, goal: Destination) -> None:
+    """Raises SettingsError unless what is at the goal is just what is wanted."""
+    info = place.opened.info
+    if info is None or place.path or not _has_nar_hash(goal, info):
+        raise SettingsError(f"{goal.path} exists: name something new, or remove that first")
+
+
+def _has_nar_hash(goal: Destination, info: PathInfo) -> bool:
+    sha256 = hashlib.sha256()
+    try:
+        for chunk in write_nar(dump(Path(goal.path))):
+            sha256.update(chunk)
+    except (OSError, ValueError):  # can't be read, or is nothing that a NAR can hold
+        return False
+    return sha256.digest() == info.narinfo.nar_hash.digest
+
+
+def _fetch(session: Session, place: Place, goal: Destination) -> None:
+    with goal.staged(_staging_name(place)) as fd, closing(TreeWriter(fd)) as writer:
+        is_new = not os.listdir(fd)
+        if not _in_one_pass(session, place, writer, is_new=is_new):
+            by_file(place, writer)
+
+
+def _staging_name(place: Place) -> bytes:
+    opened = place.opened
+    what = opened.info.narinfo.nar_hash.nix32 if opened.info else ""
+    identity = hashlib.sha256(encode("\0".join((what, place.name)))).hexdigest()
+    return f".{opened.store_path.name[:100]}.{identity[:16]}.part".encode()
+
+
+def _is_best_by_file(settings: Settings, place: Place, info: PathInfo) -> bool:
+    """Whether to read file by file, rather than the NAR from its start on.
+
+    That is so where each costs little (it is on disk already, or remote parts can be had), and where it is only one. A part
+    of the tree goes by way of the disk cache, too: it is fetched once, and there for the next part.
+    """
+    if place.opened.accessor.at_hand or place.node.kind is not Kind.DIRECTORY:
+        return True
+    return bool(place.path) and (info.narinfo.compression == "none" or _is_kept(settings, info))
+
+
+def _is_kept(settings: Settings, info: PathInfo) -> bool:
+    """Whether the disk cache will take the NAR."""
+    if settings.cache_dir is None:
+        return False
+    try:
+        return info.narinfo.nar_size <= settings.cache_size.in_bytes(settings.cache_dir)
+    except OSError:
+        return False
+
+
+# --- file by file
+
+
+def by_file(place: Place, writer: TreeWriter) -> None:
+    """Write the node of ``place`` as ROOT, with as many reads as there are files that lack something."""
+    accessor = place.opened.accessor
+    with progress(_label(place), _total(accessor.listing, place.node)) as tick:
+        _write_node(place, place.node, ROOT, writer, tick)
+
+
+def _write_node(place: Place, node: Node, name: bytes, writer: TreeWriter, tick: Tick) -> None:
+    match node.kind:
+        case Kind.DIRECTORY:
+            writer.directory(name)
+            for child in place.opened.accessor.listing.children(node):
+                _write_node(place, child, encode(child.name), writer, tick)
+            writer.end_directory()
+        case Kind.SYMLINK:
+            writer.symlink(name, encode(node.target))
+        case Kind.REGULAR:
+            with closing(writer.file(name, node.executable, node.size)) as file:
+                _write_rest(place, node, file, tick)
+
+
+def _write_rest(place: Place, node: Node, file: FileWriter, tick: Tick) -> None:
+    """What lacks of the file. What is there is its beginning, since it was written from there; where that costs nothing, it
+    is compared all the same.
+    """
+    offset = 0 if place.opened.accessor.at_hand else file.have
+    tick(offset)
+    if offset < node.size:
+        with closing(place.opened.accessor.read(node, offset)) as chunks:
+            for chunk in chunks:
+                file.write(chunk, offset)
+                offset += len(chunk)
+                tick(len(chunk))
+    file.finish()
+
+
+def _total(listing: NarListing, node: Node) -> int:
+    return node.size + sum(_total(listing, child) for child in listing.children(node))
+
+
+# --- in one pass
+
+
+def _in_one_pass(session: Session, place: Place, writer: TreeWriter, *, is_new: bool) -> bool:
+    """Write the node of ``place`` out of a NAR as it comes, if that is the best way; whether it was."""
+    opened, listing = place.opened, place.opened.accessor.listing
+    if opened.instance:
+        # What is there of a run before need not be sent again: then it is better to ask for the files that lack.
+        chunks = opened.instance.nar(opened.store_path, place.path) if is_new else None
+        if chunks is None:
+            return False
+        total = _total(listing, place.node) if place.path else listing.nar_size
+        _write_nar(place, _Reading(chunks, total), [], writer)
+        return True
+    if opened.info is None or _is_best_by_file(session.settings, place, opened.info):
+        return False
+    path = [encode(name) for name in place.path.split("/")] if place.path else []
+    _write_nar(place, _Reading(session.cache.nar(opened.info), listing.nar_size), path, writer)
+    return True
+
+
+def _write_nar(place: Place, reading: "_Reading", path: list[bytes], writer: TreeWriter) -> None:
+    """Its hash is checked at its end, so of a whole tree before it is given out."""
+    with progress(_label(place), reading.total) as reading.tick, closing(reading):
+        events = parse_nar(reading)
+        if not _write_events(below(events, path), writer):
+            raise IntegrityError("the store's listing is not that of the NAR")
+        rest = reading.total - reading.done
+        if not path or rest <= max(VERIFY_REST, reading.done):
+            for _event in events:
+                pass
+
+
+class _Reading:
+    """The chunks of a NAR on their way, counted: ``done`` of about ``total`` bytes."""
+
+    def __init__(self, chunks: Iterator[bytes], total: int) -> None:
+        self.total = total
+        self.done = 0
+        self.tick: Tick = lambda _count: None
+        self._chunks = chunks
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._chunks:
+            self.done += len(chunk)
+            self.tick(len(chunk))
+            yield chunk
+
+    def close(self) -> None:
+        close(self._chunks)
+
+
+def below(events: Iterable[NarEvent], path: list[bytes]) -> Iterator[NarEvent]:
+    """Of the events of a NAR, those of the node at ``path`` (names from the root's entries on): nothing if it has none."""
+    wanted = [b"", *path]
+    here: list[bytes] = []
+    inside = False
+    for event in events:
+        if isinstance(event, Data):
+            if inside:
+                yield event
+            continue
+        if isinstance(event, End) or (inside and len(here) < len(wanted)):
+            return
+        if isinstance(event, DirectoryEnd):
+            here.pop()
+        elif not inside:
+            inside = [*here, event.name] == wanted
+        if isinstance(event, DirectoryStart):
+            here.append(event.name)
+        if inside:
+            yield event
+            if isinstance(event, DirectoryEnd) and len(here) < len(wanted):
+                return
+
+
+def _write_events(events: Iterable[NarEvent], writer: TreeWriter) -> bool:
+    """Whether there were any. The first one's node becomes the root."""
+    file: FileWriter | None = None
+    name, offset = ROOT, 0
+    found = False
+    try:
+        for event in events:
+            if isinstance(event, Data):
+                assert file is not None
+                file.write(event.data, offset)
+                offset += len(event.data)
+                continue
+            if file is not None:
+                _finish(file)
+                file = None
+            if isinstance(event, Regular | Symlink | DirectoryStart) and found:
+                name = event.name
+            found = True
+            match event:
+                case DirectoryStart():
+                    writer.directory(name)
+                case DirectoryEnd():
+                    writer.end_directory()
+                case Symlink(target=target):
+                    writer.symlink(name, target)
+                case Regular(executable=executable, size=size):
+                    file, offset = writer.file(name, executable, size), 0
+        if file is not None:
+            _finish(file)
+            file = None
+    finally:
+        if file is not None:
+            file.close()
+    return found
+
+
+def _finish(file: FileWriter) -> None:
+    file.finish()
+    file.close()
+
+
+def _label(place: Place) -> str:
+    return place.path.rpartition("/")[2] or place.opened.store_path.name

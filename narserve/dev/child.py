@@ -1,0 +1,257 @@
+"""The process that answers requests, until its standard input ends.
+
+The supervisor holds the other end of that pipe, and never writes to it: closing it means "finish what you have and go",
+and since the kernel closes it too, a supervisor that is killed leaves no orphan.
+
+It is run by its path, not by ``-m``, and imports nothing of the project before it can show what is wrong with it: a
+broken module, whichever it is, becomes a page with the traceback.
+"""
+
+import argparse
+import html
+import importlib
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from narserve.dev.routing import Function
+
+ROOT = Path(__file__).resolve().parents[2]
+DRAIN_SECONDS = 5.0
+BAD_SETTING = 2
+
+LOG_JSON = os.environ.get("NAR_LOG_FORMAT") == "json"
+
+# Names that must not reach a terminal raw: control characters, and what would forge a second line.
+ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA1))}
+
+
+def main() -> int:
+    options = parse_arguments()
+    examples = [(label, path) for label, path in options.examples]
+    stop = threading.Event()
+    threading.Thread(target=wait_for_end_of_input, args=[stop], daemon=True).start()
+    application = load(options.target, examples, strict=options.strict)
+    server = Server(options.host, 0, RequestLog(application), fd=options.fd)
+    loop = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    loop.start()
+    stop.wait()
+    server.shutdown()
+    server.wait_until_drained(DRAIN_SECONDS)
+    return 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Answer requests on an open socket until standard input ends.")
+    parser.add_argument("--fd", type=int, required=True, help="the listening socket")
+    parser.add_argument("--host", required=True, help="the address that it is bound to")
+    parser.add_argument(
+        "--examples", type=json.loads, default=[], help="JSON: pairs of label and path for the landing page"
+    )
+    parser.add_argument(
+        "--target", choices=("vercel", "lambda"), default="vercel", help="whose routing to stand in for"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="a bad setting ends the process instead of becoming a page"
+    )
+    return parser.parse_args()
+
+
+def wait_for_end_of_input(stop: threading.Event) -> None:
+    while os.read(0, 4096):
+        pass
+    stop.set()
+    # Whatever is stuck, in an import or at exit: this process is not to outlive its supervisor for long.
+    time.sleep(DRAIN_SECONDS + 1)
+    os._exit(1)
+
+
+class Server(ThreadedWSGIServer):
+    """A server on a socket that it shares, which can wait for its open connections to be answered."""
+
+    def __init__(self, host: str, port: int, app: WSGIApplication, *, fd: int) -> None:
+        super().__init__(host, port, app, Handler, fd=fd)
+        self._open = 0
+        self._changed = threading.Condition()
+        # Two children wait on the socket during a reload; the one that comes second must not block in accept().
+        os.set_blocking(self.socket.fileno(), False)
+
+    def get_request(self) -> tuple["socket", Any]:
+        connection, address = super().get_request()
+        connection.setblocking(True)  # some systems hand the listener's flag on
+        return connection, address
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._changed:
+            self._open += 1
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        with self._changed:
+            self._open -= 1
+            self._changed.notify_all()
+
+    def wait_until_drained(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._open == 0, seconds)
+
+
+class Handler(WSGIRequestHandler):
+    # Version 1.1 for chunked bodies: with 1.0 an answer without a length that breaks off looks complete. Werkzeug
+    # closes the connection after each answer, so no reload can leave a client talking to the old code.
+    protocol_version = "HTTP/1.1"
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """RequestLog writes the line, once it knows how the answer ended."""
+
+
+class RequestLog:
+    """Prints one line a request, when its answer is over: method, path, status, bytes, milliseconds."""
+
+    def __init__(self, application: WSGIApplication) -> None:
+        self.application = application
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        answer = Answer(environ)
+
+        def remember_status(status: str, *rest: Any) -> Any:
+            answer.status = status[:3]
+            return start_response(status, *rest)
+
+        try:
+            answer.chunks = self.application(environ, remember_status)
+        except Exception:
+            answer.status, answer.ended = "500", True  # the server has a page for it
+            answer.close()
+            raise
+        return answer
+
+
+class Answer:
+    """The body on its way out, counted."""
+
+    def __init__(self, environ: WSGIEnvironment) -> None:
+        self.method = environ["REQUEST_METHOD"]
+        self.path = environ["REQUEST_URI"]
+        self.started = time.perf_counter()
+        self.status = "---"
+        self.sent = 0
+        self.ended = False
+        self.chunks: Iterable[bytes] = ()
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self.chunks:
+            yield chunk
+            self.sent += len(chunk)
+        self.ended = True
+
+    def close(self) -> None:
+        if (close := getattr(self.chunks, "close", None)) is not None:
+            close()
+        spent = round((time.perf_counter() - self.started) * 1000, 1)
+        sys.stdout.write(f"{self.as_json(spent) if LOG_JSON else self.as_text(spent)}\n")
+        sys.stdout.flush()
+
+    def as_text(self, milliseconds: float) -> str:
+        cut = "" if self.ended else " cut short"
+        return f"{self.method} {self.path.translate(ESCAPES)} {self.status} {self.sent} B {milliseconds} ms{cut}"
+
+    def as_json(self, milliseconds: float) -> str:
+        return json.dumps(
+            {
+                "method": self.method,
+                "path": self.path,
+                "status": self.status,
+                "bytes": self.sent,
+                "ms": milliseconds,
+                "complete": self.ended,
+            }
+        )
+
+
+def load(target: str, examples: Sequence[tuple[str, str]], *, strict: bool) -> WSGIApplication:
+    """The application as it is on disk now, or a page that says why there is none."""
+    sys.path[0] = str(ROOT)
+    try:
+        return load_lambda(examples) if target == "lambda" else load_application(examples)
+    except SystemExit as ended:  # a setting that can't be used, in one line
+        # Whoever ends with a number has said why.
+        text = f"{ended.code}\n" if isinstance(ended.code, str) else ""
+        sys.stderr.write(text)
+        if strict:
+            sys.exit(BAD_SETTING)
+        return error_page(text or "A setting can't be used; the terminal says which.\n")
+    except Exception:  # noqa: BLE001  any module may be broken in any way, and all of it is shown
+        text = traceback.format_exc()
+        sys.stderr.write(text)
+        return error_page(text)
+
+
+def load_application(examples: Sequence[tuple[str, str]]) -> WSGIApplication:
+    """Raises SystemExit with a line for people, as ``api/index.py`` does, or whatever a broken module raises."""
+    from narcore.errors import SettingsError
+    from narserve.dev.routing import Deployment, Router, VercelJsonError
+
+    try:
+        return Router(Deployment.read(ROOT), lambda function: load_function(function, examples))
+    except (SettingsError, VercelJsonError) as error:
+        sys.exit(f"start-dev: {error}")
+
+
+def load_lambda(examples: Sequence[tuple[str, str]]) -> WSGIApplication:
+    """Raises SystemExit with a line for people, or whatever a broken module raises."""
+    from narserve.awslambda.application import load_application
+    from narserve.awslambda.buffered import CARRIES, make_handler
+    from narserve.dev.lambdatarget import LambdaTarget
+
+    return LambdaTarget(lambda: make_handler(load_application(CARRIES, examples)))
+
+
+def load_function(function: "Function", examples: Sequence[tuple[str, str]]) -> WSGIApplication:
+    """Import a function as a platform does; only what the landing page shows of the demo can't come that way."""
+    module = importlib.import_module(function.module)
+    application: WSGIApplication = getattr(module, function.attribute)
+    if not (examples and function.file == "api/index.py"):
+        return application
+    from api.factory import create_app
+    from narcore.settings import Settings
+
+    return create_app(Settings.from_environ(os.environ), examples=examples)
+
+
+def error_page(text: str) -> WSGIApplication:
+    page = (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>nar-serve does not start</title>'
+        "<h1>nar-serve does not start</h1><p>Save a file of the project, and it is tried again.</p>"
+        f"<pre>{html.escape(text)}</pre></html>\n"
+    ).encode(errors="backslashreplace")
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        headers = [
+            ("Content-Type", "text/html; charset=utf-8"),
+            ("Content-Length", str(len(page))),
+            ("Content-Security-Policy", "default-src 'none'"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Cache-Control", "no-store"),
+        ]
+        start_response("500 Internal Server Error", headers)
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [page]
+
+    return application
+
+
+if __name__ == "__main__":
+    sys.exit(main())

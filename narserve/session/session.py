@@ -1,0 +1,221 @@
+"""What a command works with: the stores and instances that the options and the environment name."""
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self
+from urllib.parse import quote_from_bytes
+
+import click
+
+from narcore.binarycache import BinaryCache
+from narcore.errors import SettingsError, SymlinkLoop
+from narcore.formats.listing import Node
+from narcore.formats.resolve import Elsewhere, Found, Inside, resolve
+from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath
+from narcore.lookup.pathinfo import PathInfo
+from narcore.nars.accessor import NarAccessor
+from narcore.settings import Settings
+from narserve.session.target import Target
+from narserve.terminal.exits import say
+from narserve.terminal.out import encode
+from narserve.terminal.progress import patience
+
+if TYPE_CHECKING:
+    from narserve.session.instance import Instance
+
+MAX_HOPS = 40  # from one store path to another by links, as many as Linux follows
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A store path whose files can be read: ``info`` says from which store, or ``instance`` serves it."""
+
+    store_path: StorePath
+    accessor: NarAccessor
+    info: PathInfo | None = None
+    instance: "Instance | None" = None
+
+    def name(self, path: str) -> str:
+        """What the node at ``path`` in it is called on this command line."""
+        inside = f"/{path}" if path else ""
+        if self.instance:
+            return f"{self.instance.url}/{quote_from_bytes(encode(self.store_path.base_name + inside))}"
+        return f"{self.store_path}{inside}"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A node: of which store path, and where in it (no slash at either end; "" is the root)."""
+
+    opened: Opened
+    node: Node
+    path: str
+
+    @property
+    def name(self) -> str:
+        return self.opened.name(self.path)
+
+
+class Session:
+    """Opens stores and instances as they are needed. A context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._caches: dict[str, BinaryCache] = {}
+        self._instances: dict[str, Instance] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for cache in self._caches.values():
+            cache.close()
+        for instance in self._instances.values():
+            instance.close()
+
+    @property
+    def cache(self) -> BinaryCache:
+        """That of the stores."""
+        return self._cache_at("", lambda: BinaryCache.from_settings(self.settings))
+
+    def cache_of(self, target: Target) -> BinaryCache:
+        """That of the stores, or the one that an instance stands for."""
+        return self._cache_at(target.home, lambda: self._open_cache(target, self.settings))
+
+    def _cache_at(self, home: str, open_cache: Callable[[], BinaryCache]) -> BinaryCache:
+        if home not in self._caches:
+            self._caches[home] = open_cache()
+        return self._caches[home]
+
+    def _open_cache(self, target: Target, settings: Settings) -> BinaryCache:
+        if not target.home:
+            return BinaryCache.from_settings(settings)
+        from narserve.session.instancestore import InstanceStore  # as in _instance
+
+        store = InstanceStore(self._instance(target))
+        return BinaryCache([store], trusted_keys=settings.trusted_public_keys, max_nar_size=settings.max_nar_size)
+
+    def path_info(self, target: Target) -> PathInfo:
+        """Raises what ``BinaryCache.path_info`` raises. What an instance says is checked as what a store says is."""
+        return self._of_instance(target, find_path_info(self.cache_of(target), target))
+
+    def unchecked_path_info(self, target: Target) -> PathInfo:
+        """The same, whoever has signed it, or not."""
+        settings = replace(self.settings, trusted_public_keys=(), cache_dir=None)
+        with closing(self._open_cache(target, settings)) as cache:
+            return self._of_instance(target, find_path_info(cache, target))
+
+    def _of_instance(self, target: Target, info: PathInfo) -> PathInfo:
+        """With the narinfo as the instance tells it: its cache has one of the NAR as it comes from there."""
+        return replace(info, narinfo=self._instance(target).narinfo(target.hash_part)) if target.home else info
+
+    def nar(self, target: Target) -> Iterator[bytes]:
+        """As ``BinaryCache.nar``."""
+        cache = self.cache_of(target)
+        return cache.nar(find_path_info(cache, target))
+
+    def references(self, target: Target) -> tuple[str, ...]:
+        """Base names; an instance is believed, as it is for files."""
+        if target.home:
+            return self._instance(target).narinfo(target.hash_part).references
+        return self.path_info(target).narinfo.references
+
+    def open(self, target: Target) -> Opened:
+        """Raises NarcoreError."""
+        if target.home:
+            instance = self._instance(target)
+            with patience(instance.url):
+                store_path, accessor = instance.open(target.hash_part, target.name)
+            return Opened(store_path, accessor, instance=instance)
+        return self.open_info(self.path_info(target))
+
+    def _instance(self, target: Target) -> "Instance":
+        from narserve.session.instance import Instance  # requests takes longer to import than the rest
+
+        if target.home not in self._instances:
+            self._instances[target.home] = Instance(target.home, target.store_dir or DEFAULT_STORE_DIR)
+        return self._instances[target.home]
+
+    def open_info(self, info: PathInfo) -> Opened:
+        return Opened(info.narinfo.store_path, self.cache.open(info), info)
+
+    def locate(self, target: Target, *, follow: bool) -> Place:
+        """The node that the target names; with ``follow``, if that is a link, what it leads to. Raises NarcoreError."""
+        follow = follow or target.follows
+        for _ in range(MAX_HOPS):
+            opened = self.open(target)
+            listing, store_path = opened.accessor.listing, opened.store_path
+            outcome = resolve(listing, store_path, target.path, follow_last=follow)
+            if isinstance(outcome, Inside):  # a path without a link in it
+                outcome = resolve(listing, store_path, outcome.path, follow_last=follow)
+            match outcome:
+                case Found(node, path):
+                    return Place(opened, node, path)
+                case Elsewhere(path):
+                    target = target.elsewhere(path)
+        raise SymlinkLoop(f"the links lead from one store path to another without an end, at last to {target.path}")
+
+
+def find_path_info(cache: BinaryCache, target: Target) -> PathInfo:
+    """Raises what ``BinaryCache.path_info`` raises."""
+    with patience(" or ".join(substituter.url for substituter in cache.substituters)):
+        if target.store_dir is None:
+            return cache.path_info_anywhere(target.hash_part)
+        return cache.path_info(target.hash_part, target.store_dir)
+
+
+def session_options(command: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:
+    """Give a command the options that say where to look, and a Session for them as its first argument."""
+
+    @click.option(
+        "--store",
+        "stores",
+        multiple=True,
+        metavar="URL",
+        help="A binary cache to ask: http(s)://..., file:///... or a directory. May be repeated.  [env: NAR_CACHE_URL]",
+    )
+    @click.option(
+        "--cache-dir",
+        metavar="DIR|off",
+        help="Where unpacked archives are kept.  [env: NAR_CACHE_DIR]",
+    )
+    @functools.wraps(command)
+    def run(stores: tuple[str, ...], cache_dir: str | None, *args: P.args, **kwargs: P.kwargs) -> None:
+        with Session(read_settings(stores, cache_dir)) as session:
+            command(session, *args, **kwargs)
+
+    return run
+
+
+def read_settings(stores: tuple[str, ...], cache_dir: str | None) -> Settings:
+    """The environment's, with the options in their place. Warns of settings that do nothing. Raises SettingsError."""
+    environ = dict(os.environ)
+    if stores:
+        environ["NAR_CACHE_URL"] = " ".join(map(_store_url, stores))
+    if cache_dir:
+        environ["NAR_CACHE_DIR"] = cache_dir
+    settings = Settings.from_environ(environ)
+    for warning in settings.warnings:
+        say(f"warning: {warning}")
+    return settings
+
+
+def _store_url(text: str) -> str:
+    """A store URL, or the directory of a cache, which need not be absolute."""
+    if ":" in text:
+        if text.split() != [text]:
+            raise SettingsError(f"--store {text!r}: write %20 for a space in a URL")
+        return text
+    directory = Path(text).absolute()
+    if not directory.is_dir():
+        raise SettingsError(f"--store {text!r}: there is no such directory; a cache on the web begins with https://")
+    return directory.as_uri()

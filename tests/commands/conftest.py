@@ -1,0 +1,44 @@
+"""Fixtures of the command line's tests: real caches, an instance in front of them, and ways to run a command."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands.running import InProcess
+from tests.e2e import fronts, nixcaches
+from tests.e2e.fronts import Front
+from tests.e2e.nixcaches import NixCaches
+
+
+@pytest.fixture(scope="session")
+def caches() -> NixCaches:
+    """The binary caches that a real Nix wrote. Skips where there is no Nix, but not in CI."""
+    missing = nixcaches.missing_tools()
+    if missing and not os.environ.get("CI"):
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    assert not missing
+    return nixcaches.build()
+
+
+@pytest.fixture(scope="session")
+def instance(caches: NixCaches, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    """A running nar-serve that serves them."""
+    directory = tmp_path_factory.mktemp("instance")
+    stores = " ".join(caches.cache(name).as_uri() for name in ("zstd", "gnu"))
+    with fronts.running(
+        {"NAR_CACHE_URL": stores, "NAR_CACHE_DIR": str(directory / "cache")}, directory / "log"
+    ) as front:
+        yield front
+
+
+@pytest.fixture
+def cli(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> InProcess:
+    """Runs commands in this process, in an empty directory, with a cache directory of their own and no stores yet."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("NAR_CACHE_DIR", str(tmp_path / "nars"))
+    monkeypatch.setenv("NAR_CACHE_URL", (tmp_path / "no-cache").as_uri())
+    return InProcess(capfdbinary, monkeypatch)

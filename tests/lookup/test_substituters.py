@@ -1,0 +1,396 @@
+"""In which order stores are asked, when one is left alone, and what a slow one may hold up."""
+
+import gzip
+import logging
+import lzma
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import brotli
+import pytest
+import zstandard
+
+from narcore.binarycache import BinaryCache
+from narcore.errors import (
+    CacheInfoError,
+    FileNotInStore,
+    NarcoreError,
+    NarInfoError,
+    SettingsError,
+    StoreError,
+    StoresTimeout,
+    StoresUnavailable,
+    StoreTimeout,
+    StoreUnavailable,
+)
+from narcore.lookup import substituter as module
+from narcore.lookup.lookup import Strategy
+from narcore.lookup.substituter import CALLS_AT_ONCE, FAILURES, LONGEST_PAUSE_SECONDS, PAUSE_SECONDS, Substituter
+from narcore.stores.base import StoreFile
+from narcore.stores.memory import MemoryStore
+from tests.builders import binary_cache, hash_part
+
+STRATEGIES: tuple[Strategy, ...] = ("ordered", "parallel")
+GOOD = binary_cache({"hello": b"hello"})
+EMPTY = binary_cache({})
+INFO = "nix-cache-info"
+DOWN, SLOW, GONE = StoreUnavailable("down"), StoreTimeout("slow"), FileNotInStore("gone")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakeStore(MemoryStore):
+    """Notes in ``asked`` what it is asked for, and then waits for ``gate``, or fails with ``failure``."""
+
+    def __init__(
+        self, name: str, files: dict[str, bytes] = GOOD, *, asked: list[tuple[str, str]] | None = None
+    ) -> None:
+        super().__init__(files, f"memory://{name}")
+        self.name = name
+        self.asked: list[tuple[str, str]] = [] if asked is None else asked
+        self.failure: StoreError | None = None
+        self.gates: dict[str, threading.Event] = {}
+
+    def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
+        self.asked.append((self.name, path))
+        for end, gate in self.gates.items():
+            if path.endswith(end):
+                gate.wait(10)
+        if self.failure is not None:
+            raise self.failure
+        return super().get_file(path, start, stop)
+
+
+@contextmanager
+def opened(*substituters: Substituter, strategy: Strategy = "ordered") -> Iterator[BinaryCache]:
+    cache = BinaryCache(substituters, strategy=strategy)
+    try:
+        yield cache
+    finally:
+        cache.close()
+
+
+def find(cache: BinaryCache, name: str = "hello") -> str:
+    """Which store has the path, or what is raised."""
+    try:
+        return cache.path_info(hash_part(name)).store.url.removeprefix("memory://")
+    except StoreError as error:
+        return type(error).__name__
+
+
+def took(call: Callable[[], object]) -> float:
+    begun = time.monotonic()
+    call()
+    return time.monotonic() - begun
+
+
+def until(condition: Callable[[], bool], *, seconds: float = 5) -> None:
+    """Wait for it. Raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.001)
+
+
+# In which order.
+
+
+@pytest.mark.parametrize(
+    ("priorities", "expected"),
+    [
+        ([(None, None), (None, None), (None, None)], "abc"),
+        ([(None, "40"), (None, "30"), (None, "41")], "bac"),
+        ([(None, "40"), (None, "40"), (None, "40")], "abc"),
+        ([(None, None), (None, "49"), (None, "51")], "bac"),  # without one: 50
+        ([(None, "51"), (None, None), (None, "50")], "bca"),
+        ([(30, "10"), (20, "40"), (10, None)], "cba"),  # what the URL says counts
+        ([(None, "10"), (5, "90"), (None, "7")], "bca"),
+        ([(0, None), (None, "-1"), (None, "0")], "bac"),
+        ([(None, "x"), (None, "60"), (None, None)], "acb"),  # cannot be read: as if it had none
+    ],
+)
+def test_order(priorities: list[tuple[int | None, str | None]], expected: str) -> None:
+    cases: list[tuple[dict[str, bytes], Strategy]] = [(EMPTY, "ordered"), (GOOD, "ordered"), (GOOD, "parallel")]
+    for files, strategy in cases:
+        asked: list[tuple[str, str]] = []
+        substituters = []
+        for name, (in_url, in_info) in zip("abc", priorities, strict=True):
+            line = "" if in_info is None else f"Priority: {in_info}\n"
+            info = f"StoreDir: /nix/store\n{line}".encode()
+            substituters.append(Substituter(FakeStore(name, files | {INFO: info}, asked=asked), priority=in_url))
+        with opened(*substituters, strategy=strategy) as cache:
+            assert find(cache) == ("FileNotInStore" if files is EMPTY else expected[0])
+            assert [each.url[-1] for each in cache.in_order()] == list(expected)
+        in_turn = [name for name, path in asked if path.endswith(".narinfo")]
+        if strategy == "ordered":
+            assert "".join(in_turn) == (expected if files is EMPTY else expected[0])
+        else:
+            assert sorted(in_turn) == list("abc")
+
+
+@pytest.mark.parametrize(
+    ("query", "priority", "trusted"),
+    [
+        ("", 50, False),
+        ("?priority=7", 7, False),
+        ("?priority=0&trusted=true", 0, True),
+        ("?trusted=1&priority=3&priority=4", 4, True),
+        ("?trusted=false", 50, False),
+        ("?trusted=0&want-mass-query=true&compression=xz", 50, False),
+    ],
+)
+def test_what_a_store_url_says(query: str, priority: int, trusted: bool) -> None:
+    for url in ("https://user:secret@cache.example/x", "/var/cache", "file:///var/cache"):
+        found = Substituter.open(url + query)
+        assert (found.priority, found.trusted) == (priority, trusted)
+        assert "secret" not in found.url
+        assert "?" not in found.url
+
+
+@pytest.mark.parametrize(
+    "query", ["?priority=x", "?priority=1.5", "?priority=-1", "?priority=9999999999", "?trusted=yes", "?trusted="]
+)
+def test_what_a_store_url_can_t_say(query: str) -> None:
+    with pytest.raises(SettingsError, match=r"priority|trusted") as caught:
+        Substituter.open("https://user:secret@cache.example" + query)
+    assert "secret" not in str(caught.value)
+
+
+# A slow nix-cache-info.
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_slow_introduction_is_waited_for_once(strategy: Strategy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "INTRODUCTION_SECONDS", 0.2)
+    first, late = FakeStore("first"), FakeStore("late", GOOD | {INFO: b"Priority: 1\n"})
+    gate = late.gates[INFO] = threading.Event()
+    with opened(Substituter(first), Substituter(late), strategy=strategy) as cache:
+        assert 0.1 < took(lambda: find(cache)) < 2
+        assert find(cache) == "first"
+        assert took(lambda: [find(cache, f"other-{number}") for number in range(200)]) < 0.2 + 1
+        assert took(cache.store_dirs) < 0.1
+        assert late.asked.count(("late", INFO)) == 1
+        gate.set()
+        cache.substituters[1].introduce().result(5)
+        assert [each.url for each in cache.in_order()] == ["memory://late", "memory://first"]
+
+
+def test_what_is_old_is_asked_for_in_the_background() -> None:
+    clock = Clock()
+    store = FakeStore("a", GOOD | {INFO: b"Priority: 1\n"})
+    substituter = Substituter(store, clock=clock)
+    substituter.wait_for_introduction()
+    gate = store.gates[INFO] = threading.Event()
+    store.failure = DOWN
+    clock.now += 3601
+    assert took(substituter.wait_for_introduction) < 0.1
+    assert substituter.priority == 1
+    gate.set()
+    substituter.introduce().result(5)
+    assert substituter.priority == 1  # it is down, which does not change what it said
+    assert store.asked.count(("a", INFO)) == 2
+    substituter.introduce().result(5)
+    assert store.asked.count(("a", INFO)) == 2
+    store.failure, store.gates = None, {}
+    clock.now += 31
+    assert substituter.info().priority == 1
+    assert store.asked.count(("a", INFO)) == 3
+
+
+def test_what_a_store_says_of_itself() -> None:
+    for files, expected in (
+        ({}, ("/nix/store", 50)),
+        ({INFO: b""}, ("/nix/store", 50)),
+        ({INFO: b"StoreDir: /gnu/store\nPriority: 7\n"}, ("/gnu/store", 7)),
+    ):
+        substituter = Substituter(FakeStore("a", dict(files)))
+        assert substituter.priority == 50
+        substituter.info()
+        assert (substituter.store_dir, substituter.priority) == expected
+    for bad in (b"<html>", b"StoreDir: nix\n", b"\xff"):
+        with pytest.raises(CacheInfoError):
+            Substituter(FakeStore("a", {INFO: bad})).info()
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, brotli.compress, zstandard.compress, lzma.compress, bytes])
+def test_a_narinfo_may_be_compressed(compress: Callable[[bytes], bytes]) -> None:
+    name = f"{hash_part('hello')}.narinfo"
+    for content, expected in ((GOOD[name], "hello"), (b"<html>", NarInfoError), (b"<html>" * 1_000_000, NarcoreError)):
+        cache = BinaryCache([FakeStore("a", {**GOOD, name: compress(content)})])
+        if isinstance(expected, str):
+            assert cache.path_info(hash_part("hello")).narinfo.store_path.name == expected
+        else:
+            with pytest.raises(expected):
+                cache.path_info(hash_part("hello"))
+
+
+# A store that fails.
+
+
+def breaker_of(store: FakeStore, clock: Clock) -> Callable[[], str]:
+    """Ask the store for a small file; what came of it, in a word."""
+    substituter = Substituter(store, clock=clock)
+
+    def ask() -> str:
+        before = len(store.asked)
+        try:
+            substituter.read("x.narinfo", 1000)
+        except StoreError as error:
+            name = type(error).__name__
+        else:
+            name = "ok"
+        return name if len(store.asked) > before else f"({name})"
+
+    return ask
+
+
+@pytest.mark.parametrize("failure", [DOWN, SLOW])
+def test_the_breaker(failure: StoreError) -> None:
+    clock, store = Clock(), FakeStore("a", {"x.narinfo": b"x"})
+    ask = breaker_of(store, clock)
+    name = type(failure).__name__
+    store.failure = failure
+    assert [ask() for _ in range(FAILURES)] == [name] * FAILURES
+    pause = PAUSE_SECONDS
+    for _ in range(12):
+        clock.now += pause - 0.1
+        assert ask() == f"({name})"  # unasked, and of the same kind
+        clock.now += 0.2
+        assert ask() == name  # one tries
+        assert ask() == f"({name})"
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+    assert pause == LONGEST_PAUSE_SECONDS
+    clock.now += pause
+    store.failure = None
+    assert [ask() for _ in range(5)] == ["ok"] * 5
+    store.failure = failure
+    assert [ask() for _ in range(FAILURES + 1)] == [name] * FAILURES + [f"({name})"]
+    clock.now += PAUSE_SECONDS
+    assert ask() == name  # the pauses begin anew
+
+
+def test_an_answer_is_no_failure() -> None:
+    clock, store = Clock(), FakeStore("a", {})
+    ask = breaker_of(store, clock)
+    for failure in (GONE, StoreError("too long"), DOWN, DOWN, GONE, DOWN, DOWN):
+        store.failure = failure
+        assert ask() == type(failure).__name__
+    store.failure = GONE
+    assert ask() == "FileNotInStore"
+
+
+def test_one_tries_for_all_and_who_failed_together_failed_once() -> None:
+    clock, store = Clock(), FakeStore("a", {"x.narinfo": b"x"})
+    substituter = Substituter(store, clock=clock)
+
+    def together(number: int) -> int:
+        """So many ask at once, all of whom fail; how many of them asked."""
+        store.asked.clear()
+        gate = store.gates[".narinfo"] = threading.Event()
+        calls = [substituter.soon(lambda: substituter.read("x.narinfo", 1000)) for _ in range(number)]
+        with suppress(TimeoutError):
+            until(lambda: len(store.asked) == number, seconds=0.05)
+        gate.set()
+        for call in calls:
+            with pytest.raises(StoreUnavailable):
+                call()
+        return len(store.asked)
+
+    store.failure = DOWN
+    assert together(CALLS_AT_ONCE) >= FAILURES
+    clock.now += PAUSE_SECONDS + 0.1
+    assert together(CALLS_AT_ONCE) == 1
+    clock.now += PAUSE_SECONDS + 0.1
+    assert together(3) == 0
+    clock.now += PAUSE_SECONDS
+    assert together(3) == 1
+
+
+def test_a_dead_store_is_not_logged_for_every_request(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    dead, other = FakeStore("dead"), FakeStore("other", EMPTY)
+    dead.failure = DOWN
+    caplog.set_level(logging.INFO, "narcore")
+    with opened(Substituter(dead, priority=1, clock=clock), Substituter(other, priority=2)) as cache:
+        for number in range(300):
+            assert find(cache, f"path-{number}") == "StoresUnavailable"
+            clock.now += 0.1
+        assert len(caplog.messages) <= 2 * (FAILURES + 3)
+        assert any("left alone" in line for line in caplog.messages)
+        dead.failure = None
+        clock.now += 60
+        assert find(cache) == "dead"
+    assert caplog.messages[-1] == "memory://dead answers again"
+    assert sum(path.endswith(".narinfo") for _, path in dead.asked) <= FAILURES + 5
+
+
+# What nobody having it means.
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_missing_is_what_all_have_said(strategy: Strategy) -> None:
+    kinds = {
+        "StoresUnavailable": StoresUnavailable,
+        "StoresTimeout": StoresTimeout,
+        "FileNotInStore": FileNotInStore,
+    }
+    for failures, expected in (
+        ((GONE, GONE, GONE), "FileNotInStore"),
+        ((GONE, DOWN, GONE), "StoresUnavailable"),
+        ((SLOW, GONE, GONE), "StoresTimeout"),
+        ((SLOW, GONE, DOWN), "StoresUnavailable"),
+        ((SLOW, SLOW, SLOW), "StoresTimeout"),
+    ):
+        made = [FakeStore(name, EMPTY) for name in "abc"]
+        for store, failure in zip(made, failures, strict=True):
+            store.failure = failure
+        with opened(*(Substituter(store, priority=1) for store in made), strategy=strategy) as cache:
+            for _ in range(10):  # also while some are left alone
+                assert find(cache, "nothing") == expected
+            with pytest.raises(kinds[expected], match=f"{3 - failures.count(GONE)} of 3 stores|no store has"):
+                cache.path_info(hash_part("nothing"))
+
+
+# Parallel.
+
+
+def test_the_first_in_order_wins_and_the_others_do_not_hold_it_up() -> None:
+    first, hung, quick = FakeStore("first"), FakeStore("hung"), FakeStore("quick")
+    gate = hung.gates[".narinfo"] = threading.Event()
+    with opened(*(Substituter(each, priority=1) for each in (first, hung, quick)), strategy="parallel") as cache:
+        assert took(lambda: find(cache)) < 1
+        assert find(cache) == "first"
+        first.failure = GONE
+        ask_in_thread = [threading.Thread(target=find, args=(cache, f"path-{number}")) for number in range(40)]
+        for thread in ask_in_thread:
+            thread.start()
+        until(lambda: sum(path.endswith(".narinfo") for _, path in quick.asked) >= CALLS_AT_ONCE)
+        # Each of the two keeps a bounded number of threads, and the quick one is asked although the other hangs.
+        own = [thread for thread in threading.enumerate() if thread.name == "substituter"]
+        assert len(own) <= 2 * CALLS_AT_ONCE
+        assert all(thread.daemon for thread in own)
+        gate.set()
+        for thread in ask_in_thread:
+            thread.join(5)
+
+
+def test_one_that_answers_is_enough_to_be_ready() -> None:
+    hung, quick = FakeStore("hung"), FakeStore("quick")
+    gate = hung.gates[INFO] = threading.Event()
+    with opened(Substituter(hung), Substituter(quick)) as cache:
+        assert took(cache.check_ready) < 1
+        quick.failure = DOWN
+        gate.set()
+        cache.check_ready()
+        hung.failure = DOWN
+        with pytest.raises(StoreUnavailable):
+            cache.check_ready()

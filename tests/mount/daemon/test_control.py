@@ -1,0 +1,402 @@
+"""The control socket: what it answers, and clients that are slow, greedy or mad."""
+
+import json
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from narcore.errors import MountError
+from narmount.daemon import controlserver
+from narmount.daemon.controlserver import (
+    CONNECTIONS_MAX,
+    NAMES_MAX,
+    REQUEST_MAX,
+    WATCHERS_MAX,
+    ControlServer,
+    ask_prefetch,
+    control_path,
+    is_abandoned,
+    make_run_dir,
+    read_status,
+    watch,
+)
+from tests import builders
+
+SECONDS = 10.0
+NAME = builders.store_path("hello-2.12").base_name
+
+
+class Running:
+    """A server, the listening socket that outlives it, and what was asked of it."""
+
+    def __init__(self, run_dir: Path) -> None:
+        make_run_dir(run_dir)
+        self.path = control_path(run_dir, Path("/nix/store"))
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(self.path))
+        self.listener.listen(64)
+        self.status: dict[str, object] = {"target": "/nix/store"}
+        self.wanted: list[str] = []
+        self.server = self.worker()
+
+    def worker(self) -> ControlServer:
+        server = ControlServer(self.listener.dup(), status=self.tell, prefetch=self.prefetch)
+        server.start()
+        return server
+
+    def tell(self) -> dict[str, object]:
+        if "raise" in self.status:
+            raise RuntimeError("a mistake")
+        return self.status
+
+    def prefetch(self, names: Sequence[str]) -> None:
+        self.wanted += names
+
+    def connect(self) -> socket.socket:
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(SECONDS)
+        client.connect(str(self.path))
+        return client
+
+    def ask(self, request: bytes) -> dict[str, object]:
+        with self.connect() as client:
+            with suppress(ConnectionError):  # it is not read to its end
+                client.sendall(request)
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+        found: dict[str, object] = json.loads(answer)
+        return found
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    one = Running(tmp_path)
+    yield one
+    one.server.close()
+    one.listener.close()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def watching(running: Running) -> Iterator[list[str]]:
+    news = watch(running.path)
+    assert next(news) == []
+    return news
+
+
+def test_the_status(running: Running) -> None:
+    running.status = {"target": "/nix/\udcff", "counts": {"LOOKUP": 3}, "stores": ["x" * 300_000]}
+    assert read_status(running.path, SECONDS) == running.status
+
+
+def test_news_reach_all_who_watch(running: Running) -> None:
+    watchers = [watching(running) for _ in range(3)]
+    running.server.announce(["a"])
+    running.server.announce(["b", "c"])
+    for news in watchers:
+        assert next(news) + next(news) == ["a", "b", "c"]
+    many = [f"name-{number}" for number in range(2 * NAMES_MAX + 1)]
+    running.server.announce(many)
+    assert [len(next(watchers[0])) for _ in range(3)] == [NAMES_MAX, NAMES_MAX, 1]
+    running.server.announce([])  # nothing, and nothing is sent
+    running.server.announce(["d"])
+    assert next(watchers[0]) == ["d"]
+
+
+def test_closures_to_fetch_ahead(running: Running) -> None:
+    names = [builders.store_path(f"x-{number}").base_name for number in range(NAMES_MAX + 5)]
+    ask_prefetch(running.path, names, SECONDS)
+    assert running.wanted == names
+    ask_prefetch(running.path, [], SECONDS)
+
+
+# --- workers come and go
+
+
+def test_who_comes_between_two_workers_waits(running: Running) -> None:
+    running.server.close()
+    answers: list[dict[str, object]] = []
+    asking = threading.Thread(target=lambda: answers.append(read_status(running.path, SECONDS)))
+    asking.start()
+    time.sleep(0.2)
+    assert not answers
+    assert not is_abandoned(running.path)
+    running.server = running.worker()
+    asking.join(SECONDS)
+    assert answers == [running.status]
+
+
+def test_watching_ends_with_the_worker_and_begins_with_the_next(running: Running) -> None:
+    news = watching(running)
+    running.server.close()
+    assert list(news) == []
+    running.server = running.worker()
+    again = watching(running)
+    running.server.announce(["x"])
+    assert next(again) == ["x"]
+
+
+def test_a_worker_that_hangs(running: Running) -> None:
+    running.server.close()
+    began = time.monotonic()
+    with pytest.raises(MountError, match=r"has not answered within 0\.2 seconds; if it stays so"):
+        read_status(running.path, 0.2)
+    assert time.monotonic() - began < SECONDS / 2
+    running.server = running.worker()
+
+
+def test_closing_again_and_announcing_later_do_nothing(running: Running) -> None:
+    running.server.close()
+    running.server.close()
+    running.server.announce(["x"])
+
+
+def test_a_server_that_was_never_started_is_closed(running: Running) -> None:
+    ControlServer(running.listener.dup(), status=dict, prefetch=print).close()
+
+
+# --- nobody there
+
+
+def test_nobody_answers(running: Running) -> None:
+    with pytest.raises(MountError, match="is nar-serve mount running for that directory"):
+        read_status(running.path.with_name("other.sock"), SECONDS)
+    with pytest.raises(MountError, match="is nar-serve mount running for that directory"):
+        read_status(running.path.parent / "nowhere/other.sock", SECONDS)
+    assert not is_abandoned(running.path.with_name("other.sock"))
+
+
+def test_it_has_died(running: Running) -> None:
+    running.server.close()
+    running.listener.close()
+    assert is_abandoned(running.path)
+    for ask in (
+        lambda: read_status(running.path, SECONDS),
+        lambda: ask_prefetch(running.path, [NAME], SECONDS),
+        lambda: next(watch(running.path)),
+    ):
+        with pytest.raises(MountError, match="has died; run it again"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [(b"", "broke off"), (b"{", "no whole answer"), (b"[]\n", "not as a mount"), (b'{"error": "no"}\n', "refuses: no")],
+)
+def test_answers_that_are_none(tmp_path: Path, answer: bytes, said: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+
+        def serve() -> None:
+            for _ in range(2):
+                client, _ = listener.accept()
+                with client:
+                    client.recv(REQUEST_MAX)
+                    client.sendall(answer)
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        with pytest.raises(MountError, match=said):
+            read_status(tmp_path / "s", SECONDS)
+        if answer.endswith(b"\n"):
+            with pytest.raises(MountError, match=said):
+                list(watch(tmp_path / "s"))
+        else:
+            assert list(watch(tmp_path / "s")) == []
+        serving.join()
+
+
+# --- requests that are none
+
+
+@pytest.mark.parametrize(
+    ("request_line", "said"),
+    [
+        (b"\n", "one line of JSON"),
+        (b"\xff\n", "one line of JSON"),
+        (b"[" * 50_000 + b"\n", "one line of JSON"),
+        (b"[]\n", "one object"),
+        (b"{}\n", "status, watch, prefetch"),
+        (b'{"do": []}\n', "status, watch, prefetch"),
+        (b'{"do": "stop"}\n', "status, watch, prefetch"),
+        (b'{"do": "prefetch"}\n', "has to be a list"),
+        (b'{"do": "prefetch", "names": "x"}\n', "has to be a list"),
+        (b'{"do": "prefetch", "names": ["../../etc"]}\n', "not the base name"),
+        (b'{"do": "prefetch", "names": [1]}\n', "not the base name"),
+        (json.dumps({"do": "prefetch", "names": [""] * (NAMES_MAX + 1)}).encode() + b"\n", "1000 at most"),
+        (b"x" * (REQUEST_MAX + 1), "65536 bytes at most"),
+        (b"x" * (4 * REQUEST_MAX), "65536 bytes at most"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_bad_request_is_told_so(running: Running, request_line: bytes, said: str) -> None:
+    try:
+        answer = running.ask(request_line)
+    except ConnectionResetError:  # its rest was still on the way
+        assert len(request_line) > REQUEST_MAX
+    else:
+        assert said in str(answer["error"])
+    assert running.wanted == []
+    assert read_status(running.path, SECONDS) == running.status
+
+
+def test_a_mistake_of_ours_does_not_end_it(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    mistakes: tuple[dict[str, object], ...] = ({"raise": True}, {"x": object()})
+    for mistake in mistakes:
+        running.status = mistake
+        with pytest.raises(MountError, match="the log of the mount"):
+            read_status(running.path, SECONDS)
+    running.status = {"good": 1}
+    assert read_status(running.path, SECONDS) == {"good": 1}
+    assert len(caplog.records) == 2
+
+
+def test_a_request_in_pieces(running: Running) -> None:
+    with running.connect() as client:
+        for byte in b'{"do":"status"}\n':
+            client.send(bytes([byte]))
+            time.sleep(0.001)
+        assert json.loads(client.recv(65536)) == running.status
+
+
+# --- clients that would hold it up
+
+
+def test_who_says_nothing_is_let_go(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controlserver, "IDLE_SECONDS", 0.3)
+    with running.connect() as silent, running.connect() as halting:
+        halting.send(b'{"do"')
+        assert read_status(running.path, SECONDS) == running.status
+        assert silent.recv(1) == b""
+        assert halting.recv(1) == b""
+
+
+def test_who_does_not_read_is_let_go(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controlserver, "IDLE_SECONDS", 0.3)
+    running.status = {"long": "x" * 3_000_000}
+    with running.connect() as client:
+        client.sendall(b'{"do": "status"}\n')
+        time.sleep(1)
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    assert 0 < len(received) < 3_000_000
+    assert len(read_status(running.path, SECONDS)) == 1
+
+
+def test_a_watcher_that_does_not_read_is_let_go(running: Running) -> None:
+    with running.connect() as lazy:
+        lazy.sendall(b'{"do": "watch"}\n')
+        news = watching(running)
+        names = ["x" * 200] * NAMES_MAX
+        for _ in range(20):
+            running.server.announce(names)
+            assert next(news) == names
+        until(lambda: len(running.server._connections) == 1)
+        received = b"".join(iter(lambda: lazy.recv(65536), b""))
+    assert len(received) < 4_000_000
+
+
+def test_a_watcher_stays_however_quiet_it_is(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controlserver, "IDLE_SECONDS", 0.1)
+    news = watching(running)
+    time.sleep(0.5)
+    running.server.announce(["x"])
+    assert next(news) == ["x"]
+
+
+def test_a_watcher_that_goes_leaves_nothing(running: Running) -> None:
+    for _ in range(2 * CONNECTIONS_MAX):
+        with running.connect() as client:
+            client.sendall(b'{"do": "watch"}\n')
+            assert client.recv(100) == b'{"names": []}\n'
+    until(lambda: not running.server._connections)
+    with running.connect() as client:
+        client.sendall(b'{"do": "watch"}\n')
+        assert client.recv(100)
+        client.sendall(b"more")  # it is not asked for that
+        assert client.recv(100) == b""
+
+
+def test_too_many_connections_wait(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExitStack() as stack:
+        watchers = [stack.enter_context(running.connect()) for _ in range(WATCHERS_MAX)]
+        for client in watchers:
+            client.sendall(b'{"do": "watch"}\n')
+            assert client.recv(100)
+        assert "that is the limit" in str(running.ask(b'{"do": "watch"}\n')["error"])
+        silent = [stack.enter_context(running.connect()) for _ in range(CONNECTIONS_MAX - WATCHERS_MAX)]
+        until(lambda: len(running.server._connections) == CONNECTIONS_MAX)
+        with pytest.raises(MountError, match="has not answered"):
+            read_status(running.path, 0.3)
+        silent[0].close()
+        assert read_status(running.path, SECONDS) == running.status
+        watchers[0].close()
+        assert read_status(running.path, SECONDS) == running.status
+
+
+def test_announcing_waits_for_nobody(running: Running) -> None:
+    release = threading.Event()
+    running.prefetch = lambda names: None  # type: ignore[method-assign]
+    running.tell = lambda: {"waited": release.wait(SECONDS)}  # type: ignore[method-assign]
+    running.server.close()
+    running.server = running.worker()
+    with running.connect() as client:
+        client.sendall(b'{"do": "status"}\n')
+        began = time.monotonic()
+        for _ in range(10_000):  # more than fit into the pipe that wakes it
+            running.server.announce(["x"])
+        assert time.monotonic() - began < SECONDS / 2
+        release.set()
+        assert json.loads(client.recv(1000)) == {"waited": True}
+
+
+# --- where it is
+
+
+def test_the_path_is_that_of_the_target(tmp_path: Path) -> None:
+    path = control_path(tmp_path, Path("/nix/store"))
+    assert path.parent == tmp_path / "mounts"
+    assert path == control_path(tmp_path, Path("/nix/x/../store/"))
+    assert path != control_path(tmp_path, Path("/nix/store2"))
+    assert control_path(tmp_path, Path("x")) == control_path(tmp_path, Path.cwd() / "x")
+    with pytest.raises(MountError, match="NAR_RUN_DIR"):
+        control_path(Path("/", "x" * 90), Path("/nix/store"))
+
+
+def test_the_directory_is_for_its_owner_alone(tmp_path: Path) -> None:
+    make_run_dir(tmp_path / "new/run")
+    make_run_dir(tmp_path / "new/run")
+    assert stat.S_IMODE((tmp_path / "new/run/mounts").stat().st_mode) == 0o700
+    (tmp_path / "file").touch()
+    with pytest.raises(MountError, match="NAR_RUN_DIR or --run-dir"):
+        make_run_dir(tmp_path / "file")
+
+
+def test_nor_is_one_that_everybody_may_write_to(running: Running) -> None:
+    running.path.parent.chmod(0o777)
+    with pytest.raises(MountError, match="chmod o-w"):
+        read_status(running.path, SECONDS)
+    with pytest.raises(MountError, match="chmod o-w"):
+        make_run_dir(running.path.parents[1])
+
+
+def test_a_directory_of_somebody_else_is_not_believed(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    if owner == 0:  # whose word counts for everybody
+        os.chown(running.path.parent, 65533, 65533)
+    with pytest.raises(MountError, match="is not yours"):
+        read_status(running.path, SECONDS)
+    with pytest.raises(MountError, match="is not yours"):
+        make_run_dir(running.path.parents[1])

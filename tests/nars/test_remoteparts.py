@@ -1,0 +1,281 @@
+"""Parts of remote NARs: just their bytes and no wrong ones, until it is worth fetching all."""
+
+import random
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from narcore.errors import FileNotInStore, RangeNotSupported, StoreError, StoreUnavailable
+from narcore.formats.listing import NarListing, Node
+from narcore.formats.nar.parser import parse_nar
+from narcore.formats.narinfo import NarInfo
+from narcore.lookup.pathinfo import PathInfo
+from narcore.nars import remoteparts
+from narcore.nars.accessor import NarBytes
+from narcore.nars.remoteparts import RemoteParts
+from narcore.stores.base import StoreFile
+from narcore.stores.memory import MemoryStore
+from tests import builders
+
+FILES = {"a": random.Random(1).randbytes(1_000_000), "b": random.Random(2).randbytes(5000), "c": bytes(1_000_000)}
+NAR = builders.nar(FILES)
+LISTING = NarListing.from_events(parse_nar([NAR], contents=False))
+
+
+class CountingStore(MemoryStore):
+    """Notes each request as (start, stop), and can fail."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(files)
+        self.asked: list[tuple[int, int | None]] = []
+        self.fault: Exception | None = None
+        self.open = 0
+        self.gate: threading.Event | None = None
+
+    def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
+        self.asked.append((start, stop))
+        if self.gate is not None:
+            self.gate.wait(10)
+        if self.fault is not None:
+            raise self.fault
+        file = super().get_file(path, start, stop)
+        self.open += 1
+        return StoreFile(_Counted(self, iter(file)), size=file.size)
+
+    def bytes_asked(self) -> int:
+        return sum((stop or 0) - start for start, stop in self.asked)
+
+
+class _Counted:
+    def __init__(self, store: CountingStore, chunks: Iterator[bytes]) -> None:
+        self._store, self._chunks, self._closed = store, chunks, False
+
+    def __iter__(self) -> "_Counted":
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._chunks)
+
+    def close(self) -> None:
+        self._store.open -= not self._closed
+        self._closed = True
+
+
+def plain(**changes: object) -> tuple[PathInfo, CountingStore]:
+    """The NAR as it is."""
+    info = builders.nar_info(builders.store_path("x"), NAR, compression="none")
+    return _info(info, NAR, changes)
+
+
+def _info(info: NarInfo, packed: bytes, changes: dict[str, object]) -> tuple[PathInfo, CountingStore]:
+    store = CountingStore({info.url: packed})
+    return PathInfo(replace(info, **{"file_size": len(packed)} | changes), store), store  # type: ignore[arg-type]
+
+
+def in_blocks(monkeypatch: pytest.MonkeyPatch, size: int = 300_000) -> tuple[PathInfo, CountingStore]:
+    """In xz, of blocks of that size."""
+    if shutil.which("xz") is None:
+        pytest.skip("xz is not installed")
+    monkeypatch.setattr(remoteparts, "BLOCKS_SIZE", 100_000)
+    command = ["xz", "-c", "-0", f"--block-size={size}"]
+    packed = subprocess.run(command, input=NAR, stdout=subprocess.PIPE, check=True).stdout
+    info = builders.nar_info(builders.store_path("x"), NAR, compression="xz")
+    return _info(info, packed, {})
+
+
+def node(name: str) -> Node:
+    found = LISTING.child(LISTING.root, name)
+    assert found is not None
+    return found
+
+
+def read(
+    parts: RemoteParts, info: PathInfo, of: Node, start: int = 0, stop: int | None = None, *, thrifty: bool = True
+) -> NarBytes | None:
+    stop = of.size if stop is None else stop
+    return parts.read(info, of, of.nar_offset + start, of.nar_offset + stop, thrifty=thrifty)
+
+
+def contents(part: NarBytes | None) -> bytes:
+    assert part is not None
+    try:
+        return b"".join(part)
+    finally:
+        part.close()
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 5000), (0, 1), (4999, 5000), (100, 200)])
+def test_a_part_costs_its_bytes_and_the_tag(start: int, stop: int) -> None:
+    info, store = plain()
+    assert contents(read(RemoteParts(), info, node("b"), start, stop)) == FILES["b"][start:stop]
+    offset = node("b").nar_offset
+    assert store.asked == [(offset - 24, offset + stop)]
+    assert store.open == 0
+
+
+def test_deep_in_a_file_the_tag_is_asked_for_by_itself() -> None:
+    info, store = plain()
+    assert contents(read(RemoteParts(), info, node("a"), 600_000, 600_100)) == FILES["a"][600_000:600_100]
+    assert len(store.asked) == 2
+    assert store.bytes_asked() == 100 + 24
+    assert store.open == 0
+
+
+def test_out_of_xz_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    info, store = in_blocks(monkeypatch)
+    parts = RemoteParts()
+    assert contents(read(parts, info, node("b"))) == FILES["b"]
+    assert len(store.asked) == 2  # the index, and the block
+    assert store.bytes_asked() <= 4096 + 310_000
+    store.asked.clear()
+    assert contents(read(parts, info, node("c"), 900_000, 900_100)) == bytes(100)
+    assert len(store.asked) == 2  # the block of the tag, the block of the bytes; the index is known
+    assert store.open == 0
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_an_index_larger_than_the_first_guess(monkeypatch: pytest.MonkeyPatch, small: bool) -> None:
+    if small:
+        monkeypatch.setattr(remoteparts, "TAIL_SIZE", 14)
+    info, store = in_blocks(monkeypatch, 30_000)
+    assert contents(read(RemoteParts(), info, node("b"))) == FILES["b"]
+    assert len(store.asked) == (3 if small else 2)
+
+
+def test_no_wrong_byte_out_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block has a check sum, and the last bytes come after it."""
+    info, store = in_blocks(monkeypatch)
+    (name,) = store._files
+    packed = bytearray(store._files[name])
+    packed[500_000] ^= 1
+    store._files = {name: bytes(packed)}
+    part = read(RemoteParts(), info, node("a"), 400_000, 550_000)
+    got = b""
+    try:
+        with pytest.raises(Exception, match="xz"):
+            got = contents(part)
+    finally:
+        assert got == b""
+        assert store.open == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"file_size": 5}, 0),  # not checked where the NAR is not compressed: NarSize is
+        ({}, 8),  # the listing is another one's
+        ({}, -1),
+    ],
+)
+def test_a_place_where_the_file_does_not_begin(changes: dict[str, object], place: int) -> None:
+    info, store = plain(**changes)
+    parts = RemoteParts()
+    there = replace(node("b"), nar_offset=node("b").nar_offset + place)
+    found = read(parts, info, there)
+    if place:
+        assert found is None
+        asked = len(store.asked)
+        assert read(parts, info, node("b")) is None  # not asked again for a while
+        assert len(store.asked) == asked
+    else:
+        assert contents(found) == FILES["b"]
+    assert store.open == 0
+
+
+@pytest.mark.parametrize(
+    "fault", [RangeNotSupported("no"), FileNotInStore("no"), StoreError("no"), StoreUnavailable("no")]
+)
+def test_quietly_the_next_source(fault: Exception) -> None:
+    info, store = plain()
+    parts = RemoteParts()
+    store.fault = fault
+    assert read(parts, info, node("b")) is None
+    store.fault = None
+    again = read(parts, info, node("b"))
+    # What may pass is tried again; what won't is not, for minutes.
+    assert (again is not None) == isinstance(fault, StoreUnavailable)
+    if again is not None:
+        again.close()
+    assert parts._busy == {}
+
+
+def test_a_file_of_another_size() -> None:
+    info, store = plain()
+    (name,) = store._files
+    store._files = {name: NAR + b"more"}
+    assert read(RemoteParts(), info, node("b")) is None
+    assert store.open == 0
+
+
+@pytest.mark.parametrize("compression", ["zstd", "bzip2", "xz"])
+def test_what_has_no_parts(compression: str) -> None:
+    """The xz file is of one block, as Nix writes them unless it is told to work in parallel."""
+    info, store = _info(
+        builders.nar_info(builders.store_path("x"), NAR, compression=compression),
+        builders.COMPRESS[compression](NAR),
+        {},
+    )
+    assert read(RemoteParts(), info, node("b")) is None
+    assert store.asked == []
+
+
+class TestThrift:
+    def test_half_of_it_is_worth_all_of_it(self) -> None:
+        info, store = plain()
+        parts = RemoteParts()
+        assert contents(read(parts, info, node("a"))) == FILES["a"]
+        assert read(parts, info, node("c"), 0, 100_000) is None
+        assert contents(read(parts, info, node("c"), thrifty=False)) == FILES["c"]
+        store.asked.clear()
+        assert contents(read(parts, info, node("b"), 0, 100)) == FILES["b"][:100]  # that little is still below half
+
+    def test_a_small_nar_is_no_parts(self) -> None:
+        small = builders.nar({"b": FILES["b"]})
+        info, _ = _info(builders.nar_info(builders.store_path("s"), small, compression="none"), small, {})
+        of = NarListing.from_events(parse_nar([small], contents=False))
+        there = of.child(of.root, "b")
+        assert there is not None
+        assert read(RemoteParts(), info, there) is None
+        assert contents(read(RemoteParts(), info, there, thrifty=False)) == FILES["b"]
+
+    def test_several_at_once_are_worth_all_of_it(self) -> None:
+        info, _ = plain()
+        parts = RemoteParts()
+        held = [read(parts, info, node("b"), 0, 10) for _ in range(remoteparts.AT_ONCE)]
+        assert all(held)
+        assert read(parts, info, node("b")) is None
+        for part in held:
+            assert part is not None
+            part.close()
+            part.close()
+        assert contents(read(parts, info, node("b"))) == FILES["b"]
+
+    def test_also_those_whose_answer_has_not_come(self) -> None:
+        info, store = plain()
+        parts = RemoteParts()
+        store.gate = threading.Event()
+        found: list[NarBytes | None] = []
+        threads = [threading.Thread(target=lambda: found.append(read(parts, info, node("b")))) for _ in range(30)]
+        for thread in threads:
+            thread.start()
+        while len(found) < len(threads) - remoteparts.AT_ONCE:
+            threads[0].join(0.001)
+        store.gate.set()
+        for thread in threads:
+            thread.join()
+        assert len(store.asked) == remoteparts.AT_ONCE
+        for part in filter(None, found):
+            assert contents(part) == FILES["b"]
+        assert (store.open, parts._busy) == (0, {})
+
+    def test_a_part_that_is_never_read_is_let_go(self) -> None:
+        info, store = plain()
+        parts = RemoteParts()
+        part = read(parts, info, node("a"))
+        assert part is not None
+        part.close()
+        assert (store.open, parts._busy) == (0, {})
