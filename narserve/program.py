@@ -45,7 +45,7 @@ Completion of commands and options, for bash (zsh_source and fish_source do the 
 
 
 # Each command and its module, in the order in which ``--help`` lists them.
-COMMANDS = {
+MODULES = {
     "ls": "ls",
     "cat": "cat",
     "get": "get",
@@ -60,6 +60,13 @@ COMMANDS = {
 }
 
 
+def load(name: str) -> click.Command:
+    """Import the command of that name. Raises KeyError if there is none."""
+    module = import_module(f"narserve.commands.{MODULES[name]}")
+    command: click.Command = getattr(module, MODULES[name])
+    return command
+
+
 class Program(click.Group):
     """The group of all commands.
 
@@ -68,17 +75,12 @@ class Program(click.Group):
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of all commands, in the order of ``COMMANDS``."""
-        return [*COMMANDS]
+        """The names of all commands, in the order of ``MODULES``."""
+        return [*MODULES]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, or None if there is none."""
-        if cmd_name not in COMMANDS:
-            return None
-        module = import_module(f"narserve.commands.{COMMANDS[cmd_name]}")
-        command = getattr(module, COMMANDS[cmd_name])
-        assert isinstance(command, click.Command)
-        return command
+        return load(cmd_name) if cmd_name in MODULES else None
 
     def invoke(self, ctx: click.Context) -> int:
         try:

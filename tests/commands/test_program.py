@@ -9,7 +9,8 @@ import click
 import pytest
 
 from narcore.errors import StorePathError
-from narserve.program import nar_serve
+from narserve.commands.cache import cache
+from narserve.program import MODULES, load
 from narserve.session.target import Target
 from tests import ROOT
 from tests.builders import hash_part
@@ -20,10 +21,8 @@ from tests.e2e.links import HELLO
 from tests.e2e.nixcaches import NixCaches
 
 HASH = hash_part("x")
-CACHE = nar_serve.commands["cache"]
-assert isinstance(CACHE, click.Group)
-COMMANDS: dict[tuple[str, ...], click.Command] = {(name,): command for name, command in nar_serve.commands.items()}
-COMMANDS |= {("cache", name): command for name, command in CACHE.commands.items()}
+COMMANDS: dict[tuple[str, ...], click.Command] = {(name,): load(name) for name in MODULES}
+COMMANDS |= {("cache", name): command for name, command in cache.commands.items()}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -38,7 +37,7 @@ def test_help_says_what_and_how(cli: InProcess, command: tuple[str, ...]) -> Non
 def test_help_of_the_whole(cli: InProcess) -> None:
     shown = cli.ok("--help").out.decode()
     for word in (
-        *nar_serve.commands,
+        *MODULES,
         "Exit codes",
         "NAR_CACHE_URL",
         "NAR_TRUSTED_PUBLIC_KEYS",
@@ -144,9 +143,8 @@ def test_completion(caches: NixCaches) -> None:
 
 
 def test_a_server_does_not_load_it() -> None:
-    code = "import sys, api.index; sys.exit(any(name.startswith('narserve.program') for name in sys.modules))"
-    root = ROOT
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, env=environment({}), check=False).returncode == 0
+    code = "import sys, api.index; sys.exit(any(name.startswith('narserve') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment({}), check=False).returncode == 0
 
 
 def test_what_an_instance_refuses_is_told_in_its_own_words(cli: InProcess, instance: Front) -> None:
