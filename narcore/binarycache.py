@@ -1,7 +1,4 @@
-"""The hall: ``BinaryCache``, the one object that every front end holds.
-
-It joins the rooms: stores fetch, formats say what the bytes mean, streams unpack and check, the cache keeps.
-"""
+"""``BinaryCache``: the one object that every front end holds. It joins stores, lookup, the disk cache and the sources of NARs."""
 
 import json
 import logging
@@ -12,6 +9,7 @@ from functools import partial
 from typing import Self
 
 from narcore.cache.narcache import FILL_PATIENCE, NarCache
+from narcore.concurrency.background import call_in_background
 from narcore.concurrency.lru import LruMemory
 from narcore.concurrency.singleflight import SingleFlight
 from narcore.errors import (
@@ -31,9 +29,9 @@ from narcore.formats.storepath import DEFAULT_STORE_DIR
 from narcore.lookup.addressproof import AddressProof
 from narcore.lookup.lookup import Lookup, Strategy
 from narcore.lookup.pathinfo import PathInfo, Trust
-from narcore.lookup.substituter import Substituter, in_background
+from narcore.lookup.substituter import Substituter
 from narcore.nars.accessor import NarAccessor
-from narcore.nars.cachednar import ArrivingNar, LocalNar
+from narcore.nars.cachednar import ArrivingNar, OpenNar
 from narcore.nars.source import Known, NarSource
 from narcore.nars.wholenar import NarStreams
 from narcore.settings import Settings
@@ -81,7 +79,7 @@ class BinaryCache:
         self._lookup = Lookup(self.substituters, strategy=strategy, trusted_keys=trusted_keys, trace=trace, clock=clock)
         self._streams = NarStreams(sources=self._lookup.sources, on_failure=self._lookup.demote)
         self._source = NarSource(self._streams, cache, strict=strict, trace=trace, on_other_listing=self._learn_listing)
-        self._proof = AddressProof(self._source.whole, on_lie=self._lookup.demote)
+        self._proof = AddressProof(self._source.whole, on_mismatch=self._lookup.demote)
         self._trace = trace
         self._listings: LruMemory[tuple[str, str], Known] = LruMemory(LISTING_MEMORY, clock=clock)
         self._listing_flights: SingleFlight[tuple[str, str], Known] = SingleFlight()
@@ -142,7 +140,7 @@ class BinaryCache:
     def check_ready(self) -> None:
         """Whether some store answers. Raises the last one's StoreError or CacheInfoError if none does."""
         error: NarcoreError | None = None
-        for answer in as_completed([in_background(each.check) for each in self.substituters]):
+        for answer in as_completed([call_in_background(each.check) for each in self.substituters]):
             try:
                 answer.result()
             except NarcoreError as failure:
@@ -204,11 +202,11 @@ class BinaryCache:
             known.listing,
             partial(self._source.read, info, known),
             is_verified=known.verified,
-            at_hand=partial(self._source.is_kept, info),
+            is_cached=partial(self._is_cached, info),
         )
 
     def nar(self, info: PathInfo) -> Iterator[bytes]:
-        """The whole NAR, fetched from its store now, and neither taken from the disk cache nor kept there.
+        """The whole NAR, fetched from its store now, and neither read from the disk cache nor cached there.
 
         Its last bytes come only when all have been checked. Reading raises StoreError, CompressionError and IntegrityError. Close
         it if it is not read to its end.
@@ -216,55 +214,58 @@ class BinaryCache:
         self._proof.check(info)
         return self._streams.open(info)
 
+    def _is_cached(self, info: PathInfo) -> bool:
+        return self._cache is not None and self._cache.is_cached(info.nar_key)
+
     def _check_size(self, info: PathInfo) -> None:
         size = info.narinfo.nar_size
         for limit, setting in self._limits:
             if size > limit:
                 raise NarTooLarge(f"the NAR has {size} bytes, and {limit} at most are unpacked here ({setting})")
 
-    # --- NARs in the disk cache, for who keeps them open
+    # --- NARs in the disk cache, to be held open
 
-    def local(self, info: PathInfo) -> LocalNar | None:
-        """The NAR, if it is on disk now, whole and verified. To be closed.
+    def open_cached(self, info: PathInfo) -> OpenNar | None:
+        """The cached NAR, complete and verified; None if it is not cached. To be closed.
 
         Raises what `open` raises for one that may not be served.
         """
         self._check_size(info)
-        nar = self._source.local(info)
-        if nar is None:
+        nar = self._cache.open(info.nar_key) if self._cache else None
+        if self._cache is None or nar is None:
             return None
         try:
             self._proof.check(info)
         except BaseException:
             nar.close()
             raise
-        return nar
+        return OpenNar(self._cache, info.nar_key, nar)
 
-    def fetch_local(self, info: PathInfo) -> LocalNar:
-        """The NAR on disk, where it is brought if need be; a fill under way is joined. Waits for it. To be closed.
+    def open_fetched(self, info: PathInfo) -> OpenNar:
+        """The cached NAR, fetched first if needed; a fill under way is joined. Waits for it. To be closed.
 
-        Raises what `open` raises, and CacheFailure if it can't be kept.
+        Raises what `open` raises, and CacheFailure if it can't be cached.
         """
         for _ in range(FETCH_TRIES):
-            nar = self.local(info)
+            nar = self.open_cached(info)
             if nar is not None:
                 return nar
-            self._source.keep(info)
+            self._source.fetch(info)
         raise CacheFailure("a NAR is evicted each time as soon as it has been fetched; the cache is too small")
 
-    def arriving(self, info: PathInfo) -> ArrivingNar:
+    def open_arriving(self, info: PathInfo) -> ArrivingNar:
         """The NAR on its way into the disk cache, to be read before it is verified, unless we are strict. To be closed.
 
-        Joins the fill under way, or begins one, also of a NAR that is on disk (see `local`). Raises what `open` raises, and
+        Joins the fill under way, or begins one, also of a NAR that is on disk (see `open_cached`). Raises what `open` raises, and
         CacheFailure if it can't be kept.
         """
         self._check_size(info)
         self._proof.check(info)
-        return self._source.arriving(info)
+        return self._source.open_arriving(info)
 
-    def fetched(self, info: PathInfo) -> int:
+    def bytes_fetched(self, info: PathInfo) -> int:
         """How many bytes of the NAR the fill under way in this process has got; 0 if there is none. Waits for nothing."""
-        return self._source.bytes_fetched(info)
+        return self._cache.bytes_fetched(info.nar_key) if self._cache else 0
 
     def disk_usage(self) -> dict[str, object] | None:
         """Where the disk cache is, how many bytes are in it, and how many may be; None if there is none. Raises CacheFailure."""
@@ -273,9 +274,9 @@ class BinaryCache:
         used = sum(entry.size for entry in self._cache.entries())
         return {"directory": str(self._cache.layout.directory), "bytes": used, "limit": self._cache.limit}
 
-    def fetched_total(self) -> int:
+    def total_bytes_fetched(self) -> int:
         """How many bytes all fills of this process have got, ever: as long as something comes, it grows."""
-        return self._source.bytes_fetched_ever()
+        return self._cache.total_bytes_fetched() if self._cache else 0
 
     # --- listings
 
@@ -289,9 +290,9 @@ class BinaryCache:
         known = self._listings.get(key)
         if known is None or not known.verified:
             # A verified listing takes the place of the store's word as soon as there is one.
-            kept = self._source.kept_listing(info)
-            if kept is not None:
-                known = Known(kept, verified=True)
+            cached = self._cache.listing(info.nar_key) if self._cache else None
+            if cached is not None:
+                known = Known(cached, verified=True)
                 self._remember_listing(key, known)
         return known or self._listing_flights.do(key, partial(self._find_listing, info, key))
 
@@ -314,7 +315,7 @@ class BinaryCache:
     def _stored_listing(self, info: PathInfo) -> NarListing | None:
         """The ``.ls`` of the store, or None if it has none that fits: then the NAR can still tell."""
         narinfo = info.narinfo
-        if self._lookup.is_left_alone(info):
+        if self._lookup.is_paused(info):
             return None
         try:
             packed = read_file(info.store, f"{narinfo.store_path.hash_part}.ls", LISTING_LIMIT)

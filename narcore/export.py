@@ -24,8 +24,8 @@ from narcore.formats.narinfo import NarInfo
 from narcore.formats.nixhash import NixHash
 from narcore.formats.signature import SecretKey
 from narcore.formats.storepath import StorePath
+from narcore.sizes import CHUNK_SIZE
 
-CHUNK = 256 * 1024
 STORE_DIR = "/nix/store"
 
 
@@ -136,7 +136,7 @@ def _file_events(path: Path, name: bytes, *, executable: bool) -> Iterator[NarEv
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         yield Regular(name, executable, size, 0)
-        while size and (chunk := file.read(min(CHUNK, size))):
+        while size and (chunk := file.read(min(CHUNK_SIZE, size))):
             yield Data(chunk)
             size -= len(chunk)
 

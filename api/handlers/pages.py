@@ -88,11 +88,11 @@ class _Known(Protocol):
     @property
     def store_dir(self) -> str | None: ...
     @property
-    def is_left_alone(self) -> bool: ...
+    def is_paused(self) -> bool: ...
 
 
 def _state(store: _Known) -> State:
-    if store.is_left_alone:
+    if store.is_paused:
         return State.FAILS
     return State.UNKNOWN if store.store_dir is None else State.ANSWERS
 

@@ -148,7 +148,9 @@ class StoreHandler:
         self._recent.add(str(store_path))
         response.kind = answer.kind(outcome)
         response.headers["Server-Timing"] = timing.header
-        if checks := _checks(info, content=accessor.at_hand or (accessor.is_verified and not answer.is_file(outcome))):
+        if checks := _checks(
+            info, content=accessor.is_cached or (accessor.is_verified and not answer.is_file(outcome))
+        ):
             response.headers["NAR-Verified"] = checks
         return response
 
@@ -293,7 +295,7 @@ class _NodeAnswer:
             self._ref(path),
             partial(self.accessor.read, node),
             own_origin=self.asked.host is not None,
-            at_hand=self.request.method == "HEAD" and self.accessor.at_hand,
+            is_cached=self.request.method == "HEAD" and self.accessor.is_cached,
             limit=self.limit,
         )
 
@@ -317,7 +319,7 @@ class _NodeAnswer:
     @property
     def _is_cheap(self) -> bool:
         """Whether a file may be read though nobody asked for it."""
-        return self.accessor.at_hand or self.info.narinfo.nar_size <= CHEAP_NAR
+        return self.accessor.is_cached or self.info.narinfo.nar_size <= CHEAP_NAR
 
     def _whole_file(self, node: Node) -> bytes:
         with closing(self.accessor.read(node)) as content:

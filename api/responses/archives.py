@@ -10,6 +10,7 @@ from api.http.text import content_disposition
 from api.responses.base import Response, cache_forever, not_modified, safe_headers, set_validators
 from api.responses.body import joined
 from narcore.archive import nar, tar, zip_archive
+from narcore.concurrency.closing import close
 from narcore.formats.listing import Node
 from narcore.nars.accessor import NarAccessor
 
@@ -85,6 +86,4 @@ class _Started:
         yield from self._chunks
 
     def close(self) -> None:
-        close = getattr(self._chunks, "close", None)
-        if close is not None:
-            close()
+        close(self._chunks)

@@ -17,9 +17,7 @@ from api.responses.base import CONTENT_CSP, Response, cache_forever, not_modifie
 from api.responses.body import FileWindow, MultipartBody, Read, StreamBody, open_body, read_head
 from api.responses.limits import Limit
 from narcore.formats.listing import Node
-
-# What is handed to a server at a time where it does not use sendfile.
-_BLOCK = 256 * 1024
+from narcore.sizes import CHUNK_SIZE
 
 _NO_LIMIT = Limit()
 
@@ -50,13 +48,13 @@ def file_response(
     read: Read,
     *,
     own_origin: bool = False,
-    at_hand: bool = False,
+    is_cached: bool = False,
     limit: Limit = _NO_LIMIT,
 ) -> Response:
     """The answer to a GET or HEAD of a regular file: 200, 206 or 304.
 
     ``read`` is called only when bytes are needed. ``own_origin``: the request is on the path's own host name, so no
-    sandbox. ``at_hand``: reading costs next to nothing, so a HEAD may do it to tell the Content-Type. Raises
+    sandbox. ``is_cached``: reading costs next to nothing, so a HEAD may do it to tell the Content-Type. Raises
     PreconditionFailed (412), RequestedRangeNotSatisfiable (416), AnswerTooLarge (413), and what ``read`` raises before the
     first byte.
     """
@@ -72,7 +70,7 @@ def file_response(
         headers["Content-Disposition"] = content_disposition(ref.name)
     file = _File(ref.name, node.size, read)
     if request.method == "HEAD":
-        return _head_only(headers, file, at_hand=at_hand)
+        return _head_only(headers, file, is_cached=is_cached)
     parts = _wanted_parts(request, validators, node.size)
     length = sum(part.length for part in parts) if parts else node.size
     limit.check_length(request, length, _named(headers, ref))
@@ -107,9 +105,9 @@ def _wanted_parts(request: Request, validators: Validators, size: int) -> list[B
         raise RequestedRangeNotSatisfiable(length=size) from error
 
 
-def _head_only(headers: Headers, file: _File, *, at_hand: bool) -> Response:
+def _head_only(headers: Headers, file: _File, *, is_cached: bool) -> Response:
     content_type = type_by_name(file.name)
-    if content_type is None and (at_hand or not file.size):
+    if content_type is None and (is_cached or not file.size):
         content_type = file.type_by_head(file.head())
     if content_type is not None:
         headers["Content-Type"] = content_type
@@ -136,7 +134,7 @@ def _one_part(request: Request, headers: Headers, file: _File, part: ByteRange |
 def _sending(request: Request, headers: Headers, body: StreamBody | FileWindow | None, status: HTTPStatus) -> Response:
     if isinstance(body, FileWindow):
         # Nothing around it: a server takes its own wrapper as the sign that it may use sendfile (PEP 3333).
-        wrapped: Iterable[bytes] = request.environ["wsgi.file_wrapper"](body, _BLOCK)
+        wrapped: Iterable[bytes] = request.environ["wsgi.file_wrapper"](body, CHUNK_SIZE)
         return Response(wrapped, status=status, headers=headers, direct_passthrough=True)
     return Response(body if body is not None else b"", status=status, headers=headers)
 

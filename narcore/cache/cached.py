@@ -13,8 +13,7 @@ from narcore.cache.part import disk_trouble
 from narcore.concurrency.lru import LruMemory
 from narcore.errors import CacheFailure
 from narcore.formats import nixbase32
-
-CHUNK = 256 * 1024
+from narcore.sizes import CHUNK_SIZE
 
 # From this size on it takes the kernel less to send a file than us to read it, and half as much where it is large; below, the
 # first step costs more than all the others save. Measured with gunicorn's threads.
@@ -74,7 +73,7 @@ class CachedBytes:
 
     def _read(self, start: int, stop: int) -> Generator[bytes]:
         while start < stop:
-            data = self._nar.pread(start, min(start + CHUNK, stop))
+            data = self._nar.pread(start, min(start + CHUNK_SIZE, stop))
             start += len(data)
             if start == stop:  # before the answer is complete: is it still what was verified?
                 self._nar.check_untouched()

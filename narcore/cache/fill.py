@@ -19,8 +19,8 @@ from collections.abc import Callable, Generator
 from narcore.cache.part import Fetch, GivenUp, Part, Unwanted
 from narcore.errors import CacheFailure, CapacityError, StoreTimeout
 from narcore.formats.listing import NarListing
+from narcore.sizes import CHUNK_SIZE
 
-CHUNK = 256 * 1024
 POLL_SECONDS = 0.005  # how soon a reader learns of bytes that another process has written
 STALL_SECONDS = 120.0  # not a byte for so long: longer than all the retries of a store take
 
@@ -125,7 +125,7 @@ class Fill:
             ready = self._wait_beyond(position, stop)
             if ready == stop:
                 check(self.wait())
-            data = self.part.read(position, min(ready, position + CHUNK))
+            data = self.part.read(position, min(ready, position + CHUNK_SIZE))
             if not data:
                 raise CacheFailure("the part file of a NAR was cut while it was read")
             position += len(data)

@@ -13,8 +13,7 @@ from narcore.cache.locks import alone, replacing
 from narcore.errors import ListingError
 from narcore.formats.listing import NarListing
 from narcore.formats.nar.parser import parse_nar
-
-CHUNK = 256 * 1024
+from narcore.sizes import CHUNK_SIZE
 
 _BEFORE_ROOT, _BEHIND_ROOT = b'{"version":1,"root":', b"}"
 
@@ -67,6 +66,6 @@ def _make_listing(layout: Layout, key: NarKey, nar_fd: int) -> NarListing:
 def file_chunks(fd: int) -> Iterator[bytes]:
     """A whole open file, from its start, whatever its position."""
     position = 0
-    while chunk := os.pread(fd, CHUNK, position):
+    while chunk := os.pread(fd, CHUNK_SIZE, position):
         yield chunk
         position += len(chunk)

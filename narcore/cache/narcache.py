@@ -23,7 +23,7 @@ from narcore.cache.locks import READ_FLAGS, is_still_at, remove_if_free
 from narcore.cache.part import Fetch, GivenUp, Part, Unwanted, disk_trouble
 from narcore.cache.reserve import Spare
 from narcore.cache.slots import Slots
-from narcore.cache.unpacked import Place
+from narcore.cache.unpacked import UnpackedFile
 from narcore.concurrency.lru import LruMemory
 from narcore.concurrency.singleflight import SingleFlight
 from narcore.errors import CacheFailure, CapacityError, NarcoreError
@@ -103,7 +103,7 @@ class NarCache:
         self._note("hit", key)
         return nar
 
-    def contains(self, key: NarKey) -> bool:
+    def is_cached(self, key: NarKey) -> bool:
         """Whether the NAR seems to be here whole; ``open`` is the one to tell for sure."""
         return os.path.exists(self.layout.nar(key.digits))  # noqa: PTH110  Path.exists raises for a directory that can't be read
 
@@ -164,7 +164,7 @@ class NarCache:
 
     # --- files out of them
 
-    def unpacked(self, file: FileKey, nar: CachedNar) -> int:
+    def open_unpacked(self, file: FileKey, nar: CachedNar) -> int:
         """A descriptor of a file with those bytes of the NAR that is open, made if it is not there. To be closed.
 
         Raises CacheFailure.
@@ -177,9 +177,9 @@ class NarCache:
             self._unpacking.do(file, partial(self._unpack, file, nar))
         raise CacheFailure("an unpacked file is evicted each time as soon as it is made; the cache is too small")
 
-    def place(self, file: FileKey, fd: int) -> Place:
-        """Where the file is that is open."""
-        return Place.of(self.layout.file(file), fd)
+    def unpacked_file(self, file: FileKey, fd: int) -> UnpackedFile:
+        """The file that is open at ``fd``."""
+        return UnpackedFile.of(self.layout.file(file), fd)
 
     def _unpack(self, file: FileKey, nar: CachedNar) -> None:
         with disk_trouble():
@@ -220,7 +220,7 @@ class NarCache:
             fill = self._fills.get(key)
             return fill.available if fill is not None else 0
 
-    def bytes_fetched_ever(self) -> int:
+    def total_bytes_fetched(self) -> int:
         """What all fills of this process have got: it grows as long as anything comes."""
         with self._lock:
             return self._fetched + sum(fill.available for fill in self._running)

@@ -13,7 +13,7 @@ from narcore.cache.layout import DURABLE, THIS_BOOT, Layout, NarKey, is_verified
 from narcore.cache.listings import load_listing, new_listing
 from narcore.cache.locks import OPEN_FLAGS, READ_FLAGS, is_still_at, try_lock, unlock
 from narcore.cache.slots import Slot, Slots
-from narcore.concurrency.readahead import Ahead
+from narcore.concurrency.readahead import ReadAhead
 from narcore.errors import CacheFailure, CapacityError, IntegrityError, NarcoreError
 from narcore.formats.listing import ListingBuilder, NarListing
 from narcore.formats.nar.parser import NarParser
@@ -159,7 +159,7 @@ class Part:
             os.ftruncate(self._fd, 0)
         parser, builder = NarParser(contents=False), ListingBuilder()
         position, present = 0, self.size()
-        chunks = Ahead(fetch())
+        chunks = ReadAhead(fetch())
         try:
             for chunk in chunks:
                 parser.receive_data(chunk)

@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from narcore.cache.cached import CHUNK, CachedNar
+from narcore.cache.cached import CachedNar
 from narcore.cache.eviction import Entry
 from narcore.cache.layout import THIS_BOOT, FileKey, Layout, is_verified, mark, touch
 from narcore.cache.locks import READ_FLAGS, replacing
 from narcore.cache.reserve import Spare
+from narcore.sizes import CHUNK_SIZE
 
 # What the kernel says where it can't copy by itself from one file to the other: then we do.
 _NO_COPY = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV}
@@ -26,8 +27,8 @@ COPY_SIZE = 1 << 30  # bytes that the kernel is asked to copy at once, at most
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where an unpacked file is that somebody has open: to ask about it, and to keep it from being evicted, without that."""
+class UnpackedFile:
+    """Which unpacked file somebody has open: to ask whether it was evicted, and to count it as used, without a descriptor."""
 
     path: Path
     device: int
@@ -105,7 +106,7 @@ def _copy(nar: CachedNar, target: int, start: int, size: int) -> None:
         if error.errno not in _NO_COPY:
             raise
     while done < size:
-        data = nar.pread(start + done, start + min(size, done + CHUNK))
+        data = nar.pread(start + done, start + min(size, done + CHUNK_SIZE))
         done += os.pwrite(target, data, done)
 
 
@@ -115,7 +116,7 @@ def is_right(file: FileKey, fd: int, nar_fd: int) -> bool:
         return False
     done = 0
     while done < file.size:
-        data = os.pread(fd, min(CHUNK, file.size - done), done)
+        data = os.pread(fd, min(CHUNK_SIZE, file.size - done), done)
         if not data or data != os.pread(nar_fd, len(data), file.start + done):
             return False
         done += len(data)

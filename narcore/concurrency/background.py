@@ -1,15 +1,19 @@
-"""Work that nobody waits for, one piece after the other."""
+"""Calls in threads that the caller does not wait for: a queue of work, and a single call with a result."""
 
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
-class Background(Generic[T]):
-    """Hands what is put to ``work``, in a thread that ends when nothing is left. ``work`` raises nothing. Thread-safe."""
+class WorkQueue(Generic[T]):
+    """Passes each item to ``work``, one after the other, in a thread that ends when the queue is empty. Thread-safe.
+
+    ``work`` must not raise. ``name`` is the thread's.
+    """
 
     def __init__(self, name: str, work: Callable[[T], None]) -> None:
         self._name = name
@@ -21,10 +25,10 @@ class Background(Generic[T]):
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, piece: T) -> None:
-        """Returns at once."""
+    def put(self, item: T) -> None:
+        """Add an item. Returns immediately."""
         with self._lock:
-            self._waiting.append(piece)
+            self._waiting.append(item)
             if not self._is_running:
                 self._is_running = True
                 threading.Thread(target=self._run, name=self._name, daemon=True).start()
@@ -35,5 +39,24 @@ class Background(Generic[T]):
                 if not self._waiting:
                     self._is_running = False
                     return
-                piece = self._waiting.popleft()
-            self._work(piece)
+                item = self._waiting.popleft()
+            self._work(item)
+
+
+def call_in_background(call: Callable[[], T]) -> Future[T]:
+    """Call it in a new daemon thread, which does not keep the process alive; the result or error comes in the Future.
+
+    Raises RuntimeError if the system has no more threads.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result = call()
+        except BaseException as error:  # noqa: BLE001  it is raised again in the thread that waits
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=run, name="background-call", daemon=True).start()
+    return future

@@ -13,7 +13,7 @@ from narcore.concurrency.closing import close
 QUEUE_LENGTH = 4
 
 
-class Ahead(Iterator[bytes]):
+class ReadAhead(Iterator[bytes]):
     """The chunks of ``source``, read by a thread that starts with the first one, and closes it. Errors come in their place."""
 
     def __init__(self, source: Iterator[bytes]) -> None:
@@ -25,7 +25,7 @@ class Ahead(Iterator[bytes]):
 
     def __next__(self) -> bytes:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="ahead", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="readahead", daemon=True)
             self._thread.start()
         chunk = self._take()
         if chunk is None:

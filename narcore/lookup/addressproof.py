@@ -5,24 +5,23 @@ from functools import partial
 
 from narcore.concurrency.lru import LruMemory
 from narcore.concurrency.singleflight import SingleFlight
-from narcore.errors import IntegrityError, NarcoreError, NarError
+from narcore.errors import IntegrityError, NarError
 from narcore.formats.contentaddress import ContentAddress, contents_unproved, refers_to_itself
-from narcore.lookup.pathinfo import PathInfo, Trust
+from narcore.lookup.pathinfo import OnFailure, PathInfo, Trust
 from narcore.streams.contentcheck import addressed
-
-OnFailure = Callable[[PathInfo, NarcoreError], None]
 
 
 class AddressProof:
     """Has contents checked against their address, once, and before anything of them is given out.
 
     A NAR with the right NarHash is no proof where the address is not made of the NarHash: anybody could have put the hash of
-    another NAR into an unsigned narinfo. ``read`` gives a whole NAR; ``on_lie`` is told of one that is not what its address says.
+    another NAR into an unsigned narinfo. ``read`` gives a whole NAR; ``on_mismatch`` is told of
+    a NAR that is not what its address says.
     """
 
-    def __init__(self, read: Callable[[PathInfo], Iterator[bytes]], *, on_lie: OnFailure) -> None:
+    def __init__(self, read: Callable[[PathInfo], Iterator[bytes]], *, on_mismatch: OnFailure) -> None:
         self._read = read
-        self._on_lie = on_lie
+        self._on_mismatch = on_mismatch
         self._proved: LruMemory[tuple[str, str], bool] = LruMemory(100_000)
         self._flights: SingleFlight[tuple[str, str], None] = SingleFlight()
 
@@ -43,6 +42,6 @@ class AddressProof:
         try:
             for _chunk in addressed(self._read(info), address, self_reference=own):
                 pass
-        except (IntegrityError, NarError) as lie:
-            self._on_lie(info, lie)
+        except (IntegrityError, NarError) as error:
+            self._on_mismatch(info, error)
             raise

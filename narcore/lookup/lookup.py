@@ -86,9 +86,9 @@ class Lookup:
     def sources(self, info: PathInfo) -> Iterator[PathInfo]:
         """Who to get the NAR of ``info`` from, one after the other: its own store, then those that have the same NAR.
 
-        While its own store is left alone for its failures, or that NAR of it was no good just now, it is the last one.
+        Its own store is the last one while that store is paused, or if its NAR was wrong or missing recently.
         """
-        own_last = self.is_left_alone(info) or self._is_demoted(info.store.url, info.narinfo.store_path.hash_part)
+        own_last = self.is_paused(info) or self._is_demoted(info.store.url, info.narinfo.store_path.hash_part)
         if not own_last:
             yield info
         yield from self._others(info)
@@ -128,9 +128,9 @@ class Lookup:
         """Have those asked for their nix-cache-info of which nothing is known; ``patient``: wait for it, but not for long."""
         _introduce(self._substituters, patient=patient)
 
-    def is_left_alone(self, info: PathInfo) -> bool:
-        """Whether its store has failed repeatedly, and there are others."""
-        return len(self._substituters) > 1 and self._substituter(info).is_left_alone
+    def is_paused(self, info: PathInfo) -> bool:
+        """Whether its store keeps failing and is not asked now, and there are others."""
+        return len(self._substituters) > 1 and self._substituter(info).is_paused
 
     # --- asking
 

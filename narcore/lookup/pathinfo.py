@@ -1,8 +1,11 @@
 """What is known of a store path, and which store said so."""
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from narcore.cache.layout import NarKey
+from narcore.errors import NarcoreError
 from narcore.formats import narinfo_json
 from narcore.formats.narinfo import NarInfo
 from narcore.stores.base import BinaryCacheStore
@@ -25,6 +28,11 @@ class PathInfo:
     store: BinaryCacheStore
     trust: Trust = Trust.UNCHECKED
 
+    @property
+    def nar_key(self) -> NarKey:
+        """Identifies the NAR in the disk cache."""
+        return NarKey(self.narinfo.nar_hash.nix32, self.narinfo.nar_size)
+
     def to_json(self) -> dict[str, object]:
         """The fields of nix path-info --json (see narinfo_json), and three that say whom to believe.
 
@@ -35,3 +43,7 @@ class PathInfo:
         if self.trust is not Trust.UNCHECKED:
             trusted = {"trusted": True, "trustedFor": self.trust.value}
         return narinfo_json.to_json(self.narinfo) | {"store": self.store.url} | trusted
+
+
+# Is told that the NAR of a store path could not be fetched from its store, or was not what its narinfo says.
+OnFailure = Callable[[PathInfo, NarcoreError], None]

@@ -9,8 +9,10 @@ from concurrent.futures import Future, wait
 from typing import Self, TypeVar
 from urllib.parse import parse_qs
 
+from narcore.concurrency.background import call_in_background
 from narcore.errors import FileNotInStore, NarcoreError, SettingsError, StoreError, StoreUnavailable
 from narcore.formats.cacheinfo import CacheInfo
+from narcore.lookup.breaker import CircuitBreaker
 from narcore.stores import open_store
 from narcore.stores.base import BinaryCacheStore, read_file
 from narcore.stores.traced import TracedStore
@@ -27,67 +29,10 @@ INTRODUCTION_SECONDS = 3.0
 
 DEFAULT_PRIORITY = 50  # Nix's (src/libstore/store-api.hh)
 
-# After so many failures in a row a store is left alone, for twice as long each time that the next try fails as well.
-FAILURES = 3
-PAUSE_SECONDS = 5.0
-LONGEST_PAUSE_SECONDS = 300.0
-
 # How many calls one store may keep waiting at once in threads of their own: no slow store takes those of another.
 CALLS_AT_ONCE = 16
 
 T = TypeVar("T")
-
-
-class Breaker:
-    """Keeps a store that fails from being asked: everybody who asks it waits for its timeout. Thread-safe.
-
-    ``url`` is for the log, which gets a line when the store is left alone and when it is back.
-    """
-
-    def __init__(self, url: str, clock: Callable[[], float]) -> None:
-        self._url = url
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._failures = 0
-        self._pause = PAUSE_SECONDS
-        self._until = 0.0
-        self._on_trial = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it keeps everybody off just now."""
-        with self._lock:
-            return self._failures >= FAILURES and self._clock() < self._until
-
-    def lets_through(self) -> bool:
-        """Whether to ask. While the store is left alone, nobody is let through; after that one is, to see."""
-        with self._lock:
-            if self._failures < FAILURES:
-                return True
-            if self._clock() < self._until:
-                return False
-            self._on_trial = True
-            self._until = self._clock() + self._pause  # if that one never tells, another may try
-            return True
-
-    def succeeded(self) -> None:
-        with self._lock:
-            was_open = self._failures >= FAILURES
-            self._failures, self._pause, self._on_trial = 0, PAUSE_SECONDS, False
-        if was_open:
-            log.info("%s answers again", self._url)
-
-    def failed(self) -> None:
-        with self._lock:
-            was_open = self._failures >= FAILURES
-            self._failures += 1
-            # Those who were asking when it opened fail one after the other: they say nothing new.
-            if self._failures < FAILURES or (was_open and not self._on_trial):
-                return
-            pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE_SECONDS)
-            self._until = self._clock() + pause
-            self._on_trial = False
-        log.warning("%s fails again and again, and is left alone for %g s", self._url, pause)
 
 
 class Substituter:
@@ -105,7 +50,7 @@ class Substituter:
         self.trusted = trusted
         self._priority = priority
         self._clock = clock
-        self._breaker = Breaker(store.url, clock)
+        self._breaker = CircuitBreaker(store.url, clock)
         self._last_failure: StoreError | None = None
         self._calls = threading.BoundedSemaphore(CALLS_AT_ONCE)
         self._lock = threading.Lock()
@@ -151,7 +96,7 @@ class Substituter:
             asked = self._introduction
             if asked is None or (asked.done() and self._clock() >= self._ask_again_at):
                 self._introduced_at = self._clock()
-                asked = self._introduction = in_background(self._learn)
+                asked = self._introduction = call_in_background(self._learn)
             return asked
 
     def wait_for_introduction(self) -> None:
@@ -193,15 +138,15 @@ class Substituter:
     # --- asking
 
     @property
-    def is_left_alone(self) -> bool:
-        """Whether it has failed repeatedly, and is not asked for now."""
+    def is_paused(self) -> bool:
+        """Whether the circuit breaker is open: the store keeps failing and is not asked now."""
         return self._breaker.is_open
 
     def read(self, path: str, limit: int) -> bytes:
-        """A small file. Raises StoreError; what it raised last, without asking, while the store is left alone."""
-        if not self._breaker.lets_through():
+        """The content of a small file. Raises StoreError; while the store is paused, an error as the last one, without asking."""
+        if not self._breaker.allows_call():
             kind = type(self._last_failure) if self._last_failure else StoreUnavailable
-            raise kind(f"{self.url} is left alone for a while, after: {self._last_failure}")
+            raise kind(f"not asking {self.url} for a while, after: {self._last_failure}")
         try:
             content = read_file(self.store, path, limit)
         except StoreUnavailable as failure:
@@ -223,28 +168,12 @@ class Substituter:
         if not self._calls.acquire(blocking=False):
             return call
         try:
-            flight = in_background(call)
+            flight = call_in_background(call)
         except RuntimeError:  # the system has no more threads to give
             self._calls.release()
             return call
         flight.add_done_callback(lambda _flight: self._calls.release())
         return flight.result
-
-
-def in_background(call: Callable[[], T]) -> Future[T]:
-    """Call it in a new thread, one that does not keep the process from ending: a slow store would."""
-    flight: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            result = call()
-        except BaseException as error:  # noqa: BLE001  it is raised again for whoever waits
-            flight.set_exception(error)
-        else:
-            flight.set_result(result)
-
-    threading.Thread(target=run, name="substituter", daemon=True).start()
-    return flight
 
 
 def _priority(parameters: dict[str, list[str]]) -> int | None:

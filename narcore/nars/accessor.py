@@ -29,7 +29,7 @@ class NarAccessor:
     """The files of one NAR."""
 
     def __init__(
-        self, listing: NarListing, read_node: ReadNode, *, is_verified: bool, at_hand: Callable[[], bool]
+        self, listing: NarListing, read_node: ReadNode, *, is_verified: bool, is_cached: Callable[[], bool]
     ) -> None:
         """``read_node`` gives bytes of a regular file, from one place in it to another. ``is_verified``: the listing is the
         NAR's own, and not just what its store says.
@@ -37,11 +37,11 @@ class NarAccessor:
         self.listing = listing
         self.is_verified = is_verified
         self._read_node = read_node
-        self._at_hand = at_hand
+        self._at_hand = is_cached
 
     @property
-    def at_hand(self) -> bool:
-        """Whether the NAR is on disk, whole and verified: reading takes no more than a look there."""
+    def is_cached(self) -> bool:
+        """Whether the NAR is in the disk cache, complete and verified: reading costs no download."""
         return self._at_hand()
 
     def read(self, node: Node, start: int = 0, stop: int | None = None) -> NarBytes:

@@ -1,4 +1,4 @@
-"""NARs out of the disk cache for who reads from them again and again, such as a file system."""
+"""NARs of the disk cache that are held open and read many times, as a file system does: complete ones, and one being fetched."""
 
 import os
 import sys
@@ -10,12 +10,12 @@ from narcore.cache.cached import CachedNar
 from narcore.cache.fill import Fill
 from narcore.cache.layout import FileKey, NarKey, touch
 from narcore.cache.narcache import NarCache
-from narcore.cache.unpacked import Place
+from narcore.cache.unpacked import UnpackedFile
 from narcore.formats.listing import Kind, NarListing, Node
 
 
-class LocalNar:
-    """One NAR on disk, whole and verified, held open. Thread-safe but for ``close``: nobody may be reading any more then.
+class OpenNar:
+    """A cached NAR, complete and verified, held open. Thread-safe but for ``close``: nobody may be reading any more then.
 
     It can be read on after it was evicted, and takes up its space on the disk as long as it is open.
     """
@@ -38,19 +38,19 @@ class LocalNar:
         self._nar.check_untouched()
         return data
 
-    def unpacked(self, node: Node) -> int:
+    def open_unpacked(self, node: Node) -> int:
         """A descriptor of a file on disk that holds just the contents of that regular file; read-only, and to be closed.
 
-        It is made if it is not there, which takes room in the cache, and the time to copy it. Raises CacheFailure, and ValueError
+        It is made if it is not there, which takes space in the cache, and time to copy it. Raises CacheFailure, and ValueError
         for what is no regular file in this NAR.
         """
         if node.kind is not Kind.REGULAR or node.nar_offset + node.size > self._key.size:
             raise ValueError(f"no {node.kind} of {node.size} bytes at {node.nar_offset} in a NAR of {self._key.size}")
-        return self._cache.unpacked(FileKey(self._key.digits, node.nar_offset, node.size), self._nar)
+        return self._cache.open_unpacked(FileKey(self._key.digits, node.nar_offset, node.size), self._nar)
 
-    def place(self, node: Node, fd: int) -> Place:
-        """Where the file is that `unpacked` gave that descriptor of, to keep an eye on it when the descriptor is closed."""
-        return self._cache.place(FileKey(self._key.digits, node.nar_offset, node.size), fd)
+    def unpacked_file(self, node: Node, fd: int) -> UnpackedFile:
+        """The file of which `open_unpacked` returned the descriptor ``fd``: it can be watched after ``fd`` is closed."""
+        return self._cache.unpacked_file(FileKey(self._key.digits, node.nar_offset, node.size), fd)
 
     @property
     def is_evicted(self) -> bool:

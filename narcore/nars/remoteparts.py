@@ -71,7 +71,7 @@ class RemoteParts:
         it, or because several are being read.
         """
         place = (info.store.url, info.narinfo.url)
-        key = NarKey(info.narinfo.nar_hash.nix32, info.narinfo.nar_size)
+        key = info.nar_key
         if self._refused.get(place) or (thrifty and key.size <= WHOLE_SIZE) or not self._enter(key, thrifty=thrifty):
             return None
         chunks: Iterator[bytes] | None = None

@@ -3,35 +3,28 @@
 1. the NAR on disk, whole and verified;
 2. a fill under way: somebody fetches this NAR already;
 3. a part of the remote file, where it can be had without the rest;
-4. a new fill, or, where nothing can be kept, the stream, of which the front is thrown away.
+4. a new fill, or, where nothing can be cached, the stream, of which the front is thrown away.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from narcore.cache.cached import CachedBytes
 from narcore.cache.fill import Check, Fill, FillBytes
-from narcore.cache.layout import NarKey
 from narcore.cache.narcache import NarCache
-from narcore.concurrency.closing import Stage, close
-from narcore.errors import CacheFailure, CompressionError, IntegrityError, NarcoreError, StoreError
-from narcore.formats.listing import ListingBuilder, NarListing, Node, contents_prefix
-from narcore.formats.nar.parser import NarParser, parse_nar
+from narcore.errors import CacheFailure, NarcoreError
+from narcore.formats.listing import NarListing, Node
+from narcore.formats.nar.parser import parse_nar
 from narcore.lookup.pathinfo import PathInfo
 from narcore.nars.accessor import NarBytes
-from narcore.nars.cachednar import ArrivingNar, LocalNar
-from narcore.nars.remoteparts import RemoteParts, behind_tag
+from narcore.nars.cachednar import ArrivingNar
+from narcore.nars.fallbacks import CachedOrStreamed, PartOrElsewhere, Streamed, as_listed, check_same
+from narcore.nars.remoteparts import RemoteParts
 from narcore.nars.wholenar import NarStreams
-from narcore.streams.slicing import skip_and_drain, skip_and_limit
 from narcore.trace import Trace
 
-# Behind the file asked for, at most this much more of the NAR (or as much again as was read) is read to check the hash.
-VERIFY_REST = 8 << 20
-
-
 OnListing = Callable[[PathInfo, NarListing], None]
-Take = Callable[[Iterator[bytes], int, int], Iterator[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +51,8 @@ class NarSource:
 
     # --- listings
 
-    def kept_listing(self, info: PathInfo) -> NarListing | None:
-        """The listing of a NAR that is in the cache."""
-        return self._cache.listing(_key(info)) if self._cache else None
-
-    def is_kept(self, info: PathInfo) -> bool:
-        """Whether the NAR is in the cache."""
-        return self._cache is not None and self._cache.contains(_key(info))
-
     def read_listing(self, info: PathInfo) -> NarListing:
-        """The listing out of the NAR itself, which is read to its end for it (and kept, where it can be)."""
+        """The listing out of the NAR itself, which is read to its end (and cached, if possible)."""
         if self._cache:
             try:
                 return self._filled_listing(self._cache, info)
@@ -77,13 +62,13 @@ class NarSource:
         return NarListing.from_events(parse_nar(self._streams.open(info), contents=False))
 
     def whole(self, info: PathInfo) -> Iterator[bytes]:
-        """The whole NAR, verified: out of the cache, where it can be kept there. Raises NarcoreError, also while it is read."""
+        """The whole NAR, verified: out of the cache, if it can be cached. Raises NarcoreError, also while it is read."""
         if self._cache:
             try:
-                nar = self._cache.open(_key(info))
+                nar = self._cache.open(info.nar_key)
                 if nar is None:
                     self._filled_listing(self._cache, info)
-                    nar = self._cache.open(_key(info))
+                    nar = self._cache.open(info.nar_key)
             except CacheFailure:
                 nar = None
             if nar is not None:
@@ -91,38 +76,27 @@ class NarSource:
         return self._streams.open(info)
 
     def _filled_listing(self, cache: NarCache, info: PathInfo) -> NarListing:
-        fill = cache.joinable(_key(info)) or self._fill(cache, info)
+        fill = self._fill(cache, info)
         try:
             return fill.wait()
         finally:
             fill.leave()
 
     def _fill(self, cache: NarCache, info: PathInfo) -> Fill:
-        return cache.fill(_key(info), partial(self._streams.open, info), source=info.store.url)
+        """The fill under way, joined, or a new one."""
+        return cache.joinable(info.nar_key) or cache.fill(
+            info.nar_key, partial(self._streams.open, info), source=info.store.url
+        )
 
-    # --- NARs for who keeps them open
+    # --- NARs that are kept open
 
-    def local(self, info: PathInfo) -> LocalNar | None:
-        """The NAR, if it is in the cache."""
-        nar = self._cache.open(_key(info)) if self._cache else None
-        return LocalNar(self._cache, _key(info), nar) if self._cache and nar else None
-
-    def keep(self, info: PathInfo) -> None:
-        """Have the NAR in the cache, whole, and wait for that. Raises CacheFailure, and what fetching raises."""
+    def fetch(self, info: PathInfo) -> None:
+        """Fetch the whole NAR into the cache, and wait for it. Raises CacheFailure, and what fetching raises."""
         self._filled_listing(self._needed_cache(), info)
 
-    def arriving(self, info: PathInfo) -> ArrivingNar:
+    def open_arriving(self, info: PathInfo) -> ArrivingNar:
         """The NAR on its way into the cache. Raises CacheFailure, and what a fill failed with seconds ago."""
-        cache = self._needed_cache()
-        return ArrivingNar(cache.joinable(_key(info)) or self._fill(cache, info), whole=self._strict)
-
-    def bytes_fetched(self, info: PathInfo) -> int:
-        """How much of the NAR the fill under way here has got. 0 if there is none."""
-        return self._cache.bytes_fetched(_key(info)) if self._cache else 0
-
-    def bytes_fetched_ever(self) -> int:
-        """What all fills of this process have got so far."""
-        return self._cache.bytes_fetched_ever() if self._cache else 0
+        return ArrivingNar(self._fill(self._needed_cache(), info), whole=self._strict)
 
     def _needed_cache(self) -> NarCache:
         if self._cache is None:
@@ -140,12 +114,12 @@ class NarSource:
     def _choose(self, info: PathInfo, known: Known, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
         if self._cache is None:
             return self._uncached(info, known, node, start, stop)
-        key = _key(info)
+        key = info.nar_key
         fill = self._cache.joinable(key)  # asked first: one that has ended since is on disk
         if fill is None:
             cached = self._cached(self._cache, info, known, start, stop)
             if cached is not None:
-                return "disk", self._kept(cached, info, known, node, start)
+                return "disk", self._cached_or_streamed(cached, info, known, node, start)
         if fill is None and not self._strict:
             part = self._remote.read(info, node, start, stop, thrifty=True)
             if part is not None:
@@ -157,25 +131,25 @@ class NarSource:
                 raise
             return self._uncached(info, known, node, start, stop)
         filled = fill.read(start, stop, _same(known), whole=self._strict)
-        return "fill", self._kept(filled, info, known, node, start)
+        return "fill", self._cached_or_streamed(filled, info, known, node, start)
 
     def _cached(self, cache: NarCache, info: PathInfo, known: Known, start: int, stop: int) -> CachedBytes | None:
-        nar = cache.open(_key(info))
+        nar = cache.open(info.nar_key)
         if nar is None:
             return None
         cached = nar.read(start, stop)
         try:
             if not known.verified:  # the NAR has come since the file was looked up
-                _same(known)(cache.listing_of(_key(info), nar))
+                _same(known)(cache.listing_of(info.nar_key, nar))
         except BaseException:
             cached.close()
             raise
         return cached
 
-    def _kept(
-        self, kept: FillBytes | CachedBytes, info: PathInfo, known: Known, node: Node, start: int
-    ) -> "KeptOrStreamed":
-        return KeptOrStreamed(kept, partial(self._stream, info, known, node), start, strict=self._strict)
+    def _cached_or_streamed(
+        self, cached: FillBytes | CachedBytes, info: PathInfo, known: Known, node: Node, start: int
+    ) -> CachedOrStreamed:
+        return CachedOrStreamed(cached, partial(self._stream, info, known, node), start, strict=self._strict)
 
     def _uncached(self, info: PathInfo, known: Known, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
         # Half of a NAR, or more, costs at most as much again as a stream, and that is checked against its hash at the end.
@@ -185,9 +159,7 @@ class NarSource:
             return "stream", self._stream(info, known, node, start, stop)
         return "range", self._part(part, info, known, node, start, stop)
 
-    def _part(
-        self, part: NarBytes, info: PathInfo, known: Known, node: Node, start: int, stop: int
-    ) -> "PartOrElsewhere":
+    def _part(self, part: NarBytes, info: PathInfo, known: Known, node: Node, start: int, stop: int) -> PartOrElsewhere:
         def elsewhere(failure: NarcoreError, start: int) -> Iterator[NarBytes]:
             for other in self._streams.others(info, failure):
                 rest = self._remote.read(other, node, start, stop, thrifty=False)
@@ -195,41 +167,11 @@ class NarSource:
 
         return PartOrElsewhere(part, start, elsewhere)
 
-    def _stream(self, info: PathInfo, known: Known, node: Node, start: int, stop: int) -> "Streamed":
+    def _stream(self, info: PathInfo, known: Known, node: Node, start: int, stop: int) -> Streamed:
         chunks = self._streams.open(info)
         if not known.verified:
             chunks = as_listed(chunks, known.listing, partial(self._on_other_listing, info))
         return Streamed(chunks, node, start, stop, nar_size=info.narinfo.nar_size)
-
-
-def as_listed(chunks: Iterator[bytes], listing: NarListing, on_other: Callable[[NarListing], None]) -> Iterator[bytes]:
-    """The NAR as it comes. At its end, before the last bytes are given out, raises IntegrityError if the listing is another's.
-
-    ``on_other`` gets the right one then.
-    """
-    return Stage(_as_listed(chunks, listing, on_other), chunks)
-
-
-def _as_listed(chunks: Iterator[bytes], listing: NarListing, on_other: Callable[[NarListing], None]) -> Iterator[bytes]:
-    parser, builder = NarParser(contents=False), ListingBuilder()
-    held = b""
-    for chunk in chunks:
-        parser.receive_data(chunk)
-        builder.add_all(parser.events())
-        if held:
-            yield held
-        held = chunk
-    parser.receive_eof()
-    builder.add_all(parser.events())
-    found = builder.finish()
-    if found != listing:
-        on_other(found)
-    _check_same(found, listing)
-    yield held
-
-
-def _key(info: PathInfo) -> NarKey:
-    return NarKey(info.narinfo.nar_hash.nix32, info.narinfo.nar_size)
 
 
 def _same(known: Known) -> Check:
@@ -237,140 +179,6 @@ def _same(known: Known) -> Check:
 
     def check(listing: NarListing) -> None:
         if not known.verified:
-            _check_same(listing, known.listing)
+            check_same(listing, known.listing)
 
     return check
-
-
-def _check_same(found: NarListing, told: NarListing) -> None:
-    if found != told:
-        raise IntegrityError("the store's listing is not that of the NAR")
-
-
-class Streamed:
-    """Some bytes of the file ``node`` out of a NAR that comes as a stream: what is before them is thrown away.
-
-    If no more than as much again (or VERIFY_REST) follows behind them, the stream is read to its end, where the NAR's hash is
-    checked, before the last bytes are given out: then a NAR that is not what was promised never gives a complete answer.
-    In any case the file has to begin where it was said to.
-    """
-
-    def __init__(self, chunks: Iterator[bytes], node: Node, start: int, stop: int, *, nar_size: int) -> None:
-        self.length = stop - start
-        self._source = chunks
-        to_the_end = nar_size - stop <= max(VERIFY_REST, stop)
-        take = skip_and_drain if to_the_end else skip_and_limit
-        self._chunks = self._behind(node, take, start, stop)
-
-    def _behind(self, node: Node, take: Take, start: int, stop: int) -> Generator[bytes]:
-        tag = contents_prefix(node)
-        contents = behind_tag(self._source, node.nar_offset - len(tag), tag)
-        yield from take(contents, start - node.nar_offset, stop - node.nar_offset)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._chunks
-
-    def close(self) -> None:
-        self._chunks.close()
-        close(self._source)
-
-
-class PartOrElsewhere:
-    """Some bytes out of a part of a remote file; if that fails, the rest from wherever else it can be had.
-
-    ``elsewhere`` is told of the failure and where to go on, and gives what to try, one after the other.
-    """
-
-    def __init__(
-        self, part: NarBytes, start: int, elsewhere: Callable[[NarcoreError, int], Iterator[NarBytes]]
-    ) -> None:
-        self.length = part.length
-        self._part = part
-        self._start = start
-        self._elsewhere = elsewhere
-        self._chunks = self._read()
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._chunks
-
-    def close(self) -> None:
-        self._chunks.close()
-        self._part.close()
-
-    def _read(self) -> Generator[bytes]:
-        try:
-            yield from self._counted(self._part)
-        except (StoreError, CompressionError) as error:
-            failure = error
-        else:
-            return
-        for rest in self._elsewhere(failure, self._start):
-            try:
-                yield from self._counted(rest)
-            except (StoreError, CompressionError):
-                continue
-            else:
-                return
-            finally:
-                rest.close()
-        raise failure
-
-    def _counted(self, chunks: NarBytes) -> Generator[bytes]:
-        for chunk in chunks:
-            self._start += len(chunk)
-            yield chunk
-
-
-class KeptOrStreamed:
-    """Some bytes out of the cache; if it fails meanwhile, the rest out of a stream of its own.
-
-    ``file`` is that of ``CachedBytes``; who reads it has to ``check_untouched`` at the end, and gets no rest.
-    """
-
-    def __init__(
-        self, kept: FillBytes | CachedBytes, stream: Callable[[int, int], Streamed], start: int, *, strict: bool
-    ) -> None:
-        self.length = kept.length
-        self.file = kept.file if isinstance(kept, CachedBytes) else None
-        self._kept = kept
-        self._open_stream = stream
-        self._strict = strict
-        self._chunks = self._read(start, start + kept.length)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._chunks
-
-    def check_untouched(self) -> None:
-        """Raises CacheFailure if ``file`` has been written to since it was opened."""
-        if isinstance(self._kept, CachedBytes):
-            self._kept.check_untouched()
-
-    def close(self) -> None:
-        self._chunks.close()
-        self._kept.close()
-
-    def _read(self, start: int, stop: int) -> Generator[bytes]:
-        sent = start
-        try:
-            for chunk in self._kept:
-                yield chunk
-                sent += len(chunk)
-        except CacheFailure:
-            if self._strict:
-                raise
-            yield from self._stream(start, sent, stop)
-
-    def _stream(self, start: int, sent: int, stop: int) -> Generator[bytes]:
-        """The bytes behind ``sent``; those before it were given out already, and must have been the same."""
-        rest = self._open_stream(start, stop)
-        try:
-            position = start
-            for chunk in rest:
-                old = min(len(chunk), max(0, sent - position))
-                if old and self._kept.again(position, position + old) != chunk[:old]:
-                    raise IntegrityError("the store gave other bytes when the NAR was fetched again")
-                position += len(chunk)
-                if chunk[old:]:
-                    yield chunk[old:]
-        finally:
-            rest.close()

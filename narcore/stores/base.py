@@ -8,8 +8,6 @@ from typing import Protocol, Self
 
 from narcore.errors import FileNotInStore, StoreError, StoreTimeout
 
-CHUNK_SIZE = 256 * 1024
-
 # How long a small file may take: one that comes byte by byte never makes a store that waits for silence give up.
 SMALL_FILE_SECONDS = 60.0
 

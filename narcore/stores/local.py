@@ -9,7 +9,8 @@ from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from narcore.errors import FileNotInStore, RangeNotSupported, SettingsError, StoreForbidden, StoreUnavailable
-from narcore.stores.base import CHUNK_SIZE, StoreFile, check_by_asking, check_part
+from narcore.sizes import CHUNK_SIZE
+from narcore.stores.base import StoreFile, check_by_asking, check_part
 from narcore.stores.http.urls import redacted
 from narcore.stores.names import file_names
 

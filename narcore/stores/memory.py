@@ -3,7 +3,8 @@
 from collections.abc import Generator, Mapping
 
 from narcore.errors import FileNotInStore, RangeNotSupported
-from narcore.stores.base import CHUNK_SIZE, StoreFile, check_by_asking, check_part
+from narcore.sizes import CHUNK_SIZE
+from narcore.stores.base import StoreFile, check_by_asking, check_part
 from narcore.stores.names import file_names
 
 

@@ -15,10 +15,10 @@ from typing import Self
 
 from narcore.concurrency.closing import Stage
 from narcore.errors import CorruptStream, TruncatedStream
+from narcore.sizes import CHUNK_SIZE
 from narcore.streams.decoders import LzmaDecoder
 
 HEADER_SIZE = FOOTER_SIZE = 12
-CHUNK_SIZE = 256 * 1024
 
 _HEADER_MAGIC = b"\xfd7zXZ\x00"
 _FOOTER_MAGIC = b"YZ"

@@ -144,7 +144,7 @@ class Worker:
         found = self._files.find(base_name)
         if found is None:
             return None
-        self._cache.fetch_local(found.info).close()
+        self._cache.open_fetched(found.info).close()
         return found.info
 
     # --- what it says of itself

@@ -81,10 +81,10 @@ class Early:
                 return arrival.nar.read(start, stop)
         block = (stop - 1) // BLOCK + 1
         wait = partial(arrival.wait_for, min(block * BLOCK, info.narinfo.nar_size))
-        raise Slow(("bytes", info.narinfo.store_path.base_name, block), wait, partial(self._cache.fetched, info))
+        raise Slow(("bytes", info.narinfo.store_path.base_name, block), wait, partial(self._cache.bytes_fetched, info))
 
     def _begin(self, row: int, info: PathInfo) -> None:
-        arrival = _Arrival(self._cache.arriving(info))
+        arrival = _Arrival(self._cache.open_arriving(info))
         with self._lock:
             self._arrivals[row] = arrival
         threading.Thread(target=self._finish, args=(row, info, arrival), name=f"arrival-{row}", daemon=True).start()

@@ -30,7 +30,7 @@ from narcore.errors import CacheFailure, FileNotInStore, NarcoreError
 from narcore.formats.listing import Kind, NarListing, Node
 from narcore.formats.storepath import HASH_PART_LENGTH, is_base_name
 from narcore.lookup.pathinfo import PathInfo
-from narcore.nars.cachednar import LocalNar
+from narcore.nars.cachednar import OpenNar
 from narmount.files.early import Early
 from narmount.files.missingnames import DeniedNames
 from narmount.files.opennars import OpenNars
@@ -209,7 +209,7 @@ class FileSystem:
         """Whether it takes a while to see it, and it is a directory, as far as its store says; then it has a row."""
         if self._early is not None:
             return False
-        nar = self._cache.local(info)
+        nar = self._cache.open_cached(info)
         if nar is not None:
             nar.close()
             return False
@@ -280,7 +280,7 @@ class FileSystem:
 
     def _progress(self, info: PathInfo | None) -> int:
         """Bytes of the NAR so far; while it waits for its turn, of all that are fetched."""
-        return (self._cache.fetched(info) if info else 0) or self._cache.fetched_total()
+        return (self._cache.bytes_fetched(info) if info else 0) or self._cache.total_bytes_fetched()
 
     def _count(self, outcome: str) -> None:
         with self._lock:
@@ -435,7 +435,7 @@ class FileSystem:
         copying = threading.Event()
 
         def unpack() -> None:
-            with closing(self._cache.fetch_local(path.info)) as nar:
+            with closing(self._cache.open_fetched(path.info)) as nar:
                 copying.set()
                 self._unpack(nar, node, node_id)
 
@@ -444,16 +444,16 @@ class FileSystem:
 
         return Slow(("file", path.base_name, node.index), unpack, progress)
 
-    def _unpack(self, nar: LocalNar, node: Node, node_id: int) -> None:
+    def _unpack(self, nar: OpenNar, node: Node, node_id: int) -> None:
         assert self._backings is not None
         try:
-            fd = nar.unpacked(node)
+            fd = nar.open_unpacked(node)
         except CacheFailure:  # no room for it: it is read as if there were no passthrough
             self._backings.add(node_id, None)
             return
         try:
             nar.drop_pages(node.nar_offset, node.nar_offset + node.size)
-            self._backings.add(node_id, fd, nar.place(node, fd))
+            self._backings.add(node_id, fd, nar.unpacked_file(node, fd))
         finally:
             os.close(fd)
 
@@ -487,7 +487,7 @@ class FileSystem:
 
     def _fetching(self, path: OpenPath) -> Slow:
         def fetch() -> None:
-            self._nars.put(path.row, self._cache.fetch_local(path.info))
+            self._nars.put(path.row, self._cache.open_fetched(path.info))
 
         return Slow(("nar", path.base_name), fetch, partial(self._progress, path.info))
 

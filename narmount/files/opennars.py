@@ -5,7 +5,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from narcore.nars.cachednar import LocalNar
+from narcore.nars.cachednar import OpenNar
 
 # Each takes a descriptor (256 are a quarter of what a process may have), and keeps the space on disk of one that was evicted.
 OPEN_MAX = 256
@@ -15,7 +15,7 @@ IDLE_SECONDS = 30.0
 class _Held:
     __slots__ = ("dropped", "nar", "used", "users")
 
-    def __init__(self, nar: LocalNar) -> None:
+    def __init__(self, nar: OpenNar) -> None:
         self.nar = nar
         self.users = 0
         self.used = 0.0
@@ -48,7 +48,7 @@ class OpenNars:
             held.users -= 1
             self._close_if_done(held)
 
-    def put(self, row: int, nar: LocalNar) -> None:
+    def put(self, row: int, nar: OpenNar) -> None:
         held = _Held(nar)
         held.used = self._clock()
         with self._lock:

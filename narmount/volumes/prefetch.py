@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from narcore.concurrency.background import Background
+from narcore.concurrency.background import WorkQueue
 from narcore.errors import MountError
 from narmount.daemon.controlserver import ask_prefetch
 
@@ -25,7 +25,7 @@ class Ahead:
     """Thread-safe. What fails is logged, and nothing else: a volume works without it."""
 
     def __init__(self) -> None:
-        self._wishes = Background("ahead", _tell)
+        self._wishes = WorkQueue("ahead", _tell)
 
     def ask(self, volume_id: str, socket: Path, names: Sequence[str]) -> None:
         """``names`` are base names of store paths. Returns at once."""

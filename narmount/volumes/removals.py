@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from narcore.concurrency.background import Background
+from narcore.concurrency.background import WorkQueue
 from narmount.volumes.trees import remove_tree
 
 AT_ONCE_SECONDS = 1.0  # so long a call takes part in it
@@ -20,7 +20,7 @@ class Removals:
     """Thread-safe. What fails is logged: it is tried again at the next start, as is what was not finished."""
 
     def __init__(self) -> None:
-        self._put_off = Background("removals", _remove)
+        self._put_off = WorkQueue("removals", _remove)
 
     def remove(self, directories: Iterable[Path]) -> None:
         """Returns soon, whatever is in them."""

@@ -17,6 +17,7 @@ from narcore.formats.nar.events import Directory as DirectoryStart
 from narcore.formats.nar.parser import parse_nar
 from narcore.formats.nar.writer import write_nar
 from narcore.lookup.pathinfo import PathInfo
+from narcore.nars.wholenar import is_worth_verifying
 from narcore.settings import Settings
 from narserve.get.staging import ROOT, Destination, destination
 from narserve.get.treewriter import FileWriter, TreeWriter
@@ -24,9 +25,6 @@ from narserve.session.session import Place, Session, session_options
 from narserve.session.target import Target, target_argument
 from narserve.terminal.out import Output, encode
 from narserve.terminal.progress import Tick, progress
-
-# Behind the last file that is wanted, so much more of the NAR (or as much again as was read) is read to check the hash.
-VERIFY_REST = 8 << 20
 
 
 @click.command(short_help="Copy a file, a directory or a store path to disk.")
@@ -99,7 +97,7 @@ def _is_best_by_file(settings: Settings, place: Place, info: PathInfo) -> bool:
     That is so where each costs little (it is on disk already, or remote parts can be had), and where it is only one. A part
     of the tree goes by way of the disk cache, too: it is fetched once, and there for the next part.
     """
-    if place.opened.accessor.at_hand or place.node.kind is not Kind.DIRECTORY:
+    if place.opened.accessor.is_cached or place.node.kind is not Kind.DIRECTORY:
         return True
     return bool(place.path) and (info.narinfo.compression == "none" or _is_kept(settings, info))
 
@@ -142,7 +140,7 @@ def _write_rest(place: Place, node: Node, file: FileWriter, tick: Tick) -> None:
     """What lacks of the file. What is there is its beginning, since it was written from there; where that costs nothing, it
     is compared all the same.
     """
-    offset = 0 if place.opened.accessor.at_hand else file.have
+    offset = 0 if place.opened.accessor.is_cached else file.have
     tick(offset)
     if offset < node.size:
         with closing(place.opened.accessor.read(node, offset)) as chunks:
@@ -184,8 +182,7 @@ def _write_nar(place: Place, reading: "_Reading", path: list[bytes], writer: Tre
         events = parse_nar(reading)
         if not _write_events(below(events, path), writer):
             raise IntegrityError("the store's listing is not that of the NAR")
-        rest = reading.total - reading.done
-        if not path or rest <= max(VERIFY_REST, reading.done):
+        if not path or is_worth_verifying(reading.done, reading.total):
             for _event in events:
                 pass
 

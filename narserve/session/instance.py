@@ -29,10 +29,10 @@ from narcore.formats.listing import Kind, NarListing, Node
 from narcore.formats.narinfo import NarInfo
 from narcore.formats.storepath import StorePath
 from narcore.nars.accessor import NarAccessor
+from narcore.sizes import CHUNK_SIZE
 from narserve.terminal.out import encode
 
 TIMEOUT = (5.0, 60.0)  # to connect; between bytes. An instance may have to fetch a whole NAR before the first one.
-CHUNK = 256 * 1024
 LISTING_LIMIT = 256 << 20
 NARINFO_LIMIT = 16 << 20
 MESSAGE_LIMIT = 64 * 1024
@@ -80,7 +80,7 @@ class Instance:
         finally:
             response.close()
         return store_path, NarAccessor(
-            listing, _Files(self, store_path, listing).read, is_verified=False, at_hand=lambda: False
+            listing, _Files(self, store_path, listing).read, is_verified=False, is_cached=lambda: False
         )
 
     def narinfo(self, hash_part: str) -> NarInfo:
@@ -136,7 +136,7 @@ class Instance:
     def read(self, response: requests.Response) -> bytes:
         """The next bytes of a body; none at its end."""
         try:
-            return response.raw.read1(CHUNK, decode_content=False) or b""
+            return response.raw.read1(CHUNK_SIZE, decode_content=False) or b""
         except (OSError, urllib3.exceptions.HTTPError) as error:
             raise self.failure(error) from None
 
@@ -250,7 +250,7 @@ def _check_extent(response: requests.Response, start: int, stop: int, size: int)
 def _whole(response: requests.Response, limit: int) -> bytes:
     content = bytearray()
     try:
-        while chunk := response.raw.read(CHUNK, decode_content=False):
+        while chunk := response.raw.read(CHUNK_SIZE, decode_content=False):
             content += chunk
             if len(content) > limit:
                 raise ListingError(f"more than {limit} bytes")

@@ -33,7 +33,7 @@ def get(
     executable: bool = False,
     source: Source | None = None,
     own_origin: bool = False,
-    at_hand: bool = False,
+    is_cached: bool = False,
     environ: Mapping[str, object] | None = None,
 ) -> Answer:
     source = source or Source(data)
@@ -41,7 +41,7 @@ def get(
     node = file_node(name, len(source.data), executable=executable)
     result = answer(
         request("/x" + query, method, headers, environ),
-        lambda asked: file_response(asked, node, ref(path), source.read, own_origin=own_origin, at_hand=at_hand),
+        lambda asked: file_response(asked, node, ref(path), source.read, own_origin=own_origin, is_cached=is_cached),
     )
     assert source.open == 0, "a read was not closed"
     return result
@@ -304,7 +304,7 @@ def test_head_answers_as_get_and_reads_nothing(path: str) -> None:
 
 
 def test_head_tells_the_type_where_the_bytes_are_at_hand_or_there_are_none() -> None:
-    assert get(path="README", method="HEAD", at_hand=True).headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert get(path="README", method="HEAD", is_cached=True).headers["Content-Type"] == "text/plain; charset=utf-8"
     assert get(path="README", method="HEAD", data=b"").headers["Content-Type"] == "text/plain; charset=utf-8"
 
 

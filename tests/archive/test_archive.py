@@ -213,7 +213,7 @@ def _many(count: int) -> NarAccessor:
     """Of empty files: nothing is read."""
     files: list[NarEvent] = [Regular(b"file-%06d" % number, False, 0) for number in range(count)]
     listing = NarListing.from_events([Directory(b""), *files, DirectoryEnd()])
-    return NarAccessor(listing, _no_bytes, is_verified=True, at_hand=lambda: True)
+    return NarAccessor(listing, _no_bytes, is_verified=True, is_cached=lambda: True)
 
 
 def _no_bytes(node: Node, start: int, stop: int) -> NarBytes:

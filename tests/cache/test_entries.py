@@ -245,7 +245,7 @@ class TestUpkeep:
             keep(cache, nar)
         assert kept(cache, key_of(nars[0])) == nars[0]
         keep(cache, nars[3])
-        assert [cache.contains(key_of(nar)) for nar in nars] == [True, False, True, True]
+        assert [cache.is_cached(key_of(nar)) for nar in nars] == [True, False, True, True]
 
     def test_what_is_evicted_is_read_on(self, make_cache: MakeCache) -> None:
         cache = make_cache(700_000)
@@ -254,7 +254,7 @@ class TestUpkeep:
         assert nar is not None
         reader = nar.read(0, KEY.size)
         keep(cache, nar_of(500_000, 1))
-        assert not cache.contains(KEY)
+        assert not cache.is_cached(KEY)
         assert b"".join(reader) == NAR
         reader.close()
 

@@ -141,7 +141,7 @@ class TestJoiningAndLeaving:
         reader.close()
         reader.close()
         source.allow()
-        until(lambda: cache.contains(source.key))  # little was left
+        until(lambda: cache.is_cached(source.key))  # little was left
 
     @pytest.mark.parametrize(
         ("size", "done", "goes_on"),
@@ -182,7 +182,7 @@ class TestJoiningAndLeaving:
         first.allow()
         assert read_all(fill) == NAR
         until(lambda: descriptors(directory) == [])
-        assert (second.fetched, cache.contains(second.key)) == (0, False)
+        assert (second.fetched, cache.is_cached(second.key)) == (0, False)
 
     def test_a_newcomer_after_that_begins_anew(self, cache: NarCache) -> None:
         source = Source(nar_of(LITTLE * 3), gated=True)

@@ -22,7 +22,7 @@ from narcore.cache.narcache import NarCache
 from narcore.errors import CacheFailure
 from narcore.formats.listing import Kind, NarListing, Node
 from narcore.formats.nar.parser import parse_nar
-from narcore.nars.cachednar import LocalNar
+from narcore.nars.cachednar import OpenNar
 from tests import builders
 from tests.builders import Tree, exe
 from tests.cache.conftest import MakeCache
@@ -42,14 +42,14 @@ def node(name: str) -> Node:
 
 
 @pytest.fixture
-def opened() -> Iterator[Callable[[NarCache, NarKey], LocalNar]]:
+def opened() -> Iterator[Callable[[NarCache, NarKey], OpenNar]]:
     """Opens NARs that are in the cache; they are closed at the end."""
-    found: list[LocalNar] = []
+    found: list[OpenNar] = []
 
-    def open_(cache: NarCache, key: NarKey) -> LocalNar:
+    def open_(cache: NarCache, key: NarKey) -> OpenNar:
         nar = cache.open(key)
         assert nar is not None
-        found.append(LocalNar(cache, key, nar))
+        found.append(OpenNar(cache, key, nar))
         return found[-1]
 
     yield open_
@@ -57,11 +57,11 @@ def opened() -> Iterator[Callable[[NarCache, NarKey], LocalNar]]:
         each.close()
 
 
-Opened = Callable[[NarCache, NarKey], LocalNar]
+Opened = Callable[[NarCache, NarKey], OpenNar]
 
 
 @pytest.fixture
-def nar(cache: NarCache, opened: Opened) -> LocalNar:
+def nar(cache: NarCache, opened: Opened) -> OpenNar:
     keep(cache, NAR)
     return opened(cache, KEY)
 
@@ -94,9 +94,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def test_has_the_contents_and_is_made_once(nar: LocalNar, directory: Path, made: list[int]) -> None:
+def test_has_the_contents_and_is_made_once(nar: OpenNar, directory: Path, made: list[int]) -> None:
     for name, expected in (("a", b""), ("note", NOTE), ("tool", TOOL), ("z", b"")) * 2:
-        fd = nar.unpacked(node(name))
+        fd = nar.open_unpacked(node(name))
         assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
         assert not os.get_inheritable(fd)
         assert contents(fd) == expected
@@ -107,9 +107,9 @@ def test_has_the_contents_and_is_made_once(nar: LocalNar, directory: Path, made:
     assert len(files(directory)) == 4
 
 
-def test_an_eye_on_it_while_somebody_has_it_open(nar: LocalNar, directory: Path) -> None:
-    with os.fdopen(nar.unpacked(node("tool"))) as file:  # until it is closed nobody else gets its inode
-        place, path = nar.place(node("tool"), file.fileno()), path_of(directory)
+def test_an_eye_on_it_while_somebody_has_it_open(nar: OpenNar, directory: Path) -> None:
+    with os.fdopen(nar.open_unpacked(node("tool"))) as file:  # until it is closed nobody else gets its inode
+        place, path = nar.unpacked_file(node("tool"), file.fileno()), path_of(directory)
         assert not place.is_evicted()
         os.utime(path, ns=(1000, path.stat().st_mtime_ns))
         place.touch()
@@ -130,18 +130,18 @@ def test_an_eye_on_it_while_somebody_has_it_open(nar: LocalNar, directory: Path)
         assert not path.exists()
 
 
-def test_only_what_is_a_file_in_it(nar: LocalNar, directory: Path) -> None:
+def test_only_what_is_a_file_in_it(nar: OpenNar, directory: Path) -> None:
     for wrong in (LISTING.root, Node(1, Kind.REGULAR, "x", len(NAR), False, 8, "")):
         with pytest.raises(ValueError, match="in a NAR of"):
-            nar.unpacked(wrong)
+            nar.open_unpacked(wrong)
     assert files(directory) == set()
 
 
-def test_a_listing_that_lies_spoils_nothing(nar: LocalNar) -> None:
+def test_a_listing_that_lies_spoils_nothing(nar: OpenNar) -> None:
     """Whatever it is said to be, what lies at that name is what stands there in the NAR."""
     lie = Node(node("tool").index, Kind.REGULAR, "tool", 1000, True, node("tool").nar_offset, "")
-    assert contents(nar.unpacked(lie)) == TOOL[:1000]
-    assert contents(nar.unpacked(node("tool"))) == TOOL
+    assert contents(nar.open_unpacked(lie)) == TOOL[:1000]
+    assert contents(nar.open_unpacked(node("tool"))) == TOOL
 
 
 def overwrite(path: Path) -> None:
@@ -173,66 +173,66 @@ SPOILED: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", SPOILED.values(), ids=SPOILED)
-def test_what_was_spoiled_is_made_again(nar: LocalNar, directory: Path, change: Callable[[Path], object]) -> None:
-    os.close(nar.unpacked(node("tool")))
+def test_what_was_spoiled_is_made_again(nar: OpenNar, directory: Path, change: Callable[[Path], object]) -> None:
+    os.close(nar.open_unpacked(node("tool")))
     path_of(directory).chmod(0o600)
     change(path_of(directory))
-    assert contents(nar.unpacked(node("tool"))) == TOOL
+    assert contents(nar.open_unpacked(node("tool"))) == TOOL
     assert path_of(directory).read_bytes() == TOOL
     assert is_verified(path_of(directory).lstat())
 
 
-def test_a_directory_in_its_place(nar: LocalNar, directory: Path) -> None:
+def test_a_directory_in_its_place(nar: OpenNar, directory: Path) -> None:
     path_of(directory).mkdir()
     with pytest.raises(CacheFailure):
-        nar.unpacked(node("tool"))
+        nar.open_unpacked(node("tool"))
     assert files(directory) == {path_of(directory).name}
 
 
-def test_of_a_nar_that_was_evicted(nar: LocalNar, cache: NarCache, directory: Path) -> None:
+def test_of_a_nar_that_was_evicted(nar: OpenNar, cache: NarCache, directory: Path) -> None:
     cache.clear()
-    assert contents(nar.unpacked(node("tool"))) == TOOL
+    assert contents(nar.open_unpacked(node("tool"))) == TOOL
 
 
-def test_of_a_nar_that_was_changed(nar: LocalNar, directory: Path) -> None:
+def test_of_a_nar_that_was_changed(nar: OpenNar, directory: Path) -> None:
     path = directory / f"{KEY.digits}.nar"
     path.chmod(0o600)
     overwrite(path)
     with pytest.raises(CacheFailure):
-        nar.unpacked(node("tool"))
+        nar.open_unpacked(node("tool"))
     assert names(directory) == set()
 
 
-def test_of_a_nar_that_was_cut(nar: LocalNar, directory: Path) -> None:
+def test_of_a_nar_that_was_cut(nar: OpenNar, directory: Path) -> None:
     path = directory / f"{KEY.digits}.nar"
     path.chmod(0o600)
     os.truncate(path, 1000)
     with pytest.raises(CacheFailure):
-        nar.unpacked(node("tool"))
+        nar.open_unpacked(node("tool"))
     assert names(directory) == set()
 
 
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.EOPNOTSUPP])
-def test_where_the_kernel_cant_copy(nar: LocalNar, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_where_the_kernel_cant_copy(nar: OpenNar, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def fail(*args: int) -> int:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "copy_file_range", fail)
-    assert contents(nar.unpacked(node("tool"))) == TOOL
+    assert contents(nar.open_unpacked(node("tool"))) == TOOL
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_a_full_disk(nar: LocalNar, directory: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_a_full_disk(nar: OpenNar, directory: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def fail(*args: int) -> int:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "copy_file_range", fail)
     with pytest.raises(CacheFailure):
-        nar.unpacked(node("tool"))
+        nar.open_unpacked(node("tool"))
     assert files(directory) == set()
 
 
-def test_evicted_before_it_can_be_opened(nar: LocalNar, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evicted_before_it_can_be_opened(nar: OpenNar, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = narcache.UNPACK_TRIES - 1
     unpack = unpacked.unpack
 
@@ -244,11 +244,11 @@ def test_evicted_before_it_can_be_opened(nar: LocalNar, directory: Path, monkeyp
             path_of(directory).unlink()
 
     monkeypatch.setattr(unpacked, "unpack", lost)
-    assert contents(nar.unpacked(node("tool"))) == TOOL
+    assert contents(nar.open_unpacked(node("tool"))) == TOOL
     path_of(directory).unlink()
     rounds = 100
     with pytest.raises(CacheFailure, match="evicted"):
-        nar.unpacked(node("tool"))
+        nar.open_unpacked(node("tool"))
 
 
 class TestRoom:
@@ -257,22 +257,22 @@ class TestRoom:
         keep(cache, NAR)
         first = opened(cache, KEY)
         other = keep(cache, nar_of(100_000, 1))
-        os.close(first.unpacked(node("tool")))
+        os.close(first.open_unpacked(node("tool")))
         sizes = sum(path.stat().st_size for path in directory.iterdir() if not path.name.startswith("."))
         assert sum(entry.size for entry in cache.entries()) == sizes
         first.touch()
         opened(cache, other)  # so the file is what was used least recently
         third = keep(cache, nar_of(300_000, 2))
         assert files(directory) == set()
-        assert [cache.contains(key) for key in (KEY, other, third)] == [True, True, True]
+        assert [cache.is_cached(key) for key in (KEY, other, third)] == [True, True, True]
 
     def test_drives_out_what_was_used_before(self, make_cache: MakeCache, opened: Opened, directory: Path) -> None:
         events: list[str] = []
         cache = make_cache(1_300_000, trace=lambda event, fields: events.append(event))
         old = keep(cache, nar_of(700_000, 1))
         keep(cache, NAR)
-        assert contents(opened(cache, KEY).unpacked(node("tool"))) == TOOL
-        assert not cache.contains(old)
+        assert contents(opened(cache, KEY).open_unpacked(node("tool"))) == TOOL
+        assert not cache.is_cached(old)
         assert events.count("cache.evict") == 1
         assert sum(entry.size for entry in cache.entries()) <= 1_300_000
 
@@ -281,9 +281,9 @@ class TestRoom:
         keep(cache, NAR)
         nar = opened(cache, KEY)
         for name in ("tool", "note"):
-            os.close(nar.unpacked(node(name)))
+            os.close(nar.open_unpacked(node(name)))
             os.utime(path_of(directory, name), (1000, THIS_BOOT))
-        os.close(nar.unpacked(node("tool")))
+        os.close(nar.open_unpacked(node("tool")))
         assert cache.entries()[0].path(cache.layout) == path_of(directory, "note")
         assert path_of(directory).stat().st_atime > 1000
 
@@ -296,8 +296,8 @@ class TestRoom:
         keep(cache, NAR)
         nar = opened(cache, KEY)
         with pytest.raises(CacheFailure, match="no room"):
-            nar.unpacked(node("tool"))
-        assert cache.contains(KEY)
+            nar.open_unpacked(node("tool"))
+        assert cache.is_cached(KEY)
         assert files(directory) == set()
 
     def test_what_is_being_made_is_counted(
@@ -316,31 +316,31 @@ class TestRoom:
 
         monkeypatch.setattr(unpacked, "_copy", slow)
         with ThreadPoolExecutor(1) as pool:
-            first = pool.submit(nar.unpacked, node("tool"))
+            first = pool.submit(nar.open_unpacked, node("tool"))
             assert copying.wait(10)
             try:
                 with pytest.raises(CacheFailure):
-                    nar.unpacked(Node(0, Kind.REGULAR, "x", 400_000, False, 100, ""))
+                    nar.open_unpacked(Node(0, Kind.REGULAR, "x", 400_000, False, 100, ""))
             finally:
                 go_on.set()
             assert contents(first.result()) == TOOL
         assert files(directory) == {path_of(directory).name}
 
-    def test_collect_and_clear(self, cache: NarCache, nar: LocalNar, make_cache: MakeCache, directory: Path) -> None:
-        os.close(nar.unpacked(node("tool")))
+    def test_collect_and_clear(self, cache: NarCache, nar: OpenNar, make_cache: MakeCache, directory: Path) -> None:
+        os.close(nar.open_unpacked(node("tool")))
         os.utime(path_of(directory), (1000, THIS_BOOT))
         cache._spare.close()  # of a share of its own limit, which is a far larger one
         (gone,) = make_cache(600_000).collect()
         assert gone.path(cache.layout) == path_of(directory)
-        os.close(nar.unpacked(node("note")))
+        os.close(nar.open_unpacked(node("note")))
         assert len(cache.clear()) == 2
         assert names(directory) == set()
 
 
 class TestVerify:
-    def test_compares_with_the_nar(self, cache: NarCache, nar: LocalNar, directory: Path) -> None:
+    def test_compares_with_the_nar(self, cache: NarCache, nar: OpenNar, directory: Path) -> None:
         for name in ("a", "note", "tool"):
-            os.close(nar.unpacked(node(name)))
+            os.close(nar.open_unpacked(node(name)))
         marks = path_of(directory).stat()
         path_of(directory).chmod(0o600)
         overwrite(path_of(directory))
@@ -356,16 +356,16 @@ class TestVerify:
         assert is_verified(note)
         assert note.st_atime == 1000  # that was no use
 
-    def test_of_another_size(self, cache: NarCache, nar: LocalNar, directory: Path) -> None:
-        os.close(nar.unpacked(node("tool")))
+    def test_of_another_size(self, cache: NarCache, nar: OpenNar, directory: Path) -> None:
+        os.close(nar.open_unpacked(node("tool")))
         path_of(directory).chmod(0o600)
         os.truncate(path_of(directory), 1000)
         assert [right for _, right in cache.verify()] == [True, False]
         assert files(directory) == set()
 
     @pytest.mark.parametrize("why", ["there is no NAR", "the NAR is wrong"])
-    def test_what_cant_be_compared_goes(self, cache: NarCache, nar: LocalNar, directory: Path, why: str) -> None:
-        os.close(nar.unpacked(node("tool")))
+    def test_what_cant_be_compared_goes(self, cache: NarCache, nar: OpenNar, directory: Path, why: str) -> None:
+        os.close(nar.open_unpacked(node("tool")))
         path = directory / f"{KEY.digits}.nar"
         if why == "there is no NAR":
             path.unlink()
@@ -394,7 +394,7 @@ unpacked._copy = slow
 directory, digits, nar_size, start, size = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 cache = NarCache(directory, size=lambda _: 1 << 30, max_fills=1)
 nar = cache.open(NarKey(digits, nar_size))
-fd = cache.unpacked(FileKey(digits, start, size), nar)
+fd = cache.open_unpacked(FileKey(digits, start, size), nar)
 print("done", flush=True)
 """
 
@@ -410,20 +410,18 @@ def maker(directory: Path) -> "subprocess.Popen[str]":
 
 
 class TestProcesses:
-    def test_both_make_it_and_get_the_right_bytes(self, nar: LocalNar, directory: Path) -> None:
+    def test_both_make_it_and_get_the_right_bytes(self, nar: OpenNar, directory: Path) -> None:
         with maker(directory) as one, maker(directory) as other:
-            assert contents(nar.unpacked(node("tool"))) == TOOL
+            assert contents(nar.open_unpacked(node("tool"))) == TOOL
             assert len(files(directory)) == 3
             for process in (one, other):
                 assert process.communicate("go on\n", timeout=20)[0] == "done\n"
                 assert path_of(directory).read_bytes() == TOOL
-        assert contents(nar.unpacked(node("tool"))) == TOOL
+        assert contents(nar.open_unpacked(node("tool"))) == TOOL
         assert files(directory) == {path_of(directory).name}
 
     @pytest.mark.parametrize("by", ["clean", "room"])
-    def test_what_a_killed_one_leaves_is_removed(
-        self, nar: LocalNar, cache: NarCache, directory: Path, by: str
-    ) -> None:
+    def test_what_a_killed_one_leaves_is_removed(self, nar: OpenNar, cache: NarCache, directory: Path, by: str) -> None:
         with maker(directory) as process:
             assert cache.clean() == 0  # it lives
             process.send_signal(signal.SIGKILL)
@@ -434,9 +432,9 @@ class TestProcesses:
             assert cache.clean() == 2  # and the room that it kept
             assert files(directory) == set()
         else:
-            assert contents(nar.unpacked(node("note"))) == NOTE
+            assert contents(nar.open_unpacked(node("note"))) == NOTE
             assert files(directory) == {path_of(directory, "note").name}
-        assert contents(nar.unpacked(node("tool"))) == TOOL
+        assert contents(nar.open_unpacked(node("tool"))) == TOOL
 
     def test_many_at_once_while_all_is_cleared(self, make_cache: MakeCache, opened: Opened, directory: Path) -> None:
         caches = [make_cache(), make_cache()]
@@ -451,7 +449,7 @@ class TestProcesses:
 
         def unpacked_right(number: int) -> bool | None:
             try:
-                return contents(nars[number % 2].unpacked(node("tool"))) == TOOL
+                return contents(nars[number % 2].open_unpacked(node("tool"))) == TOOL
             except CacheFailure:  # evicted three times
                 return None
 
@@ -466,15 +464,15 @@ class TestProcesses:
         until(lambda: len(files(directory)) <= 1)
 
 
-def test_in_one_process_it_is_made_once(nar: LocalNar, made: list[int]) -> None:
+def test_in_one_process_it_is_made_once(nar: OpenNar, made: list[int]) -> None:
     with ThreadPoolExecutor(16) as pool:
-        fds = list(pool.map(nar.unpacked, [node("tool")] * 16))
+        fds = list(pool.map(nar.open_unpacked, [node("tool")] * 16))
     assert [contents(fd) == TOOL for fd in fds] == [True] * 16
     assert len(made) <= 2  # one that looks just when the first has ended finds it
 
 
-def test_kept_is_still_the_whole_nar(nar: LocalNar, cache: NarCache) -> None:
-    os.close(nar.unpacked(node("tool")))
+def test_kept_is_still_the_whole_nar(nar: OpenNar, cache: NarCache) -> None:
+    os.close(nar.open_unpacked(node("tool")))
     assert kept(cache, KEY) == NAR
 
 
@@ -502,7 +500,7 @@ class TestSpare:
         keep(cache, NAR)
         nar = opened(cache, KEY)
         for size in range(1, 301):
-            os.close(nar.unpacked(Node(0, Kind.REGULAR, "x", size, False, 100, "")))
+            os.close(nar.open_unpacked(Node(0, Kind.REGULAR, "x", size, False, 100, "")))
         assert len(looks) == 1
         assert self.room(directory) == [(1 << 30) // 100 - sum(range(2, 301))]
         cache.close()
@@ -512,7 +510,7 @@ class TestSpare:
         limit = 100 * len(NAR)
         cache, other = make_cache(limit), make_cache(limit)
         keep(cache, NAR)
-        os.close(opened(cache, KEY).unpacked(node("note")))
+        os.close(opened(cache, KEY).open_unpacked(node("note")))
         (kept_free,) = self.room(directory)
         assert kept_free == limit // 100
         too_large = nar_of(limit - kept_free + 1, 1)
@@ -526,29 +524,29 @@ class TestSpare:
         large = nar_of(10 * len(NAR), 1)
         cache = make_cache(len(large) + 1000)
         keep(cache, NAR)
-        os.close(opened(cache, KEY).unpacked(node("note")))
+        os.close(opened(cache, KEY).open_unpacked(node("note")))
         assert self.room(directory) == [(len(large) + 1000) // 100]
         keep(cache, large)
-        assert cache.contains(key_of(large))
+        assert cache.is_cached(key_of(large))
 
     def test_near_the_limit(self, make_cache: MakeCache, opened: Opened, directory: Path, looks: list[int]) -> None:
         """What is too small a cache for that has room for the file all the same."""
         cache = make_cache(len(NAR) + 500)
         keep(cache, NAR)
         nar = opened(cache, KEY)
-        os.close(nar.unpacked(node("note")))
-        os.close(nar.unpacked(Node(0, Kind.REGULAR, "x", 100, False, 100, "")))
+        os.close(nar.open_unpacked(node("note")))
+        os.close(nar.open_unpacked(Node(0, Kind.REGULAR, "x", 100, False, 100, "")))
         assert len(looks) == 4  # two each
         assert self.room(directory) == [0]
-        assert cache.contains(KEY)
+        assert cache.is_cached(KEY)
 
     def test_evicts_for_it(self, make_cache: MakeCache, opened: Opened, directory: Path) -> None:
         cache = make_cache(2 * len(NAR))
         old = keep(cache, nar_of(len(NAR) - 3000, 1))
         keep(cache, NAR)
-        os.close(opened(cache, KEY).unpacked(node("note")))
-        assert not cache.contains(old)
-        assert cache.contains(KEY)
+        os.close(opened(cache, KEY).open_unpacked(node("note")))
+        assert not cache.is_cached(old)
+        assert cache.is_cached(KEY)
 
     def test_on_a_full_disk_what_went_is_waited_for(
         self, cache: NarCache, opened: Opened, monkeypatch: pytest.MonkeyPatch
@@ -566,10 +564,10 @@ class TestSpare:
         monkeypatch.setattr(eviction, "_free", free)
         for name in ("note", "tool", "note"):
             with pytest.raises(CacheFailure, match="no room"):
-                nar.unpacked(node(name))
+                nar.open_unpacked(node(name))
         assert len(cache.entries()) == before - 1
         still_open = False
-        os.close(nar.unpacked(node("tool")))
+        os.close(nar.open_unpacked(node("tool")))
 
     def test_of_one_that_was_killed_is_removed(self, cache: NarCache, directory: Path) -> None:
         (directory / ".spare.1-0.new").write_bytes(b"")
@@ -579,9 +577,9 @@ class TestSpare:
         (directory / ".spare.1-0.new").touch()
         assert cache.clean() == 1
 
-    def test_where_the_directory_was_emptied(self, cache: NarCache, nar: LocalNar, directory: Path) -> None:
-        os.close(nar.unpacked(node("note")))
+    def test_where_the_directory_was_emptied(self, cache: NarCache, nar: OpenNar, directory: Path) -> None:
+        os.close(nar.open_unpacked(node("note")))
         for path in directory.iterdir():
             path.unlink()
         for name in ("a", "note", "tool"):
-            assert len(contents(nar.unpacked(node(name)))) == node(name).size
+            assert len(contents(nar.open_unpacked(node(name)))) == node(name).size

@@ -68,7 +68,7 @@ def unpack_from(nar: Path) -> Path:
         opened = cache.open(NarKey(nar.stem, nar.stat().st_size))
         assert opened is not None
         with closing(opened):
-            os.close(cache.unpacked(FileKey(nar.stem, 8, 1000), opened))
+            os.close(cache.open_unpacked(FileKey(nar.stem, 8, 1000), opened))
     return nar.with_name(f"{nar.stem}.8.1000.file")
 
 

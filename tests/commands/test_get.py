@@ -183,7 +183,7 @@ class Recorder:
         self.reads: list[tuple[str, int, int]] = []
         self._nar = nar(tree)
         self.accessor = NarAccessor(
-            NarListing.from_events(parse_nar([self._nar])), self._read, is_verified=True, at_hand=lambda: False
+            NarListing.from_events(parse_nar([self._nar])), self._read, is_verified=True, is_cached=lambda: False
         )
 
     def _read(self, node: Node, start: int, stop: int) -> NarBytes:

@@ -29,13 +29,13 @@ def test_a_record_needs_no_store() -> None:
 def test_what_it_is_trusted_for_is_kept(store_dir: str) -> None:
     key = SecretKey.generate("k-1")
     files = binary_cache({"tool-1": {"a": b"1"}}, secret_key=key, store_dir=store_dir)
-    hall = BinaryCache([MemoryStore(files)], trusted_keys=[key.public_key])
-    info = hall.path_info(hash_part("tool-1"), store_dir)
+    nix_cache = BinaryCache([MemoryStore(files)], trusted_keys=[key.public_key])
+    info = nix_cache.path_info(hash_part("tool-1"), store_dir)
     assert info.trust is Trust.SIGNATURE
-    assert hall.from_record(hall.to_record(info)) == info
+    assert nix_cache.from_record(nix_cache.to_record(info)) == info
 
 
 def test_a_store_that_is_asked_no_more() -> None:
-    hall = BinaryCache([MemoryStore(FILES)])
-    record = hall.to_record(hall.path_info(hash_part("tool-1")))
+    nix_cache = BinaryCache([MemoryStore(FILES)])
+    record = nix_cache.to_record(nix_cache.path_info(hash_part("tool-1")))
     assert BinaryCache([]).from_record(record) is None

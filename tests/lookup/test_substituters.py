@@ -1,4 +1,4 @@
-"""In which order stores are asked, when one is left alone, and what a slow one may hold up."""
+"""In which order stores are asked, when one is paused, and what a slow one may hold up."""
 
 import gzip
 import logging
@@ -26,8 +26,9 @@ from narcore.errors import (
     StoreUnavailable,
 )
 from narcore.lookup import substituter as module
+from narcore.lookup.breaker import FAILURES, LONGEST_PAUSE_SECONDS, PAUSE_SECONDS
 from narcore.lookup.lookup import Strategy
-from narcore.lookup.substituter import CALLS_AT_ONCE, FAILURES, LONGEST_PAUSE_SECONDS, PAUSE_SECONDS, Substituter
+from narcore.lookup.substituter import CALLS_AT_ONCE, Substituter
 from narcore.stores.base import StoreFile
 from narcore.stores.memory import MemoryStore
 from tests.builders import binary_cache, hash_part
@@ -325,11 +326,11 @@ def test_a_dead_store_is_not_logged_for_every_request(caplog: pytest.LogCaptureF
             assert find(cache, f"path-{number}") == "StoresUnavailable"
             clock.now += 0.1
         assert len(caplog.messages) <= 2 * (FAILURES + 3)
-        assert any("left alone" in line for line in caplog.messages)
+        assert any("circuit breaker opens" in line for line in caplog.messages)
         dead.failure = None
         clock.now += 60
         assert find(cache) == "dead"
-    assert caplog.messages[-1] == "memory://dead answers again"
+    assert caplog.messages[-1] == "memory://dead answers again: circuit breaker closes"
     assert sum(path.endswith(".narinfo") for _, path in dead.asked) <= FAILURES + 5
 
 
@@ -354,7 +355,7 @@ def test_missing_is_what_all_have_said(strategy: Strategy) -> None:
         for store, failure in zip(made, failures, strict=True):
             store.failure = failure
         with opened(*(Substituter(store, priority=1) for store in made), strategy=strategy) as cache:
-            for _ in range(10):  # also while some are left alone
+            for _ in range(10):  # also while some are paused
                 assert find(cache, "nothing") == expected
             with pytest.raises(kinds[expected], match=f"{3 - failures.count(GONE)} of 3 stores|no store has"):
                 cache.path_info(hash_part("nothing"))
@@ -375,7 +376,7 @@ def test_the_first_in_order_wins_and_the_others_do_not_hold_it_up() -> None:
             thread.start()
         until(lambda: sum(path.endswith(".narinfo") for _, path in quick.asked) >= CALLS_AT_ONCE)
         # Each of the two keeps a bounded number of threads, and the quick one is asked although the other hangs.
-        own = [thread for thread in threading.enumerate() if thread.name == "substituter"]
+        own = [thread for thread in threading.enumerate() if thread.name == "background-call"]
         assert len(own) <= 2 * CALLS_AT_ONCE
         assert all(thread.daemon for thread in own)
         gate.set()

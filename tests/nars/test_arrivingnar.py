@@ -48,7 +48,7 @@ def test_each_byte_as_soon_as_it_is_there(arriving: Arriving, cache: NarCache) -
     source.allow(CHUNK)
     assert nar.read(CHUNK - 5, CHUNK) == NAR[CHUNK - 5 : CHUNK]  # the last one is not kept back
     assert nar.wait_for(CHUNK) == CHUNK
-    assert cache.bytes_fetched(source.key) == cache.bytes_fetched_ever() == CHUNK
+    assert cache.bytes_fetched(source.key) == cache.total_bytes_fetched() == CHUNK
     with ThreadPoolExecutor(2) as pool:
         late = pool.submit(nar.read, CHUNK - 5, CHUNK + 5)
         listing = pool.submit(nar.finish)
@@ -65,7 +65,7 @@ def test_each_byte_as_soon_as_it_is_there(arriving: Arriving, cache: NarCache) -
         with pytest.raises(ValueError, match="no bytes"):
             nar.read(start, stop)
     until(lambda: cache.bytes_fetched(source.key) == 0)
-    assert cache.bytes_fetched_ever() == len(NAR)
+    assert cache.total_bytes_fetched() == len(NAR)
 
 
 def test_whole_gives_nothing_before_all_is_verified(arriving: Arriving) -> None:
@@ -141,7 +141,7 @@ def test_another_process_fetches(make_cache: MakeCache) -> None:
     source.allow(CHUNK)
     for nar in nars:
         assert nar.read(0, CHUNK) == NAR[:CHUNK]
-    assert [each.bytes_fetched_ever() for each in caches] == [CHUNK, CHUNK]
+    assert [each.total_bytes_fetched() for each in caches] == [CHUNK, CHUNK]
     source.allow()
     for nar in nars:
         assert nar.finish().nar_size == len(NAR)
@@ -215,27 +215,27 @@ FILES = binary_cache({"x-1": {"data": NAR}})
 class TestHall:
     @pytest.mark.parametrize("strict", [True, False])
     def test_arriving(self, cache: NarCache, strict: bool) -> None:
-        hall = BinaryCache([MemoryStore(FILES)], cache=cache, strict=strict)
-        info = hall.path_info(hash_part("x-1"))
+        caches = BinaryCache([MemoryStore(FILES)], cache=cache, strict=strict)
+        info = caches.path_info(hash_part("x-1"))
         with ThreadPoolExecutor(2) as pool:
-            nars = list(pool.map(hall.arriving, [info, info]))
+            nars = list(pool.map(caches.open_arriving, [info, info]))
         for nar in nars:
             whole = nar.read(0, info.narinfo.nar_size)
             assert NAR in whole
             node = nar.finish().node(1)
             assert whole[node.nar_offset : node.nar_offset + node.size] == NAR
             nar.close()
-        hall.close()
+        caches.close()
 
     def test_what_may_not_be_served(self, cache: NarCache, monkeypatch: pytest.MonkeyPatch) -> None:
-        hall = BinaryCache([MemoryStore(FILES)], cache=cache, max_nar_size=1000)
-        info = hall.path_info(hash_part("x-1"))
+        caches = BinaryCache([MemoryStore(FILES)], cache=cache, max_nar_size=1000)
+        info = caches.path_info(hash_part("x-1"))
         with pytest.raises(NarTooLarge):
-            hall.arriving(info)
-        hall = BinaryCache([MemoryStore(FILES)], cache=cache)
-        monkeypatch.setattr(hall._proof, "check", lambda info: 1 / 0)
+            caches.open_arriving(info)
+        caches = BinaryCache([MemoryStore(FILES)], cache=cache)
+        monkeypatch.setattr(caches._proof, "check", lambda info: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            hall.arriving(info)
-        hall = BinaryCache([MemoryStore(FILES)])
+            caches.open_arriving(info)
+        caches = BinaryCache([MemoryStore(FILES)])
         with pytest.raises(CacheFailure, match="no disk cache"):
-            hall.arriving(info)
+            caches.open_arriving(info)

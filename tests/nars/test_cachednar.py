@@ -12,7 +12,7 @@ from narcore.cache.narcache import NarCache
 from narcore.errors import CacheFailure, HashMismatch, NarTooLarge, SettingsError, StoreError
 from narcore.formats.narinfo import NarInfo
 from narcore.lookup.pathinfo import PathInfo
-from narcore.nars.cachednar import LocalNar
+from narcore.nars.cachednar import OpenNar
 from narcore.settings import Settings
 from narcore.stores.memory import MemoryStore
 from tests.builders import Tree, binary_cache, exe, hash_part, link, nar
@@ -33,26 +33,26 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(directory: Path) -> Iterator[Make]:
-    """Makes a hall with a disk cache, over a store that holds two paths."""
+    """Makes a BinaryCache with a disk cache, over a store that holds two paths."""
     made: list[BinaryCache] = []
 
-    def hall(
+    def open_nix_cache(
         files: dict[str, bytes] = FILES, *, limit: int = 1 << 30, strict: bool = True, largest: int | None = None
     ) -> BinaryCache:
         nars = NarCache(directory, size=lambda _directory: limit, max_fills=2)
         made.append(BinaryCache([MemoryStore(files)], cache=nars, strict=strict, max_nar_size=largest))
         return made[-1]
 
-    yield hall
+    yield open_nix_cache
     for each in made:
         each.close()
 
 
-def info_of(hall: BinaryCache, name: str = NAME) -> PathInfo:
-    return hall.path_info(hash_part(name))
+def info_of(nix_cache: BinaryCache, name: str = NAME) -> PathInfo:
+    return nix_cache.path_info(hash_part(name))
 
 
-def read_and_close(nar: LocalNar, start: int, stop: int) -> bytes:
+def read_and_close(nar: OpenNar, start: int, stop: int) -> bytes:
     try:
         return nar.read(start, stop)
     finally:
@@ -66,11 +66,11 @@ def entry(directory: Path) -> Path:
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_what_is_not_there_is_fetched(make: Make, strict: bool) -> None:
-    hall = make(strict=strict)
-    info = info_of(hall)
-    assert hall.local(info) is None
-    assert hall.fetched_total() == 0
-    nar = hall.fetch_local(info)
+    nix_cache = make(strict=strict)
+    info = info_of(nix_cache)
+    assert nix_cache.open_cached(info) is None
+    assert nix_cache.total_bytes_fetched() == 0
+    nar = nix_cache.open_fetched(info)
     for start, stop in ((0, len(NAR)), (5, 5), (0, 1), (1000, 300_000), (len(NAR) - 1, len(NAR))):
         assert nar.read(start, stop) == NAR[start:stop]
     for start, stop in ((-1, 5), (7, 5), (0, len(NAR) + 1)):
@@ -78,16 +78,16 @@ def test_what_is_not_there_is_fetched(make: Make, strict: bool) -> None:
             nar.read(start, stop)
     nar.drop_pages(0, len(NAR))
     assert read_and_close(nar, 0, 100) == NAR[:100]
-    again = hall.local(info)
+    again = nix_cache.open_cached(info)
     assert again is not None
     assert read_and_close(again, 0, len(NAR)) == NAR
-    assert hall.fetched_total() == len(NAR)
-    assert hall.fetched(info) == 0  # nothing is under way
+    assert nix_cache.total_bytes_fetched() == len(NAR)
+    assert nix_cache.bytes_fetched(info) == 0  # nothing is under way
 
 
 def test_touching_keeps_it(make: Make, directory: Path) -> None:
-    hall = make()
-    nar = hall.fetch_local(info_of(hall))
+    nix_cache = make()
+    nar = nix_cache.open_fetched(info_of(nix_cache))
     os.utime(entry(directory), (1000, entry(directory).stat().st_mtime))
     nar.touch()
     assert entry(directory).stat().st_atime > 1_000_000
@@ -95,46 +95,46 @@ def test_touching_keeps_it(make: Make, directory: Path) -> None:
 
 
 def test_what_is_evicted_is_read_on(make: Make, directory: Path) -> None:
-    hall = make(limit=600_000)
-    nar = hall.fetch_local(info_of(hall))
+    nix_cache = make(limit=600_000)
+    nar = nix_cache.open_fetched(info_of(nix_cache))
     assert not nar.is_evicted
-    hall.fetch_local(info_of(hall, "other-1")).close()
+    nix_cache.open_fetched(info_of(nix_cache, "other-1")).close()
     assert nar.is_evicted
     assert nar.read(0, len(NAR)) == NAR
-    hall.fetch_local(info_of(hall)).close()
+    nix_cache.open_fetched(info_of(nix_cache)).close()
     assert nar.is_evicted  # another file has taken its place
     nar.close()
 
 
 def test_evicted_before_it_can_be_opened(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    hall = make()
-    info = info_of(hall)
+    nix_cache = make()
+    info = info_of(nix_cache)
     tries: list[int] = []
-    keep = hall._source.keep
+    fetch = nix_cache._source.fetch
 
-    def kept_briefly(info: PathInfo) -> None:
-        keep(info)
+    def fetch_and_evict(info: PathInfo) -> None:
+        fetch(info)
         tries.append(1)
         if len(tries) < rounds:
-            assert hall._cache is not None
-            hall._cache.clear()
+            assert nix_cache._cache is not None
+            nix_cache._cache.clear()
 
-    monkeypatch.setattr(hall._source, "keep", kept_briefly)
+    monkeypatch.setattr(nix_cache._source, "fetch", fetch_and_evict)
     rounds = FETCH_TRIES - 1
-    assert read_and_close(hall.fetch_local(info), 0, len(NAR)) == NAR
-    assert hall._cache is not None
-    hall._cache.clear()
+    assert read_and_close(nix_cache.open_fetched(info), 0, len(NAR)) == NAR
+    assert nix_cache._cache is not None
+    nix_cache._cache.clear()
     tries.clear()
     rounds = 100
     with pytest.raises(CacheFailure, match="evicted"):
-        hall.fetch_local(info)
+        nix_cache.open_fetched(info)
     assert len(tries) == FETCH_TRIES
 
 
 @pytest.mark.parametrize("change", ["written", "cut", "longer"])
 def test_what_was_changed_is_not_read(make: Make, directory: Path, change: str) -> None:
-    hall = make()
-    nar = hall.fetch_local(info_of(hall))
+    nix_cache = make()
+    nar = nix_cache.open_fetched(info_of(nix_cache))
     path = entry(directory)
     path.chmod(0o600)
     with path.open("r+b") as file:
@@ -146,63 +146,63 @@ def test_what_was_changed_is_not_read(make: Make, directory: Path, change: str) 
         nar.read(50, 200)
     nar.close()
     assert not path.exists()
-    assert hall.local(info_of(hall)) is None
-    assert read_and_close(hall.fetch_local(info_of(hall)), 0, len(NAR)) == NAR
+    assert nix_cache.open_cached(info_of(nix_cache)) is None
+    assert read_and_close(nix_cache.open_fetched(info_of(nix_cache)), 0, len(NAR)) == NAR
 
 
 def test_what_is_too_large(make: Make) -> None:
-    hall = make(largest=100_000)
-    for ask in (hall.local, hall.fetch_local):
+    nix_cache = make(largest=100_000)
+    for ask in (nix_cache.open_cached, nix_cache.open_fetched):
         with pytest.raises(NarTooLarge, match="NAR_MAX_NAR_SIZE"):
-            ask(info_of(hall))
-    hall = make(limit=100_000)
+            ask(info_of(nix_cache))
+    nix_cache = make(limit=100_000)
     with pytest.raises(NarTooLarge, match="NAR_CACHE_SIZE"):
-        hall.local(info_of(hall))
-    hall = make(limit=100_000, strict=False)
-    assert hall.local(info_of(hall)) is None
+        nix_cache.open_cached(info_of(nix_cache))
+    nix_cache = make(limit=100_000, strict=False)
+    assert nix_cache.open_cached(info_of(nix_cache)) is None
     with pytest.raises(CacheFailure):
-        hall.fetch_local(info_of(hall))
+        nix_cache.open_fetched(info_of(nix_cache))
 
 
 def test_an_address_has_to_be_proved(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    hall = make()
-    info = info_of(hall)
-    hall.fetch_local(info).close()
+    nix_cache = make()
+    info = info_of(nix_cache)
+    nix_cache.open_fetched(info).close()
 
     def refuse(info: PathInfo) -> None:
         raise HashMismatch("the contents are not those of the address")
 
-    monkeypatch.setattr(hall._proof, "check", refuse)
-    for ask in (hall.local, hall.fetch_local):
+    monkeypatch.setattr(nix_cache._proof, "check", refuse)
+    for ask in (nix_cache.open_cached, nix_cache.open_fetched):
         with pytest.raises(HashMismatch):
             ask(info)
 
 
 def test_a_store_that_fails(make: Make) -> None:
     files = {name: content for name, content in FILES.items() if not name.startswith("nar/")}
-    hall = make(files)
+    nix_cache = make(files)
     with pytest.raises(StoreError):
-        hall.fetch_local(info_of(hall))
+        nix_cache.open_fetched(info_of(nix_cache))
 
 
 def test_a_store_that_lies(make: Make) -> None:
-    hall = make()
-    info = info_of(hall)
-    other = info_of(hall, "other-1").narinfo
+    nix_cache = make()
+    info = info_of(nix_cache)
+    other = info_of(nix_cache, "other-1").narinfo
     lie = replace(info.narinfo, nar_hash=other.nar_hash)
     assert isinstance(lie, NarInfo)
     with pytest.raises(HashMismatch):
-        hall.fetch_local(replace(info, narinfo=lie))
+        nix_cache.open_fetched(replace(info, narinfo=lie))
 
 
 def test_without_a_disk_cache() -> None:
-    hall = BinaryCache([MemoryStore(FILES)])
-    info = info_of(hall)
-    assert hall.local(info) is None
-    assert (hall.fetched(info), hall.fetched_total()) == (0, 0)
+    nix_cache = BinaryCache([MemoryStore(FILES)])
+    info = info_of(nix_cache)
+    assert nix_cache.open_cached(info) is None
+    assert (nix_cache.bytes_fetched(info), nix_cache.total_bytes_fetched()) == (0, 0)
     with pytest.raises(CacheFailure, match="no disk cache"):
-        hall.fetch_local(info)
-    hall.close()
+        nix_cache.open_fetched(info)
+    nix_cache.close()
 
 
 def test_from_settings(tmp_path: Path) -> None:
@@ -213,16 +213,16 @@ def test_from_settings(tmp_path: Path) -> None:
     environ = {"NAR_CACHE_URL": store.as_uri() + "?trusted=true", "NAR_CACHE_DIR": str(tmp_path / "nars")}
     settings = Settings.from_environ(environ)
     for strict in (None, True, False):
-        hall = BinaryCache.from_settings(settings, strict=strict, patience=0.5)
-        assert hall._strict is (strict is True)
-        assert hall._cache is not None
-        assert hall._cache._slots._patience == 0.5
-        hall.close()
+        nix_cache = BinaryCache.from_settings(settings, strict=strict, patience=0.5)
+        assert nix_cache._strict is (strict is True)
+        assert nix_cache._cache is not None
+        assert nix_cache._cache._slots._patience == 0.5
+        nix_cache.close()
     strictly = Settings.from_environ(environ | {"NAR_VERIFY": "strict"})
     for strict in (None, False):
-        hall = BinaryCache.from_settings(strictly, strict=strict)
-        assert hall._strict is (strict is None)
-        hall.close()
+        nix_cache = BinaryCache.from_settings(strictly, strict=strict)
+        assert nix_cache._strict is (strict is None)
+        nix_cache.close()
     (tmp_path / "file").touch()
     for directory in (None, tmp_path / "file"):
         with pytest.raises(SettingsError):

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import pytest
 
 from narcore.errors import StoreError, StoreTimeout, StoreUnavailable
+from narcore.sizes import CHUNK_SIZE
 from narcore.stores import StoreFile, read_file
-from narcore.stores.base import CHUNK_SIZE
 from tests.stores.conftest import OpenHttp, Serve
 from tests.stores.flaky_server import Act, FlakyFile, Request, Step, head
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from narcore.errors import FileNotInStore, RangeNotSupported, SettingsError, StoreError, StoreTimeout, StoreUnavailable
+from narcore.sizes import CHUNK_SIZE
 from narcore.stores import (
     BinaryCacheStore,
     HttpBinaryCacheStore,
@@ -21,7 +22,6 @@ from narcore.stores import (
     open_store,
     read_file,
 )
-from narcore.stores.base import CHUNK_SIZE
 from narcore.stores.buckets.googleazure import ObjectBinaryCacheStore
 from narcore.stores.buckets.s3 import S3BinaryCacheStore
 

@@ -20,8 +20,8 @@ from narcore.errors import (
     StoreTimeout,
     StoreUnavailable,
 )
+from narcore.sizes import CHUNK_SIZE
 from narcore.stores import read_file
-from narcore.stores.base import CHUNK_SIZE
 from narcore.stores.buckets import metadata
 from narcore.stores.buckets.googleazure import ObjectBinaryCacheStore, has_azure_credentials, has_google_credentials
 from tests.stores.conftest import Serve

@@ -71,9 +71,3 @@ class NeedData(enum.Enum):
 
 NEED_DATA: Final = NeedData.NEED_DATA
 """What the parser answers instead of an event when it has to receive more bytes first."""
-
-
-def close(source: object) -> None:
-    """Closes an iterable that is read to its end or given up, if it can be: it may hold a file or a connection."""
-    if callable(closing := getattr(source, "close", None)):
-        closing()

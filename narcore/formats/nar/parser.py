@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn
 
+from narcore.concurrency.closing import close
 from narcore.errors import NarError
 from narcore.formats.nar.events import (
     NEED_DATA,
@@ -30,7 +31,6 @@ from narcore.formats.nar.events import (
     NeedData,
     Regular,
     Symlink,
-    close,
 )
 from narcore.formats.nar.wire import (
     CLOSE,

@@ -7,8 +7,9 @@ passed on alone, without a copy.
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
+from narcore.concurrency.closing import close
 from narcore.errors import NarError
-from narcore.formats.nar.events import Data, Directory, DirectoryEnd, End, NarEvent, Regular, Symlink, close
+from narcore.formats.nar.events import Data, Directory, DirectoryEnd, End, NarEvent, Regular, Symlink
 from narcore.formats.nar.wire import (
     CLOSE,
     DEPTH_MAX,

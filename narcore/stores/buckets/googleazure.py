@@ -20,7 +20,8 @@ from narcore.errors import (
     StoreTimeout,
     StoreUnavailable,
 )
-from narcore.stores.base import CHUNK_SIZE, StoreFile, check_part
+from narcore.sizes import CHUNK_SIZE
+from narcore.stores.base import StoreFile, check_part
 from narcore.stores.buckets import metadata
 from narcore.stores.buckets.obstoreclient import (
     client_options,

@@ -6,7 +6,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from narcore.errors import StoreError, StoreTimeout, StoreUnavailable
-from narcore.stores.base import CHUNK_SIZE
+from narcore.sizes import CHUNK_SIZE
 from narcore.stores.http.retry import backoff
 from narcore.stores.http.urls import without_query
 

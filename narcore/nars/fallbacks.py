@@ -1,0 +1,176 @@
+"""Bytes of one file from one source, with the rest from another source if the first one fails."""
+
+from collections.abc import Callable, Generator, Iterator
+
+from narcore.cache.cached import CachedBytes
+from narcore.cache.fill import FillBytes
+from narcore.concurrency.closing import Stage, close
+from narcore.errors import CacheFailure, CompressionError, IntegrityError, NarcoreError, StoreError
+from narcore.formats.listing import ListingBuilder, NarListing, Node, contents_prefix
+from narcore.formats.nar.parser import NarParser
+from narcore.nars.accessor import NarBytes
+from narcore.nars.remoteparts import behind_tag
+from narcore.nars.wholenar import is_worth_verifying
+from narcore.streams.slicing import skip_and_drain, skip_and_limit
+
+Take = Callable[[Iterator[bytes], int, int], Iterator[bytes]]
+
+
+class Streamed:
+    """Some bytes of the file ``node`` out of a NAR that comes as a stream: what is before them is thrown away.
+
+    If little of the NAR follows them (see `is_worth_verifying`), the stream is read to its end, where the NAR's hash is checked,
+    before the last bytes are given out: then a NAR that is not what was promised never gives a complete answer.
+    In any case the file has to begin where it was said to.
+    """
+
+    def __init__(self, chunks: Iterator[bytes], node: Node, start: int, stop: int, *, nar_size: int) -> None:
+        self.length = stop - start
+        self._source = chunks
+        take = skip_and_drain if is_worth_verifying(stop, nar_size) else skip_and_limit
+        self._chunks = self._behind(node, take, start, stop)
+
+    def _behind(self, node: Node, take: Take, start: int, stop: int) -> Generator[bytes]:
+        tag = contents_prefix(node)
+        contents = behind_tag(self._source, node.nar_offset - len(tag), tag)
+        yield from take(contents, start - node.nar_offset, stop - node.nar_offset)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def close(self) -> None:
+        self._chunks.close()
+        close(self._source)
+
+
+class PartOrElsewhere:
+    """Some bytes out of a part of a remote file; if that fails, the rest from wherever else it can be had.
+
+    ``elsewhere`` is told of the failure and where to go on, and gives what to try, one after the other.
+    """
+
+    def __init__(
+        self, part: NarBytes, start: int, elsewhere: Callable[[NarcoreError, int], Iterator[NarBytes]]
+    ) -> None:
+        self.length = part.length
+        self._part = part
+        self._start = start
+        self._elsewhere = elsewhere
+        self._chunks = self._read()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def close(self) -> None:
+        self._chunks.close()
+        self._part.close()
+
+    def _read(self) -> Generator[bytes]:
+        try:
+            yield from self._counted(self._part)
+        except (StoreError, CompressionError) as error:
+            failure = error
+        else:
+            return
+        for rest in self._elsewhere(failure, self._start):
+            try:
+                yield from self._counted(rest)
+            except (StoreError, CompressionError):
+                continue
+            else:
+                return
+            finally:
+                rest.close()
+        raise failure
+
+    def _counted(self, chunks: NarBytes) -> Generator[bytes]:
+        for chunk in chunks:
+            self._start += len(chunk)
+            yield chunk
+
+
+class CachedOrStreamed:
+    """Some bytes out of the cache; if it fails meanwhile, the rest out of a stream of its own.
+
+    ``file`` is that of ``CachedBytes``; who reads it has to ``check_untouched`` at the end, and gets no rest.
+    """
+
+    def __init__(
+        self, cached: FillBytes | CachedBytes, stream: Callable[[int, int], Streamed], start: int, *, strict: bool
+    ) -> None:
+        self.length = cached.length
+        self.file = cached.file if isinstance(cached, CachedBytes) else None
+        self._cached = cached
+        self._open_stream = stream
+        self._strict = strict
+        self._chunks = self._read(start, start + cached.length)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def check_untouched(self) -> None:
+        """Raises CacheFailure if ``file`` has been written to since it was opened."""
+        if isinstance(self._cached, CachedBytes):
+            self._cached.check_untouched()
+
+    def close(self) -> None:
+        self._chunks.close()
+        self._cached.close()
+
+    def _read(self, start: int, stop: int) -> Generator[bytes]:
+        sent = start
+        try:
+            for chunk in self._cached:
+                yield chunk
+                sent += len(chunk)
+        except CacheFailure:
+            if self._strict:
+                raise
+            yield from self._stream(start, sent, stop)
+
+    def _stream(self, start: int, sent: int, stop: int) -> Generator[bytes]:
+        """The bytes behind ``sent``; those before it were given out already, and must have been the same."""
+        rest = self._open_stream(start, stop)
+        try:
+            position = start
+            for chunk in rest:
+                old = min(len(chunk), max(0, sent - position))
+                if old and self._cached.again(position, position + old) != chunk[:old]:
+                    raise IntegrityError("the store gave other bytes when the NAR was fetched again")
+                position += len(chunk)
+                if chunk[old:]:
+                    yield chunk[old:]
+        finally:
+            rest.close()
+
+
+def as_listed(chunks: Iterator[bytes], listing: NarListing, on_other: Callable[[NarListing], None]) -> Iterator[bytes]:
+    """The NAR as it comes. At its end, before the last bytes are given out, raises IntegrityError if the listing is another's.
+
+    ``on_other`` gets the right one then.
+    """
+    return Stage(_as_listed(chunks, listing, on_other), chunks)
+
+
+def _as_listed(chunks: Iterator[bytes], listing: NarListing, on_other: Callable[[NarListing], None]) -> Iterator[bytes]:
+    parser, builder = NarParser(contents=False), ListingBuilder()
+    held = b""
+    for chunk in chunks:
+        parser.receive_data(chunk)
+        builder.add_all(parser.events())
+        if held:
+            yield held
+        held = chunk
+    parser.receive_eof()
+    builder.add_all(parser.events())
+    found = builder.finish()
+    if found != listing:
+        on_other(found)
+    check_same(found, listing)
+    yield held
+
+
+def check_same(found: NarListing, told: NarListing) -> None:
+    """Raises IntegrityError if the listing ``found`` in a NAR is not the one that its store told."""
+    if found != told:
+        raise IntegrityError("the store's listing is not that of the NAR")
