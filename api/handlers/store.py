@@ -32,6 +32,7 @@ from api.view.recent import RecentPaths
 from narcore.binarycache import BinaryCache
 from narcore.errors import CacheFailure, PathError, StorePathError
 from narcore.formats.listing import Kind, Node
+from narcore.formats.names import to_text
 from narcore.formats.resolve import Elsewhere, Found, Inside, Outcome, resolve
 from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath, is_hash_part, split_store_path
 from narcore.lookup.pathinfo import PathInfo, Trust
@@ -335,4 +336,4 @@ class _NodeAnswer:
 
 def _decoded_path(request: Request) -> str:
     raw = request.environ.get("PATH_INFO", "").encode("latin-1")
-    return _SLASHES.sub("/", raw.decode("utf-8", "surrogateescape"))
+    return _SLASHES.sub("/", to_text(raw))

@@ -12,6 +12,8 @@ from typing import NamedTuple
 from werkzeug.datastructures import Headers
 from werkzeug.http import parse_date
 
+from narcore.formats.names import to_bytes
+
 STORE_DATE = datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)
 
 # entity-tag = [ "W/" ] DQUOTE *etagc DQUOTE (8.8.3). A tag may hold commas, so the list is not split at them.
@@ -36,7 +38,7 @@ def make_etag(*parts: str) -> str:
 
     ``parts`` may hold undecodable bytes as surrogates, as names in a NAR do.
     """
-    identity = "\0".join(parts).encode("utf-8", "surrogateescape")
+    identity = to_bytes("\0".join(parts))
     return f'"{sha256(identity).hexdigest()[:32]}"'
 
 

@@ -5,6 +5,8 @@ A name is a ``str`` whose undecodable bytes are lone surrogates (PEP 383). This 
 
 from urllib.parse import quote, quote_from_bytes
 
+from narcore.formats.names import to_bytes
+
 
 def quote_path(path: str) -> str:
     """``path`` percent-encoded for a URL; ``/`` stays.
@@ -13,7 +15,7 @@ def quote_path(path: str) -> str:
     and mean something else to one server or another. What comes out can't break out of a header, an attribute or the
     path.
     """
-    return quote_from_bytes(path.encode("utf-8", "surrogateescape"), safe="/")
+    return quote_from_bytes(to_bytes(path), safe="/")
 
 
 def display(name: str) -> str:
@@ -39,7 +41,7 @@ def content_disposition(filename: str, kind: str = "attachment") -> str:
     plain = "".join(character if _is_plain(character) else "_" for character in filename)
     if plain == filename:
         return f'{kind}; filename="{plain}"'
-    text = filename.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    text = to_bytes(filename).decode("utf-8", "replace")
     return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(text, safe='')}"
 
 

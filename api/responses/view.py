@@ -26,6 +26,7 @@ from api.view.storelinks import StoreLinks
 from narcore.errors import FormatError
 from narcore.formats.derivation import Derivation
 from narcore.formats.listing import Node
+from narcore.formats.names import to_text
 from narcore.sizes import human_size
 
 # Part of the ETags: to be changed with what this module makes of a file.
@@ -201,7 +202,7 @@ def _decoded(data: bytes, part: Part) -> str:
 def _own_href(request: Request) -> str:
     """The file itself, relative to its page: the last segment of the URL, without its query."""
     path: str = request.environ.get("PATH_INFO", "")
-    return "./" + quote_path(path.rpartition("/")[2].encode("latin-1").decode("utf-8", "surrogateescape"))
+    return "./" + quote_path(to_text(path.rpartition("/")[2].encode("latin-1")))
 
 
 def _turns(part: Part | None, mode: str) -> list[Link]:

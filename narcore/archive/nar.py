@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from narcore.archive.contents import Contents
 from narcore.formats.listing import Kind, NarListing, Node
+from narcore.formats.names import to_bytes
 from narcore.formats.nar.events import Data, Directory, DirectoryEnd, NarEvent, Regular, Symlink
 from narcore.formats.nar.writer import write_nar
 from narcore.nars.accessor import NarAccessor
@@ -29,16 +30,12 @@ def _events(listing: NarListing, root: Node, contents: Contents) -> Iterator[Nar
             if open_directories:
                 yield DirectoryEnd()
             continue
-        name = _raw(node.name) if len(open_directories) > 1 else b""
+        name = to_bytes(node.name) if len(open_directories) > 1 else b""
         if node.kind is Kind.DIRECTORY:
             yield Directory(name)
             open_directories.append(listing.children(node))
         elif node.kind is Kind.SYMLINK:
-            yield Symlink(name, _raw(node.target))
+            yield Symlink(name, to_bytes(node.target))
         else:
             yield Regular(name, node.executable, node.size)
             yield from map(Data, contents.of(node))
-
-
-def _raw(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")

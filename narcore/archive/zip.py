@@ -12,6 +12,7 @@ from zlib import crc32
 
 from narcore.archive.contents import Contents, walk
 from narcore.formats.listing import Kind, Node
+from narcore.formats.names import to_bytes
 from narcore.nars.accessor import NarAccessor
 
 _VERSION, _VERSION_64 = 20, 45  # 4.4.3: what a reader has to know
@@ -63,15 +64,11 @@ def _data(node: Node, contents: Contents) -> Iterator[bytes]:
         case Kind.REGULAR:
             yield from contents.of(node)
         case Kind.SYMLINK:
-            yield _target(node)
+            yield to_bytes(node.target)
 
 
 def _size(node: Node) -> int:
-    return len(_target(node)) if node.kind is Kind.SYMLINK else node.size
-
-
-def _target(node: Node) -> bytes:
-    return node.target.encode("utf-8", "surrogateescape")
+    return len(to_bytes(node.target)) if node.kind is Kind.SYMLINK else node.size
 
 
 def _local_header(path: str, node: Node) -> bytes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self, TypeVar
 
 from narcore.errors import FormatError
+from narcore.formats.names import to_text
 
 SIZE_MAX = 16 << 20
 """Of a file that is read: the largest known have some 3 MB."""
@@ -56,7 +57,7 @@ class Derivation:
         """Read a ``.drv`` file. FormatError, with the offset, if it is none or has more than SIZE_MAX bytes."""
         if len(data) > SIZE_MAX:
             raise FormatError(f"a derivation of more than {SIZE_MAX} bytes")
-        reader = _Reader(data.decode("utf-8", "surrogateescape"))
+        reader = _Reader(to_text(data))
         reader.expect("Derive(")
         outputs = reader.list(reader.output)
         reader.expect(",")

@@ -17,6 +17,7 @@ from json.encoder import encode_basestring_ascii
 
 from narcore.errors import ListingError
 from narcore.formats import listing_json
+from narcore.formats.names import to_bytes, to_text
 from narcore.formats.nar import wire
 from narcore.formats.nar.events import Data, DirectoryEnd, End, NarEvent, Regular, Symlink
 
@@ -170,7 +171,7 @@ class NarListing:
     def child(self, node: Node, name: str) -> Node | None:
         """The entry of that name, or None; also if ``node`` is no directory, or no NAR can hold such a name."""
         try:
-            wanted = name.encode("utf-8", "surrogateescape")
+            wanted = to_bytes(name)
         except UnicodeEncodeError:
             return None
         rows, places = self._columns.children, self._places(node.index)
@@ -272,11 +273,11 @@ class NarListing:
         return bytes(self._columns.names[ends[row - 1] if row else 0 : ends[row]])
 
     def _name(self, row: int) -> str:
-        return self._raw_name(row).decode("utf-8", "surrogateescape")
+        return to_text(self._raw_name(row))
 
     def _target(self, row: int) -> str:
         start = self._columns.starts[row]
-        return self._columns.targets[start : start + self._columns.sizes[row]].decode("utf-8", "surrogateescape")
+        return to_text(self._columns.targets[start : start + self._columns.sizes[row]])
 
     def _places(self, row: int) -> range:
         """Where the entries of a node stand in ``children``."""

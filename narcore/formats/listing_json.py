@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from operator import itemgetter
 
 from narcore.errors import ListingError
+from narcore.formats.names import to_bytes, to_text
 from narcore.formats.nar import wire
 from narcore.formats.nar.events import Directory, DirectoryEnd, NarEvent, Regular, Symlink
 
@@ -40,7 +41,7 @@ def memory_needed(data: bytes) -> int:
 def _root(data: bytes) -> object:
     """The root node of an ``.ls`` file as parsed JSON."""
     try:
-        listing = json.loads(data.decode("utf-8", "surrogateescape"))
+        listing = json.loads(to_text(data))
     except (ValueError, RecursionError) as error:  # ValueError also for integers of thousands of digits
         raise ListingError("not JSON that can be read") from error
     if not isinstance(listing, dict):
@@ -114,7 +115,7 @@ def _encoded(text: object, name: bytes) -> bytes:
     if not isinstance(text, str):
         raise ListingError("no target, or a bad one", where=shown(name))
     try:
-        return text.encode("utf-8", "surrogateescape")
+        return to_bytes(text)
     except UnicodeEncodeError as error:  # an escaped surrogate that stands for no byte
         raise ListingError("text that stands for no bytes", where=shown(name)) from error
 

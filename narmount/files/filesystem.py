@@ -28,6 +28,7 @@ from narcore.binarycache import BinaryCache
 from narcore.concurrency.lru import LruMemory
 from narcore.errors import CacheFailure, FileNotInStore, NarcoreError
 from narcore.formats.listing import Kind, NarListing, Node
+from narcore.formats.names import to_bytes, to_text
 from narcore.formats.storepath import HASH_PART_LENGTH, is_base_name
 from narcore.lookup.pathinfo import PathInfo
 from narcore.nars.cachednar import OpenNar
@@ -315,7 +316,7 @@ class FileSystem:
         path, directory = self._node(node_id)
         if directory.kind is not Kind.DIRECTORY:
             raise OSError(errno.ENOTDIR, "not a directory")
-        node = path.listing.child(directory, name.decode("utf-8", "surrogateescape"))
+        node = path.listing.child(directory, to_text(name))
         return protocol.no_entry(path.seconds) if node is None else _entry(path, node)
 
     def _look_up_path(self, name: bytes) -> bytes:
@@ -357,7 +358,7 @@ class FileSystem:
         _, node = self._node(node_id)
         if node.kind is not Kind.SYMLINK:
             raise OSError(errno.EINVAL, "not a link")
-        return _raw(node.target)
+        return to_bytes(node.target)
 
     def _status(self, node_id: int, body: memoryview) -> bytes:
         """As of a file system without a free byte: nothing can be written."""
@@ -392,7 +393,7 @@ class FileSystem:
             if directory.kind is not Kind.DIRECTORY:
                 raise OSError(errno.ENOTDIR, "not a directory")
             for place, node in enumerate(path.listing.children(directory, start), start + 3):
-                yield _record(path, node, place, _raw(node.name), plus=plus)
+                yield _record(path, node, place, to_bytes(node.name), plus=plus)
 
     def _root_records(self, start: int, *, plus: bool) -> Iterator[bytes]:
         """The store paths that have been looked up, in that order; of one that has left our memory, the name alone."""
@@ -511,7 +512,7 @@ def mode(node: Node) -> int:
 
 
 def _attributes(node_id: int, node: Node) -> bytes:
-    size = len(_raw(node.target)) if node.kind is Kind.SYMLINK else node.size
+    size = len(to_bytes(node.target)) if node.kind is Kind.SYMLINK else node.size
     return protocol.attributes(node_id, mode(node), size)
 
 
@@ -523,7 +524,3 @@ def _entry(path: OpenPath, node: Node) -> bytes:
 def _record(path: OpenPath, node: Node, offset: int, name: bytes, *, plus: bool) -> bytes:
     head = _entry(path, node) if plus else b""
     return head + protocol.dirent(path.row << 32 | node.index + 1, offset, name, mode(node))
-
-
-def _raw(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")

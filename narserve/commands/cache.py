@@ -11,6 +11,7 @@ import click
 from narcore.cache.eviction import Entry
 from narcore.cache.narcache import NarCache
 from narcore.errors import SettingsError
+from narcore.formats.names import to_bytes
 from narcore.sizes import human_size
 from narserve.session.session import read_settings
 from narserve.terminal.exits import NO, say
@@ -82,7 +83,7 @@ def stat(opened: NarCache, as_json: bool) -> None:
         "evicted": str(counts["evict"]),
     }
     for label, text in rows.items():
-        out.write(f"{label:10} {text}\n".encode("utf-8", "surrogateescape"))
+        out.write(to_bytes(f"{label:10} {text}\n"))
     out.flush()
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from narcore.errors import MountError, SettingsError
+from narcore.formats.names import to_bytes
 from narmount.daemon.controlserver import control_path, read_status
 from narmount.fuse.mountinfo import mounts
 from narmount.metrics import check_metrics, serve_metrics, volume_metrics
@@ -229,7 +230,7 @@ def _show(path: Path, volumes: Volumes, caches: Mapping[str, Path], run_dir: Pat
     }
     out = Output()
     text = json.dumps(status) + "\n" if as_json else _for_people(status)
-    out.write(text.encode("utf-8", "surrogateescape"))
+    out.write(to_bytes(text))
     out.flush()
     if state != "ready":
         raise click.exceptions.Exit(NO if state == "not ready" else TROUBLE)

@@ -13,6 +13,7 @@ import click
 
 from api.telemetry.logs import configure_logging
 from narcore.errors import MountError
+from narcore.formats.names import to_bytes
 from narmount.daemon.controlserver import control_path, read_status
 from narmount.docker.app import create_docker_app
 from narmount.docker.driver import Driver
@@ -155,7 +156,7 @@ def _show(path: Path, as_json: bool) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise MountError(f"what answers at {path} is not nar-serve docker-volume of this version") from error
     out = Output()
-    out.write(answer if as_json else text.encode("utf-8", "surrogateescape"))
+    out.write(answer if as_json else to_bytes(text))
     out.flush()
 
 

@@ -10,10 +10,11 @@ import click
 
 from narcore.errors import NarcoreError
 from narcore.formats.listing import Kind, NarListing, Node
+from narcore.formats.names import to_bytes
 from narserve.session.session import Opened, Session, session_options
 from narserve.session.target import Target, target_argument
 from narserve.terminal.exits import NO, complain, exit_code_of
-from narserve.terminal.out import Output, encode
+from narserve.terminal.out import Output
 
 # How many store paths of a closure are looked into at once: what takes time is the way to the cache and back.
 AT_ONCE = 8
@@ -71,7 +72,7 @@ class _Search:
                 self._show(opened.name("/".join(filter(None, (path, *names)))))
 
     def _show(self, name: str) -> None:
-        self.out.write(encode(name) + b"\0" if self._print0 else self.out.name(name) + b"\n")
+        self.out.write(to_bytes(name) + b"\0" if self._print0 else self.out.name(name) + b"\n")
 
 
 def _walk(listing: NarListing, node: Node, names: tuple[str, ...]) -> Iterator[tuple[Node, tuple[str, ...]]]:

@@ -12,6 +12,7 @@ from narcore.concurrency.closing import close
 from narcore.errors import IntegrityError, SettingsError
 from narcore.export import dump
 from narcore.formats.listing import Kind, NarListing, Node
+from narcore.formats.names import to_bytes
 from narcore.formats.nar.events import Data, DirectoryEnd, End, NarEvent, Regular, Symlink
 from narcore.formats.nar.events import Directory as DirectoryStart
 from narcore.formats.nar.parser import parse_nar
@@ -23,7 +24,7 @@ from narserve.get.staging import ROOT, Destination, destination
 from narserve.get.treewriter import FileWriter, TreeWriter
 from narserve.session.session import Place, Session, session_options
 from narserve.session.target import Target, target_argument
-from narserve.terminal.out import Output, encode
+from narserve.terminal.out import Output
 from narserve.terminal.progress import Tick, progress
 
 
@@ -87,7 +88,7 @@ def _fetch(session: Session, place: Place, goal: Destination) -> None:
 def _staging_name(place: Place) -> bytes:
     opened = place.opened
     what = opened.info.narinfo.nar_hash.nix32 if opened.info else ""
-    identity = hashlib.sha256(encode("\0".join((what, place.name)))).hexdigest()
+    identity = hashlib.sha256(to_bytes("\0".join((what, place.name)))).hexdigest()
     return f".{opened.store_path.name[:100]}.{identity[:16]}.part".encode()
 
 
@@ -127,10 +128,10 @@ def _write_node(place: Place, node: Node, name: bytes, writer: TreeWriter, tick:
         case Kind.DIRECTORY:
             writer.directory(name)
             for child in place.opened.accessor.listing.children(node):
-                _write_node(place, child, encode(child.name), writer, tick)
+                _write_node(place, child, to_bytes(child.name), writer, tick)
             writer.end_directory()
         case Kind.SYMLINK:
-            writer.symlink(name, encode(node.target))
+            writer.symlink(name, to_bytes(node.target))
         case Kind.REGULAR:
             with closing(writer.file(name, node.executable, node.size)) as file:
                 _write_rest(place, node, file, tick)
@@ -171,7 +172,7 @@ def _in_one_pass(session: Session, place: Place, writer: TreeWriter, *, is_new: 
         return True
     if opened.info is None or _is_best_by_file(session.settings, place, opened.info):
         return False
-    path = [encode(name) for name in place.path.split("/")] if place.path else []
+    path = [to_bytes(name) for name in place.path.split("/")] if place.path else []
     _write_nar(place, _Reading(session.cache.nar(opened.info), listing.nar_size), path, writer)
     return True
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import click
 
 from narcore.errors import UntrustedSignature
+from narcore.formats.names import to_bytes
 from narcore.formats.signature import PublicKey, Signature
 from narcore.lookup.pathinfo import PathInfo, Trust
 from narcore.sizes import human_size
@@ -46,7 +47,7 @@ def info(session: Session, paths: tuple[Target, ...], as_json: bool) -> None:
             out.write(json.dumps(found.to_json() | {"trusted": trusted}).encode() + b"\n")
             return
         for label, text in _rows(session, found, trusted):
-            out.write(f"{label:12}  {text}\n".encode("utf-8", "surrogateescape"))
+            out.write(to_bytes(f"{label:12}  {text}\n"))
 
     for_each(paths, show)
     out.flush()

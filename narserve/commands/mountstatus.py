@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from narcore.errors import MountError
+from narcore.formats.names import to_bytes
 from narcore.sizes import human_size
 from narmount.daemon.controlserver import control_path, is_abandoned, read_status
 from narmount.fuse.mountinfo import is_ours, mounts, ours_at
@@ -34,7 +35,7 @@ def show_status(run_dir: Path, target: Path | None, *, as_json: bool) -> None:
     elif not found:
         say(_nothing(run_dir))
     else:
-        out.write("\n".join(map(_for_people, found)).encode("utf-8", "surrogateescape"))
+        out.write(to_bytes("\n".join(map(_for_people, found))))
     out.flush()
     if any("error" in one for one in found):
         raise click.exceptions.Exit(TROUBLE)

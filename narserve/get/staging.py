@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from narcore.errors import CapacityError, CorruptStream, FormatError, IntegrityError, SettingsError
+from narcore.formats.names import to_bytes
 from narserve.terminal.exits import say
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -115,7 +116,7 @@ def destination(given: str | None, default: str) -> Generator[Destination]:
     """
     parent, name = os.path.split(os.fsencode(given or ""))
     if name in (b"", b".", b".."):
-        parent, name = os.path.join(parent, name), default.encode("utf-8", "surrogateescape")  # noqa: PTH118  (bytes)
+        parent, name = os.path.join(parent, name), to_bytes(default)  # noqa: PTH118  (bytes)
     try:
         fd = os.open(parent or b".", _DIRECTORY)
     except (FileNotFoundError, NotADirectoryError):

@@ -26,11 +26,11 @@ from narcore.errors import (
 )
 from narcore.formats import listing_json, narinfo_json
 from narcore.formats.listing import Kind, NarListing, Node
+from narcore.formats.names import to_bytes
 from narcore.formats.narinfo import NarInfo
 from narcore.formats.storepath import StorePath
 from narcore.nars.accessor import NarAccessor
 from narcore.sizes import CHUNK_SIZE
-from narserve.terminal.out import encode
 
 TIMEOUT = (5.0, 60.0)  # to connect; between bytes. An instance may have to fetch a whole NAR before the first one.
 LISTING_LIMIT = 256 << 20
@@ -43,7 +43,7 @@ class Instance:
 
     def __init__(self, home: str, store_dir: str) -> None:
         parts = urlsplit(home)
-        path = quote_from_bytes(unquote_to_bytes(encode(parts.path)))
+        path = quote_from_bytes(unquote_to_bytes(to_bytes(parts.path)))
         self.url = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], path, "", ""))
         self.store_dir = store_dir
         self._narinfos: dict[str, NarInfo] = {}
@@ -70,7 +70,7 @@ class Instance:
     def open(self, hash_part: str, name: str) -> tuple[StorePath, NarAccessor]:
         """A store path and its files. The instance says what it is called. Raises NarcoreError."""
         # To a name that is not the path's own an instance answers with a redirect to the right one: so "x" asks for it.
-        asked = f"{self.url}/{hash_part}-{quote_from_bytes(encode(name or 'x'))}"
+        asked = f"{self.url}/{hash_part}-{quote_from_bytes(to_bytes(name or 'x'))}"
         response = self._get(f"{asked}?format=json&recursive")
         try:
             store_path = self._store_path(response.url)
@@ -124,7 +124,7 @@ class Instance:
         return self._chunks(response)
 
     def _file_url(self, store_path: StorePath, path: str) -> str:
-        return f"{self.url}/{quote_from_bytes(encode('/'.join(filter(None, (store_path.base_name, path)))))}"
+        return f"{self.url}/{quote_from_bytes(to_bytes('/'.join(filter(None, (store_path.base_name, path)))))}"
 
     def _chunks(self, response: requests.Response) -> Generator[bytes]:
         with closing(response):

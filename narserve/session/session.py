@@ -15,6 +15,7 @@ import click
 from narcore.binarycache import BinaryCache
 from narcore.errors import SettingsError, SymlinkLoop
 from narcore.formats.listing import Node
+from narcore.formats.names import to_bytes
 from narcore.formats.resolve import Elsewhere, Found, Inside, resolve
 from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath
 from narcore.lookup.pathinfo import PathInfo
@@ -22,7 +23,6 @@ from narcore.nars.accessor import NarAccessor
 from narcore.settings import Settings
 from narserve.session.target import Target
 from narserve.terminal.exits import say
-from narserve.terminal.out import encode
 from narserve.terminal.progress import patience
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Opened:
         """What the node at ``path`` in it is called on this command line."""
         inside = f"/{path}" if path else ""
         if self.instance:
-            return f"{self.instance.url}/{quote_from_bytes(encode(self.store_path.base_name + inside))}"
+            return f"{self.instance.url}/{quote_from_bytes(to_bytes(self.store_path.base_name + inside))}"
         return f"{self.store_path}{inside}"
 
 

@@ -9,6 +9,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import click
 
 from narcore.errors import StorePathError
+from narcore.formats.names import to_text
 from narcore.formats.storepath import DEFAULT_STORE_DIR, is_hash_part
 
 EXAMPLE = "/nix/store/<hash>-<name>[/path], <hash>[/path], or the URL of one on a running nar-serve"
@@ -46,7 +47,7 @@ class Target:
     def _parse_url(cls, url: str) -> Self:
         try:
             parts = urlsplit(url)
-            path = unquote_to_bytes(parts.path).decode("utf-8", "surrogateescape")
+            path = to_text(unquote_to_bytes(parts.path))
         except ValueError:
             raise StorePathError(f"{url[:300]!r} can't be read as a URL") from None
         user, at, host = parts.netloc.rpartition("@")
@@ -84,6 +85,6 @@ def _store_dir(path: str) -> str:
 def target_argument(value: object) -> Target:
     """The type of a command line argument: its bytes, whatever the locale makes of them."""
     try:
-        return Target.parse(os.fsencode(str(value)).decode("utf-8", "surrogateescape"))
+        return Target.parse(to_text(os.fsencode(str(value))))
     except StorePathError as error:
         raise click.UsageError(str(error)) from error

@@ -6,12 +6,9 @@ or characters that mislead the eye is written so that it does no harm and can be
 
 import sys
 
+from narcore.formats.names import to_bytes
+
 _ESCAPES = {"\a": "\\a", "\b": "\\b", "\t": "\\t", "\n": "\\n", "\v": "\\v", "\f": "\\f", "\r": "\\r", "\x1b": "\\e"}
-
-
-def encode(text: str) -> bytes:
-    """The bytes that a name of a listing stands for."""
-    return text.encode("utf-8", "surrogateescape")
 
 
 def spelled_out(text: str) -> str:
@@ -47,7 +44,7 @@ class Output:
 
     def name(self, text: str) -> bytes:
         """A name or a target, for whoever is reading."""
-        return encode(quoted(text) if self._shown else text)
+        return to_bytes(quoted(text) if self._shown else text)
 
     def write(self, data: bytes) -> None:
         self._file.write(data)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from narserve.terminal.out import encode, quoted
+from narcore.formats.names import to_bytes
+from narserve.terminal.out import quoted
 from tests.commands.running import InProcess, at_terminal
 from tests.e2e import trees
 from tests.e2e.fronts import Front
@@ -137,6 +138,6 @@ def test_quoted_names_mean_to_a_shell_what_they_are() -> None:
     ]
     script = "printf '%s\\0' " + " ".join(map(quoted, names))
     pasted = subprocess.run(["bash", "-c", script], check=True, capture_output=True, env={"LC_ALL": "C.UTF-8"}).stdout
-    assert pasted.split(b"\0")[:-1] == [encode(name) for name in names]
+    assert pasted.split(b"\0")[:-1] == [to_bytes(name) for name in names]
     assert all(quoted(name).isprintable() for name in names)
     assert quoted("pl ain's") == "pl ain's"
