@@ -6,10 +6,10 @@ import stat
 from collections.abc import Callable, Generator
 from io import FileIO
 
+from narcore.cache.errors import as_cache_failure
 from narcore.cache.layout import THIS_BOOT, NarKey, is_verified, mark
 from narcore.cache.listings import file_chunks
 from narcore.cache.locks import alone
-from narcore.cache.part import disk_trouble
 from narcore.concurrency.lru import LruMemory
 from narcore.errors import CacheFailure
 from narcore.formats import nixbase32
@@ -36,7 +36,7 @@ class CachedNar:
     def pread(self, start: int, stop: int) -> bytes:
         """Some bytes, at least one, of a part that is in the NAR. Raises CacheFailure, and then the entry is removed."""
         try:
-            with disk_trouble():
+            with as_cache_failure():
                 data = os.pread(self.fd, stop - start, start)
         except CacheFailure:
             self._discard()

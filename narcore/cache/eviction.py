@@ -49,40 +49,42 @@ class _Room:
     pending: int
 
 
-# An evicted file takes its room until nobody has it open any more, and who only keeps it open for the next reader looks every few
-# seconds whether it was evicted.
-HELD_SECONDS = 7.0
+# An evicted file keeps its space on the disk until it is closed. A process that keeps files open for the next reader checks every
+# few seconds whether they were evicted.
+RELEASE_SECONDS = 7.0
 
 
-class Held:
-    """What was evicted for somebody who waits for room, and may still be open somewhere. Before nothing more is evicted for it, the
-    others get their time to let go: else all would go, one after the other, and give no room.
+class RecentEvictions:
+    """What was evicted to make room, and may still be open somewhere.
+
+    Nothing more is evicted before the processes that have it open had time to close it: else every entry would go, one after the
+    other, and free no space.
     """
 
     def __init__(self) -> None:
         self._until = 0.0
         self._size = 0
-        self._untold: list[Entry] = []
+        self._unreported: list[Entry] = []
 
     def add(self, evicted: list[Entry]) -> None:
         self._size = self.size + sum(entry.size for entry in evicted)
-        self._until = time.monotonic() + HELD_SECONDS
-        self._untold += evicted
+        self._until = time.monotonic() + RELEASE_SECONDS
+        self._unreported += evicted
 
     @property
     def size(self) -> int:
-        """In bytes; they may be free by now."""
+        """How many bytes the entries have; some of them may be free by now."""
         return self._size if time.monotonic() < self._until else 0
 
-    def end(self) -> list[Entry]:
-        """The room is there; what went and was not told of."""
+    def finish(self) -> list[Entry]:
+        """The room was found: forget the sizes. Returns the entries that were not reported yet."""
         self._size = 0
-        return self.told()
+        return self.take_unreported()
 
-    def told(self) -> list[Entry]:
-        """What went since this was asked last."""
-        told, self._untold = self._untold, []
-        return told
+    def take_unreported(self) -> list[Entry]:
+        """The entries that were evicted since the last call."""
+        unreported, self._unreported = self._unreported, []
+        return unreported
 
 
 def entries(layout: Layout) -> list[Entry]:
@@ -96,25 +98,25 @@ def make_room(
     limit: int,
     *,
     reserve: Callable[[], None] = lambda: None,
-    held: Held | None = None,
+    recent: RecentEvictions | None = None,
 ) -> list[Entry] | None:
     """Evict until ``key`` fits below ``limit`` bytes and into the file system, and call ``reserve``; the entries that went.
 
     What other fills have reserved is left to them: None if it fits only when some of them have ended, or when what went is not
-    open any more: ``held`` is for who tries again, and then has what went so far. Raises CacheFailure if it doesn't fit at all,
+    open any more: ``recent`` is for who tries again, and then has what went so far. Raises CacheFailure if it doesn't fit at all,
     and then has evicted nothing.
     """
-    return _make_room(layout, key.size, limit, reserve, own=layout.part(key).name, held=held or Held())
+    return _make_room(layout, key.size, limit, reserve, own=layout.part(key).name, recent=recent or RecentEvictions())
 
 
 def make_room_for_file(
-    layout: Layout, file: FileKey, limit: int, *, spare: int = 0, reserve: Callable[[], None], held: Held
+    layout: Layout, file: FileKey, limit: int, *, extra: int = 0, reserve: Callable[[], None], recent: RecentEvictions
 ) -> list[Entry]:
-    """As `make_room`, and raises CacheFailure too where that gives None. ``spare``: so many bytes more.
+    """As `make_room`, and raises CacheFailure too where that gives None. ``extra``: how many more bytes to find.
 
     The NAR that the file is made of stays: else where only one of both has room, they would drive out each other for ever.
     """
-    evicted = _make_room(layout, file.size + spare, limit, reserve, keep=file.digits, held=held)
+    evicted = _make_room(layout, file.size + extra, limit, reserve, keep=file.digits, recent=recent)
     if evicted is None:
         others = "its NAR, the downloads under way and what was evicted and is still open"
         raise CacheFailure(f"there is no room for a file of {file.size} bytes beside {others}")
@@ -122,7 +124,14 @@ def make_room_for_file(
 
 
 def _make_room(
-    layout: Layout, size: int, limit: int, reserve: Callable[[], None], *, own: str = "", keep: str = "", held: Held
+    layout: Layout,
+    size: int,
+    limit: int,
+    reserve: Callable[[], None],
+    *,
+    own: str = "",
+    keep: str = "",
+    recent: RecentEvictions,
 ) -> list[Entry] | None:
     """``own`` is the name of the part that it is for; the NAR ``keep`` is not evicted."""
     with locked(layout.lock):
@@ -131,11 +140,11 @@ def _make_room(
         needed = max(0, size - (files[own].st_size if own in files else 0))
         used = sum(entry.size for entry in room.entries)
         free = _free(layout.directory) - room.pending
-        if size > limit or needed > free + room.pending + used + held.size:
+        if size > limit or needed > free + room.pending + used + recent.size:
             raise CacheFailure(f"there is no room for {size} bytes")
-        if size + room.promised > limit or needed > free + used + held.size:
+        if size + room.promised > limit or needed > free + used + recent.size:
             return None
-        evicted, coming = [], free + held.size
+        evicted, coming = [], free + recent.size
         while used and (used + room.promised + size > limit or coming < needed):
             entry = room.entries.pop(0)
             remove(layout, entry)
@@ -143,11 +152,11 @@ def _make_room(
             coming += entry.size
             evicted.append(entry)
         if evicted:
-            held.add(evicted)
+            recent.add(evicted)
         if needed > _free(layout.directory) - room.pending:
             return None
         reserve()
-        return held.end()
+        return recent.finish()
 
 
 def remove(layout: Layout, entry: Entry) -> None:

@@ -16,7 +16,8 @@ import threading
 import time
 from collections.abc import Callable, Generator
 
-from narcore.cache.part import Fetch, GivenUp, Part, Unwanted
+from narcore.cache.errors import LeaderGaveUp, NoReadersLeft
+from narcore.cache.part import Fetch, PartFile
 from narcore.errors import CacheFailure, CapacityError, StoreTimeout
 from narcore.formats.listing import NarListing
 from narcore.sizes import CHUNK_SIZE
@@ -30,7 +31,7 @@ Check = Callable[[NarListing], None]
 class Fill:
     """One NAR that is being fetched. ``NarCache.fill`` makes it or finds it, and joins it for the caller."""
 
-    def __init__(self, part: Part, fetch: Fetch, *, on_end: Callable[["Fill", BaseException | None], None]) -> None:
+    def __init__(self, part: PartFile, fetch: Fetch, *, on_end: Callable[["Fill", BaseException | None], None]) -> None:
         self.part = part
         self._fetch = fetch
         self._on_end = on_end
@@ -192,7 +193,7 @@ class Fill:
                 return self.part.finished_elsewhere() or self.part.lead(
                     self._fetch, publish=self._publish, give_up=self._give_up
                 )
-            except GivenUp:
+            except LeaderGaveUp:
                 if self._available:  # the readers may have read from the file that is gone
                     raise
                 self.part.close()
@@ -204,7 +205,7 @@ class Fill:
             if size > self._available:
                 self._publish(size)
             if self._give_up(lambda: True):
-                raise Unwanted("nobody reads it here any more")
+                raise NoReadersLeft("nobody reads it here any more")
             time.sleep(POLL_SECONDS)
 
     def _publish(self, available: int) -> None:

@@ -101,7 +101,7 @@ class Layout:
     def slot(self, number: int) -> Path:
         return self.directory / f".slot-{number}"
 
-    def spare(self, number: int) -> Path:
+    def reserve(self, number: int) -> Path:
         return self.directory / f".spare.{os.getpid()}-{number}.new"
 
     def slots(self) -> list[Path]:

@@ -30,11 +30,11 @@ def new_listing(layout: Layout, digits: str, listing: NarListing) -> Generator[N
 
 
 def _root_chunks(listing: NarListing) -> Iterator[bytes]:
-    held = b""
+    previous = b""
     for number, chunk in enumerate(listing.json_chunks()):
-        yield held
-        held = chunk if number else chunk.removeprefix(_BEFORE_ROOT)
-    yield held.removesuffix(_BEHIND_ROOT)
+        yield previous
+        previous = chunk if number else chunk.removeprefix(_BEFORE_ROOT)
+    yield previous.removesuffix(_BEHIND_ROOT)
 
 
 def load_listing(layout: Layout, key: NarKey, nar_fd: int) -> NarListing:

@@ -89,17 +89,17 @@ def _new_file(path: Path) -> Generator[int]:
 
 def remove_if_free(path: Path, *, also: Path | None = None) -> list[Path]:
     """Remove the file, and ``also``, if nobody holds a lock on either of them; what was removed. Raises OSError."""
-    held: list[tuple[int, Path]] = []
+    opened: list[tuple[int, Path]] = []
     try:
         for each in filter(None, (path, also)):
             with suppress(FileNotFoundError):
-                held.append((os.open(each, READ_FLAGS), each))
-        if not all(try_lock(fd) for fd, _ in held):
+                opened.append((os.open(each, READ_FLAGS), each))
+        if not all(try_lock(fd) for fd, _ in opened):
             return []
-        removed = [each for fd, each in held if is_still_at(fd, each)]
+        removed = [each for fd, each in opened if is_still_at(fd, each)]
         for each in removed:
             each.unlink(missing_ok=True)
         return removed
     finally:
-        for fd, _ in held:
+        for fd, _ in opened:
             os.close(fd)

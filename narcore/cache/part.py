@@ -1,50 +1,32 @@
 """The part file of a NAR on its way: who may write it, how it is written, and what becomes of it."""
 
-import errno
 import fcntl
 import os
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 
 from narcore.cache import failures
-from narcore.cache.eviction import Entry, Held, make_room
+from narcore.cache.errors import LeaderGaveUp, NoReadersLeft, as_cache_failure
+from narcore.cache.eviction import Entry, RecentEvictions, make_room
 from narcore.cache.layout import DURABLE, THIS_BOOT, Layout, NarKey, is_verified, mark
 from narcore.cache.listings import load_listing, new_listing
 from narcore.cache.locks import OPEN_FLAGS, READ_FLAGS, is_still_at, try_lock, unlock
 from narcore.cache.slots import Slot, Slots
 from narcore.concurrency.readahead import ReadAhead
-from narcore.errors import CacheFailure, CapacityError, IntegrityError, NarcoreError
+from narcore.errors import CapacityError, IntegrityError, NarcoreError
 from narcore.formats.listing import ListingBuilder, NarListing
 from narcore.formats.nar.parser import NarParser
 
-# A fill that nobody reads any more goes on if this little is left to do: soon somebody may.
-LITTLE = 8 << 20
+# A fill without readers goes on if at most this many bytes are left: a reader may come soon.
+NEARLY_DONE = 8 << 20
 
 Fetch = Callable[[], Iterator[bytes]]
 Publish = Callable[[int], None]
 GiveUp = Callable[[Callable[[], bool]], bool]
 
 
-class Unwanted(CacheFailure):
-    """Nobody reads the NAR any more, and it is not worth finishing."""
-
-
-class GivenUp(CacheFailure):
-    """The process that led the fill has ended it without a NAR, and it is nobody's fault: try again."""
-
-
-@contextmanager
-def disk_trouble() -> Generator[None]:
-    """Whatever the system says of the cache directory becomes a CacheFailure."""
-    try:
-        yield
-    except OSError as error:
-        name = errno.errorcode.get(error.errno or 0, "unknown error")
-        raise CacheFailure(f"the cache directory can't be used: {os.strerror(error.errno or 0)} ({name})") from error
-
-
-class Part:
+class PartFile:
     """One process's hold on a part file. Not thread-safe but for ``read``. ``source`` names where it would fetch the NAR from."""
 
     def __init__(
@@ -69,7 +51,7 @@ class Part:
 
     def open(self) -> None:
         """Open the file, made where it lacks, and tell the other processes that somebody reads here."""
-        with disk_trouble():
+        with as_cache_failure():
             self._layout.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             while not self._try_open():
                 self.close()
@@ -94,7 +76,7 @@ class Part:
         return os.fstat(self._fd).st_size
 
     def read(self, start: int, stop: int) -> bytes:
-        with disk_trouble():
+        with as_cache_failure():
             return os.pread(self._fd, stop - start, start)
 
     def is_marked(self) -> bool:
@@ -108,13 +90,13 @@ class Part:
     def finished_elsewhere(self) -> NarListing | None:
         """With the lock held: the listing, if another process has completed the NAR; None if it is to be fetched here.
 
-        Raises what the fill there failed with, if it was from the same source, or GivenUp.
+        Raises what the fill there failed with, if it was from the same source, or LeaderGaveUp.
         """
-        with disk_trouble():
+        with as_cache_failure():
             if is_still_at(self._fd, self._path):
                 return self._adopt_entry()
             if not is_still_at(self._fd, self._layout.nar(self.key.digits)):
-                raise failures.recall(self._layout.error(self.key), self.source) or GivenUp(
+                raise failures.recall(self._layout.error(self.key), self.source) or LeaderGaveUp(
                     "the download was given up elsewhere"
                 )
             unlock(self._fd)
@@ -137,21 +119,24 @@ class Part:
         return load_listing(self._layout, self.key, self._fd)
 
     def lead(self, fetch: Fetch, *, publish: Publish, give_up: GiveUp) -> NarListing:
-        """Download, verify and keep the NAR; its listing. Raises what ``fetch`` raises, CapacityError, CacheFailure or Unwanted."""
+        """Download and verify the NAR, and add it to the cache; its listing.
+
+        Raises CapacityError, CacheFailure or NoReadersLeft, and what ``fetch`` raises.
+        """
         try:
-            with disk_trouble(), self._slots.hold(partial(self._find_room, give_up, Held())):
+            with as_cache_failure(), self._slots.hold(partial(self._find_room, give_up, RecentEvictions())):
                 listing = self._download(fetch, publish, give_up)
-                self._keep(listing)
+                self._add_to_cache(listing)
         except BaseException as error:
             self._discard(error)
             raise
         return listing
 
-    def _find_room(self, give_up: GiveUp, held: Held, slot: Slot) -> bool:
+    def _find_room(self, give_up: GiveUp, recent: RecentEvictions, slot: Slot) -> bool:
         self._check_wanted(give_up, 0)
         reserve = partial(slot.reserve, self._path.name)
-        evicted = make_room(self._layout, self.key, self._limit, reserve=reserve, held=held)
-        self._on_evict(evicted or held.told())
+        evicted = make_room(self._layout, self.key, self._limit, reserve=reserve, recent=recent)
+        self._on_evict(evicted or recent.take_unreported())
         return evicted is not None
 
     def _download(self, fetch: Fetch, publish: Publish, give_up: GiveUp) -> NarListing:
@@ -186,11 +171,11 @@ class Part:
 
     def _check_wanted(self, give_up: GiveUp, done: int) -> None:
         if give_up(partial(self._may_give_up, done)):
-            raise Unwanted("nobody reads it any more")
+            raise NoReadersLeft("nobody reads it any more")
 
     def _may_give_up(self, done: int) -> bool:
         """Not if it is more than half done, little is left, or another process reads."""
-        if done > self.key.size // 2 or self.key.size - done <= LITTLE:
+        if done > self.key.size // 2 or self.key.size - done <= NEARLY_DONE:
             return False
         # Those that read hold a shared lock. Once we have the other, nobody can begin to read before the part is removed.
         if try_lock(self._readers_fd):
@@ -198,7 +183,7 @@ class Part:
         fcntl.flock(self._readers_fd, fcntl.LOCK_SH)  # trying for the other has let go of this
         return False
 
-    def _keep(self, listing: NarListing) -> None:
+    def _add_to_cache(self, listing: NarListing) -> None:
         with new_listing(self._layout, self.key.digits, listing):
             os.fchmod(self._fd, 0o444)
             mark(self._fd, THIS_BOOT)
@@ -210,7 +195,7 @@ class Part:
     def _discard(self, error: BaseException) -> None:
         if isinstance(error, NarcoreError) and not isinstance(error, CapacityError):
             failures.remember(self._layout.error(self.key), error, self.source)
-        if not isinstance(error, Unwanted) or try_lock(self._readers_fd):  # else another process goes on with it
+        if not isinstance(error, NoReadersLeft) or try_lock(self._readers_fd):  # else another process goes on with it
             with suppress(OSError):  # a directory that was taken away has nothing left to remove
                 self._remove()
         self._let_go()

@@ -1,7 +1,7 @@
-"""Room that a process keeps for the small files that it will unpack, so that not each of them takes a look at the whole directory.
+"""Space that a process reserves for small files that it will unpack, so that it need not scan the whole directory for each of them.
 
-It is a file without a byte in it that is as large as the room: who makes room counts it as promised, as what is being written,
-and the lock on it tells that its owner lives.
+The reservation is a sparse file of that size. Other processes count it as promised, like a file that is being written, and the lock
+on it shows that its owner is alive.
 """
 
 import os
@@ -11,14 +11,14 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-from narcore.cache.eviction import Entry, Held, make_room_for_file
+from narcore.cache.eviction import Entry, RecentEvictions, make_room_for_file
 from narcore.cache.layout import FileKey, Layout
 from narcore.cache.locks import OPEN_FLAGS, is_still_at, try_lock
 from narcore.errors import CacheFailure
 
 # Some thousand files of usual size for one look; of a small cache, a small part.
-SPARE_MAX = 64 << 20
-SPARE_SHARE = 100
+RESERVE_MAX = 64 << 20
+RESERVE_SHARE = 100
 
 # A file that is larger than this part of the room is worth a look of its own.
 SMALL = 8
@@ -26,21 +26,21 @@ SMALL = 8
 _numbers = count()
 
 
-class Spare:
-    """Thread-safe. ``limit`` is that of the directory, in bytes."""
+class Reserve:
+    """The reserved space of this process. Thread-safe. ``limit`` is that of the directory, in bytes."""
 
     def __init__(self, layout: Layout, limit: int) -> None:
         self._layout = layout
         self._limit = limit
-        self._full = min(SPARE_MAX, limit // SPARE_SHARE)
+        self._full = min(RESERVE_MAX, limit // RESERVE_SHARE)
         self._left = 0
-        self._held = Held()  # of all files: each that found no room would evict as much again
+        self._recent = RecentEvictions()  # of all files: each that found no room would evict as much again
         self._lock = threading.Lock()
         self._fd = -1
         self._path = Path()
 
-    def yield_to(self, size: int) -> None:
-        """Give the room back if beside it there is none for something so large, which would wait for it in vain."""
+    def release_for(self, size: int) -> None:
+        """Give the space back if a NAR of ``size`` bytes would not fit into the cache beside it."""
         if size + self._full > self._limit:
             self.close()
 
@@ -54,7 +54,7 @@ class Spare:
             if file.size * SMALL <= self._full:
                 with suppress(CacheFailure):
                     return self._refill(file, reserve)
-            return make_room_for_file(self._layout, file, self._limit, reserve=reserve, held=self._held)
+            return make_room_for_file(self._layout, file, self._limit, reserve=reserve, recent=self._recent)
 
     def _refill(self, file: FileKey, reserve: Callable[[], None]) -> list[Entry]:
         def reserve_both() -> None:
@@ -64,12 +64,12 @@ class Spare:
         self._release()
         self._open()
         return make_room_for_file(
-            self._layout, file, self._limit, spare=self._full, reserve=reserve_both, held=self._held
+            self._layout, file, self._limit, extra=self._full, reserve=reserve_both, recent=self._recent
         )
 
     def _open(self) -> None:
         while self._fd < 0:
-            path = self._layout.spare(next(_numbers))
+            path = self._layout.reserve(next(_numbers))
             fd = os.open(path, OPEN_FLAGS, 0o600)
             if try_lock(fd) and is_still_at(fd, path):
                 self._fd, self._path = fd, path
@@ -85,7 +85,7 @@ class Spare:
             self._release()
 
     def _release(self) -> None:
-        """Give the room back. With the lock held."""
+        """Give the room back. With the lock recent."""
         self._left = 0
         if self._fd >= 0:
             with suppress(OSError):

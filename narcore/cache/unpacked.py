@@ -17,7 +17,7 @@ from narcore.cache.cached import CachedNar
 from narcore.cache.eviction import Entry
 from narcore.cache.layout import THIS_BOOT, FileKey, Layout, is_verified, mark, touch
 from narcore.cache.locks import READ_FLAGS, replacing
-from narcore.cache.reserve import Spare
+from narcore.cache.reserve import Reserve
 from narcore.sizes import CHUNK_SIZE
 
 # What the kernel says where it can't copy by itself from one file to the other: then we do.
@@ -82,12 +82,12 @@ def open_unpacked(layout: Layout, file: FileKey) -> int | None:
 
 
 def unpack(
-    layout: Layout, file: FileKey, nar: CachedNar, *, spare: Spare, on_evict: Callable[[list[Entry]], None]
+    layout: Layout, file: FileKey, nar: CachedNar, *, reserve: Reserve, on_evict: Callable[[list[Entry]], None]
 ) -> None:
     """Make the file, in place of one that may be there. Raises OSError and CacheFailure, and then nothing is left."""
     with replacing(layout.file(file)) as fd:
         # It has its size before a byte is written: by that the others know what was promised to it.
-        on_evict(spare.make_room(file, partial(os.ftruncate, fd, file.size)))
+        on_evict(reserve.make_room(file, partial(os.ftruncate, fd, file.size)))
         _copy(nar, fd, file.start, file.size)
         nar.check_untouched()
         os.fchmod(fd, 0o444)

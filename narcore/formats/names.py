@@ -9,6 +9,6 @@ def to_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def to_text(raw: bytes) -> str:
+def to_text(raw: bytes | bytearray) -> str:
     """The text of a name, target or path; `to_bytes` restores the bytes."""
     return raw.decode("utf-8", "surrogateescape")

@@ -154,20 +154,20 @@ def as_listed(chunks: Iterator[bytes], listing: NarListing, on_other: Callable[[
 
 def _as_listed(chunks: Iterator[bytes], listing: NarListing, on_other: Callable[[NarListing], None]) -> Iterator[bytes]:
     parser, builder = NarParser(contents=False), ListingBuilder()
-    held = b""
+    previous = b""
     for chunk in chunks:
         parser.receive_data(chunk)
         builder.add_all(parser.events())
-        if held:
-            yield held
-        held = chunk
+        if previous:
+            yield previous
+        previous = chunk
     parser.receive_eof()
     builder.add_all(parser.events())
     found = builder.finish()
     if found != listing:
         on_other(found)
     check_same(found, listing)
-    yield held
+    yield previous
 
 
 def check_same(found: NarListing, told: NarListing) -> None:

@@ -8,6 +8,7 @@ from typing import Concatenate, ParamSpec
 
 import click
 
+from narcore.cache import upkeep
 from narcore.cache.eviction import Entry
 from narcore.cache.narcache import NarCache
 from narcore.errors import SettingsError
@@ -98,7 +99,7 @@ def verify(opened: NarCache) -> None:
     out = Output()
     good = bad = 0
     with progress("verifying", sum(entry.size for entry in entries)) as tick:
-        for entry, right in opened.verify(tick):
+        for entry, right in upkeep.verify(opened.layout, tick):
             good, bad = good + right, bad + (not right)
             if not right:
                 out.line(f"{entry.path(opened.layout)}: wrong, and removed")

@@ -12,6 +12,7 @@ import pytest
 from narcore.cache import cached, eviction
 from narcore.cache.layout import DURABLE, THIS_BOOT, NarKey, is_verified
 from narcore.cache.narcache import NarCache, check_private
+from narcore.cache.upkeep import verify
 from narcore.errors import CacheFailure, CorruptStream
 from narcore.formats.listing import NarListing
 from narcore.formats.nar.parser import parse_nar
@@ -284,7 +285,7 @@ class TestUpkeep:
         assert kept(cache, key_of(nars[1])) != nars[1]
         before = {path: path.stat().st_atime_ns for path in paths}
         seen: list[int] = []
-        found = {entry.digits: right for entry, right in cache.verify(seen.append)}
+        found = {entry.digits: right for entry, right in verify(cache.layout, seen.append)}
         assert found == {key_of(nar).digits: number != 1 for number, nar in enumerate(nars)}
         assert sum(seen) == sum(map(len, nars))
         assert not paths[1].exists()
@@ -296,7 +297,7 @@ class TestUpkeep:
         for seed in range(3):
             keep(cache, nar_of(1000, seed))
         found = []
-        for _, right in cache.verify():
+        for _, right in verify(cache.layout):
             found.append(right)
             cache.clear()
         assert found == [True]

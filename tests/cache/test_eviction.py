@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from narcore.cache import eviction
-from narcore.cache.eviction import HELD_SECONDS, Held, entries, make_room
+from narcore.cache.eviction import RELEASE_SECONDS, RecentEvictions, entries, make_room
 from narcore.cache.layout import Layout, NarKey
 from narcore.cache.locks import OPEN_FLAGS, try_lock
 from narcore.cache.slots import Slot, Slots, reserved_parts
@@ -136,15 +136,15 @@ class TestMakeRoom:
 
         monkeypatch.setattr(eviction, "_free", free)
         monkeypatch.setattr(time, "monotonic", lambda: clock)
-        held = Held()
+        recent = RecentEvictions()
         for _ in range(3):
-            assert make_room(layout, key(9, 12), 1000, held=held) is None
+            assert make_room(layout, key(9, 12), 1000, recent=recent) is None
             assert len(entries(layout)) == 3
-        clock += HELD_SECONDS
-        assert make_room(layout, key(9, 12), 1000, held=held) is None
+        clock += RELEASE_SECONDS
+        assert make_room(layout, key(9, 12), 1000, recent=recent) is None
         assert len(entries(layout)) == 2, "it is not let go: another one may give room"
         still_open = False
-        assert [entry.digits for entry in make_room(layout, key(9, 12), 1000, held=held) or []] == [
+        assert [entry.digits for entry in make_room(layout, key(9, 12), 1000, recent=recent) or []] == [
             digits(0),
             digits(1),
         ]

@@ -12,6 +12,7 @@ import pytest
 
 from narcore.cache import failures, narcache, part
 from narcore.cache import fill as fill_module
+from narcore.cache.errors import LeaderGaveUp
 from narcore.cache.fill import Fill
 from narcore.cache.layout import Layout, is_verified
 from narcore.cache.locks import OPEN_FLAGS, try_lock
@@ -42,12 +43,12 @@ from tests.cache.support import (
 )
 
 NAR = nar_of(400_000)
-LITTLE = 500_000
+NEARLY_DONE = 500_000
 
 
 @pytest.fixture(autouse=True)
 def small_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(part, "LITTLE", LITTLE)
+    monkeypatch.setattr(part, "NEARLY_DONE", NEARLY_DONE)
 
 
 def available(fill: Fill) -> int:
@@ -147,8 +148,8 @@ class TestJoiningAndLeaving:
         ("size", "done", "goes_on"),
         [
             (200_000, 0, True),  # little is left
-            (LITTLE * 3, LITTLE // 2, False),
-            (LITTLE * 3, LITTLE * 2, True),  # more than half
+            (NEARLY_DONE * 3, NEARLY_DONE // 2, False),
+            (NEARLY_DONE * 3, NEARLY_DONE * 2, True),  # more than half
         ],
     )
     def test_when_the_last_one_leaves(
@@ -175,7 +176,7 @@ class TestJoiningAndLeaving:
     def test_nothing_is_fetched_for_nobody(self, make_cache: MakeCache, directory: Path) -> None:
         """Those who wanted it left while it waited for a slot."""
         cache = make_cache(max_fills=1)
-        first, second = Source(NAR, gated=True), Source(nar_of(LITTLE * 3))
+        first, second = Source(NAR, gated=True), Source(nar_of(NEARLY_DONE * 3))
         fill = cache.fill(first.key, first)
         until(lambda: first.fetched == 1)
         cache.fill(second.key, second).leave()
@@ -185,7 +186,7 @@ class TestJoiningAndLeaving:
         assert (second.fetched, cache.is_cached(second.key)) == (0, False)
 
     def test_a_newcomer_after_that_begins_anew(self, cache: NarCache) -> None:
-        source = Source(nar_of(LITTLE * 3), gated=True)
+        source = Source(nar_of(NEARLY_DONE * 3), gated=True)
         fill = cache.fill(source.key, source)
         source.allow(source.chunk)
         until(lambda: available(fill) > 0)
@@ -202,7 +203,7 @@ class TestJoiningAndLeaving:
 
     def test_given_up_here_while_another_process_reads(self, make_cache: MakeCache) -> None:
         one, two = make_cache(), make_cache()
-        source = Source(nar_of(LITTLE * 3), gated=True)
+        source = Source(nar_of(NEARLY_DONE * 3), gated=True)
         leader = one.fill(source.key, source)
         source.allow(source.chunk)
         until(lambda: available(leader) > 0)
@@ -217,7 +218,7 @@ class TestJoiningAndLeaving:
         """At any moment: it gets the NAR by the cache, and never an error."""
         one, two = make_cache(), make_cache()
         for seed in range(12):
-            source = Source(nar_of(LITTLE * 2 + 100_000, seed), gated=True)
+            source = Source(nar_of(NEARLY_DONE * 2 + 100_000, seed), gated=True)
             leader = one.fill(source.key, source)
             leader.leave()
             threading.Timer(seed / 4000, source.allow).start()
@@ -282,7 +283,7 @@ class TestFailure:
             thread.join()
         assert wrong == []
         # A fault that is no error of ours is not told to other processes: they try for themselves, or stream the rest.
-        allowed = {part.GivenUp} if kind is MemoryError else set()
+        allowed = {LeaderGaveUp} if kind is MemoryError else set()
         assert {type(error) for error in errors} - allowed == {kind}
         assert len({id(error) for error in errors}) == 6
         assert all(name.endswith(".error") for name in names(directory))

@@ -19,6 +19,7 @@ from narcore.cache import eviction, narcache, reserve, unpacked
 from narcore.cache.eviction import make_room
 from narcore.cache.layout import DURABLE, THIS_BOOT, NarKey, is_verified
 from narcore.cache.narcache import NarCache
+from narcore.cache.upkeep import verify
 from narcore.errors import CacheFailure
 from narcore.formats.listing import Kind, NarListing, Node
 from narcore.formats.nar.parser import parse_nar
@@ -329,7 +330,7 @@ class TestRoom:
     def test_collect_and_clear(self, cache: NarCache, nar: OpenNar, make_cache: MakeCache, directory: Path) -> None:
         os.close(nar.open_unpacked(node("tool")))
         os.utime(path_of(directory), (1000, THIS_BOOT))
-        cache._spare.close()  # of a share of its own limit, which is a far larger one
+        cache._reserve.close()  # of a share of its own limit, which is a far larger one
         (gone,) = make_cache(600_000).collect()
         assert gone.path(cache.layout) == path_of(directory)
         os.close(nar.open_unpacked(node("note")))
@@ -347,7 +348,7 @@ class TestVerify:
         os.utime(path_of(directory), ns=(marks.st_atime_ns, marks.st_mtime_ns))  # as a disk would spoil it
         os.utime(path_of(directory, "note"), (1000, 5000))
         seen: list[int] = []
-        found = {entry.path(cache.layout).name: right for entry, right in cache.verify(seen.append)}
+        found = {entry.path(cache.layout).name: right for entry, right in verify(cache.layout, seen.append)}
         paths = [path_of(directory, name).name for name in ("a", "note", "tool")]
         assert found == {f"{KEY.digits}.nar": True, paths[0]: True, paths[1]: True, paths[2]: False}
         assert sum(seen) == len(NAR) + len(NOTE) + len(TOOL)
@@ -360,7 +361,7 @@ class TestVerify:
         os.close(nar.open_unpacked(node("tool")))
         path_of(directory).chmod(0o600)
         os.truncate(path_of(directory), 1000)
-        assert [right for _, right in cache.verify()] == [True, False]
+        assert [right for _, right in verify(cache.layout)] == [True, False]
         assert files(directory) == set()
 
     @pytest.mark.parametrize("why", ["there is no NAR", "the NAR is wrong"])
@@ -373,7 +374,7 @@ class TestVerify:
             path.chmod(0o600)
             overwrite(path)
             os.utime(path, (10**9, DURABLE))  # used last, so it is what would be looked at last
-        assert [right for _, right in cache.verify()] == ([] if why == "there is no NAR" else [False])
+        assert [right for _, right in verify(cache.layout)] == ([] if why == "there is no NAR" else [False])
         assert {name for name in names(directory) if not name.endswith(".ls")} == set()
 
 

@@ -154,7 +154,7 @@ class TestClosing:
     def test_ends_a_fill_that_nobody_reads(
         self, arriving: Arriving, directory: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(part, "LITTLE", 0)
+        monkeypatch.setattr(part, "NEARLY_DONE", 0)
         source = Source(NAR, gated=True)
         nar = arriving(source)
         source.allow(CHUNK)

@@ -1,0 +1,105 @@
+"""Upkeep of the cache directory: removes what dead processes have left, and verifies all entries again."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+
+from narcore.cache import failures
+from narcore.cache.cached import has_digest
+from narcore.cache.errors import as_cache_failure
+from narcore.cache.eviction import Entry, entries, remove_entry
+from narcore.cache.layout import THIS_BOOT, FileKey, Layout, NarKey, is_verified
+from narcore.cache.locks import READ_FLAGS, is_still_at, remove_if_free
+from narcore.cache.unpacked import is_right
+
+log = logging.getLogger("narcore.cache")
+
+Progress = Callable[[int], None]
+
+
+def clean(layout: Layout) -> int:
+    """Remove what dead processes have left; how many files. Files of living processes stay."""
+    removed = 0
+    with suppress(OSError):  # a read-only directory can still be read from
+        leftovers = layout.leftovers()
+        for readers, part in leftovers.parts:
+            removed += len(remove_if_free(readers, also=part))
+        for path in leftovers.new:
+            removed += len(remove_if_free(path))
+        old = [path for path in leftovers.errors if failures.is_old(path)]
+        orphans = [listing for listing, nar in leftovers.listings if not nar.exists()]
+        for path in old + orphans:
+            path.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
+def remove_bad(layout: Layout, key: NarKey, fd: int) -> None:
+    """Remove the NAR that is open at ``fd`` from the cache, unless another file has taken its place."""
+    with suppress(OSError):
+        if is_still_at(fd, layout.nar(key.digits)):
+            log.warning("the NAR %s in the cache is not what it should be, and is removed", key.digits)
+            remove_entry(layout, key.digits)
+
+
+def verify(layout: Layout, progress: Progress = lambda size: None) -> Iterator[tuple[Entry, bool]]:
+    """Hash every NAR anew, and remove those that are wrong: each entry, and whether it is right.
+
+    Unpacked files are compared with their NARs; one whose NAR is not there can't be, and is removed without a word.
+    ``progress`` is called with the bytes that were read just now; they add up to the sizes of all files. Raises CacheFailure.
+    """
+    with as_cache_failure():
+        found = entries(layout)
+    for entry in sorted(found, key=lambda entry: entry.file is not None):  # first what they are compared with
+        with as_cache_failure():
+            right = _verify_file(layout, entry.file, progress) if entry.file else _verify_nar(layout, entry, progress)
+        if right is not None:
+            yield entry, right
+
+
+def _verify_nar(layout: Layout, entry: Entry, progress: Progress) -> bool | None:
+    """None if the entry is gone meanwhile."""
+    path = layout.nar(entry.digits)
+    try:
+        fd = os.open(path, READ_FLAGS)
+    except FileNotFoundError:
+        return None
+    try:
+        status = os.fstat(fd)
+        right = has_digest(fd, entry.digits, progress)
+        if not right:
+            remove_bad(layout, NarKey(entry.digits, status.st_size), fd)
+        _keep_times(fd, status)
+        return right
+    finally:
+        os.close(fd)
+
+
+def _verify_file(layout: Layout, file: FileKey, progress: Progress) -> bool | None:
+    """None if the file is gone meanwhile, or there is nothing to compare it with."""
+    path = layout.file(file)
+    with ExitStack() as stack:
+        try:
+            fd = os.open(path, READ_FLAGS)
+            stack.callback(os.close, fd)
+            nar_fd = os.open(layout.nar(file.digits), READ_FLAGS)
+            stack.callback(os.close, nar_fd)
+        except FileNotFoundError:
+            path.unlink(missing_ok=True)
+            return None
+        status = os.fstat(fd)
+        right = is_right(file, fd, nar_fd)
+        progress(file.size)
+        if right:
+            _keep_times(fd, status)
+        elif is_still_at(fd, path):
+            path.unlink(missing_ok=True)
+        return right
+
+
+def _keep_times(fd: int, status: os.stat_result) -> None:
+    """After a look at a file whose status was that: mark it as verified. Its first time stays, since this was no use of it."""
+    with suppress(OSError):
+        mtime = status.st_mtime_ns if is_verified(status) else THIS_BOOT * 10**9
+        os.utime(fd, ns=(status.st_atime_ns, mtime))
