@@ -28,4 +28,4 @@ Trace = Callable[[str, dict[str, object]], None]
 
 
 def silent(event: str, fields: dict[str, object]) -> None:
-    """The listener of those who don't listen."""
+    """No-op listener."""

@@ -1,8 +1,8 @@
-"""Closing what a stage reads from.
+"""Closing an iterator and the source that it reads from.
 
 A generator that was never started runs no ``finally`` block when it is closed. WSGI servers do just that when a client
-leaves before the first byte, and then the connection at the far end would stay open. So every stage of this room is a
-`Stage`.
+leaves before the first byte, and then the connection at the far end would stay open. So every iterator that
+reads from another one is a `Stage`.
 """
 
 from collections.abc import Generator, Iterator

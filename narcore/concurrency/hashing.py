@@ -1,4 +1,4 @@
-"""SHA-256 beside the work instead of in it.
+"""SHA-256 in a thread of its own.
 
 Hashing takes about as long as decompressing zstd does; both release the interpreter's lock, so a thread that only hashes
 makes them run at the same time.

@@ -1,4 +1,4 @@
-"""A small memory for answers: bounded by weight, least recently used goes first, and what is old is asked for anew."""
+"""A memory of limited weight: the least recently used entry is dropped first, and an entry may expire."""
 
 import threading
 import time

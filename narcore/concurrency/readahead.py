@@ -1,6 +1,6 @@
-"""Reading ahead: the next chunks are unpacked while the last ones are written.
+"""Read-ahead: a thread produces the next chunks while the caller works on the last ones.
 
-Unpacking and writing each take as long as the other, and both release the interpreter's lock.
+Decompressing and writing take about the same time, and both release the interpreter's lock.
 """
 
 import queue

@@ -1,4 +1,4 @@
-"""Many ask the same at once, one goes and asks, all get the answer."""
+"""Concurrent calls with the same key share one call."""
 
 import copy
 import threading

@@ -24,7 +24,7 @@ _ESCAPED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 T = TypeVar("T")
 
 
-class Output(NamedTuple):
+class DerivationOutput(NamedTuple):
     """``path`` is "" where only the build tells; ``hash_algorithm`` and ``hash`` are "" unless the output is fixed by them."""
 
     name: str
@@ -44,7 +44,7 @@ class Input(NamedTuple):
 class Derivation:
     """One derivation. Text is UTF-8 with surrogateescape; the environment is in the file's order, which Nix sorts."""
 
-    outputs: tuple[Output, ...]
+    outputs: tuple[DerivationOutput, ...]
     input_derivations: tuple[Input, ...]
     input_sources: tuple[str, ...]
     system: str
@@ -123,8 +123,8 @@ class _Reader:
         self.expect("]")
         return tuple(items)
 
-    def output(self) -> Output:
-        return Output(*self._strings(4))
+    def output(self) -> DerivationOutput:
+        return DerivationOutput(*self._strings(4))
 
     def input(self) -> Input:
         self.expect("(")

@@ -1,4 +1,4 @@
-"""From a hash part to a narinfo, through one or several substituters: in which order, whom to believe, what their silence means."""
+"""From a hash part to a narinfo, through one or several substituters: order, trust, and what a failure means."""
 
 import logging
 import time

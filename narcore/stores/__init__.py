@@ -1,4 +1,16 @@
-"""Where bytes come from: the files of a binary cache, by relative path."""
+"""Where the files of a binary cache come from, by relative path. A store knows nothing of NAR, narinfo or compression.
+
+::
+
+    base       BinaryCacheStore, StoreFile: what every store offers
+    http/      a binary cache behind HTTP
+    buckets/   S3, Google Cloud Storage, Azure
+    local      a directory
+    memory     in memory, for tests and demonstrations
+    traced     TracedStore: fires a trace event for each file
+    names      from the path in a narinfo to a file name
+    cafile     which certificate authorities are trusted
+"""
 
 from narcore.errors import SettingsError
 from narcore.stores.base import BinaryCacheStore, StoreFile, read_file

@@ -1,0 +1,13 @@
+"""Transformations of byte streams: iterators in, iterators out. Opens nothing, starts no thread.
+
+::
+
+    compression    decompress: every ``Compression`` of a narinfo that is supported
+    members        the one loop over the streams, frames or members of a compressed file
+    decoders       decoders of several libraries in one shape
+    zstd, lzip     the decoders of these two formats
+    xzblocks       random access to an xz file by its index
+    integrity      verified: checks NarSize and NarHash
+    contentcheck   addressed: checks a content address
+    slicing        a part of a stream
+"""

@@ -19,7 +19,7 @@ _TRAILER = struct.Struct("<IQQ")
 
 
 class LzipError(Exception):
-    """A member that breaks the format; never leaves this room."""
+    """A member that breaks the format. Raised only inside this package, which turns it into CorruptStream."""
 
 
 class LzipDecoder:

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from narcore.errors import FormatError
 from narcore.formats import derivation as derivation_module
-from narcore.formats.derivation import Derivation, Input, Output
+from narcore.formats.derivation import Derivation, DerivationOutput, Input
 
 TEXT = (
     r'Derive([("out","/nix/store/z-x","r:sha256","00")],[("/nix/store/b.drv",["dev","out"]),("/nix/store/c.drv",["out"])],'
     r'["/nix/store/s-builder.sh"],"x86_64-linux","/bin/sh",["-e","a\"b\\c"],[("buildPhase","make\n\tall\r"),("out","/nix/store/z-x")])'
 )
 VALUE = Derivation(
-    outputs=(Output("out", "/nix/store/z-x", "r:sha256", "00"),),
+    outputs=(DerivationOutput("out", "/nix/store/z-x", "r:sha256", "00"),),
     input_derivations=(Input("/nix/store/b.drv", ("dev", "out")), Input("/nix/store/c.drv", ("out",))),
     input_sources=("/nix/store/s-builder.sh",),
     system="x86_64-linux",
@@ -27,7 +27,7 @@ texts = st.text(st.characters(codec="utf-8") | st.sampled_from('"\\\n\t\r,)]([')
 names = st.lists(texts, max_size=3).map(tuple)
 derivations = st.builds(
     Derivation,
-    outputs=st.lists(st.builds(Output, texts, texts, texts, texts), max_size=3).map(tuple),
+    outputs=st.lists(st.builds(DerivationOutput, texts, texts, texts, texts), max_size=3).map(tuple),
     input_derivations=st.lists(st.builds(Input, texts, names), max_size=3).map(tuple),
     input_sources=names,
     system=texts,

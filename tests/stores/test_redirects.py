@@ -7,7 +7,7 @@ import pytest
 
 from narcore.errors import StoreForbidden, StoreUnavailable
 from narcore.stores import read_file
-from narcore.stores.http.guard import Kind, kind_of
+from narcore.stores.http.guard import AddressKind, kind_of
 from narcore.stores.http.urls import redirect_target
 from tests.stores.conftest import OpenHttp, Serve
 from tests.stores.flaky_server import Act, FlakyFile, Request, Step, answer, head, redirect
@@ -108,25 +108,25 @@ def test_through_a_proxy_numbers_are_checked(
 @pytest.mark.parametrize(
     ("address", "kind"),
     [
-        (PUBLIC_ADDRESS, Kind.PUBLIC),
-        ("2606:2800:220:1::1", Kind.PUBLIC),
-        ("64:ff9b::5db8:d822", Kind.PUBLIC),
-        ("::ffff:10.0.0.1", Kind.PRIVATE),
-        ("100.64.0.1", Kind.PRIVATE),
-        ("fd00::1", Kind.PRIVATE),
-        ("fec0::1", Kind.PRIVATE),
-        ("127.9.9.9", Kind.LOOPBACK),
-        ("::1", Kind.LOOPBACK),
-        ("fe80::1%eth0", Kind.LINK_LOCAL),
-        ("169.254.0.1", Kind.LINK_LOCAL),
-        ("0.0.0.0", Kind.RESERVED),
-        ("::", Kind.RESERVED),
-        ("ff02::1", Kind.RESERVED),
-        ("240.0.0.1", Kind.RESERVED),
-        ("::127.0.0.1", Kind.RESERVED),
+        (PUBLIC_ADDRESS, AddressKind.PUBLIC),
+        ("2606:2800:220:1::1", AddressKind.PUBLIC),
+        ("64:ff9b::5db8:d822", AddressKind.PUBLIC),
+        ("::ffff:10.0.0.1", AddressKind.PRIVATE),
+        ("100.64.0.1", AddressKind.PRIVATE),
+        ("fd00::1", AddressKind.PRIVATE),
+        ("fec0::1", AddressKind.PRIVATE),
+        ("127.9.9.9", AddressKind.LOOPBACK),
+        ("::1", AddressKind.LOOPBACK),
+        ("fe80::1%eth0", AddressKind.LINK_LOCAL),
+        ("169.254.0.1", AddressKind.LINK_LOCAL),
+        ("0.0.0.0", AddressKind.RESERVED),
+        ("::", AddressKind.RESERVED),
+        ("ff02::1", AddressKind.RESERVED),
+        ("240.0.0.1", AddressKind.RESERVED),
+        ("::127.0.0.1", AddressKind.RESERVED),
     ],
 )
-def test_kinds_of_addresses(address: str, kind: Kind) -> None:
+def test_kinds_of_addresses(address: str, kind: AddressKind) -> None:
     assert kind_of(address) is kind
 
 

@@ -1,4 +1,4 @@
-"""Packing for the tests of this room, and a source that knows whether it was closed."""
+"""Packing for the tests of this folder, and a source that knows whether it was closed."""
 
 import bz2
 import gzip

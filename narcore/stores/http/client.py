@@ -178,9 +178,11 @@ class HttpClient:
             return user.encode(), password.encode()
         return None if self._netrc else _no_credentials
 
-    def _allowed_kinds(self) -> frozenset[guard.Kind]:
+    def _allowed_kinds(self) -> frozenset[guard.AddressKind]:
         host = urlsplit(str(self._store)).hostname or ""
-        return frozenset({guard.Kind.PUBLIC, *map(guard.kind_of, guard.addresses(host))} - {guard.Kind.RESERVED})
+        return frozenset(
+            {guard.AddressKind.PUBLIC, *map(guard.kind_of, guard.addresses(host))} - {guard.AddressKind.RESERVED}
+        )
 
     def _store_error(self, failure: Exception, url: str) -> StoreError:
         connect, read = self._timeout

@@ -9,7 +9,7 @@ The name is resolved here and the connection is made to the very address that wa
 address in between (DNS rebinding) gains nothing. Behind a proxy the proxy resolves names; there only a host that is
 written as a number is checked.
 
-Imports urllib3: only ``httpclient`` imports this module.
+Imports urllib3: only ``stores/http/client.py`` imports this module.
 """
 
 import ipaddress
@@ -28,7 +28,7 @@ from narcore.errors import StoreForbidden
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
-class Kind(StrEnum):
+class AddressKind(StrEnum):
     PUBLIC = "public"
     PRIVATE = "private"
     LOOPBACK = "loopback"
@@ -36,18 +36,18 @@ class Kind(StrEnum):
     RESERVED = "reserved"
 
 
-def kind_of(address: str) -> Kind:
+def kind_of(address: str) -> AddressKind:
     """The kind of an IP address; an IPv4 address inside an IPv6 one counts as itself."""
     ip = _unwrapped(ipaddress.ip_address(address))
     if ip.is_loopback:
-        return Kind.LOOPBACK
+        return AddressKind.LOOPBACK
     if ip.is_link_local:
-        return Kind.LINK_LOCAL
+        return AddressKind.LINK_LOCAL
     if ip.is_unspecified or ip.is_multicast or ip.is_reserved:  # unspecified: 0.0.0.0 is this machine on Linux
-        return Kind.RESERVED
+        return AddressKind.RESERVED
     if isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local:
-        return Kind.PRIVATE
-    return Kind.PUBLIC if ip.is_global else Kind.PRIVATE
+        return AddressKind.PRIVATE
+    return AddressKind.PUBLIC if ip.is_global else AddressKind.PRIVATE
 
 
 def _unwrapped(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
@@ -71,14 +71,14 @@ def addresses(host: str, *, numeric: bool = False) -> list[str]:
     return [str(sockaddr[0]) for *_, sockaddr in found]
 
 
-def check(host: str, found: list[str], allowed: frozenset[Kind]) -> None:
+def check(host: str, found: list[str], allowed: frozenset[AddressKind]) -> None:
     """Raise ``StoreForbidden`` if one of the addresses ``found`` of ``host`` is of a kind that is not allowed."""
     for address in found:
         if (kind := kind_of(address)) not in allowed:
             raise StoreForbidden(f"a redirect to {host}, which is a {kind} address")
 
 
-def guarded_adapter(allowed: Callable[[], frozenset[Kind]], *, pool_maxsize: int) -> HTTPAdapter:
+def guarded_adapter(allowed: Callable[[], frozenset[AddressKind]], *, pool_maxsize: int) -> HTTPAdapter:
     """An adapter whose direct connections go to addresses of an allowed kind only."""
 
     class Connection(HTTPConnection):
@@ -100,7 +100,7 @@ def guarded_adapter(allowed: Callable[[], frozenset[Kind]], *, pool_maxsize: int
     return adapter
 
 
-def _connect(connection: HTTPConnection, allowed: frozenset[Kind]) -> socket.socket:
+def _connect(connection: HTTPConnection, allowed: frozenset[AddressKind]) -> socket.socket:
     """What ``HTTPConnection._new_conn`` does, but to the addresses that were checked."""
     found = addresses(connection.host)
     check(connection.host, found, allowed)
