@@ -32,7 +32,7 @@ from narcore.lookup.pathinfo import PathInfo, Trust
 from narcore.lookup.substituter import Substituter
 from narcore.nars.accessor import NarAccessor
 from narcore.nars.cachednar import ArrivingNar, OpenNar
-from narcore.nars.source import Known, NarSource
+from narcore.nars.source import KnownListing, NarSource
 from narcore.nars.wholenar import NarStreams
 from narcore.settings import Settings
 from narcore.stores.base import BinaryCacheStore, read_file
@@ -81,8 +81,8 @@ class BinaryCache:
         self._source = NarSource(self._streams, cache, strict=strict, trace=trace, on_other_listing=self._learn_listing)
         self._proof = AddressProof(self._source.whole, on_mismatch=self._lookup.demote)
         self._trace = trace
-        self._listings: LruMemory[tuple[str, str], Known] = LruMemory(LISTING_MEMORY, clock=clock)
-        self._listing_flights: SingleFlight[tuple[str, str], Known] = SingleFlight()
+        self._listings: LruMemory[tuple[str, str], KnownListing] = LruMemory(LISTING_MEMORY, clock=clock)
+        self._listing_flights: SingleFlight[tuple[str, str], KnownListing] = SingleFlight()
 
     @classmethod
     def from_settings(
@@ -180,7 +180,7 @@ class BinaryCache:
     def from_record(self, record: str) -> PathInfo | None:
         """What was known of a store path; None if the store that it was from is asked no more.
 
-        It is believed: a record has to be kept where nobody else writes. Raises NarInfoError.
+        It is trusted: a record has to be stored where nobody else writes. Raises NarInfoError.
         """
         known = json.loads(record)
         narinfo = NarInfo.parse(known["narinfo"].encode(), known["store_dir"])
@@ -257,7 +257,7 @@ class BinaryCache:
         """The NAR on its way into the disk cache, to be read before it is verified, unless we are strict. To be closed.
 
         Joins the fill under way, or begins one, also of a NAR that is on disk (see `open_cached`). Raises what `open` raises, and
-        CacheFailure if it can't be kept.
+        CacheFailure if it can't be cached.
         """
         self._check_size(info)
         self._proof.check(info)
@@ -285,20 +285,24 @@ class BinaryCache:
         listing = self._stored_listing(info)
         return listing.root.kind if listing else None
 
-    def _known(self, info: PathInfo) -> Known:
+    def _known(self, info: PathInfo) -> KnownListing:
         key = (info.store.url, info.narinfo.nar_hash.nix32)
         known = self._listings.get(key)
         if known is None or not known.verified:
             # A verified listing takes the place of the store's word as soon as there is one.
             cached = self._cache.listing(info.nar_key) if self._cache else None
             if cached is not None:
-                known = Known(cached, verified=True)
+                known = KnownListing(cached, verified=True)
                 self._remember_listing(key, known)
         return known or self._listing_flights.do(key, partial(self._find_listing, info, key))
 
-    def _find_listing(self, info: PathInfo, key: tuple[str, str]) -> Known:
+    def _find_listing(self, info: PathInfo, key: tuple[str, str]) -> KnownListing:
         listing = None if self._strict else self._stored_listing(info)
-        known = Known(listing, verified=False) if listing else Known(self._source.read_listing(info), verified=True)
+        known = (
+            KnownListing(listing, verified=False)
+            if listing
+            else KnownListing(self._source.read_listing(info), verified=True)
+        )
         self._trace(
             "listing", {"nar_hash": info.narinfo.nar_hash.nix32, "source": "nar" if known.verified else "store"}
         )
@@ -307,9 +311,9 @@ class BinaryCache:
 
     def _learn_listing(self, info: PathInfo, listing: NarListing) -> None:
         """In place of a wrong one of the store, which would keep the path out of reach where there is no disk cache."""
-        self._remember_listing((info.store.url, info.narinfo.nar_hash.nix32), Known(listing, verified=True))
+        self._remember_listing((info.store.url, info.narinfo.nar_hash.nix32), KnownListing(listing, verified=True))
 
-    def _remember_listing(self, key: tuple[str, str], known: Known) -> None:
+    def _remember_listing(self, key: tuple[str, str], known: KnownListing) -> None:
         self._listings.put(key, known, weight=len(known.listing))
 
     def _stored_listing(self, info: PathInfo) -> NarListing | None:
@@ -340,5 +344,5 @@ def _open_cache(settings: Settings, *, strict: bool, patience: float, trace: Tra
         if strict:
             who = "NAR_VERIFY=strict" if settings.verify == "strict" else "this"  # a mount asks for it by itself
             raise SettingsError(f"{who} needs a cache directory, and {directory}: {error}") from error
-        log.warning("nothing is kept on disk: %s: %s", directory, error)
+        log.warning("caching is off: %s: %s", directory, error)
         return None

@@ -17,7 +17,7 @@
     ├ PathError                    the store path is there, but what the path inside it names can't be served
     │  ├ NoSuchNode  ├ NotADirectory  ├ SymlinkLoop  └ OutsideStore
     ├ CapacityError                nothing is wrong, there is just no room or no turn for it now
-    │  └ CacheFailure              the disk cache can't keep it: full, read-only, gone
+    │  └ CacheFailure              it can't be cached: the disk is full, read-only, gone
     ├ MountError                   a file system can't be mounted, or nobody answers for a mount
     ├ NarTooLarge                  larger than this installation is set up to unpack
     └ SettingsError (ValueError)   a setting that can't be used
@@ -159,7 +159,7 @@ class CapacityError(NarcoreError):
 
 
 class CacheFailure(CapacityError):
-    """The disk cache can't keep a NAR: the disk is full or failing, the directory can't be written. Other sources may help."""
+    """A NAR can't be cached: the disk is full or failing, the directory can't be written. Other sources may help."""
 
 
 class MountError(NarcoreError):

@@ -176,7 +176,7 @@ class StoreHandler:
                     answer.moved_name(error.headers), error.headers, lambda: answer.whole(cache)
                 )
             except CacheFailure:
-                raise error from None  # it can't be kept, so it can't be checked as a whole
+                raise error from None  # it can't be cached, so it can't be checked as a whole
 
     def _path_info(self, asked: Asked) -> PathInfo:
         if asked.store_dir is None:

@@ -189,8 +189,8 @@ def _room(layout: Layout, files: dict[str, os.stat_result], own: str, keep: str)
         promised += claim
         pending += claim - written
     found = _entries(files)
-    kept = sum(entry.size for entry in found if _is_nar(entry, keep))
-    return _Room([entry for entry in found if not _is_nar(entry, keep)], promised + kept, pending)
+    protected = sum(entry.size for entry in found if _is_nar(entry, keep))
+    return _Room([entry for entry in found if not _is_nar(entry, keep)], promised + protected, pending)
 
 
 def _is_nar(entry: Entry, digits: str) -> bool:

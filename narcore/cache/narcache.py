@@ -19,11 +19,10 @@ from narcore.cache.eviction import Entry, RecentEvictions, entries, make_room, r
 from narcore.cache.fill import Fill
 from narcore.cache.layout import FileKey, Layout, NarKey, is_verified, touch
 from narcore.cache.listings import load_listing
-from narcore.cache.locks import READ_FLAGS, is_still_at
+from narcore.cache.locks import READ_FLAGS
 from narcore.cache.part import Fetch, PartFile
 from narcore.cache.reserve import Reserve
 from narcore.cache.slots import Slots
-from narcore.cache.unpacked import UnpackedFile
 from narcore.cache.upkeep import remove_bad
 from narcore.concurrency.lru import LruMemory
 from narcore.concurrency.singleflight import SingleFlight
@@ -148,13 +147,6 @@ class NarCache:
             return None
         return CachedNar(fd, status, lambda: remove_bad(self.layout, key, fd))
 
-    def is_evicted(self, key: NarKey, nar: CachedNar) -> bool:
-        """Whether the NAR that is open is no longer the one in the directory: only its readers keep it on the disk."""
-        try:
-            return not is_still_at(nar.fd, self.layout.nar(key.digits))
-        except OSError:  # of a directory that can't be read, nothing is known
-            return False
-
     # --- files out of them
 
     def open_unpacked(self, file: FileKey, nar: CachedNar) -> int:
@@ -169,10 +161,6 @@ class NarCache:
                 return fd
             self._unpacking.do(file, partial(self._unpack, file, nar))
         raise CacheFailure("an unpacked file is evicted each time as soon as it is made; the cache is too small")
-
-    def unpacked_file(self, file: FileKey, fd: int) -> UnpackedFile:
-        """The file that is open at ``fd``."""
-        return UnpackedFile.of(self.layout.file(file), fd)
 
     def _unpack(self, file: FileKey, nar: CachedNar) -> None:
         with as_cache_failure():

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from narcore.cache.cached import CachedNar
 from narcore.cache.fill import Fill
 from narcore.cache.layout import FileKey, NarKey, touch
+from narcore.cache.locks import is_still_at
 from narcore.cache.narcache import NarCache
 from narcore.cache.unpacked import UnpackedFile
 from narcore.formats.listing import Kind, NarListing, Node
@@ -50,19 +51,22 @@ class OpenNar:
 
     def unpacked_file(self, node: Node, fd: int) -> UnpackedFile:
         """The file of which `open_unpacked` returned the descriptor ``fd``: it can be watched after ``fd`` is closed."""
-        return self._cache.unpacked_file(FileKey(self._key.digits, node.nar_offset, node.size), fd)
+        return UnpackedFile.of(self._cache.layout.file(FileKey(self._key.digits, node.nar_offset, node.size)), fd)
 
     @property
     def is_evicted(self) -> bool:
         """Whether the entry is gone from the cache, or another one is in its place."""
-        return self._cache.is_evicted(self._key, self._nar)
+        try:
+            return not is_still_at(self._nar.fd, self._cache.layout.nar(self._key.digits))
+        except OSError:  # nothing is known of a directory that can't be read
+            return False
 
     def touch(self) -> None:
         """Let it count as used just now."""
         touch(self._nar.fd)
 
     def drop_pages(self, start: int = 0, stop: int = 0) -> None:
-        """Tell the system that these bytes (``stop`` 0: all from there on) need not be kept in memory: somebody else keeps them."""
+        """Tell the kernel to drop these bytes from its page cache (``stop`` 0: up to the end)."""
         with suppress(OSError):  # it is but advice
             os.posix_fadvise(self._nar.fd, start, stop - start if stop else 0, os.POSIX_FADV_DONTNEED)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from narcore.cache.cached import CachedBytes
-from narcore.cache.fill import Check, Fill, FillBytes
+from narcore.cache.fill import Fill, FillBytes
 from narcore.cache.narcache import NarCache
 from narcore.errors import CacheFailure, NarcoreError
 from narcore.formats.listing import NarListing, Node
@@ -28,11 +28,16 @@ OnListing = Callable[[PathInfo, NarListing], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What is known of the contents of a NAR. A listing that is not ``verified`` is the store's word."""
+class KnownListing:
+    """The listing in which a file was looked up. If it is not ``verified``, it came from the store and may be wrong."""
 
     listing: NarListing
     verified: bool
+
+    def check(self, found: NarListing) -> None:
+        """Raises IntegrityError if the NAR's own listing turns out to be another one."""
+        if not self.verified:
+            check_same(found, self.listing)
 
 
 class NarSource:
@@ -88,7 +93,7 @@ class NarSource:
             info.nar_key, partial(self._streams.open, info), source=info.store.url
         )
 
-    # --- NARs that are kept open
+    # --- NARs that are held open
 
     def fetch(self, info: PathInfo) -> None:
         """Fetch the whole NAR into the cache, and wait for it. Raises CacheFailure, and what fetching raises."""
@@ -105,17 +110,16 @@ class NarSource:
 
     # --- bytes
 
-    def read(self, info: PathInfo, known: Known, node: Node, start: int, stop: int) -> NarBytes:
+    def read(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> NarBytes:
         """Bytes ``start`` to ``stop`` of the file ``node``. Raises NarcoreError, also while the bytes are read."""
         source, found = self._choose(info, known, node, node.nar_offset + start, node.nar_offset + stop)
         self._trace("nar", {"nar_hash": info.narinfo.nar_hash.nix32, "source": source, "bytes": stop - start})
         return found
 
-    def _choose(self, info: PathInfo, known: Known, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
+    def _choose(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
         if self._cache is None:
             return self._uncached(info, known, node, start, stop)
-        key = info.nar_key
-        fill = self._cache.joinable(key)  # asked first: one that has ended since is on disk
+        fill = self._cache.joinable(info.nar_key)  # before the look at the disk: a fill that ends now is there
         if fill is None:
             cached = self._cached(self._cache, info, known, start, stop)
             if cached is not None:
@@ -130,28 +134,30 @@ class NarSource:
             if self._strict:
                 raise
             return self._uncached(info, known, node, start, stop)
-        filled = fill.read(start, stop, _same(known), whole=self._strict)
+        filled = fill.read(start, stop, known.check, whole=self._strict)
         return "fill", self._cached_or_streamed(filled, info, known, node, start)
 
-    def _cached(self, cache: NarCache, info: PathInfo, known: Known, start: int, stop: int) -> CachedBytes | None:
+    def _cached(
+        self, cache: NarCache, info: PathInfo, known: KnownListing, start: int, stop: int
+    ) -> CachedBytes | None:
         nar = cache.open(info.nar_key)
         if nar is None:
             return None
         cached = nar.read(start, stop)
         try:
             if not known.verified:  # the NAR has come since the file was looked up
-                _same(known)(cache.listing_of(info.nar_key, nar))
+                known.check(cache.listing_of(info.nar_key, nar))
         except BaseException:
             cached.close()
             raise
         return cached
 
     def _cached_or_streamed(
-        self, cached: FillBytes | CachedBytes, info: PathInfo, known: Known, node: Node, start: int
+        self, cached: FillBytes | CachedBytes, info: PathInfo, known: KnownListing, node: Node, start: int
     ) -> CachedOrStreamed:
         return CachedOrStreamed(cached, partial(self._stream, info, known, node), start, strict=self._strict)
 
-    def _uncached(self, info: PathInfo, known: Known, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
+    def _uncached(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
         # Half of a NAR, or more, costs at most as much again as a stream, and that is checked against its hash at the end.
         small = 2 * (stop - start) < info.narinfo.nar_size
         part = self._remote.read(info, node, start, stop, thrifty=False) if small else None
@@ -159,7 +165,9 @@ class NarSource:
             return "stream", self._stream(info, known, node, start, stop)
         return "range", self._part(part, info, known, node, start, stop)
 
-    def _part(self, part: NarBytes, info: PathInfo, known: Known, node: Node, start: int, stop: int) -> PartOrElsewhere:
+    def _part(
+        self, part: NarBytes, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int
+    ) -> PartOrElsewhere:
         def elsewhere(failure: NarcoreError, start: int) -> Iterator[NarBytes]:
             for other in self._streams.others(info, failure):
                 rest = self._remote.read(other, node, start, stop, thrifty=False)
@@ -167,18 +175,8 @@ class NarSource:
 
         return PartOrElsewhere(part, start, elsewhere)
 
-    def _stream(self, info: PathInfo, known: Known, node: Node, start: int, stop: int) -> Streamed:
+    def _stream(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> Streamed:
         chunks = self._streams.open(info)
         if not known.verified:
             chunks = as_listed(chunks, known.listing, partial(self._on_other_listing, info))
         return Streamed(chunks, node, start, stop, nar_size=info.narinfo.nar_size)
-
-
-def _same(known: Known) -> Check:
-    """What a fill has to find in the NAR: just what the file was looked up in."""
-
-    def check(listing: NarListing) -> None:
-        if not known.verified:
-            check_same(listing, known.listing)
-
-    return check

@@ -100,10 +100,10 @@ def _is_best_by_file(settings: Settings, place: Place, info: PathInfo) -> bool:
     """
     if place.opened.accessor.is_cached or place.node.kind is not Kind.DIRECTORY:
         return True
-    return bool(place.path) and (info.narinfo.compression == "none" or _is_kept(settings, info))
+    return bool(place.path) and (info.narinfo.compression == "none" or _can_be_cached(settings, info))
 
 
-def _is_kept(settings: Settings, info: PathInfo) -> bool:
+def _can_be_cached(settings: Settings, info: PathInfo) -> bool:
     """Whether the disk cache will take the NAR."""
     if settings.cache_dir is None:
         return False

@@ -278,8 +278,8 @@ def mounted(path: Path, options: str) -> Iterator[Path]:
 
 
 def warnings(front: Front) -> int:
-    """How often the log says that something can't be kept."""
-    return front.log_text().count("nothing is kept")
+    """How often the log says that nothing can be cached."""
+    return front.log_text().count("caching is off")
 
 
 class TestDisk:
