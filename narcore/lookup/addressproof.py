@@ -1,4 +1,4 @@
-"""Paths that are believed for their content address and not for a signature: are the contents what the address says?"""
+"""Checks the contents of paths that are trusted for their content address and not for a signature."""
 
 from collections.abc import Callable, Iterator
 from functools import partial

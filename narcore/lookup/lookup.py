@@ -41,7 +41,7 @@ NARINFO_SECONDS = 3600.0
 MISSING_SECONDS = 5.0
 
 # How long a store whose NAR of a path was not what its narinfo says, or could not be read, is asked for that path after the others.
-LIE_SECONDS = 300.0
+WRONG_NAR_SECONDS = 300.0
 FAILED_NAR_SECONDS = 60.0
 
 
@@ -111,11 +111,11 @@ class Lookup:
         """Note that the NAR could not be had, or was not what its narinfo says: another substituter's turn, if there is one."""
         store_path = info.narinfo.store_path
         log.warning("the NAR of %s at %s: %s", store_path.base_name, info.store.url, failure)
-        is_lie = isinstance(failure, IntegrityError)
-        if is_lie or len(self._substituters) > 1:
+        is_wrong = isinstance(failure, IntegrityError)
+        if is_wrong or len(self._substituters) > 1:
             self._found.discard((store_path.store_dir, store_path.hash_part))
         self._demoted.put(
-            (info.store.url, store_path.hash_part), True, seconds=LIE_SECONDS if is_lie else FAILED_NAR_SECONDS
+            (info.store.url, store_path.hash_part), True, seconds=WRONG_NAR_SECONDS if is_wrong else FAILED_NAR_SECONDS
         )
 
     # --- the substituters themselves
@@ -124,9 +124,9 @@ class Lookup:
         """In the order in which they are asked, as far as it is known."""
         return sorted(self._substituters, key=lambda substituter: substituter.priority)
 
-    def introduce(self, *, patient: bool) -> None:
-        """Have those asked for their nix-cache-info of which nothing is known; ``patient``: wait for it, but not for long."""
-        _introduce(self._substituters, patient=patient)
+    def introduce(self, *, wait: bool) -> None:
+        """Have those asked for their nix-cache-info of which nothing is known; ``wait``: wait for it, but not for long."""
+        _introduce(self._substituters, wait_for_answers=wait)
 
     def is_paused(self, info: PathInfo) -> bool:
         """Whether its store keeps failing and is not asked now, and there are others."""
@@ -167,7 +167,7 @@ class Lookup:
     def _in_order(self, hash_part: str) -> list[Substituter]:
         """By priority, then as configured; behind all others, those whose NAR of this path was no good a while ago."""
         if len(self._substituters) > 1:
-            _introduce([each for each in self._substituters if not each.has_own_priority], patient=True)
+            _introduce([each for each in self._substituters if not each.has_own_priority], wait_for_answers=True)
         return sorted(self.substituters(), key=lambda each: self._is_demoted(each.url, hash_part))
 
     def _is_demoted(self, url: str, hash_part: str) -> bool:
@@ -199,7 +199,7 @@ class Lookup:
         return PathInfo(narinfo, substituter.store, self._check(substituter, narinfo))
 
     def _check(self, substituter: Substituter, narinfo: NarInfo) -> Trust:
-        """Why the narinfo is believed (Nix: src/libstore/path-info.cc, checkSignatures). Raises UntrustedSignature.
+        """Why the narinfo is trusted (Nix: src/libstore/path-info.cc, checkSignatures). Raises UntrustedSignature.
 
         An address comes last: it is the one that costs reading the whole NAR, mostly, before anything is served.
         """
@@ -226,10 +226,10 @@ def _parsed(data: bytes, store_dir: str) -> NarInfo:
     return NarInfo.parse(plain, store_dir)
 
 
-def _introduce(substituters: Sequence[Substituter], *, patient: bool) -> None:
+def _introduce(substituters: Sequence[Substituter], *, wait_for_answers: bool) -> None:
     for substituter in substituters:
         substituter.introduce()
-    if patient:
+    if wait_for_answers:
         for substituter in substituters:
             substituter.wait_for_introduction()
 

@@ -12,7 +12,7 @@ from narcore.stores.base import BinaryCacheStore
 
 
 class Trust(enum.StrEnum):
-    """Why a narinfo is believed."""
+    """Why a narinfo is trusted."""
 
     UNCHECKED = ""  # no keys are configured
     STORE = "store"  # its store is trusted as it is

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class Substituter:
-    """A store, its place among others, and whether its narinfos are believed without a signature. Thread-safe."""
+    """A store, its place among others, and whether its narinfos are trusted without a signature. Thread-safe."""
 
     def __init__(
         self,

@@ -59,9 +59,9 @@ class NarStreams:
     def _telling(self, used: list[PathInfo], chunks: Iterator[bytes]) -> Iterator[bytes]:
         try:
             yield from chunks
-        except IntegrityError as lie:
+        except IntegrityError as error:
             for source in used:  # if there are several, nobody knows whose bytes were the wrong ones
-                self._on_failure(source, lie)
+                self._on_failure(source, error)
             raise
 
     def _plain(self, info: PathInfo, used: list[PathInfo]) -> Iterator[bytes]:

@@ -24,6 +24,7 @@ from narcore.sizes import CHUNK_SIZE
 from narcore.stores.base import StoreFile, check_part
 from narcore.stores.buckets import metadata
 from narcore.stores.buckets.obstoreclient import (
+    AccessDenied,
     client_options,
     no_credentials,
     opening,
@@ -123,7 +124,7 @@ class ObjectBinaryCacheStore:
         """Raise a ``StoreError`` that says what to do if the bucket can't be used as the settings are."""
         try:
             self.get_file("nix-cache-info").close()
-        except _Denied as error:
+        except AccessDenied as error:
             raise StoreForbidden(f"{error}: allow reading and listing the objects, or give other credentials") from None
         except FileNotInStore:
             return
@@ -181,10 +182,6 @@ class ObjectBinaryCacheStore:
     def _limits(self) -> dict[str, Any]:
         options = client_options(self._connect_timeout, self._read_timeout)
         return {"client_options": options, "retry_config": retry_config(self._retries)}
-
-
-class _Denied(FileNotInStore):
-    """403 without a reason that lies in the credentials: the file is not there, or may not be read."""
 
 
 class _Body:
@@ -294,7 +291,7 @@ def _store_error(what: str, failure: Exception) -> StoreError:
 
 _BY_STATUS: tuple[tuple[set[int], Callable[[str], StoreError]], ...] = (
     ({404, 410}, FileNotInStore),
-    ({403}, _Denied),
+    ({403}, AccessDenied),
     ({416}, RangeNotSupported),
     ({408, 504}, StoreTimeout),
     (set(range(300, 600)), StoreUnavailable),

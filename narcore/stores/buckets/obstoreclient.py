@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narcore import __version__
-from narcore.errors import SettingsError, StoreError, StoreForbidden, StoreUnavailable
+from narcore.errors import FileNotInStore, SettingsError, StoreError, StoreForbidden, StoreUnavailable
 from narcore.stores.cafile import ca_file
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 _STATUS = re.compile(r"status code: (\d{3})")
 
 INSTALL = "pip install 'nar-serve[objectstore]'"
+
+
+class AccessDenied(FileNotInStore):
+    """403, and the credentials are not named as the reason: the file is not there, or may not be read."""
 
 
 def require_obstore(scheme: str) -> None:

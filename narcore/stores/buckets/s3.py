@@ -28,7 +28,14 @@ from narcore.errors import (
 )
 from narcore.stores.base import StoreFile, check_part
 from narcore.stores.buckets.awscredentials import Source, find_source, known_source, metadata_endpoint, open_boto3
-from narcore.stores.buckets.obstoreclient import client_options, no_credentials, opening, require_obstore, retry_config
+from narcore.stores.buckets.obstoreclient import (
+    AccessDenied,
+    client_options,
+    no_credentials,
+    opening,
+    require_obstore,
+    retry_config,
+)
 from narcore.stores.buckets.url import BucketUrl, S3Access, parse_endpoint, parse_style, s3_access
 from narcore.stores.http.store import HttpBinaryCacheStore, Refusal, refusal
 from narcore.stores.http.urls import StoreUrl
@@ -97,7 +104,7 @@ class S3BinaryCacheStore:
         """
         try:
             self.get_file("nix-cache-info").close()
-        except _Denied as error:
+        except AccessDenied as error:
             raise StoreForbidden(
                 f"{error}: allow s3:GetObject (and s3:ListBucket, to be told what is missing) on the bucket, "
                 "or give credentials that may read it: AWS_ACCESS_KEY_ID, ?profile=, or a role of the machine"
@@ -207,12 +214,8 @@ class S3Refusal(Refusal):
             named = f"it is in {region}: set region={region}" if region else "set region= to the one that it is in"
             return StoreForbidden(f"{text}: the bucket is not in the region {self._region}; {named} in the store's URL")
         if status == 403:
-            return _Denied(text)
+            return AccessDenied(text)
         return refusal(url, status, headers, body)
-
-
-class _Denied(FileNotInStore):
-    """403 without a reason that lies in the credentials: the file is not there, or may not be read."""
 
 
 def _open_signer(
