@@ -7,5 +7,5 @@
     readahead      ReadAhead: a thread produces the next chunks
     background     WorkQueue: work in one background thread; call_in_background: one call with a result
     hashing        BackgroundSha256: SHA-256 in a thread of its own
-    closing        Stage, close: iterators that close what they read from
+    closing        Stage, stage, close: iterators that close what they read from
 """

@@ -5,7 +5,11 @@ leaves before the first byte, and then the connection at the far end would stay 
 reads from another one is a `Stage`.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import wraps
+from typing import Concatenate, ParamSpec
+
+P = ParamSpec("P")
 
 
 def close(source: object) -> None:
@@ -40,3 +44,15 @@ def _closing_behind(body: Iterator[bytes], source: object) -> Generator[bytes, N
         yield from body
     finally:
         close(source)
+
+
+def stage(
+    body: Callable[Concatenate[Iterable[bytes], P], Iterator[bytes]],
+) -> Callable[Concatenate[Iterable[bytes], P], Iterator[bytes]]:
+    """Make a `Stage` of a generator function, whose first argument is the source."""
+
+    @wraps(body)
+    def start(source: Iterable[bytes], /, *args: P.args, **kwargs: P.kwargs) -> Iterator[bytes]:
+        return Stage(body(source, *args, **kwargs), source)
+
+    return start

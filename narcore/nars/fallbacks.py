@@ -1,10 +1,10 @@
 """Bytes of one file from one source, with the rest from another source if the first one fails."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 from narcore.cache.cached import CachedBytes
 from narcore.cache.fill import FillBytes
-from narcore.concurrency.closing import Stage, close
+from narcore.concurrency.closing import close, stage
 from narcore.errors import CacheFailure, CompressionError, IntegrityError, NarcoreError, StoreError
 from narcore.formats.listing import ListingBuilder, NarListing, Node, contents_prefix
 from narcore.formats.nar.parser import NarParser
@@ -144,15 +144,12 @@ class CachedOrStreamed:
             rest.close()
 
 
-def as_listed(chunks: Iterator[bytes], listing: NarListing, on_other: Callable[[NarListing], None]) -> Iterator[bytes]:
+@stage
+def as_listed(chunks: Iterable[bytes], listing: NarListing, on_other: Callable[[NarListing], None]) -> Iterator[bytes]:
     """The NAR as it comes. At its end, before the last bytes are given out, raises IntegrityError if the listing is another's.
 
     ``on_other`` gets the right one then.
     """
-    return Stage(_as_listed(chunks, listing, on_other), chunks)
-
-
-def _as_listed(chunks: Iterator[bytes], listing: NarListing, on_other: Callable[[NarListing], None]) -> Iterator[bytes]:
     parser, builder = NarParser(contents=False), ListingBuilder()
     previous = b""
     for chunk in chunks:

@@ -8,7 +8,7 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Iterator
 
-from narcore.concurrency.closing import Stage
+from narcore.concurrency.closing import stage
 from narcore.errors import HashMismatch, NarError
 from narcore.formats.contentaddress import ContentAddress
 from narcore.formats.nar.events import Data, End, NarEvent, Regular
@@ -19,6 +19,7 @@ from narcore.streams.integrity import Hasher
 SELF_REFERENCES_MAX = 1 << 20  # eight bytes of memory each; the largest real paths have some thousands
 
 
+@stage
 def addressed(chunks: Iterable[bytes], address: ContentAddress, *, self_reference: str = "") -> Iterator[bytes]:
     """Pass the ``chunks`` of a NAR on, and check that what they hold has that ``address``.
 
@@ -26,21 +27,18 @@ def addressed(chunks: Iterable[bytes], address: ContentAddress, *, self_referenc
     after the check. Raises HashMismatch, and NarError for what should be a NAR of a single file and is no NAR, or has more
     self references than can be counted. Holds one chunk, whatever the NAR's size.
     """
-    return Stage(_check(chunks, address, _hasher(address, self_reference)), chunks)
-
-
-def _check(chunks: Iterable[bytes], address: ContentAddress, hasher: Hasher) -> Iterator[bytes]:
-    held = b""
+    hasher = _hasher(address, self_reference)
+    previous = b""
     for chunk in filter(None, chunks):  # an empty chunk must not push out the one that is held back
         hasher.update(chunk)
-        if held:
-            yield held
-        held = chunk
+        if previous:
+            yield previous
+        previous = chunk
     actual = NixHash(address.hash.algorithm, hasher.digest())
     if actual != address.hash:
         raise HashMismatch(f"the contents hash to {actual.to_nix32()}, their address says {address}")
-    if held:
-        yield held
+    if previous:
+        yield previous
 
 
 def _hasher(address: ContentAddress, self_reference: str) -> Hasher:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from narcore.concurrency.closing import Stage, close
+from narcore.concurrency.closing import close, stage
 from narcore.errors import HashMismatch, SizeMismatch
 from narcore.formats.nixhash import NixHash
 
@@ -22,6 +22,7 @@ class Hasher(Protocol):
         """The digest of all bytes so far."""
 
 
+@stage
 def verified(
     chunks: Iterable[bytes], *, nar_hash: NixHash, nar_size: int, hasher: Hasher | None = None
 ) -> Iterator[bytes]:
@@ -30,24 +31,21 @@ def verified(
     No byte beyond ``nar_size`` is given out, and the last chunk only after the check: whoever has all bytes has the
     right ones. Raises SizeMismatch and HashMismatch. A reader who stops earlier gets no check.
     """
-    return Stage(_verify(chunks, nar_hash, nar_size, hasher or hashlib.new(nar_hash.algorithm)), chunks)
-
-
-def _verify(chunks: Iterable[bytes], nar_hash: NixHash, nar_size: int, hasher: Hasher) -> Iterator[bytes]:
+    hasher = hasher or hashlib.new(nar_hash.algorithm)
     try:
         size = 0
-        held = b""
+        previous = b""
         for chunk in filter(None, chunks):  # an empty chunk must not push out the one that is held back
             size += len(chunk)
             if size > nar_size:
                 raise SizeMismatch(f"the NAR is longer than its NarSize of {nar_size} bytes")
             hasher.update(chunk)
-            if held:
-                yield held
-            held = chunk
+            if previous:
+                yield previous
+            previous = chunk
         _check(NixHash(nar_hash.algorithm, hasher.digest()), nar_hash, size, nar_size)
-        if held:
-            yield held
+        if previous:
+            yield previous
     finally:
         close(hasher)
 

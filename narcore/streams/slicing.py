@@ -2,32 +2,26 @@
 
 from collections.abc import Iterable, Iterator
 
-from narcore.concurrency.closing import Stage
+from narcore.concurrency.closing import stage
 from narcore.errors import TruncatedStream
 
 
+@stage
 def skip(chunks: Iterable[bytes], start: int) -> Iterator[bytes]:
     """All but the first ``start`` bytes of ``chunks``. One that has fewer gives none, and no error."""
-    return Stage(_skip(chunks, start), chunks)
-
-
-def _skip(chunks: Iterable[bytes], start: int) -> Iterator[bytes]:
     for chunk in chunks:
         if part := chunk[start:]:
             yield part
         start = max(0, start - len(chunk))
 
 
+@stage
 def skip_and_limit(chunks: Iterable[bytes], start: int, stop: int) -> Iterator[bytes]:
     """The bytes ``start`` to ``stop`` (excluded) of ``chunks``; ``0 <= start <= stop``.
 
     Only the first and the last chunk are cut, the others pass as they are. Nothing is read beyond the chunk that holds
     the last byte, and then the source is closed. Raises TruncatedStream if the source ends before ``stop``.
     """
-    return Stage(_skip_and_limit(chunks, start, stop), chunks)
-
-
-def _skip_and_limit(chunks: Iterable[bytes], start: int, stop: int) -> Iterator[bytes]:
     if start == stop:
         return
     end = 0
@@ -40,24 +34,21 @@ def _skip_and_limit(chunks: Iterable[bytes], start: int, stop: int) -> Iterator[
     raise TruncatedStream(f"the stream ends at byte {end}, before byte {stop}")
 
 
+@stage
 def skip_and_drain(chunks: Iterable[bytes], start: int, stop: int) -> Iterator[bytes]:
     """As `skip_and_limit`, but the source is read to its end before the last bytes are given out.
 
     For a source that checks itself at its end: whoever has all bytes has checked ones.
     """
-    return Stage(_skip_and_drain(chunks, start, stop), chunks)
-
-
-def _skip_and_drain(chunks: Iterable[bytes], start: int, stop: int) -> Iterator[bytes]:
     end = 0
-    held = b""
+    previous = b""
     for chunk in chunks:
         begin, end = end, end + len(chunk)
         if begin < stop and (part := chunk[max(start - begin, 0) : stop - begin]):
-            if held:
-                yield held
-            held = part
+            if previous:
+                yield previous
+            previous = part
     if end < stop:
         raise TruncatedStream(f"the stream ends at byte {end}, before byte {stop}")
-    if held:
-        yield held
+    if previous:
+        yield previous
