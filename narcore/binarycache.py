@@ -298,11 +298,7 @@ class BinaryCache:
 
     def _find_listing(self, info: PathInfo, key: tuple[str, str]) -> KnownListing:
         listing = None if self._strict else self._stored_listing(info)
-        known = (
-            KnownListing(listing, verified=False)
-            if listing
-            else KnownListing(self._source.read_listing(info), verified=True)
-        )
+        known = KnownListing(listing or self._source.read_listing(info), verified=listing is None)
         self._trace(
             "listing", {"nar_hash": info.narinfo.nar_hash.nix32, "source": "nar" if known.verified else "store"}
         )

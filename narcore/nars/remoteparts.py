@@ -64,23 +64,19 @@ class RemoteParts:
         self._blocks: LruMemory[tuple[str, str], Blocks] = LruMemory(1 << 20)
         self._refused: LruMemory[tuple[str, str], bool] = LruMemory(10_000)
 
-    def read(self, info: PathInfo, node: Node, start: int, stop: int, *, cheap_only: bool) -> NarBytes | None:
+    def read(self, info: PathInfo, node: Node, start: int, stop: int, *, cheap: bool) -> NarBytes | None:
         """Bytes ``start`` to ``stop`` of the NAR, all of them in the contents of ``node``; None if they can't be had so.
 
-        ``cheap_only``: also None if it is worth fetching the whole NAR, because it is small, because these parts add up to half of
+        ``cheap``: also None if it is worth fetching the whole NAR, because it is small, because these parts add up to half of
         it, or because several are being read.
         """
         place = (info.store.url, info.narinfo.url)
         key = info.nar_key
-        if (
-            self._refused.get(place)
-            or (cheap_only and key.size <= WHOLE_SIZE)
-            or not self._enter(key, cheap_only=cheap_only)
-        ):
+        if self._refused.get(place) or (cheap and key.size <= WHOLE_SIZE) or not self._enter(key, cheap=cheap):
             return None
         chunks: Iterator[bytes] | None = None
         try:
-            chunks = self._find(info, key, node, start, stop, cheap_only=cheap_only)
+            chunks = self._find(info, key, node, start, stop, cheap=cheap)
         except StoreUnavailable:
             pass  # whatever the next source says of that is said better
         except NarcoreError:  # no ranges, not the right file, an index of one block, the tag of something else
@@ -91,14 +87,14 @@ class RemoteParts:
         return None if chunks is None else _Part(self, key, chunks, stop - start)
 
     def _find(
-        self, info: PathInfo, key: NarKey, node: Node, start: int, stop: int, *, cheap_only: bool
+        self, info: PathInfo, key: NarKey, node: Node, start: int, stop: int, *, cheap: bool
     ) -> Iterator[bytes] | None:
         blocks = self._find_blocks(info)
         prefix = contents_prefix(node)
         tag_start = node.nar_offset - len(prefix)
         near = start - tag_start <= NEAR
         first, last = blocks.widened(tag_start if near else start, stop)
-        if cheap_only and not self._may_spend(key, last - first):
+        if cheap and not self._may_spend(key, last - first):
             return None
         if not near:
             _check_tag(info, blocks, node)
@@ -108,10 +104,10 @@ class RemoteParts:
             first = node.nar_offset
         return skip_and_drain(chunks, start - first, stop - first)
 
-    def _enter(self, key: NarKey, *, cheap_only: bool) -> bool:
+    def _enter(self, key: NarKey, *, cheap: bool) -> bool:
         with self._lock:
             busy = self._busy.get(key, 0)
-            if cheap_only and busy >= AT_ONCE:
+            if cheap and busy >= AT_ONCE:
                 return False
             self._busy[key] = busy + 1
             return True

@@ -125,7 +125,7 @@ class NarSource:
             if cached is not None:
                 return "disk", self._cached_or_streamed(cached, info, known, node, start)
         if fill is None and not self._strict:
-            part = self._remote.read(info, node, start, stop, cheap_only=True)
+            part = self._remote.read(info, node, start, stop, cheap=True)
             if part is not None:
                 return "range", self._part(part, info, known, node, start, stop)
         try:
@@ -160,7 +160,7 @@ class NarSource:
     def _uncached(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
         # Half of a NAR, or more, costs at most as much again as a stream, and that is checked against its hash at the end.
         small = 2 * (stop - start) < info.narinfo.nar_size
-        part = self._remote.read(info, node, start, stop, cheap_only=False) if small else None
+        part = self._remote.read(info, node, start, stop, cheap=False) if small else None
         if part is None:
             return "stream", self._stream(info, known, node, start, stop)
         return "range", self._part(part, info, known, node, start, stop)
@@ -170,7 +170,7 @@ class NarSource:
     ) -> PartOrElsewhere:
         def elsewhere(failure: NarcoreError, start: int) -> Iterator[NarBytes]:
             for other in self._streams.others(info, failure):
-                rest = self._remote.read(other, node, start, stop, cheap_only=False)
+                rest = self._remote.read(other, node, start, stop, cheap=False)
                 yield rest or self._stream(other, known, node, start, stop)
 
         return PartOrElsewhere(part, start, elsewhere)

@@ -94,10 +94,10 @@ def node(name: str) -> Node:
 
 
 def read(
-    parts: RemoteParts, info: PathInfo, of: Node, start: int = 0, stop: int | None = None, *, cheap_only: bool = True
+    parts: RemoteParts, info: PathInfo, of: Node, start: int = 0, stop: int | None = None, *, cheap: bool = True
 ) -> NarBytes | None:
     stop = of.size if stop is None else stop
-    return parts.read(info, of, of.nar_offset + start, of.nar_offset + stop, cheap_only=cheap_only)
+    return parts.read(info, of, of.nar_offset + start, of.nar_offset + stop, cheap=cheap)
 
 
 def contents(part: NarBytes | None) -> bytes:
@@ -229,7 +229,7 @@ class TestThrift:
         parts = RemoteParts()
         assert contents(read(parts, info, node("a"))) == FILES["a"]
         assert read(parts, info, node("c"), 0, 100_000) is None
-        assert contents(read(parts, info, node("c"), cheap_only=False)) == FILES["c"]
+        assert contents(read(parts, info, node("c"), cheap=False)) == FILES["c"]
         store.asked.clear()
         assert contents(read(parts, info, node("b"), 0, 100)) == FILES["b"][:100]  # that little is still below half
 
@@ -240,7 +240,7 @@ class TestThrift:
         there = of.child(of.root, "b")
         assert there is not None
         assert read(RemoteParts(), info, there) is None
-        assert contents(read(RemoteParts(), info, there, cheap_only=False)) == FILES["b"]
+        assert contents(read(RemoteParts(), info, there, cheap=False)) == FILES["b"]
 
     def test_several_at_once_are_worth_all_of_it(self) -> None:
         info, _ = plain()
