@@ -9,7 +9,7 @@ from flask import request
 
 from api.http.text import quote_path
 from api.responses.base import Response, text_response
-from api.responses.pages import Cache, State, landing_response
+from api.responses.landing import Cache, State, landing_response
 from api.responses.redirects import redirect_response
 from api.responses.templates import static_response
 from api.view.recent import RecentPaths

@@ -10,13 +10,14 @@ from api.http.text import content_disposition
 from api.responses.base import Response, cache_forever, not_modified, safe_headers, set_validators
 from api.responses.body import joined
 from narcore.archive import nar, tar, zip_archive
+from narcore.concurrency.closing import close
 from narcore.formats.listing import Node
 from narcore.nars.accessor import NarAccessor
 
 Pack = Callable[[NarAccessor, Node, str], Iterator[bytes]]
 
 # Part of the ETags: to be changed with the bytes that come out for the same subtree.
-_VERSION = "1"
+_ETAG_VERSION = "1"
 
 # Small chunks (the headers of small files) are joined up to this: each costs a system call on its way out.
 _CHUNK = 64 * 1024
@@ -56,7 +57,7 @@ def archive_response(request: Request, accessor: NarAccessor, node: Node, ref: N
     reading raises before the first byte.
     """
     packed = ARCHIVES[name]
-    validators = ref.validators(f"{name} {_VERSION}")
+    validators = ref.validators(f"{name} {_ETAG_VERSION}")
     headers = safe_headers()
     cache_forever(headers)
     set_validators(headers, validators)
@@ -85,6 +86,4 @@ class _Started:
         yield from self._chunks
 
     def close(self) -> None:
-        close = getattr(self._chunks, "close", None)
-        if close is not None:
-            close()
+        close(self._chunks)
