@@ -1,4 +1,4 @@
-"""Exceptions into answers: one table of statuses, and what the client is told.
+"""The table of errors (status, text and caching for each exception), and the error response made from it.
 
 The client gets a phrase and a next step. A message of ours is passed on only where the table says so: where it is
 about what the client asked for, and not about a store, a disk or a key. The log gets the rest, from whoever calls

@@ -1,4 +1,4 @@
-"""The URLs that are not in a store path: landing page, health, robots.txt, our own style sheet and icon."""
+"""The views of all URLs that are not in a store path: landing page, health, robots.txt, style sheet and icon."""
 
 import logging
 from collections.abc import Sequence

@@ -47,7 +47,7 @@ def parse_store_url(request: Request, cache: BinaryCache, domain: str) -> StoreU
     """What the request asks for, or None if its URL is not below a store dir of ``cache``, nor on a host below ``domain``.
 
     Raises StorePathError if the URL is below a store dir, but not in a store path; NotFound if the host below ``domain`` is not
-    that of a store path; StoreError if the stores do not say what their store dirs are.
+    that of a store path.
     """
     path = _decoded_path(request)
     if path.startswith(STATIC_PREFIX):  # our pages need them on every host

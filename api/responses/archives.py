@@ -1,4 +1,4 @@
-"""A subtree as an archive to download: tar, zip, or a NAR of its own."""
+"""The response for a subtree as an archive: tar, zip or NAR."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

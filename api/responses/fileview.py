@@ -1,4 +1,4 @@
-"""A regular file as a page (``?view``): highlighted source, a picture, bytes, what a program needs, what a derivation says.
+"""The response for ``?view``, a regular file as a page: source, picture, hex dump, facts of a program, or a derivation.
 
 However long the file is, no more is read than one page of it shows; what a browser can show by itself is not read at all.
 """

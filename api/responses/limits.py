@@ -1,4 +1,4 @@
-"""What a platform can carry in one answer, and how an answer that is larger is found out before it is sent."""
+"""The size limit of one answer, checked before the answer is sent where that is possible."""
 
 from collections.abc import Iterator
 from functools import partial

@@ -1,4 +1,4 @@
-"""A directory as an answer: a page for people, or the ``.ls`` format for programs."""
+"""The response for a directory: a page, or JSON in the ``.ls`` format."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A value as an answer in JSON: what is known of a store path, what this server can do."""
+"""The response for a value as JSON, such as a narinfo or the OpenAPI document."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What watches the app, as far as the settings ask for it: the access log and the metrics."""
+"""Attaches the access log and the metrics to the app, if the settings turn them on."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What is logged, and how: a line of text or a JSON object an event, to standard error.
+"""The setup of logging: each event is a line of text or a JSON object on standard error.
 
 A record that is made while a request is answered carries its id.
 """

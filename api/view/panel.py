@@ -1,4 +1,4 @@
-"""What the narinfo says of a store path, and lines to copy into a terminal."""
+"""The panel about a store path: values from its narinfo, and commands to copy."""
 
 import shlex
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The entries of a directory as rows of its page."""
+"""The entries of a directory as table rows, their order, and breadcrumbs."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
