@@ -69,7 +69,7 @@ class NodeAnswer:
 
     def _elsewhere(self, path: str, store_dir: str) -> Response:
         if store_dir != self.store_path.store_dir and not self.cache.may_have(store_dir):
-            # No PathError: those are kept for ever, and this changes when a store is added.
+            # No PathError: the answers to those are cached for ever, and this one changes when a store is added.
             raise NotFound(f"A link here leads to {path}, and no store of {store_dir} is asked by this server.")
         if self.url.host is None:
             return redirect_response(self.request, self.url.prefix + path)
