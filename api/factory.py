@@ -1,4 +1,4 @@
-"""Makes the Flask app: settings in, WSGI application out."""
+"""Makes the Flask app out of the settings: its routes, error handler and middleware."""
 
 import logging
 from collections.abc import Sequence
@@ -10,9 +10,10 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
 
 from api.errors import error_response
+from api.handlers.large import LargeAnswers
 from api.handlers.openapi import Description
 from api.handlers.pages import Pages
-from api.handlers.store import LargeAnswers, StoreHandler
+from api.handlers.store import StoreHandler
 from api.offload.bucket import Bucket
 from api.offload.redirect import Offload
 from api.proxies import TrustedProxies
@@ -47,8 +48,6 @@ def create_app(
     cache = cache or BinaryCache.from_settings(settings, trace=instruments.trace)
     app = Flask("nar-serve", static_folder=None, template_folder=None, root_path=".")
     app.response_class = Response
-    # What names a store path is decided on the raw bytes of the path. Werkzeug's rules would decode and merge before.
-    app.url_map.merge_slashes = False
     recent = RecentPaths()
     pages = Pages(cache, examples, recent)
     app.add_url_rule("/", view_func=pages.landing, methods=["GET"])
@@ -61,10 +60,10 @@ def create_app(
         cache,
         domain=settings.domain,
         limit=Limit(settings.max_response),
-        large=_large(settings, instruments.trace),
+        large=_large_answers(settings, instruments.trace),
         recent=recent,
     )
-    app.before_request(partial(stores.answer, request))
+    _add_store_path_route(app, stores)
     app.before_request(_slash_behind_prefix)
     app.register_error_handler(Exception, _answer_error)
     instruments.attach(app)
@@ -73,7 +72,17 @@ def create_app(
     return app
 
 
-def _large(settings: Settings, trace: Trace) -> LargeAnswers | None:
+def _add_store_path_route(app: Flask, stores: StoreHandler) -> None:
+    """The main route, ``/<store dir>/<store path>/<path in it>``.
+
+    It is no rule of Werkzeug, but runs before the view of each request: Werkzeug would decode the path (to text, where names in
+    a NAR are bytes) and merge slashes before it matches, and the store dirs are known only once the stores are asked.
+    """
+    app.url_map.merge_slashes = False
+    app.before_request(partial(stores.answer, request))
+
+
+def _large_answers(settings: Settings, trace: Trace) -> LargeAnswers | None:
     if not settings.offload_url:
         return None
     strict = BinaryCache.from_settings(replace(settings, verify="strict"), trace=trace)  # on the same directory

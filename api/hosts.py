@@ -1,6 +1,6 @@
-"""Store paths with a host name of their own: ``<hash>.DOMAIN``.
+"""The host name of a single store path, ``<hash>.DOMAIN``: how it is parsed and made.
 
-Each is an origin of its own in a browser, so what comes out of one needs no sandbox to be kept from the others.
+Each host is an origin of its own in a browser, so what comes out of one needs no sandbox to be kept from the others.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What this server answers, as an OpenAPI 3.1 document: out of the lists that the handlers themselves go by.
+"""The OpenAPI 3.1 document of this server, generated for its settings from the lists that the handlers use.
 
 Formats come from ``responses.formats`` and ``responses.archives``, errors from the table in ``api.errors``, headers from
 ``responses.base``; what there is only with some settings is there only with them.

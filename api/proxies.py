@@ -1,4 +1,4 @@
-"""Behind a proxy: what its X-Forwarded headers say of the client, if the proxy is one to be believed.
+"""A WSGI middleware that takes client address, scheme and host from the X-Forwarded headers of trusted proxies.
 
 Everybody can send these headers, so they count only when the connection comes from an address of NAR_TRUSTED_PROXIES. Those that
 a request came through are told by X-Forwarded-For, to which each proxy adds whom it was connected from: read from its end, the

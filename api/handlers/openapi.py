@@ -1,4 +1,4 @@
-"""``/openapi.json``"""
+"""The view of ``/openapi.json``."""
 
 from flask import request
 

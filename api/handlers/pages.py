@@ -1,4 +1,4 @@
-"""The URLs that are not in a store path: landing page, health, robots.txt, our own style sheet and icon."""
+"""The views of all URLs that are not in a store path: landing page, health, robots.txt, style sheet and icon."""
 
 import logging
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from flask import request
 
 from api.http.text import quote_path
 from api.responses.base import Response, text_response
-from api.responses.pages import Cache, State, landing_response
+from api.responses.landing import Cache, State, landing_response
 from api.responses.redirects import redirect_response
 from api.responses.templates import static_response
 from api.view.recent import RecentPaths

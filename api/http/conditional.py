@@ -1,4 +1,4 @@
-"""Conditional requests by RFC 9110 section 13: what If-Match and its siblings make of a request.
+"""Conditional requests (RFC 9110 section 13): evaluates If-Match, If-None-Match, If-Range and the date conditions.
 
 Everything under a store path is dated one second after the epoch, as Nix dates every file of a store.
 """

@@ -1,4 +1,4 @@
-"""The Accept header (RFC 9110 12.5.1) as far as it is used here: one of a few media types is chosen."""
+"""Chooses one of a few media types by the Accept header (RFC 9110 12.5.1)."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Which node of which NAR an answer is about."""
+"""The value that says which node of which NAR an answer is about, and makes its validators (ETag, date)."""
 
 from dataclasses import dataclass
 

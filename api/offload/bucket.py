@@ -1,4 +1,4 @@
-"""The bucket for what is too large to be sent: four things are asked of it, by obstore."""
+"""The bucket for large answers, accessed by obstore."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""URLs that let anybody read one object of a bucket for a while: Signature Version 4 in the query.
+"""Presigned URLs: each lets its holder read one object of a bucket for a limited time (Signature Version 4 in the query).
 
 obstore signs such URLs as well, but adds no ``response-content-disposition`` to them.
 https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html

@@ -1,4 +1,4 @@
-"""An answer out of the bucket: it is put there by the first request, and all get a redirect to it."""
+"""Puts an answer into the bucket on the first request, and redirects every request to it."""
 
 import time
 from collections.abc import Callable

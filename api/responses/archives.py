@@ -1,4 +1,4 @@
-"""A subtree as an archive to download: tar, zip, or a NAR of its own."""
+"""The response for a subtree as an archive: tar, zip or NAR."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from narcore.nars.accessor import NarAccessor
 Pack = Callable[[NarAccessor, Node, str], Iterator[bytes]]
 
 # Part of the ETags: to be changed with the bytes that come out for the same subtree.
-_VERSION = "1"
+_ETAG_VERSION = "1"
 
 # Small chunks (the headers of small files) are joined up to this: each costs a system call on its way out.
 _CHUNK = 64 * 1024
@@ -57,7 +57,7 @@ def archive_response(request: Request, accessor: NarAccessor, node: Node, ref: N
     reading raises before the first byte.
     """
     packed = ARCHIVES[name]
-    validators = ref.validators(f"{name} {_VERSION}")
+    validators = ref.validators(f"{name} {_ETAG_VERSION}")
     headers = safe_headers()
     cache_forever(headers)
     set_validators(headers, validators)

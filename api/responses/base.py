@@ -1,4 +1,4 @@
-"""What every answer has in common: the Response class, the headers for safety and for caches, and the way to a 304."""
+"""What all answers share: the Response class, the headers for safety and caching, the 304 response."""
 
 import time
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""Bodies: bytes of a NAR on their way to a WSGI server.
+"""Bodies of answers: bytes of a NAR as a stream, or as a window of an open file, for the WSGI server.
 
 Two rules. The first bytes are there before the status is sent, so that a failure until then is a proper error page.
 And a body that comes out shorter than its Content-Length raises: the server then cuts the connection, and nobody

@@ -1,4 +1,4 @@
-"""A regular file as an answer: conditions first, then ranges, then bytes."""
+"""The response for a regular file: conditions first, then ranges, then bytes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What ``?format=`` can ask for: the one list, for the handlers, the error that names them, and the OpenAPI document."""
+"""The values of ``?format=``: the one list for the handlers, the error message and the OpenAPI document."""
 
 from werkzeug.exceptions import BadRequest
 from werkzeug.wrappers import Request

@@ -1,6 +1,7 @@
-"""What a platform can carry in one answer, and how an answer that is larger is found out before it is sent."""
+"""The size limit of one answer, checked before the answer is sent where that is possible."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from urllib.parse import quote, quote_from_bytes
 
 from werkzeug.datastructures import Headers
@@ -9,6 +10,7 @@ from werkzeug.wrappers import Request
 
 from api.responses.base import Response
 from api.responses.redirects import script_root
+from narcore.concurrency.closing import close
 
 # A body of unknown length is collected to see whether it fits, where so much may be collected. Else it is counted as it goes.
 _COLLECT = 16 << 20
@@ -52,7 +54,7 @@ class Limit:
             return response
         length = _known_length(response)
         if length is None and self.size > _COLLECT:
-            response.call_on_close(_closer(response))
+            response.call_on_close(partial(close, response.response))
             response.response = _counted(response.iter_encoded(), self.size)
             return response
         try:
@@ -78,7 +80,7 @@ class Limit:
             size -= len(chunk)
             if size < 0:
                 return False
-        response.call_on_close(_closer(response))
+        response.call_on_close(partial(close, response.response))
         response.response = chunks
         response.headers["Content-Length"] = str(sum(map(len, chunks)))
         return True
@@ -91,11 +93,6 @@ def _counted(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
         if left < 0:
             raise BodyTooLarge(f"a body of more than {size} bytes, which is what the platform carries")
         yield chunk
-
-
-def _closer(response: Response) -> Callable[[], object]:
-    """What closes the source of its body, which is about to be replaced."""
-    return getattr(response.response, "close", lambda: None)
 
 
 def _known_length(response: Response) -> int | None:

@@ -1,4 +1,4 @@
-"""A directory as an answer: a page for people, or the ``.ls`` format for programs."""
+"""The response for a directory: a page, or JSON in the ``.ls`` format."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from narcore.lookup.pathinfo import PathInfo
 from narcore.sizes import human_size
 
 # Part of the ETags: to be changed with what this module makes of a listing.
-_VERSION = "2"
+_ETAG_VERSION = "2"
 
 
 def prefers_json(request: Request) -> bool:
@@ -62,7 +62,7 @@ def listing_response(
 
 def _json_response(request: Request, listing: NarListing, node: Node, ref: NodeRef, *, by_format: bool) -> Response:
     recursive = "recursive" in request.args
-    validators = ref.validators(f"json {recursive} {_VERSION}")
+    validators = ref.validators(f"json {recursive} {_ETAG_VERSION}")
     headers = safe_headers()
     cache_forever(headers)
     set_validators(headers, validators)
@@ -89,7 +89,7 @@ class _Page:
     def response(self) -> Response:
         order = Order.of(self.request.args)
         readme = find_readme(self.listing, self.node) if self.beside.read is not None else None
-        validators = self.ref.validators(f"html {templates_version()} {_VERSION} {order} {self._told(readme)}")
+        validators = self.ref.validators(f"html {templates_version()} {_ETAG_VERSION} {order} {self._told(readme)}")
         headers = safe_headers(PAGE_CSP)
         headers["Vary"] = "Accept"
         cache_forever(headers)

@@ -1,4 +1,4 @@
-"""Redirects, and where links of our own begin."""
+"""The redirect response, and the prefix (SCRIPT_NAME) that links to this server begin with."""
 
 from urllib.parse import quote_from_bytes
 

@@ -1,4 +1,4 @@
-"""Our own HTML pages: the templates, the static files that they use, and how both are sent."""
+"""Renders the templates of the HTML pages, and sends them and their static files."""
 
 import re
 from collections.abc import Iterator

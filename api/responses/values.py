@@ -1,4 +1,4 @@
-"""A value as an answer in JSON: what is known of a store path, what this server can do."""
+"""The response for a value as JSON, such as a narinfo or the OpenAPI document."""
 
 import json
 
@@ -9,7 +9,7 @@ from api.http.negotiation import JSON
 from api.responses.base import Response, not_modified, safe_headers, set_validators
 
 # These change where a store path does not: a narinfo gets signatures, its NAR is compressed anew, another store has it.
-KEPT_SECONDS = 300
+CACHED_SECONDS = 300
 
 
 def json_response(request: Request, value: object) -> Response:
@@ -17,7 +17,7 @@ def json_response(request: Request, value: object) -> Response:
     text = json.dumps(value) + "\n"
     validators = Validators(make_etag(text))
     headers = safe_headers()
-    headers["Cache-Control"] = f"public, max-age={KEPT_SECONDS}"
+    headers["Cache-Control"] = f"public, max-age={CACHED_SECONDS}"
     headers["Content-Type"] = JSON
     set_validators(headers, validators)
     return not_modified(request, validators, headers) or Response(text, headers=headers)

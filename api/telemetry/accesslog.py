@@ -1,4 +1,4 @@
-"""The access log: one line a request, to standard output, when the answer has ended.
+"""The access log: one line for each request, written to standard output when the answer has ended.
 
 ::
 

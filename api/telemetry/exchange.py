@@ -1,8 +1,7 @@
-"""What each request was and how it ended, for whoever wants to know: the access log, the metrics.
+"""One request and its answer (``Exchange``), and the WSGI middleware that measures it for the access log and the metrics.
 
-A WSGI middleware keeps an ``Exchange`` for each request, from its start until the server closes the body: only then is it
-known whether the client got all of it. While a request is being answered its Exchange can be had by ``current``, so that a log
-line can carry its id and a trace event its cause.
+The middleware ends an ``Exchange`` when the server closes the body: only then is it known whether the client got all of it.
+``current_exchange`` returns the one that is being answered, so that a log line can carry its id and a trace event its cause.
 """
 
 import logging
@@ -14,6 +13,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote_from_bytes
+
+from narcore.concurrency.closing import close
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -73,13 +74,13 @@ Observer = Callable[[Exchange], None]
 _current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
 
-def current() -> Exchange | None:
-    """The request that this thread is answering."""
+def current_exchange() -> Exchange | None:
+    """The exchange of the request that this thread is answering, or None outside of a request."""
     return _current.get()
 
 
-def trace(event: str, fields: dict[str, object]) -> None:
-    """Listens to ``narcore.trace``, for where the bytes of an answer came from."""
+def record_source(event: str, fields: dict[str, object]) -> None:
+    """Adds the source of a NAR's bytes to the current exchange: a listener for ``narcore.trace``."""
     exchange = _current.get()
     if exchange is not None and event == "nar":
         exchange.sources[str(fields["source"])] = None
@@ -120,12 +121,12 @@ class Observed:
         """A file stays what it is, or the server would not send it by sendfile: it is asked at its end how far it got."""
         exchange.begin_body()
         window = body.filelike  # PEP 3333's name, which gunicorn has too
-        close = body.close
+        close_file = body.close
 
         def end() -> None:
             exchange.sent = window.sent
             try:
-                close()
+                close_file()
                 exchange.complete = exchange.sent == window.length
             finally:
                 self._end(exchange)
@@ -165,9 +166,7 @@ class _Body:
 
     def close(self) -> None:
         try:
-            close = getattr(self._body, "close", None)
-            if close is not None:
-                close()
+            close(self._body)
         except BaseException:
             self._exchange.complete = False
             raise

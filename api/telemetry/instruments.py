@@ -1,4 +1,4 @@
-"""What watches the app, as far as the settings ask for it: the access log and the metrics."""
+"""Attaches the access log and the metrics to the app, if the settings turn them on."""
 
 from typing import TYPE_CHECKING
 
@@ -6,9 +6,8 @@ import flask
 from flask import Flask
 
 from api.responses.base import Response
-from api.telemetry import exchange
 from api.telemetry.accesslog import log_access
-from api.telemetry.exchange import Observed, Observer
+from api.telemetry.exchange import Observed, Observer, current_exchange, record_source
 from narcore.errors import SettingsError
 from narcore.settings import Settings
 from narcore.trace import Trace, silent
@@ -23,10 +22,10 @@ class Instruments:
     def __init__(self, settings: Settings, *, access_log: bool) -> None:
         self._metrics = _open_metrics() if settings.metrics else None
         self._observers: list[Observer] = [log_access] if access_log else []
-        self.trace: Trace = exchange.trace if access_log else silent
+        self.trace: Trace = record_source if access_log else silent
         if self._metrics is not None:
             self._observers.append(self._metrics.ended)
-            self.trace = _both(exchange.trace, self._metrics.trace)
+            self.trace = _both(record_source, self._metrics.trace)
 
     def attach(self, app: Flask) -> None:
         """Nothing is put around an app that is not watched."""
@@ -59,7 +58,7 @@ def _both(one: Trace, other: Trace) -> Trace:
 
 
 def _note_kind(response: flask.Response) -> flask.Response:
-    answered = exchange.current()
+    answered = current_exchange()
     if answered is not None and isinstance(response, Response):
         answered.response_kind = response.kind
     return response

@@ -1,4 +1,4 @@
-"""What is logged, and how: a line of text or a JSON object an event, to standard error.
+"""The setup of logging: each event is a line of text or a JSON object on standard error.
 
 A record that is made while a request is answered carries its id.
 """
@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Literal
 
-from api.telemetry.exchange import current
+from api.telemetry.exchange import current_exchange
 
 LogFormat = Literal["text", "json"]
 
@@ -21,7 +21,7 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
-        exchange = current()
+        exchange = current_exchange()
         return super().formatMessage(record) + (f" [{exchange.request_id}]" if exchange else "")
 
 
@@ -35,7 +35,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        exchange = current()
+        exchange = current_exchange()
         if exchange is not None:
             fields["request_id"] = exchange.request_id
         if record.exc_info:

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: what ``/metrics`` says. This module needs prometheus-client, the extra ``metrics``.
+"""The metrics for Prometheus, and the ``/metrics`` page. Needs prometheus-client, the extra ``metrics``.
 
 With several worker processes each keeps its numbers in files of the directory PROMETHEUS_MULTIPROC_DIR, and whichever is asked
 adds them all up. The variable has to be set before this module is imported: ``nar-serve serve`` does that.

@@ -1,4 +1,4 @@
-"""What a program or a library in ELF form says of itself: its interpreter, and what it is linked with."""
+"""Reads the interpreter, the run path and the needed libraries of an ELF file."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing

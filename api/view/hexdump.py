@@ -1,4 +1,4 @@
-"""Bytes as people read them: sixteen a line, as digits and as characters."""
+"""Bytes as lines of a hex dump: sixteen a line, as hexadecimal digits and as characters."""
 
 from typing import NamedTuple
 

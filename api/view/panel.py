@@ -1,19 +1,12 @@
-"""What the narinfo says of a store path, and lines to copy into a terminal."""
+"""The panel about a store path: values from its narinfo, and commands to copy."""
 
 import shlex
 from typing import NamedTuple
 
 from api.http.text import quote_path
 from api.view.rows import Link, exact_size
-from narcore.lookup.pathinfo import PathInfo, Trust
+from narcore.lookup.pathinfo import PathInfo
 from narcore.sizes import human_size
-
-_TRUST = {
-    Trust.UNCHECKED: "Not checked: this server has no trusted keys.",
-    Trust.STORE: "Not checked: this server trusts the store as it is.",
-    Trust.SIGNATURE: "Verified: signed by a key that this server trusts.",
-    Trust.ADDRESS: "Verified: the store path itself is the address of its contents.",
-}
 
 
 class Size(NamedTuple):
@@ -53,8 +46,8 @@ def panel_of(info: PathInfo, prefix: str, url: str) -> Panel:
         references=[link(reference) for reference in narinfo.references],
         deriver=link(narinfo.deriver) if narinfo.deriver else None,
         signers=list(dict.fromkeys(signature.name for signature in narinfo.signatures)),
-        is_verified=info.trust in (Trust.SIGNATURE, Trust.ADDRESS),
-        trust=_TRUST[info.trust],
+        is_verified=info.trust.is_verified,
+        trust=info.trust.explanation.sentence,
         store=info.store.url,
         commands=_commands(str(narinfo.store_path), info.store.url, url),
     )

@@ -1,4 +1,4 @@
-"""The store paths that were opened last at this instance: something to begin with, on the landing page."""
+"""The store paths that were last opened on this instance, for the landing page."""
 
 import threading
 from collections import deque

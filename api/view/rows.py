@@ -1,4 +1,4 @@
-"""The entries of a directory as rows of its page."""
+"""The entries of a directory as table rows, their order, and breadcrumbs."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -27,7 +27,7 @@ class Switch(NamedTuple):
     is_on: bool
 
 
-class Row(NamedTuple):
+class EntryRow(NamedTuple):
     """A line of the page. Names are raw: the template spells them out and escapes them."""
 
     name: str
@@ -82,7 +82,7 @@ def file_breadcrumbs(ref: NodeRef, href: str) -> list[Link]:
     return [*above, Link(names[-1], href)]
 
 
-def grouped(rows: Iterator[Row]) -> Iterator[list[Row]]:
+def grouped(rows: Iterator[EntryRow]) -> Iterator[list[EntryRow]]:
     while group := list(islice(rows, _GROUP)):
         yield group
 
@@ -91,19 +91,19 @@ def exact_size(size: int) -> str:
     return f"{size:,} byte{'' if size == 1 else 's'}"
 
 
-def rows(listing: NarListing, nodes: Iterable[Node], ref: NodeRef, prefix: str) -> Iterator[Row]:
-    """One Row an entry, made when it is asked for. ``prefix`` comes before absolute targets."""
+def rows(listing: NarListing, nodes: Iterable[Node], ref: NodeRef, prefix: str) -> Iterator[EntryRow]:
+    """One EntryRow an entry, made when it is asked for. ``prefix`` comes before absolute targets."""
     for child in nodes:
         # "./": without it, a name with a colon could pass for a scheme.
         href = "./" + quote_path(child.name)
         if child.kind is Kind.SYMLINK:
             target_href = _target_href(child, ref, href, prefix)
-            yield Row(child.name, href, "symlink", False, "", "", child.target, target_href)
+            yield EntryRow(child.name, href, "symlink", False, "", "", child.target, target_href)
             continue
         directory = child.kind is Kind.DIRECTORY
         size = listing.total_size(child) if directory else child.size
         kind = child.kind.value
-        yield Row(
+        yield EntryRow(
             child.name, href + "/" * directory, kind, child.executable, human_size(size), exact_size(size), "", ""
         )
 

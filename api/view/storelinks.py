@@ -1,4 +1,4 @@
-"""Store paths in a text, as links."""
+"""Finds the store paths in a text and makes links of them."""
 
 import re
 import unicodedata

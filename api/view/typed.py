@@ -1,4 +1,4 @@
-"""What people type or paste to open a store path: a path, a hash, a URL, a line of a terminal."""
+"""Finds the store path in what a user types or pastes: a path, a hash, a URL, a line of a terminal."""
 
 import re
 from collections.abc import Iterable

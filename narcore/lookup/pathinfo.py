@@ -3,6 +3,7 @@
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from narcore.cache.layout import NarKey
 from narcore.errors import NarcoreError
@@ -18,6 +19,48 @@ class Trust(enum.StrEnum):
     STORE = "store"  # its store is trusted as it is
     SIGNATURE = "signature"  # by a trusted key
     ADDRESS = "address"  # the store path itself says what is in it
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether the narinfo itself was verified, not only the store trusted."""
+        return self in (Trust.SIGNATURE, Trust.ADDRESS)
+
+    @property
+    def explanation(self) -> "TrustExplanation":
+        """The same in words."""
+        return _EXPLANATIONS[self]
+
+
+class TrustExplanation(NamedTuple):
+    """What people read about a Trust. ``sentence``: on a page; ``answer``: to "is it trusted?"; ``check``: what was checked."""
+
+    sentence: str
+    answer: str
+    check: str
+
+
+_EXPLANATIONS = {
+    Trust.UNCHECKED: TrustExplanation(
+        "Not checked: this server has no trusted keys.",
+        "not checked: no keys are configured",
+        "no signature checked (NAR_TRUSTED_PUBLIC_KEYS is not set)",
+    ),
+    Trust.STORE: TrustExplanation(
+        "Not checked: this server trusts the store as it is.",
+        "yes: its store is trusted as it is",
+        "no signature checked (its store is trusted)",
+    ),
+    Trust.SIGNATURE: TrustExplanation(
+        "Verified: signed by a key that this server trusts.",
+        "yes: signed by a trusted key",
+        "signature good",
+    ),
+    Trust.ADDRESS: TrustExplanation(
+        "Verified: the store path itself is the address of its contents.",
+        "yes: the store path itself says what is in it",
+        "content address good",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,6 @@ from narserve.session.target import Target, target_argument
 from narserve.terminal.exits import for_each
 from narserve.terminal.out import Output
 
-_TRUST = {
-    Trust.UNCHECKED: "not checked: no keys are configured",
-    Trust.STORE: "yes: its store is trusted as it is",
-    Trust.SIGNATURE: "yes: signed by a trusted key",
-    Trust.ADDRESS: "yes: the store path itself says what is in it",
-}
-
 
 @click.command(short_help="Show what a cache says of a store path.")
 @click.argument("paths", metavar="PATH...", type=target_argument, nargs=-1, required=True)
@@ -66,7 +59,7 @@ def _rows(session: Session, found: PathInfo, trusted: bool | None) -> Iterator[t
     narinfo = found.narinfo
     yield "store path", str(narinfo.store_path)
     yield "cache", found.store.url
-    yield "trusted", "NO: no trusted key has signed it" if trusted is False else _TRUST[found.trust]
+    yield "trusted", "NO: no trusted key has signed it" if trusted is False else found.trust.explanation.answer
     yield from _many("signatures", [_signature(session, found, signature) for signature in narinfo.signatures])
     if narinfo.ca:
         yield "CA", narinfo.ca

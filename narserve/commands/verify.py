@@ -3,19 +3,11 @@
 import click
 
 from narcore.concurrency.closing import close
-from narcore.lookup.pathinfo import Trust
 from narserve.session.session import Session, session_options
 from narserve.session.target import Target, target_argument
 from narserve.terminal.exits import for_each
 from narserve.terminal.out import Output
 from narserve.terminal.progress import progress
-
-_TRUST = {
-    Trust.UNCHECKED: "no signature checked (NAR_TRUSTED_PUBLIC_KEYS is not set)",
-    Trust.STORE: "no signature checked (its store is trusted)",
-    Trust.SIGNATURE: "signature good",
-    Trust.ADDRESS: "content address good",
-}
 
 
 @click.command(short_help="Check signatures and hashes of whole store paths.")
@@ -44,7 +36,7 @@ def verify(session: Session, paths: tuple[Target, ...]) -> None:
                     tick(len(chunk))
         finally:
             close(chunks)
-        out.line(f"{narinfo.store_path}: {_TRUST[info.trust]}, hash good")
+        out.line(f"{narinfo.store_path}: {info.trust.explanation.check}, hash good")
         out.flush()
 
     for_each(paths, check)

@@ -10,7 +10,7 @@ from werkzeug.wrappers import Request
 
 from api.errors import error_response
 from api.http.noderef import NodeRef
-from api.responses import Response
+from api.responses.base import Response
 from narcore.errors import CacheFailure
 from narcore.formats.listing import Kind, NarListing, Node
 from narcore.formats.nar.events import Directory, DirectoryEnd, NarEvent, Regular, Symlink

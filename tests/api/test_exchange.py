@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.telemetry.accesslog import log_access
-from api.telemetry.exchange import Exchange, Observed, current
+from api.telemetry.exchange import Exchange, Observed, current_exchange
 from api.telemetry.logs import JsonFormatter, TextFormatter
 from narcore.errors import StoreTimeout
 
@@ -75,13 +75,13 @@ def exchange_of(app: WSGIApplication, *, take: int | None = None, **environ: Any
             [next(chunks) for _ in range(take)]
     except Exception:  # noqa: BLE001  the server logs it
         pass
-    assert current() is not None
+    assert current_exchange() is not None
     assert not told
     close: Callable[[], None] = getattr(body, "close")  # noqa: B009  a WSGI body need not have it
     with suppress(OSError):
         close()
     (exchange,) = told
-    assert current() is None
+    assert current_exchange() is None
     assert headers["X-Request-Id"] == exchange.request_id
     return exchange
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.responses import file_response
+from api.responses.files import file_response
 from narcore.errors import CacheFailure, StoreTimeout, TruncatedStream
 from tests.api.support import DATA, Answer, Headers, Source, SourceBytes, answer, file_node, ref, request
 

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.responses import listing_response
-from api.responses.listing import Beside
+from api.responses.listing import Beside, listing_response
 from api.view.readme import readme_of
 from narcore.errors import CorruptStream
 from narcore.formats.listing import NarListing, Node

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.responses import STATIC_PREFIX, landing_response, static_response
-from api.responses.pages import Cache, State
+from api.responses.landing import Cache, State, landing_response
+from api.responses.templates import STATIC_PREFIX, static_response
 from api.view.recent import RecentPaths
 from api.view.typed import typed_path
 from narcore.errors import StorePathError

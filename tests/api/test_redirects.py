@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.responses import options_response, quote_path, redirect_response, text_response
+from api.http.text import quote_path
+from api.responses.base import options_response, text_response
+from api.responses.redirects import redirect_response
 from tests.api.support import Answer, answer, request
 
 any_path = st.binary(max_size=40).map(lambda raw: raw.decode("utf-8", "surrogateescape"))

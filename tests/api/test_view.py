@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.responses.view import DERIVATION_LIMIT, HEX_PAGE, TEXT_PAGE, view_response
+from api.responses.fileview import DERIVATION_LIMIT, HEX_PAGE, TEXT_PAGE, view_response
 from api.view.elf import elf_facts
-from api.view.pages import Part
+from api.view.filepage import FilePage
 from api.view.source import lines_of
 from api.view.storelinks import StoreLinks, seen
 from narcore.errors import TruncatedStream
@@ -127,7 +127,7 @@ def test_a_character_at_the_end_of_a_page_is_not_broken() -> None:
 
 @given(st.one_of(st.none(), st.text(max_size=6), st.integers().map(str)), st.integers(0, 10**12), st.integers(1, 10**6))
 def test_every_page_is_in_the_file(wanted: str | None, size: int, length: int) -> None:
-    part = Part.of(wanted, size, length)
+    part = FilePage.of(wanted, size, length)
     assert 1 <= part.number <= part.last
     assert 0 <= part.start <= part.stop <= size
     assert part.stop - part.start <= length

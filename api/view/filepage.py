@@ -1,9 +1,9 @@
-"""A long file in pages of bytes."""
+"""One page of a long file: which of its bytes the page shows."""
 
 from typing import NamedTuple
 
 
-class Part(NamedTuple):
+class FilePage(NamedTuple):
     """Page ``number`` of ``last``: the bytes ``start`` to ``stop`` of a file."""
 
     number: int
@@ -12,7 +12,7 @@ class Part(NamedTuple):
     stop: int
 
     @classmethod
-    def of(cls, wanted: str | None, size: int, length: int) -> "Part":
+    def of(cls, wanted: str | None, size: int, length: int) -> "FilePage":
         """The page that a query asks for, the nearest there is: of ``length`` bytes each, in a file of ``size`` bytes."""
         last = max(1, -(-size // length))
         plain = wanted is not None and wanted.isascii() and wanted.isdigit() and len(wanted) < 20

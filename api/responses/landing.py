@@ -1,4 +1,4 @@
-"""The landing page."""
+"""The response for the landing page, and the values that it shows."""
 
 from collections.abc import Sequence
 from enum import Enum

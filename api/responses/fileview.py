@@ -1,4 +1,4 @@
-"""A regular file as a page (``?view``): highlighted source, a picture, bytes, what a program needs, what a derivation says.
+"""The response for ``?view``, a regular file as a page: source, picture, hex dump, facts of a program, or a derivation.
 
 However long the file is, no more is read than one page of it shows; what a browser can show by itself is not read at all.
 """
@@ -18,8 +18,8 @@ from api.responses.base import Response, cache_forever, not_modified, safe_heade
 from api.responses.body import Read
 from api.responses.templates import PAGE_CSP, render, streamed, templates_version
 from api.view.elf import MAGIC, ElfFacts, elf_facts
+from api.view.filepage import FilePage
 from api.view.hexdump import hex_lines
-from api.view.pages import Part
 from api.view.rows import Link, exact_size, file_breadcrumbs
 from api.view.source import highlighter, lines_of
 from api.view.storelinks import StoreLinks
@@ -30,7 +30,7 @@ from narcore.formats.names import to_text
 from narcore.sizes import human_size
 
 # Part of the ETags: to be changed with what this module makes of a file.
-_VERSION = "1"
+_ETAG_VERSION = "1"
 
 # A page of text, which is also the longest that is highlighted, and a page of bytes.
 TEXT_PAGE = 128 * 1024
@@ -58,7 +58,7 @@ def view_response(request: Request, node: Node, ref: NodeRef, read: Read, *, pre
     Raises what reading raises: all that is read is read before the answer begins.
     """
     view = _View(request, node, ref, read, prefix)
-    made_by = f"{templates_version()} {_VERSION} {highlighter()}"
+    made_by = f"{templates_version()} {_ETAG_VERSION} {highlighter()}"
     validators = ref.validators(f"view {made_by} {view.mode} {view.wanted_page}")
     headers = safe_headers(PAGE_CSP)
     cache_forever(headers)
@@ -75,7 +75,7 @@ class _Shown:
     """What the page shows of the contents, and by which part of the template."""
 
     kind: str
-    part: Part | None = None
+    page: FilePage | None = None
     values: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -114,8 +114,8 @@ class _View:
             media_type=(type_by_name(self.ref.name) or "").partition(";")[0],
             kind=shown.kind,
             mode=self.mode,
-            part=shown.part,
-            turns=_turns(shown.part, self.mode),
+            page=shown.page,
+            turns=_turns(shown.page, self.mode),
             **values,
         )
 
@@ -126,28 +126,28 @@ class _View:
             return _Shown(embedded)
         if not self.node.size:
             return _Shown("empty")
-        part = Part.of(self.wanted_page, self.node.size, TEXT_PAGE)
-        data = b"" if self.mode else self._bytes(part.start, part.stop)
-        head = data[:SNIFF_LENGTH] if part.number == 1 and data else self._bytes(0, min(self.node.size, SNIFF_LENGTH))
+        page = FilePage.of(self.wanted_page, self.node.size, TEXT_PAGE)
+        data = b"" if self.mode else self._bytes(page.start, page.stop)
+        head = data[:SNIFF_LENGTH] if page.number == 1 and data else self._bytes(0, min(self.node.size, SNIFF_LENGTH))
         if self.mode or type_by_content(head, complete=self.node.size <= SNIFF_LENGTH) != PLAIN:
             return self._hex(head)
-        return self._derivation() or self._text(data, part)
+        return self._derivation() or self._text(data, page)
 
     def _hex(self, head: bytes) -> _Shown:
-        part = Part.of(self.wanted_page, self.node.size, HEX_PAGE)
-        facts = elf_facts(self.read, self.node.size) if head.startswith(MAGIC) and part.number == 1 else None
+        page = FilePage.of(self.wanted_page, self.node.size, HEX_PAGE)
+        facts = elf_facts(self.read, self.node.size) if head.startswith(MAGIC) and page.number == 1 else None
         return _Shown(
             "hex",
-            part,
-            {"hex": hex_lines(self._bytes(part.start, part.stop), part.start), "elf": self._linked_facts(facts)},
+            page,
+            {"hex": hex_lines(self._bytes(page.start, page.stop), page.start), "elf": self._linked_facts(facts)},
         )
 
-    def _text(self, data: bytes, part: Part) -> _Shown:
-        text = _decoded(data, part)
+    def _text(self, data: bytes, page: FilePage) -> _Shown:
+        text = _page_text(data, page)
         links = self._links()
-        lines = lines_of(text, links, self.ref.name if part.is_all else "")
+        lines = lines_of(text, links, self.ref.name if page.is_all else "")
         named = "/nix-support/" in f"/{self.ref.path}"
-        return _Shown("text", part, {"lines": lines, "paths": links.paths(text) if named else []})
+        return _Shown("text", page, {"lines": lines, "paths": links.paths(text) if named else []})
 
     def _derivation(self) -> _Shown | None:
         """None if the file is no derivation after all, or too long for one."""
@@ -191,12 +191,12 @@ def _shown_value(value: str, links: StoreLinks) -> list[Markup]:
     return lines_of(value, links)
 
 
-def _decoded(data: bytes, part: Part) -> str:
+def _page_text(data: bytes, page: FilePage) -> str:
     """As UTF-8; of a character that is cut at an end of the page, what is left is left out."""
-    if part.number > 1:
+    if page.number > 1:
         data = data.lstrip(bytes(range(0x80, 0xC0)))
     text = data.decode("utf-8", "replace")
-    return text if part.number == part.last else text.removesuffix("\ufffd")
+    return text if page.number == page.last else text.removesuffix("\ufffd")
 
 
 def _own_href(request: Request) -> str:
@@ -205,14 +205,14 @@ def _own_href(request: Request) -> str:
     return "./" + quote_path(to_text(path.rpartition("/")[2].encode("latin-1")))
 
 
-def _turns(part: Part | None, mode: str) -> list[Link]:
+def _turns(page: FilePage | None, mode: str) -> list[Link]:
     """Links to the other pages."""
-    if part is None or part.is_all:
+    if page is None or page.is_all:
         return []
     view = f"?view={mode}" if mode else "?view"
-    pages = (("First", 1), ("Previous", part.number - 1), ("Next", part.number + 1), ("Last", part.last))
+    pages = (("First", 1), ("Previous", page.number - 1), ("Next", page.number + 1), ("Last", page.last))
     return [
         Link(label, f"{view}&page={number}")
         for label, number in pages
-        if 1 <= number <= part.last and number != part.number
+        if 1 <= number <= page.last and number != page.number
     ]
