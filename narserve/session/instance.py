@@ -29,7 +29,7 @@ from narcore.formats.listing import Kind, NarListing, Node
 from narcore.formats.narinfo import NarInfo
 from narcore.formats.storepath import StorePath
 from narcore.nars.accessor import NarAccessor
-from narserve.terminal.out import encode
+from narserve.terminal.output import encode
 
 TIMEOUT = (5.0, 60.0)  # to connect; between bytes. An instance may have to fetch a whole NAR before the first one.
 CHUNK = 256 * 1024

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from narserve.terminal.out import encode, quoted
+from narserve.terminal.output import encode, quoted
 from tests.commands.running import InProcess, at_terminal
 from tests.e2e import trees
 from tests.e2e.fronts import Front
