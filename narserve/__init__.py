@@ -1,1 +1,15 @@
-"""The program ``nar-serve``: its command line, servers, serverless adapters and development server."""
+"""The program ``nar-serve``: its command line, servers, serverless adapters and development server.
+
+::
+
+    program      the group of all commands, and the entry point
+    commands     one module per command
+    terminal     output, progress bars and exit codes
+    session      what PATH and --store name: the binary caches and running instances that a command reads
+    get          what ``nar-serve get`` writes: the staging directory and the tree in it
+    server       the gunicorn master and worker of ``nar-serve serve``, and the listening socket
+    awslambda    the handler and the runtime client on AWS Lambda
+    dev          the development server
+
+This file imports nothing: the Lambda package has only it and ``awslambda`` of this package.
+"""

@@ -15,7 +15,7 @@ import click
 
 from narcore import __version__
 from narcore.errors import NarcoreError
-from narserve.terminal.exits import EXIT_CODES, complain, exit_code_of, exit_code_of_usage, log_to_stderr
+from narserve.terminal.exits import EXIT_CODES, exit_code_of, exit_code_of_usage, log_to_stderr, print_error
 
 HELP = """Look into Nix binary caches, and take files out of them, without Nix.
 
@@ -91,7 +91,7 @@ class Program(click.Group):
         except KeyboardInterrupt:
             _die_by(signal.SIGINT)
         except (NarcoreError, OSError) as error:
-            complain(error)
+            print_error(error)
             _give_up_output()
             return exit_code_of(error)
         return code

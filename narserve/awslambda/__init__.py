@@ -1,6 +1,10 @@
 """AWS Lambda behind a REST API of API Gateway.
 
-``handler`` is called by the platform's own runtime client, and ``buffered`` makes whole answers for it; ``streaming`` is a
-runtime client of ours, which streams them. ``restapi`` reads the events for both, ``application`` makes the app. The
-underscore in the path keeps Vercel from publishing any of it.
+::
+
+    handler        the function that Lambda's own runtime client calls
+    buffered       makes whole responses for it
+    streaming      a runtime client that streams responses; ``stream`` is the wrapper script that starts it
+    restapi        reads the events for both
+    application    makes the WSGI application for both
 """

@@ -12,11 +12,10 @@ from narcore.cache import upkeep
 from narcore.cache.eviction import Entry
 from narcore.cache.narcache import NarCache
 from narcore.errors import SettingsError
-from narcore.formats.names import to_bytes
 from narcore.sizes import human_size
 from narserve.session.session import read_settings
-from narserve.terminal.exits import NO, say
-from narserve.terminal.out import Output
+from narserve.terminal.exits import NO, print_message
+from narserve.terminal.output import StandardOutput
 from narserve.terminal.progress import progress
 
 P = ParamSpec("P")
@@ -68,10 +67,10 @@ def stat(opened: NarCache, as_json: bool) -> None:
     size = sum(entry.size for entry in entries)
     nars, files = _counts(entries)
     counts = opened.counters.read()
-    out = Output()
+    out = StandardOutput()
     if as_json:
         facts: dict[str, object] = {"directory": str(opened.layout.directory), "entries": nars, "files": files}
-        out.write(json.dumps(facts | {"bytes": size, "limit": opened.limit} | counts).encode() + b"\n")
+        out.write(json.dumps(facts | {"bytes": size, "limit": opened.limit} | counts) + "\n")
         out.flush()
         return
     rows = {
@@ -84,7 +83,7 @@ def stat(opened: NarCache, as_json: bool) -> None:
         "evicted": str(counts["evict"]),
     }
     for label, text in rows.items():
-        out.write(to_bytes(f"{label:10} {text}\n"))
+        out.write(f"{label:10} {text}\n")
     out.flush()
 
 
@@ -96,7 +95,7 @@ def verify(opened: NarCache) -> None:
     If there was one, it is named, and the exit code is 1.
     """
     entries = opened.entries()
-    out = Output()
+    out = StandardOutput()
     good = bad = 0
     with progress("verifying", sum(entry.size for entry in entries)) as tick:
         for entry, right in upkeep.verify(opened.layout, tick):
@@ -132,13 +131,13 @@ def clear(opened: NarCache, yes: bool) -> None:
         size = human_size(sum(entry.size for entry in entries))
         question = f"Remove {_named(entries)} ({size}) from {opened.layout.directory}?"
         if not click.confirm(question, err=True):
-            say("nothing was removed")
+            print_message("nothing was removed")
             raise click.exceptions.Exit(NO)
     _report(opened.clear())
 
 
 def _report(gone: list[Entry]) -> None:
-    out = Output()
+    out = StandardOutput()
     out.line(f"removed {_named(gone)}, {human_size(sum(entry.size for entry in gone))}")
     out.flush()
 

@@ -9,7 +9,7 @@ from narcore.formats.listing import Kind
 from narserve.session.session import Session, session_options
 from narserve.session.target import Target, target_argument
 from narserve.terminal.exits import for_each
-from narserve.terminal.out import Output
+from narserve.terminal.output import StandardOutput
 
 
 @click.command(short_help="Write files to standard output.")
@@ -24,7 +24,7 @@ def cat(session: Session, paths: tuple[Target, ...]) -> None:
 
     Links are followed, into other store paths, too.
     """
-    out = Output()
+    out = StandardOutput()
 
     def show(target: Target) -> None:
         place = session.locate(target, follow=True)

@@ -15,7 +15,6 @@ from pathlib import Path
 import click
 
 from narcore.errors import MountError, SettingsError
-from narcore.formats.names import to_bytes
 from narmount.daemon.controlserver import control_path, read_status
 from narmount.fuse.mountinfo import mounts
 from narmount.metrics import check_metrics, serve_metrics, volume_metrics
@@ -23,7 +22,7 @@ from narmount.volumes import Volume, Volumes, Watcher
 from narmount.volumes.caches import parse_caches
 from narserve.session.session import read_settings
 from narserve.terminal.exits import NO, TROUBLE
-from narserve.terminal.out import Output
+from narserve.terminal.output import StandardOutput
 
 DRIVER_NAME = "store.nar-serve.dev"
 STATE_DIR = Path("/var/lib/nar-serve/csi")
@@ -228,9 +227,9 @@ def _show(path: Path, volumes: Volumes, caches: Mapping[str, Path], run_dir: Pat
         "caches": [_cache_status(name, directory, run_dir) for name, directory in caches.items()],
         "volumes": [_volume_status(volume, volume.target in targets) for volume in volumes.list()],
     }
-    out = Output()
+    out = StandardOutput()
     text = json.dumps(status) + "\n" if as_json else _for_people(status)
-    out.write(to_bytes(text))
+    out.write(text)
     out.flush()
     if state != "ready":
         raise click.exceptions.Exit(NO if state == "not ready" else TROUBLE)

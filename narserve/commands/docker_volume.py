@@ -1,4 +1,4 @@
-"""The command line of ``nar-serve docker-volume``. ``narserve.program`` finds it by the entry point in pyproject.toml."""
+"""``nar-serve docker-volume``"""
 
 import json
 import logging
@@ -13,7 +13,6 @@ import click
 
 from api.telemetry.logs import configure_logging
 from narcore.errors import MountError
-from narcore.formats.names import to_bytes
 from narmount.daemon.controlserver import control_path, read_status
 from narmount.docker.app import create_docker_app
 from narmount.docker.driver import Driver
@@ -23,7 +22,7 @@ from narmount.metrics import Family, check_metrics, serve_metrics, volume_metric
 from narmount.volumes import Volumes, Watcher
 from narmount.volumes.caches import parse_caches
 from narserve.session.session import read_settings
-from narserve.terminal.out import Output
+from narserve.terminal.output import StandardOutput
 
 SOCKET = Path("/run/docker/plugins/nar-serve.sock")
 STATE_DIR = Path("/var/lib/nar-serve/docker")
@@ -55,8 +54,21 @@ It needs root, and to see the mounts of dockerd as they see it (no PrivateMounts
 
 @click.command("docker-volume", short_help="Store paths as volumes of Docker, or show which there are.", help=HELP)
 @click.option("--cache", "caches", multiple=True, metavar="NAME=DIR", help="A mount to make volumes of; repeatable.")
-@click.option("--socket", "path", type=click.Path(path_type=Path), default=SOCKET, show_default=True)
-@click.option("--state-dir", type=click.Path(path_type=Path), default=STATE_DIR, show_default=True)
+@click.option(
+    "--socket",
+    "path",
+    type=click.Path(path_type=Path),
+    default=SOCKET,
+    show_default=True,
+    help="The socket that dockerd connects to.",
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    default=STATE_DIR,
+    show_default=True,
+    help="The directory of the volumes.",
+)
 @click.option("--run-dir", metavar="DIR", help="Where the control sockets of mounts are.  [env: NAR_RUN_DIR]")
 @click.option("--metrics", metavar="[HOST]:PORT", default="", help="Serve /metrics for Prometheus there.")
 @click.option("--status", is_flag=True, help="Show the caches and volumes of the plugin that is running.")
@@ -155,8 +167,8 @@ def _show(path: Path, as_json: bool) -> None:
         text = _for_people(status)
     except (ValueError, KeyError, TypeError) as error:
         raise MountError(f"what answers at {path} is not nar-serve docker-volume of this version") from error
-    out = Output()
-    out.write(answer if as_json else to_bytes(text))
+    out = StandardOutput()
+    out.write(answer if as_json else text)
     out.flush()
 
 

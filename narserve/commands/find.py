@@ -10,11 +10,10 @@ import click
 
 from narcore.errors import NarcoreError
 from narcore.formats.listing import Kind, NarListing, Node
-from narcore.formats.names import to_bytes
 from narserve.session.session import Opened, Session, session_options
 from narserve.session.target import Target, target_argument
-from narserve.terminal.exits import NO, complain, exit_code_of
-from narserve.terminal.out import Output
+from narserve.terminal.exits import NO, exit_code_of, print_error
+from narserve.terminal.output import StandardOutput
 
 # How many store paths of a closure are looked into at once: what takes time is the way to the cache and back.
 AT_ONCE = 8
@@ -40,13 +39,13 @@ def find(session: Session, path: Target, glob: str, closure: bool, kind: str | N
     Put the GLOB in quotes: * ? [a-z] are for nar-serve here, not for the shell. What is printed can be given to cat, get
     and ls. If nothing matches, the exit code is 1.
     """
-    search = _Search(Output(), glob, kind, print0=print0)
+    search = _Search(StandardOutput(), glob, kind, print0=print0)
     place = session.locate(path, follow=True)
     search.run(place.opened, place.node, place.path)
     worst = 0
     for opened in _others(session, path) if closure else ():
         if isinstance(opened, NarcoreError):
-            complain(opened)
+            print_error(opened)
             worst = max(worst, exit_code_of(opened))
         else:
             search.run(opened, opened.accessor.listing.root, "")
@@ -58,7 +57,7 @@ def find(session: Session, path: Target, glob: str, closure: bool, kind: str | N
 class _Search:
     """What is looked for, and what was found."""
 
-    def __init__(self, out: Output, glob: str, kind: str | None, *, print0: bool) -> None:
+    def __init__(self, out: StandardOutput, glob: str, kind: str | None, *, print0: bool) -> None:
         self.out = out
         self.found = False
         self._pattern = Pattern(glob)
@@ -72,7 +71,7 @@ class _Search:
                 self._show(opened.name("/".join(filter(None, (path, *names)))))
 
     def _show(self, name: str) -> None:
-        self.out.write(to_bytes(name) + b"\0" if self._print0 else self.out.name(name) + b"\n")
+        self.out.write(f"{name}\0" if self._print0 else self.out.name(name) + b"\n")
 
 
 def _walk(listing: NarListing, node: Node, names: tuple[str, ...]) -> Iterator[tuple[Node, tuple[str, ...]]]:

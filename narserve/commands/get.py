@@ -22,9 +22,9 @@ from narcore.nars.wholenar import is_worth_verifying
 from narcore.settings import Settings
 from narserve.get.staging import ROOT, Destination, destination
 from narserve.get.treewriter import FileWriter, TreeWriter
-from narserve.session.session import Place, Session, session_options
+from narserve.session.session import LocatedNode, Session, session_options
 from narserve.session.target import Target, target_argument
-from narserve.terminal.out import Output
+from narserve.terminal.output import StandardOutput
 from narserve.terminal.progress import Tick, progress
 
 
@@ -56,12 +56,12 @@ def get(session: Session, path: Target, dest: str | None) -> None:
             _check_same(place, goal)
         else:
             _fetch(session, place, goal)
-        out = Output()
+        out = StandardOutput()
         out.line(goal.path)
         out.flush()
 
 
-def _check_same(place: Place, goal: Destination) -> None:
+def _check_same(place: LocatedNode, goal: Destination) -> None:
     """Raises SettingsError unless what is at the goal is just what is wanted."""
     info = place.opened.info
     if info is None or place.path or not _has_nar_hash(goal, info):
@@ -78,21 +78,21 @@ def _has_nar_hash(goal: Destination, info: PathInfo) -> bool:
     return sha256.digest() == info.narinfo.nar_hash.digest
 
 
-def _fetch(session: Session, place: Place, goal: Destination) -> None:
+def _fetch(session: Session, place: LocatedNode, goal: Destination) -> None:
     with goal.staged(_staging_name(place)) as fd, closing(TreeWriter(fd)) as writer:
         is_new = not os.listdir(fd)
         if not _in_one_pass(session, place, writer, is_new=is_new):
             by_file(place, writer)
 
 
-def _staging_name(place: Place) -> bytes:
+def _staging_name(place: LocatedNode) -> bytes:
     opened = place.opened
     what = opened.info.narinfo.nar_hash.nix32 if opened.info else ""
     identity = hashlib.sha256(to_bytes("\0".join((what, place.name)))).hexdigest()
     return f".{opened.store_path.name[:100]}.{identity[:16]}.part".encode()
 
 
-def _is_best_by_file(settings: Settings, place: Place, info: PathInfo) -> bool:
+def _is_best_by_file(settings: Settings, place: LocatedNode, info: PathInfo) -> bool:
     """Whether to read file by file, rather than the NAR from its start on.
 
     That is so where each costs little (it is on disk already, or remote parts can be had), and where it is only one. A part
@@ -116,14 +116,14 @@ def _can_be_cached(settings: Settings, info: PathInfo) -> bool:
 # --- file by file
 
 
-def by_file(place: Place, writer: TreeWriter) -> None:
+def by_file(place: LocatedNode, writer: TreeWriter) -> None:
     """Write the node of ``place`` as ROOT, with as many reads as there are files that lack something."""
     accessor = place.opened.accessor
     with progress(_label(place), _total(accessor.listing, place.node)) as tick:
         _write_node(place, place.node, ROOT, writer, tick)
 
 
-def _write_node(place: Place, node: Node, name: bytes, writer: TreeWriter, tick: Tick) -> None:
+def _write_node(place: LocatedNode, node: Node, name: bytes, writer: TreeWriter, tick: Tick) -> None:
     match node.kind:
         case Kind.DIRECTORY:
             writer.directory(name)
@@ -137,7 +137,7 @@ def _write_node(place: Place, node: Node, name: bytes, writer: TreeWriter, tick:
                 _write_rest(place, node, file, tick)
 
 
-def _write_rest(place: Place, node: Node, file: FileWriter, tick: Tick) -> None:
+def _write_rest(place: LocatedNode, node: Node, file: FileWriter, tick: Tick) -> None:
     """What lacks of the file. What is there is its beginning, since it was written from there; where that costs nothing, it
     is compared all the same.
     """
@@ -159,7 +159,7 @@ def _total(listing: NarListing, node: Node) -> int:
 # --- in one pass
 
 
-def _in_one_pass(session: Session, place: Place, writer: TreeWriter, *, is_new: bool) -> bool:
+def _in_one_pass(session: Session, place: LocatedNode, writer: TreeWriter, *, is_new: bool) -> bool:
     """Write the node of ``place`` out of a NAR as it comes, if that is the best way; whether it was."""
     opened, listing = place.opened, place.opened.accessor.listing
     if opened.instance:
@@ -177,7 +177,7 @@ def _in_one_pass(session: Session, place: Place, writer: TreeWriter, *, is_new: 
     return True
 
 
-def _write_nar(place: Place, reading: "_Reading", path: list[bytes], writer: TreeWriter) -> None:
+def _write_nar(place: LocatedNode, reading: "_Reading", path: list[bytes], writer: TreeWriter) -> None:
     """Its hash is checked at its end, so of a whole tree before it is given out."""
     with progress(_label(place), reading.total) as reading.tick, closing(reading):
         events = parse_nar(reading)
@@ -272,5 +272,5 @@ def _finish(file: FileWriter) -> None:
     file.close()
 
 
-def _label(place: Place) -> str:
+def _label(place: LocatedNode) -> str:
     return place.path.rpartition("/")[2] or place.opened.store_path.name

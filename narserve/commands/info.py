@@ -6,14 +6,13 @@ from collections.abc import Iterator
 import click
 
 from narcore.errors import UntrustedSignature
-from narcore.formats.names import to_bytes
 from narcore.formats.signature import PublicKey, Signature
 from narcore.lookup.pathinfo import PathInfo, Trust
 from narcore.sizes import human_size
 from narserve.session.session import Session, session_options
 from narserve.session.target import Target, target_argument
 from narserve.terminal.exits import for_each
-from narserve.terminal.out import Output
+from narserve.terminal.output import StandardOutput
 
 
 @click.command(short_help="Show what a cache says of a store path.")
@@ -32,15 +31,15 @@ def info(session: Session, paths: tuple[Target, ...], as_json: bool) -> None:
 
     Nothing of its contents is fetched: nar-serve verify does that, and checks them.
     """
-    out = Output()
+    out = StandardOutput()
 
     def show(target: Target) -> None:
         found, trusted = _find(session, target)
         if as_json:
-            out.write(json.dumps(found.to_json() | {"trusted": trusted}).encode() + b"\n")
+            out.write(json.dumps(found.to_json() | {"trusted": trusted}) + "\n")
             return
         for label, text in _rows(session, found, trusted):
-            out.write(to_bytes(f"{label:12}  {text}\n"))
+            out.write(f"{label:12}  {text}\n")
 
     for_each(paths, show)
     out.flush()

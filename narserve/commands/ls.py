@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import click
 
 from narcore.formats.listing import Kind, NarListing, Node
-from narserve.session.session import Place, Session, session_options
+from narserve.session.session import LocatedNode, Session, session_options
 from narserve.session.target import Target, target_argument
 from narserve.terminal.exits import for_each
-from narserve.terminal.out import Output
+from narserve.terminal.output import StandardOutput
 
 
 @click.command(short_help="List a store path, or a directory or file in it.")
@@ -31,7 +31,7 @@ def ls(
     The output is that of nix store ls, line by line. Where PATH is a link, the link is shown; with a slash at its end, what
     it leads to. In a pipe names are their bytes, on a terminal odd ones are quoted.
     """
-    out = Output()
+    out = StandardOutput()
 
     def show(target: Target) -> None:
         place = session.locate(target, follow=False)
@@ -47,13 +47,13 @@ def ls(
     out.flush()
 
 
-def _write_json(out: Output, place: Place, *, recursive: bool) -> None:
+def _write_json(out: StandardOutput, place: LocatedNode, *, recursive: bool) -> None:
     for chunk in place.opened.accessor.listing.json_chunks(place.node, recursive):
         out.write(chunk)
     out.write(b"\n")
 
 
-def _lines(out: Output, place: Place, *, long: bool, recursive: bool, directory: bool) -> Iterator[bytes]:
+def _lines(out: StandardOutput, place: LocatedNode, *, long: bool, recursive: bool, directory: bool) -> Iterator[bytes]:
     """As Nix writes them (src/nix/ls.cc)."""
     node, listing = place.node, place.opened.accessor.listing
     whole = node.kind is Kind.DIRECTORY
@@ -73,7 +73,7 @@ def _below(listing: NarListing, node: Node, path: str, *, recursive: bool) -> It
             yield from _below(listing, child, child_path, recursive=True)
 
 
-def _line(out: Output, node: Node, path: str, *, long: bool) -> bytes:
+def _line(out: StandardOutput, node: Node, path: str, *, long: bool) -> bytes:
     if not long:
         return out.name(path) + b"\n"
     target = b" -> " + out.name(node.target) if node.kind is Kind.SYMLINK else b""

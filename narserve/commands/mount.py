@@ -26,7 +26,7 @@ from narmount.fuse.mountinfo import Mount, ours_at
 from narmount.metrics import check_metrics
 from narserve.commands.mountstatus import mode_text, show_status
 from narserve.session.session import read_settings
-from narserve.terminal.exits import TROUBLE, complain, say
+from narserve.terminal.exits import TROUBLE, print_error, print_message
 
 READY_SECONDS = 60  # mounting takes one or two; on a machine that starts a hundred other things, more
 DEAD_SECONDS = 3.0  # the kernel says at once of a dead mount that it is; one that says nothing is alive, and stuck
@@ -197,7 +197,7 @@ def _prepare(options: MountOptions, settings: Settings) -> None:
         raise MountError(f"{options.target} is not a directory; name one to mount at")
     _make_cache_dir(options.cache_dir)
     if not settings.trusted_public_keys:
-        say("NAR_TRUSTED_PUBLIC_KEYS is not set: what the stores say is believed without a signature")
+        print_message("NAR_TRUSTED_PUBLIC_KEYS is not set: what the stores say is believed without a signature")
     os.environ["NAR_CACHE_URL"] = " ".join(settings.cache_urls)
     os.environ["NAR_CACHE_DIR"] = str(options.cache_dir)
     # Else Python looks for modules in the working directory first: if that is the target, a worker that starts asks itself.
@@ -218,7 +218,7 @@ def _make_room(options: MountOptions) -> None:
         if not _is_dead(options.run_dir, ours):
             step = f"nar-serve mount --unmount {options.target} ends that"
             raise MountError(f"{options.target} is mounted by nar-serve already; {step}")
-        say(f"the mount at {options.target} is dead, and is removed")
+        print_message(f"the mount at {options.target} is dead, and is removed")
         _detach(options.target, lazy=True)
 
 
@@ -275,11 +275,11 @@ def _start_holder(options: MountOptions, log_file: str | None) -> None:
             raise
     if "error" in answer:
         _stop(holder)
-        complain(MountError(str(answer["error"])))
+        print_error(MountError(str(answer["error"])))
         code = answer.get("code")
         raise click.exceptions.Exit(code if isinstance(code, int) else TROUBLE)
     holder.returncode = 0  # it goes on without us, and that needs no warning
-    say(f"{options.target} is mounted: {_summary(answer)}")
+    print_message(f"{options.target} is mounted: {_summary(answer)}")
 
 
 def _log(log_file: str | None) -> BinaryIO:
@@ -332,7 +332,7 @@ def _unmount(run_dir: Path, target: Path, *, lazy: bool) -> None:
     if is_abandoned(socket_file):  # the holder was killed
         socket_file.unlink(missing_ok=True)
     elif socket_file.exists():
-        say(
+        print_message(
             f"{target} is unmounted; its processes end when nothing uses it any more, such as an overlay or a container"
         )
 

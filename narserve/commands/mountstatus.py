@@ -8,12 +8,11 @@ from pathlib import Path
 import click
 
 from narcore.errors import MountError
-from narcore.formats.names import to_bytes
 from narcore.sizes import human_size
 from narmount.daemon.controlserver import control_path, is_abandoned, read_status
 from narmount.fuse.mountinfo import is_ours, mounts, ours_at
-from narserve.terminal.exits import TROUBLE, say
-from narserve.terminal.out import Output
+from narserve.terminal.exits import TROUBLE, print_message
+from narserve.terminal.output import StandardOutput
 
 STATUS_SECONDS = 5.0
 
@@ -29,13 +28,13 @@ def show_status(run_dir: Path, target: Path | None, *, as_json: bool) -> None:
         found = [_status_at(run_dir, target)]
     else:
         found = [_status(path, name) for path, name in _sockets(run_dir).items()]
-    out = Output()
+    out = StandardOutput()
     if as_json:
         out.write(json.dumps(found if target is None else found[0]).encode() + b"\n")
     elif not found:
-        say(_nothing(run_dir))
+        print_message(_nothing(run_dir))
     else:
-        out.write(to_bytes("\n".join(map(_for_people, found))))
+        out.write("\n".join(map(_for_people, found)))
     out.flush()
     if any("error" in one for one in found):
         raise click.exceptions.Exit(TROUBLE)

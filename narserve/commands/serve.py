@@ -1,4 +1,4 @@
-"""The command line of ``nar-serve serve``. ``narserve.program`` finds it by the entry point in pyproject.toml."""
+"""``nar-serve serve``"""
 
 import logging
 import os

@@ -6,7 +6,7 @@ from narcore.concurrency.closing import close
 from narserve.session.session import Session, session_options
 from narserve.session.target import Target, target_argument
 from narserve.terminal.exits import for_each
-from narserve.terminal.out import Output
+from narserve.terminal.output import StandardOutput
 from narserve.terminal.progress import progress
 
 
@@ -24,7 +24,7 @@ def verify(session: Session, paths: tuple[Target, ...]) -> None:
     and sends is checked by the keys that are trusted here. Without trusted keys only hash and size
     are checked. A line is printed for each that is good; if any is not, the exit code is 1.
     """
-    out = Output()
+    out = StandardOutput()
 
     def check(target: Target) -> None:
         info = session.path_info(target)

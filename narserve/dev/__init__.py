@@ -1,6 +1,11 @@
-"""What ``./start-dev`` runs: the deployment's routing on this machine, with live reload.
+"""What ``./start-dev`` runs: the routing of a deployment on this machine, with live reload.
 
-``supervisor`` holds the socket and watches the files, ``child`` answers the requests, ``routing`` reads
-``vercel.json``, ``demo`` makes a binary cache that needs no network. The underscore in the path keeps Vercel from
-publishing any of it.
+::
+
+    supervisor      holds the socket, watches the files and starts the child
+    child           answers the requests
+    routing         the routing of ``vercel.json``
+    lambdatarget    the routing of API Gateway to the Lambda handler
+    apigateway      events and answers of API Gateway
+    demo            makes a binary cache that needs no network
 """

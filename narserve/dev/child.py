@@ -44,7 +44,7 @@ def main() -> int:
     stop = threading.Event()
     threading.Thread(target=wait_for_end_of_input, args=[stop], daemon=True).start()
     application = load(options.target, examples, strict=options.strict)
-    server = Server(options.host, 0, RequestLog(application), fd=options.fd)
+    server = DrainingServer(options.host, 0, RequestLog(application), fd=options.fd)
     loop = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     loop.start()
     stop.wait()
@@ -78,11 +78,11 @@ def wait_for_end_of_input(stop: threading.Event) -> None:
     os._exit(1)
 
 
-class Server(ThreadedWSGIServer):
+class DrainingServer(ThreadedWSGIServer):
     """A server on a socket that it shares, which can wait for its open connections to be answered."""
 
     def __init__(self, host: str, port: int, app: WSGIApplication, *, fd: int) -> None:
-        super().__init__(host, port, app, Handler, fd=fd)
+        super().__init__(host, port, app, LoggedRequestHandler, fd=fd)
         self._open = 0
         self._changed = threading.Condition()
         # Two children wait on the socket during a reload; the one that comes second must not block in accept().
@@ -109,7 +109,7 @@ class Server(ThreadedWSGIServer):
             self._changed.wait_for(lambda: self._open == 0, seconds)
 
 
-class Handler(WSGIRequestHandler):
+class LoggedRequestHandler(WSGIRequestHandler):
     # Version 1.1 for chunked bodies: with 1.0 an answer without a length that breaks off looks complete. Werkzeug
     # closes the connection after each answer, so no reload can leave a client talking to the old code.
     protocol_version = "HTTP/1.1"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from narcore.errors import CapacityError, CorruptStream, FormatError, IntegrityError, SettingsError
 from narcore.formats.names import to_bytes
-from narserve.terminal.exits import say
+from narserve.terminal.exits import print_message
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # Nothing that came with one of these is worth keeping.
@@ -66,7 +66,7 @@ class Destination:
             shutil.rmtree(staging, dir_fd=self.parent_fd)
             raise
         except BaseException:
-            say(f"what has come is kept in {self._shown(staging)}, and the same command goes on from there")
+            print_message(f"what has come is kept in {self._shown(staging)}, and the same command goes on from there")
             raise
         finally:
             os.close(fd)

@@ -1,10 +1,8 @@
-"""``nar-serve serve``: a server of one's own, gunicorn with threads.
+"""The server of ``nar-serve serve``: gunicorn with threads.
 
 ::
 
-    command    the command line, and what is checked before anything is started
-    master     the process that the others are children of: configuration, signals, log
-    worker     the processes that answer, each with many threads
-
-The name begins with ``_``, so that Vercel makes no functions of what is here.
+    listener    the listening socket, also of the development server
+    master      the parent of the workers: configuration, signals, log
+    worker      the processes that answer requests, each with many threads
 """

@@ -16,12 +16,12 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
-from gunicorn.workers.base import Worker as BaseWorker
+from gunicorn.workers.base import Worker
 
 from api.factory import create_app
 from narcore.errors import NarcoreError
 from narcore.settings import Settings
-from narserve.server.worker import Worker
+from narserve.server.worker import GunicornWorker
 
 log = logging.getLogger("narserve.server")
 
@@ -68,10 +68,10 @@ class _Application(BaseApplication):
             "bind": f"fd://{self._descriptor}",
             "workers": settings.workers,
             "threads": settings.threads,
-            "worker_class": Worker,
+            "worker_class": GunicornWorker,
             "worker_connections": settings.threads + IDLE_CONNECTIONS,
             "keepalive": KEEPALIVE_SECONDS,
-            # The workers stop a little earlier, and say what they had to cut: see Worker.
+            # The workers stop a little earlier, and say what they had to cut: see GunicornWorker.
             "graceful_timeout": settings.stop_seconds + 2,
             "limit_request_line": 8190,  # the most it can be; a path in a NAR may be long, and three times as long encoded
             "logger_class": _Log,
@@ -138,7 +138,7 @@ class _Log(Logger):
             self.error_log.exception(msg, *args)
 
 
-def _forget_worker(master: Arbiter, worker: BaseWorker) -> None:
+def _forget_worker(master: Arbiter, worker: Worker) -> None:
     """What a worker that has ended was in the middle of is no longer in progress."""
     directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     if directory is not None:

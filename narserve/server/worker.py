@@ -10,7 +10,7 @@ from gunicorn.workers.gthread import ThreadWorker
 log = logging.getLogger("narserve.server")
 
 
-class Worker(ThreadWorker):
+class GunicornWorker(ThreadWorker):
     """Several of them wait on one socket, and whoever is quicker gets the connection.
 
     gunicorn's own takes it also when all of its threads are at work, and the client waits while another worker has nothing to

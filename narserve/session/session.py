@@ -22,7 +22,7 @@ from narcore.lookup.pathinfo import PathInfo
 from narcore.nars.accessor import NarAccessor
 from narcore.settings import Settings
 from narserve.session.target import Target
-from narserve.terminal.exits import say
+from narserve.terminal.exits import print_message
 from narserve.terminal.progress import patience
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LocatedNode:
     """A node: of which store path, and where in it (no slash at either end; "" is the root)."""
 
     opened: Opened
@@ -148,7 +148,7 @@ class Session:
     def open_info(self, info: PathInfo) -> Opened:
         return Opened(info.narinfo.store_path, self.cache.open(info), info)
 
-    def locate(self, target: Target, *, follow: bool) -> Place:
+    def locate(self, target: Target, *, follow: bool) -> LocatedNode:
         """The node that the target names; with ``follow``, if that is a link, what it leads to. Raises NarcoreError."""
         follow = follow or target.follows
         for _ in range(MAX_HOPS):
@@ -159,7 +159,7 @@ class Session:
                 outcome = resolve(listing, store_path, outcome.path, follow_last=follow)
             match outcome:
                 case Found(node, path):
-                    return Place(opened, node, path)
+                    return LocatedNode(opened, node, path)
                 case Elsewhere(path):
                     target = target.elsewhere(path)
         raise SymlinkLoop(f"the links lead from one store path to another without an end, at last to {target.path}")
@@ -205,7 +205,7 @@ def read_settings(stores: tuple[str, ...], cache_dir: str | None) -> Settings:
         environ["NAR_CACHE_DIR"] = cache_dir
     settings = Settings.from_environ(environ)
     for warning in settings.warnings:
-        say(f"warning: {warning}")
+        print_message(f"warning: {warning}")
     return settings
 
 

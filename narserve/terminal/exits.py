@@ -1,7 +1,4 @@
-"""How a command ends: one line that says what is wrong and what to do, and an exit code.
-
-Ctrl-C and a closed pipe end the process by their signals, as they end every other program: the shell sees 130 and 141.
-"""
+"""The exit codes of the commands, and the lines about errors on standard error."""
 
 import errno
 import logging
@@ -12,7 +9,7 @@ from typing import TypeVar
 import click
 
 from narcore import errors
-from narserve.terminal.out import spelled_out
+from narserve.terminal.output import spelled_out
 
 NO, USAGE, TROUBLE = 1, 2, 3
 
@@ -64,7 +61,7 @@ def for_each(items: Iterable[Item], action: Callable[[Item], None]) -> None:
         except BrokenPipeError:
             raise
         except (errors.NarcoreError, OSError) as error:
-            complain(error)
+            print_error(error)
             worst = max(worst, exit_code_of(error))
     if worst:
         raise click.exceptions.Exit(worst)
@@ -74,14 +71,14 @@ def exit_code_of(error: BaseException) -> int:
     return _row(error)[0]
 
 
-def complain(error: BaseException) -> None:
-    """One line on standard error. What an instance says comes in sentences, and has its own advice."""
+def print_error(error: BaseException) -> None:
+    """Print one line on standard error: the message and the next step, which the message of an instance has already."""
     words, advice = _words(error), _advice(error)
-    say(words if words.endswith((".", "?")) or not advice else f"{words}; {advice}")
+    print_message(words if words.endswith((".", "?")) or not advice else f"{words}; {advice}")
 
 
-def say(text: str) -> None:
-    """A line on standard error, whatever is in the text."""
+def print_message(text: str) -> None:
+    """Print one line on standard error, with unprintable characters escaped."""
     click.echo(f"nar-serve: {spelled_out(text)}", err=True)
 
 
@@ -92,21 +89,21 @@ def exit_code_of_usage(error: click.ClickException) -> int:
         error.show()
     else:
         command = context.command_path if context else "nar-serve"
-        say(f"{error.format_message().rstrip('.')}; try '{command} --help'")
+        print_message(f"{error.format_message().rstrip('.')}; try '{command} --help'")
     return USAGE
 
 
-class _Said(logging.Handler):
+class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        say(self.format(record))
+        print_message(self.format(record))
 
 
 def log_to_stderr() -> None:
-    """What the rooms log, without what failed at a store: that is reported, or did not matter."""
+    """Print the warnings of the packages, except for failures of a store: the command reports those that matter."""
     for name in ("narcore", "narmount"):
         log = logging.getLogger(name)
-        if not any(isinstance(handler, _Said) for handler in log.handlers):
-            log.addHandler(_Said())
+        if not any(isinstance(handler, _StderrHandler) for handler in log.handlers):
+            log.addHandler(_StderrHandler())
     logging.getLogger("narcore.lookup").setLevel(logging.ERROR)
 
 

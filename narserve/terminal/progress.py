@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import click
 
 from narcore.sizes import human_size
-from narserve.terminal.exits import say
-from narserve.terminal.out import spelled_out
+from narserve.terminal.exits import print_message
+from narserve.terminal.output import spelled_out
 
 Tick = Callable[[int], None]
 
@@ -56,7 +56,7 @@ def patience(whom: str) -> Generator[None]:
     if not sys.stderr.isatty():
         yield
         return
-    line = threading.Timer(PATIENCE_SECONDS, say, [f"no answer as yet from {whom}; Ctrl-C ends the waiting"])
+    line = threading.Timer(PATIENCE_SECONDS, print_message, [f"no answer as yet from {whom}; Ctrl-C ends the waiting"])
     line.daemon = True
     line.start()
     try:

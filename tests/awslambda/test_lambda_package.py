@@ -29,7 +29,7 @@ COMPRESSIONS = ("zstd", "xz", "br", "lz4", "bzip2", "gzip", "none")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a deployment needs of the project, in a directory of its own: osls writes beside its configuration."""
     root = tmp_path_factory.mktemp("checkout")
-    for name in ("api", "narcore", "deploy"):
+    for name in ("api", "narcore", "narserve", "deploy"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("serverless.yml", "serverless.stream.yml", "pyproject.toml"):
         shutil.copy(ROOT / name, root)

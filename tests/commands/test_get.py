@@ -21,7 +21,7 @@ from narcore.nars.accessor import NarAccessor, NarBytes
 from narserve.commands.get import by_file
 from narserve.get.treewriter import TreeWriter
 from narserve.session.instance import Instance
-from narserve.session.session import Opened, Place
+from narserve.session.session import LocatedNode, Opened
 from tests.builders import COMPRESS, Tree, binary_cache, exe, hash_part, link, nar, store_path
 from tests.commands.running import InProcess, program, start, stored
 from tests.e2e import trees
@@ -218,7 +218,7 @@ def test_only_what_lacks_is_fetched(tmp_path: Path) -> None:
         (top / name).write_bytes(data)
     (top / "link").symlink_to("old")
     recorder = Recorder(tree)
-    place = Place(Opened(store_path("x"), recorder.accessor), recorder.accessor.listing.root, "")
+    place = LocatedNode(Opened(store_path("x"), recorder.accessor), recorder.accessor.listing.root, "")
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
         with closing(TreeWriter(fd)) as writer:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from narcore.formats.names import to_bytes
-from narserve.terminal.out import quoted
+from narserve.terminal.output import quoted
 from tests.commands.running import InProcess, at_terminal
 from tests.e2e import trees
 from tests.e2e.fronts import Front

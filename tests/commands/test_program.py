@@ -109,7 +109,7 @@ def test_the_program_itself(caches: NixCaches, tmp_path: Path) -> None:
     assert program(settings={}).code == 2
     done = program("cat", f"{caches.store_paths[HELLO]}/bin/hello", settings=settings)
     assert (done.code, done.out, done.err) == (0, trees.SCRIPT, "")
-    as_module = [sys.executable, "-m", "narcore", "ls", caches.store_paths[HELLO]]
+    as_module = [sys.executable, "-m", "narserve", "ls", caches.store_paths[HELLO]]
     assert subprocess.run(as_module, env=environment(settings), check=True, stdout=subprocess.PIPE).stdout.startswith(
         b"./bin\n"
     )

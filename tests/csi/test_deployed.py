@@ -41,7 +41,7 @@ class Deployed:
             (self.place / name).mkdir(parents=True)
         bin_dir = self.place / "bin"
         bin_dir.mkdir()
-        (bin_dir / "nar-serve").write_text(f'#!/bin/sh\nexec {sys.executable} -m narcore "$@"\n')
+        (bin_dir / "nar-serve").write_text(f'#!/bin/sh\nexec {sys.executable} -m narserve "$@"\n')
         (bin_dir / "nar-serve").chmod(0o755)
         self._given = {"NAR_CACHE_URL": url, "NAR_TRUSTED_PUBLIC_KEYS": key, "NODE_NAME": "node-1"}
         self._given["PATH"] = f"{bin_dir}:{os.environ['PATH']}"

@@ -149,5 +149,5 @@ def test_the_project_deploys() -> None:
     found = Deployment.read(ROOT)
     assert {function.file for function in found.functions.values()} == {"api/index.py"}
     index = Function("api/index.py", "api.index", "app")
-    assert [found.route(path) for path in ("/", "/nix/store/x", "/api/_dev/child")] == [index] * 3
+    assert [found.route(path) for path in ("/", "/nix/store/x", "/narserve/dev/child")] == [index] * 3
     assert found.headers("/nix/store/x") == [("X-Content-Type-Options", "nosniff")]

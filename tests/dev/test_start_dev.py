@@ -81,7 +81,7 @@ def command(tmp_path: Path) -> Command:
 
 SET_UP = ["uv venv --quiet", "uv pip install"]
 RUFF = ["ruff check . dev=0", "ruff format --check . dev=0"]
-MYPY = ["mypy narcore api tests deploy start-dev dev=0"]
+MYPY = ["mypy narcore api narmount narserve tests deploy start-dev dev=0"]
 
 
 def test_every_check_runs_in_order_and_the_set_up_once(command: Command) -> None:
@@ -91,7 +91,7 @@ def test_every_check_runs_in_order_and_the_set_up_once(command: Command) -> None
     assert [line for line in first.stdout.splitlines() if line.startswith("$")] == [
         "$ ruff check .",
         "$ ruff format --check .",
-        "$ mypy narcore api tests deploy start-dev",
+        "$ mypy narcore api narmount narserve tests deploy start-dev",
         "$ pytest -k 'a b' tests/x",
     ]
     assert command.run("test").returncode == 0
@@ -102,7 +102,7 @@ def test_the_first_failure_ends_the_checks(command: Command) -> None:
     ended = command.run("test", FAIL_AT="mypy")
     assert ended.returncode == 3
     assert command.calls() == [*SET_UP, *RUFF, *MYPY]
-    assert ended.stderr == "start-dev: mypy narcore api tests deploy start-dev failed with status 3\n"
+    assert ended.stderr == "start-dev: mypy narcore api narmount narserve tests deploy start-dev failed with status 3\n"
 
 
 def test_a_set_up_that_was_interrupted_begins_anew(command: Command) -> None:

@@ -1,4 +1,4 @@
-"""What goes to standard output: names are bytes, and a terminal is not shown all of them.
+"""Standard output, and how names are shown on a terminal.
 
 In a pipe a name is its bytes, whatever they are. On a terminal one that holds control characters, bytes that are no UTF-8,
 or characters that mislead the eye is written so that it does no harm and can be pasted into a shell: ``$'new\\nline'``.
@@ -35,8 +35,8 @@ def _spelled(character: str) -> str:
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
-class Output:
-    """Standard output, as bytes."""
+class StandardOutput:
+    """Standard output: takes bytes and text, and quotes names if it is a terminal."""
 
     def __init__(self) -> None:
         self._file = sys.stdout.buffer
@@ -46,8 +46,9 @@ class Output:
         """A name or a target, for whoever is reading."""
         return to_bytes(quoted(text) if self._shown else text)
 
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
+    def write(self, data: bytes | str) -> None:
+        """Write ``data`` as it is, a name in it as its bytes."""
+        self._file.write(to_bytes(data) if isinstance(data, str) else data)
 
     def line(self, text: str) -> None:
         """A name on a line of its own."""
