@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from narcore.errors import MountError
-from narmount.daemon.controlserver import control_path
+from narmount.daemon.control import control_path
 from narmount.daemon.options import Held, MountOptions
 from narmount.fuse import device, protocol, syscalls
 

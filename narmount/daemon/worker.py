@@ -20,7 +20,7 @@ from narcore.settings import Settings
 from narmount.daemon.controlserver import ControlServer
 from narmount.daemon.holder import STOPPED, TROUBLE, UNMOUNTED, USAGE, take_over
 from narmount.daemon.options import Held
-from narmount.daemon.ratelimit import Scarce
+from narmount.daemon.ratelimit import LogRateLimit
 from narmount.files.filesystem import FileSystem
 from narmount.files.passthrough import Backings
 from narmount.files.pathnumbers import Names
@@ -189,7 +189,7 @@ def _say_ready(fd: int, answer: dict[str, object]) -> None:
 
 def main(held: Held, ready: int, holder: int) -> int:
     logging.basicConfig(format="nar-serve: %(message)s", level=logging.INFO)
-    logging.getLogger().handlers[0].addFilter(Scarce())
+    logging.getLogger().handlers[0].addFilter(LogRateLimit())
     try:
         settings = Settings.from_environ(os.environ)
         worker = Worker(held, settings, holder)

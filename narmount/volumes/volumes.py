@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from narcore.errors import MountError
-from narmount.daemon.controlserver import control_path, is_abandoned
+from narmount.daemon.control import control_path, is_abandoned
 from narmount.fuse import syscalls
 from narmount.fuse.mountinfo import Mount, mounts, mounts_at
 from narmount.volumes.errors import CacheDead, NoSuchVolume, VolumeBusy, VolumeConflict, VolumeElsewhere, VolumeRefused

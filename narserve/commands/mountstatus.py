@@ -9,7 +9,7 @@ import click
 
 from narcore.errors import MountError
 from narcore.sizes import human_size
-from narmount.daemon.controlserver import control_path, is_abandoned, read_status
+from narmount.daemon.control import control_path, is_abandoned, read_status
 from narmount.fuse.mountinfo import is_ours, mounts, ours_at
 from narserve.terminal.exits import TROUBLE, say
 from narserve.terminal.out import Output
