@@ -21,7 +21,7 @@ class _Wish(NamedTuple):
     names: tuple[str, ...]
 
 
-class Ahead:
+class VolumePrefetch:
     """Thread-safe. What fails is logged, and nothing else: a volume works without it."""
 
     def __init__(self) -> None:
