@@ -5,15 +5,8 @@ answers; when the worker ends, whatever the reason, a new one goes on where it w
 
 ::
 
-    command    the command line                holder      mounts, keeps the device, starts workers
-    status     what it shows of mounts         worker      the process that answers
-    options    what is chosen, as a value      server      requests off the device, and answers to them
-    control    status, news and prefetching    dying       whether a process that waits is about to end
-    prefetch   closures, fetched ahead         filesystem  what is found where
-    metrics    for Prometheus                  names       which number each store path has
-    scarce     a log that nobody can fill      opennars    the NARs that are read from
-    device     /dev/fuse, fusermount3          backings    the files that the kernel reads by itself
-    syscalls   mount(2) and umount(2)          early       reading before all is verified
-    mountinfo  what is mounted                 denied      names that were not there
-    protocol   what the kernel's bytes mean
+    fuse     the kernel's FUSE protocol       volumes  what Kubernetes and Docker volumes share
+    files    store paths as files             csi      volumes of Kubernetes
+    daemon   the processes of a mount         docker   volumes of Docker
+    metrics  metrics for Prometheus
 """

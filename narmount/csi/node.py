@@ -26,7 +26,7 @@ from narmount.csi.schema import (
     RPC_VOLUME_MOUNT_GROUP,
     UNIT_BYTES,
 )
-from narmount.daemon.controlserver import read_status
+from narmount.daemon.control import read_status
 from narmount.volumes import Volumes
 from narmount.volumes.errors import NoSuchVolume, VolumeRefused
 from narmount.volumes.targets import shown

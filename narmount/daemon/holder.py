@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from narcore.errors import MountError
-from narmount.daemon.controlserver import control_path
-from narmount.daemon.options import Held, MountOptions
+from narmount.daemon.control import control_path
+from narmount.daemon.options import MountHandover, MountOptions
 from narmount.fuse import device, protocol, syscalls
 
 UNMOUNTED, STOPPED = 0, 75  # how a worker ends: nothing is left to be served; or it was told to
@@ -49,7 +49,7 @@ _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class Holder:
     """Keeps a mount until it is unmounted."""
 
-    def __init__(self, held: Held, ready_fd: int | None = None) -> None:
+    def __init__(self, held: MountHandover, ready_fd: int | None = None) -> None:
         """``ready_fd``: where to say that the first worker is ready."""
         self._held = held
         self._ready_fd = ready_fd
@@ -164,7 +164,7 @@ class Holder:
             self._worker.send_signal(number)
 
 
-def mount(options: MountOptions) -> Held:
+def mount(options: MountOptions) -> MountHandover:
     """Mount, and agree with the kernel on how to go on. Raises MountError and OSError, and then nothing is mounted."""
     control = control_path(options.run_dir, options.target)
     listener = _listen(control)
@@ -178,7 +178,7 @@ def mount(options: MountOptions) -> Held:
         raise
     if not reason and not agreed.passthrough:
         reason = "the kernel can't (Linux 6.9 can)"
-    return Held(
+    return MountHandover(
         device=fuse,
         listener=listener.detach(),
         names=_memory("names"),
@@ -248,7 +248,7 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-def _remove_socket(held: Held) -> None:
+def _remove_socket(held: MountHandover) -> None:
     """Unless it is a successor's, who has mounted at the same place when this one was out of sight."""
     with suppress(FileNotFoundError):
         if held.control.stat().st_ino == held.control_inode:
@@ -272,7 +272,7 @@ def run(options: MountOptions) -> NoReturn:
     sys.exit(Holder(held, options.ready_fd).run())
 
 
-def take_over(held: Held) -> NoReturn:
+def take_over(held: MountHandover) -> NoReturn:
     """Turn this process, a worker whose holder has died, into the holder; its requests are for the worker that is started then."""
     os.execv(sys.executable, [sys.executable, "-m", "narmount.daemon.holder", "--held", held.to_json()])  # noqa: S606
 
@@ -286,5 +286,5 @@ def _begin() -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "--held":
         _begin()
-        sys.exit(Holder(Held.from_json(sys.argv[2])).run())
+        sys.exit(Holder(MountHandover.from_json(sys.argv[2])).run())
     run(MountOptions.from_json(sys.argv[1]))

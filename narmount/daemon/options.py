@@ -32,7 +32,7 @@ class MountOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class MountHandover:
     """A mount, as it is handed on from process to process. The first four are descriptors, which are inherited: the device, the
     listening control socket (at ``control``), and the memory files of the names and the files that the kernel reads by itself.
 

@@ -9,7 +9,7 @@ LINES = 20
 SECONDS = 10.0
 
 
-class Scarce(logging.Filter):
+class LogRateLimit(logging.Filter):
     """Lets LINES records pass in SECONDS, and errors; with the next one it says how many did not."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

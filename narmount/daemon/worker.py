@@ -19,8 +19,8 @@ from narcore.lookup.pathinfo import PathInfo
 from narcore.settings import Settings
 from narmount.daemon.controlserver import ControlServer
 from narmount.daemon.holder import STOPPED, TROUBLE, UNMOUNTED, USAGE, take_over
-from narmount.daemon.options import Held
-from narmount.daemon.ratelimit import Scarce
+from narmount.daemon.options import MountHandover
+from narmount.daemon.ratelimit import LogRateLimit
 from narmount.files.filesystem import FileSystem
 from narmount.files.passthrough import Backings
 from narmount.files.pathnumbers import Names
@@ -34,8 +34,8 @@ SWEEP_TICKS = 5
 ASK_AT_ONCE = 16  # names that were denied, asked for again in one tick
 
 
-class Worker:
-    def __init__(self, held: Held, settings: Settings, holder: int) -> None:
+class MountWorker:
+    def __init__(self, held: MountHandover, settings: Settings, holder: int) -> None:
         """Raises SettingsError."""
         self._held = held
         self._holder = holder  # not whoever is our parent by now
@@ -187,12 +187,12 @@ def _say_ready(fd: int, answer: dict[str, object]) -> None:
     os.close(fd)
 
 
-def main(held: Held, ready: int, holder: int) -> int:
+def main(held: MountHandover, ready: int, holder: int) -> int:
     logging.basicConfig(format="nar-serve: %(message)s", level=logging.INFO)
-    logging.getLogger().handlers[0].addFilter(Scarce())
+    logging.getLogger().handlers[0].addFilter(LogRateLimit())
     try:
         settings = Settings.from_environ(os.environ)
-        worker = Worker(held, settings, holder)
+        worker = MountWorker(held, settings, holder)
         worker.start()
     except SettingsError as error:
         _say_ready(ready, {"error": str(error), "code": USAGE})
@@ -208,6 +208,6 @@ def main(held: Held, ready: int, holder: int) -> int:
 
 
 if __name__ == "__main__":
-    status = main(Held.from_json(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    status = main(MountHandover.from_json(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
     # At once: threads that read the device or wait for a store are not waited for. What they had read is sent again.
     os._exit(status)

@@ -2,12 +2,9 @@
 
 ::
 
-    command    the command line; --status                refused    what dockerd is told when something can't be done
-    app        the nine endpoints: JSON in, JSON out      options    names and options of volumes: checked once, here
-    driver     what the endpoints do                      records    which volumes there are, and who uses them: on disk
-    service    the socket, and the server on it           users      who asked for a mount, and whether anybody sees it
+    app      the nine endpoints: JSON in, JSON out     options  names and options of volumes, and refusals
+    driver   what the endpoints do                     records  which volumes there are, and who uses them: on disk
+    service  the socket, and the server on it          users    who asked for a mount, and whether anybody sees it
 
 The mounts themselves are ``narmount.volumes``. What dockerd asks is in docs/extend/plugins_volume.md and plugin_api.md of Docker.
-
-The name begins with ``_``, so that Vercel makes no functions of what is here.
 """

@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, Reque
 
 from narcore.errors import MountError
 from narmount.docker.driver import Driver
-from narmount.docker.refused import Refused
+from narmount.docker.options import Refused
 from narmount.docker.users import UNKNOWN, caller
 
 BODY_MAX = 64 * 1024  # a name and some options; prefetch may have a hundred store paths

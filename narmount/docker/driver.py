@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Protocol
 
 from narcore.errors import MountError
-from narmount.docker.options import Mode, VolumeOptions, mount_id, volume_name
+from narmount.docker.options import Mode, Refused, VolumeOptions, mount_id, shown, volume_name
 from narmount.docker.records import Record, Records
-from narmount.docker.refused import Refused, shown
 from narmount.docker.users import UNKNOWN, is_gone, is_mounted_elsewhere
 from narmount.volumes.states import overlay_source
 

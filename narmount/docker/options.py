@@ -7,7 +7,6 @@ from typing import Literal, Self, TypeGuard
 
 from narcore.errors import StorePathError
 from narcore.formats.storepath import StorePath
-from narmount.docker.refused import Refused, shown
 
 Mode = Literal["overlay", "ro"]
 
@@ -20,6 +19,20 @@ GROUP_MAX = 2**32 - 2  # the last one means "none" to chown(2)
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")  # as dockerd has it (volume/local), for those of its own driver
 _GROUP = re.compile(r"[0-9]{1,10}")
+
+
+class Refused(Exception):
+    """The call can't be done as it is; the message says why, and the next step."""
+
+    def __init__(self, message: str, *, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def shown(value: object) -> str:
+    """Input in a message: printable, and no longer than a line."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from narmount.docker.options import VolumeOptions, mount_id, volume_name
-from narmount.docker.refused import Refused
+from narmount.docker.options import Refused, VolumeOptions, mount_id, volume_name
 
 RECORD_MAX = 4 << 20  # one with the most mounts, and the longest ids, takes 2.6 MB
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from narcore.errors import MountError
-from narmount.daemon.controlserver import read_status
+from narmount.daemon.control import read_status
 from narmount.volumes.errors import CacheDead
 
 ANSWER_SECONDS = 5.0  # a worker that was killed is replaced sooner

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from narcore.concurrency.background import WorkQueue
 from narcore.errors import MountError
-from narmount.daemon.controlserver import ask_prefetch
+from narmount.daemon.control import ask_prefetch
 
 WISHES_MAX = 1000  # a mount that does not answer for long is one whose volumes can't be used either
 ANSWER_SECONDS = 30.0  # the mount answers at once, unless its worker is just being replaced
@@ -21,7 +21,7 @@ class _Wish(NamedTuple):
     names: tuple[str, ...]
 
 
-class Ahead:
+class VolumePrefetch:
     """Thread-safe. What fails is logged, and nothing else: a volume works without it."""
 
     def __init__(self) -> None:

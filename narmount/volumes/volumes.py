@@ -18,12 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from narcore.errors import MountError
-from narmount.daemon.controlserver import control_path, is_abandoned
+from narmount.daemon.control import control_path, is_abandoned
 from narmount.fuse import syscalls
 from narmount.fuse.mountinfo import Mount, mounts, mounts_at
 from narmount.volumes.errors import CacheDead, NoSuchVolume, VolumeBusy, VolumeConflict, VolumeElsewhere, VolumeRefused
 from narmount.volumes.liveness import Pulses
-from narmount.volumes.prefetch import Ahead
+from narmount.volumes.prefetch import VolumePrefetch
 from narmount.volumes.removals import Removals
 from narmount.volumes.states import MODES, Mode, States, Volume, current_boot_id, overlay_source
 from narmount.volumes.targets import check_id, check_target, shown
@@ -61,7 +61,9 @@ class Volumes:
         self._run_dir = run_dir
         self._within = Path(os.path.realpath(within)) if within is not None else None
         self._boot_id = boot_id or current_boot_id()
-        self._ahead = {cache: Ahead() for cache in stores}  # one that does not answer is not in the way of the others
+        self._ahead = {
+            cache: VolumePrefetch() for cache in stores
+        }  # one that does not answer is not in the way of the others
         self._removals = Removals()
         self._pulses = Pulses(stores)
         self._usage: dict[str, tuple[float, int]] = {}

@@ -5,7 +5,7 @@ import random
 import threading
 
 from narcore.errors import MountError
-from narmount.daemon.controlserver import watch
+from narmount.daemon.control import watch
 from narmount.volumes.volumes import Volumes
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds between two tries to reach the mount

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from narcore.errors import MountError, SettingsError
-from narmount.daemon.controlserver import control_path, read_status
+from narmount.daemon.control import control_path, read_status
 from narmount.fuse.mountinfo import mounts
 from narmount.metrics import check_metrics, serve_metrics, volume_metrics
 from narmount.volumes import Volume, Volumes, Watcher

@@ -13,7 +13,7 @@ import click
 
 from api.telemetry.logs import configure_logging
 from narcore.errors import MountError
-from narmount.daemon.controlserver import control_path, read_status
+from narmount.daemon.control import control_path, read_status
 from narmount.docker.app import create_docker_app
 from narmount.docker.driver import Driver
 from narmount.docker.records import Records

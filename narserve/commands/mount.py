@@ -19,7 +19,7 @@ import click
 
 from narcore.errors import MountError, SettingsError
 from narcore.settings import Settings
-from narmount.daemon.controlserver import control_path, is_abandoned, make_run_dir
+from narmount.daemon.control import control_path, is_abandoned, make_run_dir
 from narmount.daemon.options import MountOptions
 from narmount.fuse import device, syscalls
 from narmount.fuse.mountinfo import Mount, ours_at

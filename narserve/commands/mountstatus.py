@@ -9,12 +9,17 @@ import click
 
 from narcore.errors import MountError
 from narcore.sizes import human_size
-from narmount.daemon.controlserver import control_path, is_abandoned, read_status
+from narmount.daemon.control import control_path, is_abandoned, read_status
 from narmount.fuse.mountinfo import is_ours, mounts, ours_at
 from narserve.terminal.exits import TROUBLE, print_message
 from narserve.terminal.output import StandardOutput
 
 STATUS_SECONDS = 5.0
+UPGRADE = (
+    "an earlier version of nar-serve started this mount; unmount it and mount it again, since its worker can't restart"
+)
+
+_EARLIER = b"narcore.mount."  # the modules of the holder and the worker were there, and `python -m` names them
 
 
 def mode_text(mode: object, reason: object) -> str:
@@ -43,7 +48,7 @@ def show_status(run_dir: Path, target: Path | None, *, as_json: bool) -> None:
 def _status_at(run_dir: Path, target: Path) -> dict[str, object]:
     path = control_path(run_dir, target)
     try:
-        return read_status(path, STATUS_SECONDS)
+        return with_upgrade(read_status(path, STATUS_SECONDS))
     except MountError as error:
         is_missing = isinstance(error.__cause__, FileNotFoundError)
         why = _why_missing(run_dir, target) if is_missing else str(error)
@@ -73,9 +78,23 @@ def _sockets(run_dir: Path) -> dict[Path, str]:
 
 def _status(path: Path, name: str) -> dict[str, object]:
     try:
-        return read_status(path, STATUS_SECONDS)
+        return with_upgrade(read_status(path, STATUS_SECONDS))
     except MountError as error:
         return {"target": name, "dead": is_abandoned(path), "error": str(error)}
+
+
+def with_upgrade(status: dict[str, object], proc: Path = Path("/proc")) -> dict[str, object]:
+    """Add ``upgrade``, what to do, to the status of a mount whose holder or worker is of the earlier module layout."""
+    pids = [pid for pid in (status.get("holder_pid"), status.get("worker_pid")) if isinstance(pid, int)]
+    return {**status, "upgrade": UPGRADE} if any(_is_earlier(proc / str(pid) / "cmdline") for pid in pids) else status
+
+
+def _is_earlier(cmdline: Path) -> bool:
+    try:
+        arguments = cmdline.read_bytes().split(b"\0")
+    except OSError:  # the process has ended, or /proc is mounted with hidepid
+        return False
+    return any(argument.startswith(_EARLIER) for argument in arguments)
 
 
 def _for_people(status: Mapping[str, object]) -> str:
@@ -98,6 +117,8 @@ def _for_people(status: Mapping[str, object]) -> str:
         rows["last failure"] = f"{_moment(failed.get('at'))}, {failed.get('text')}"
     if status.get("early"):
         rows["early"] = "files are read before all of the archive has been verified"
+    if upgrade := status.get("upgrade"):
+        rows["upgrade"] = str(upgrade)
     if not status.get("resend"):
         rows["restart"] = (
             "this kernel can't send requests again (Linux 6.9 can): those under way hang when the worker dies"

@@ -14,7 +14,8 @@ from narcore.errors import MountError
 from narmount.csi.node import Plugin
 from narmount.csi.registration import registration_path, registration_server
 from narmount.csi.server import Calls, Server, csi_server
-from narmount.daemon.controlserver import ControlServer, control_path
+from narmount.daemon.control import control_path
+from narmount.daemon.controlserver import ControlServer
 from narmount.fuse import syscalls
 from narmount.fuse.mountinfo import mounts
 from narmount.volumes import Volumes

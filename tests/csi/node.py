@@ -19,7 +19,7 @@ from typing import Any
 
 from narcore.errors import MountError
 from narmount.csi.registration import registration_path
-from narmount.daemon.controlserver import control_path, read_status
+from narmount.daemon.control import control_path, read_status
 from narmount.fuse.mountinfo import Mount
 from tests import ROOT
 from tests.csi.calling import Client, client

@@ -15,7 +15,7 @@ import pytest
 from narcore.errors import SettingsError
 from narmount.csi.schema import CSI, MODE_MULTI_NODE_READER_ONLY, MODE_SINGLE_NODE_READER_ONLY, MODE_SINGLE_NODE_WRITER
 from narmount.csi.server import CALLS_MAX, MESSAGE_MAX
-from narmount.daemon.controlserver import control_path
+from narmount.daemon.control import control_path
 from narmount.fuse import syscalls
 from narmount.fuse.mountinfo import mounts_at
 from narmount.volumes.liveness import AT_ONCE

@@ -10,8 +10,8 @@ import pytest
 from narcore.errors import MountError
 from narmount.docker import driver as driver_module
 from narmount.docker.driver import Driver
+from narmount.docker.options import Refused
 from narmount.docker.records import Records
-from narmount.docker.refused import Refused
 from tests.docker.views import Killed, Views
 
 CACHES = ("main", "other")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from narmount.daemon.controlserver import ControlServer, control_path
+from narmount.daemon.control import control_path
+from narmount.daemon.controlserver import ControlServer
 from narmount.fuse import syscalls
 from tests.docker.daemons import Plugin, running_plugin
 from tests.mount import mounting

@@ -12,8 +12,8 @@ import pytest
 from narmount.docker import driver as driver_module
 from narmount.docker import users
 from narmount.docker.driver import Driver
+from narmount.docker.options import Refused
 from narmount.docker.records import Records
-from narmount.docker.refused import Refused
 from narmount.fuse import syscalls
 from tests.docker.views import Views
 from tests.mount.mounting import need_root, unmount_all

@@ -25,7 +25,7 @@ import pytest
 from narcore.errors import MountError
 from narcore.formats.nar import Data, Directory, DirectoryEnd, NarEvent, Regular, Symlink, write_nar
 from narcore.formats.nixbase32 import encode
-from narmount.daemon.controlserver import control_path, read_status
+from narmount.daemon.control import control_path, read_status
 from narmount.fuse import device, syscalls
 from narmount.fuse.mountinfo import Mount, mounts_at
 from tests import ROOT

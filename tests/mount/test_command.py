@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from narcore.errors import MountError
 from narcore.sizes import human_size
-from narmount.daemon.controlserver import control_path, make_run_dir
+from narmount.daemon.control import control_path, make_run_dir
 from narmount.fuse.mountinfo import mounts_at
 from narserve.commands.mount import mount
 from tests import ROOT, builders

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from narmount.daemon.controlserver import ask_prefetch, control_path, watch
+from narmount.daemon.control import ask_prefetch, control_path, watch
 from tests.builders import Tree, link
 from tests.e2e import trees
 from tests.e2e.links import store_path

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from narmount.daemon.controlserver import ControlServer, control_path
+from narmount.daemon.control import control_path
+from narmount.daemon.controlserver import ControlServer
 from narmount.fuse import syscalls
 from narmount.volumes import Volumes
 from narmount.volumes.errors import CacheDead

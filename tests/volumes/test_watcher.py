@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from narmount.daemon.controlserver import ControlServer, control_path
+from narmount.daemon.control import control_path
+from narmount.daemon.controlserver import ControlServer
 from narmount.volumes import Volumes, Watcher
 from narmount.volumes.errors import CacheDead
 from tests.mount.mounting import until

@@ -14,12 +14,8 @@ import pytest
 
 from narcore.errors import MountError
 from narmount.daemon import controlserver
-from narmount.daemon.controlserver import (
-    CONNECTIONS_MAX,
+from narmount.daemon.control import (
     NAMES_MAX,
-    REQUEST_MAX,
-    WATCHERS_MAX,
-    ControlServer,
     ask_prefetch,
     control_path,
     is_abandoned,
@@ -27,6 +23,7 @@ from narmount.daemon.controlserver import (
     read_status,
     watch,
 )
+from narmount.daemon.controlserver import CONNECTIONS_MAX, REQUEST_MAX, WATCHERS_MAX, ControlServer
 from tests import builders
 
 SECONDS = 10.0

@@ -16,14 +16,14 @@ import pytest
 from narcore.settings import Settings
 from narmount.daemon import worker
 from narmount.daemon.holder import Holder
-from narmount.daemon.options import Held
-from narmount.daemon.worker import Worker
+from narmount.daemon.options import MountHandover
+from narmount.daemon.worker import MountWorker
 from narmount.files import missingnames
 from tests.mount.samples import base
 
 
 @pytest.fixture
-def held(tmp_path: Path) -> Iterator[Held]:
+def held(tmp_path: Path) -> Iterator[MountHandover]:
     """A mount whose kernel asks for nothing."""
     with ExitStack() as stack:
         reading, writing = os.pipe()
@@ -33,7 +33,7 @@ def held(tmp_path: Path) -> Iterator[Held]:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(tmp_path / "control"))
         listener.listen()
-        yield Held(
+        yield MountHandover(
             device=reading,
             listener=listener.detach(),
             names=names,
@@ -57,14 +57,14 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_a_holder_that_dies_is_replaced_while_the_store_of_a_denied_name_hangs(
-    held: Held, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    held: MountHandover, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, answer, taken_over = threading.Event(), threading.Event(), threading.Event()
     monkeypatch.setattr(worker, "TICK_SECONDS", 0.01)
     monkeypatch.setattr(missingnames, "FIRST_SECONDS", 0.0)
     monkeypatch.setattr(worker, "take_over", lambda held: taken_over.set())
     holder = os.getppid()
-    one = Worker(held, settings, holder)
+    one = MountWorker(held, settings, holder)
 
     def hang(name: str) -> None:
         asked.set()
@@ -84,9 +84,9 @@ def test_a_holder_that_dies_is_replaced_while_the_store_of_a_denied_name_hangs(
 
 
 def test_a_name_is_announced_when_the_kernel_has_had_a_tick_to_read_older_answers(
-    held: Held, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    held: MountHandover, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, announced = Worker(held, settings, os.getppid()), list[str]()
+    one, announced = MountWorker(held, settings, os.getppid()), list[str]()
     monkeypatch.setattr(one._control, "announce", announced.extend)
     one._appeared.append("late")
     one._keep_up()
@@ -98,10 +98,10 @@ def test_a_name_is_announced_when_the_kernel_has_had_a_tick_to_read_older_answer
 
 
 def test_what_was_evicted_is_let_go_soon_where_somebody_waits(
-    held: Held, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    held: MountHandover, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be for its room on the disk."""
-    one, sweeps = Worker(held, settings, os.getppid()), list[int]()
+    one, sweeps = MountWorker(held, settings, os.getppid()), list[int]()
     monkeypatch.setattr(one._files, "sweep", lambda: sweeps.append(one._ticks))
     for _ in range(2 * worker.SWEEP_TICKS):
         one._keep_up()
@@ -113,7 +113,7 @@ def test_what_was_evicted_is_let_go_soon_where_somebody_waits(
 
 
 def test_a_holder_that_is_told_to_end_just_when_the_first_worker_is_ready_ends(
-    held: Held, monkeypatch: pytest.MonkeyPatch
+    held: MountHandover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The signal is taken by then: nobody would send it again."""
     ended: list[int] = []

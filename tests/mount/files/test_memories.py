@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from narcore.errors import StoreUnavailable
-from narmount.daemon.ratelimit import Scarce
+from narmount.daemon.ratelimit import LogRateLimit
 from narmount.files import missingnames, prefetch
 from narmount.files import passthrough as module
 from narmount.files.missingnames import DeniedNames
@@ -299,11 +299,11 @@ def test_closures_are_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Lo
 
 def test_a_log_that_nobody_can_fill() -> None:
     clock = Clock()
-    scarce = Scarce(clock)
+    limit = LogRateLimit(clock)
 
     def passes(text: str, level: int = logging.WARNING) -> str | None:
         record = logging.LogRecord("x", level, "", 0, "%s", (text,), None)
-        return record.getMessage() if scarce.filter(record) else None
+        return record.getMessage() if limit.filter(record) else None
 
     assert [passes(str(number)) for number in range(22)] == [*map(str, range(20)), None, None]
     assert passes("bad", logging.ERROR) == "bad (2 more messages were left out)"
