@@ -5,6 +5,7 @@ with a HOME of their own. They ask a binary cache that Nix wrote, and a server o
 """
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests import ROOT
 from tests.docs.conftest import PACKAGE, Published
@@ -25,7 +27,7 @@ from tests.docs.documents import Block, Document, documents
 
 RUNS = ("sh", "sh server", "python")
 MARKS = ("sh network", "sh account", "sh cluster", "sh root", "sh long")
-OTHER = ("text", "yaml", "json", "nix", "nginx", "ini", "vcl", "dockerfile", "mermaid")
+OTHER = ("text", "yaml", "json", "nix", "vcl", "mermaid")
 
 # The cache of the tests stands in for each of these.
 STORES = re.compile(r"https://cache\.(?:example\.org|nixos\.org)(?![\w./-])")
@@ -146,6 +148,15 @@ def reader(published: Published, tmp_path: Path) -> Iterator[Reader]:
 def test_every_block_has_a_language_and_a_known_mark(document: Document) -> None:
     for block in document.blocks():
         assert block.info in RUNS + MARKS + OTHER, f"{document.name}, line {block.line}: ```{block.info}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_examples_of_other_files_are_well_formed(document: Document) -> None:
+    for block in document.blocks():
+        if block.info == "yaml":
+            yaml.safe_load(block.text)
+        elif block.info == "json":
+            json.loads(block.text)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

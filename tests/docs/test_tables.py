@@ -10,6 +10,8 @@ from api.factory import create_app
 from api.openapi import document as openapi_document
 from narcore import settings as settings_module
 from narcore.settings import NAMES, Settings
+from narserve.program import MODULES
+from narserve.terminal.exits import EXIT_CODES
 from tests import ROOT
 from tests.docs.documents import Document, code, documents
 from tests.e2e.fronts import environment
@@ -117,6 +119,17 @@ def _place(path: str) -> str:
     if "{" not in path:
         return path
     return "directories" if path.endswith("/") else "files"
+
+
+def test_each_command_has_one_row() -> None:
+    rows = [code(row[0]) for row in Document(ROOT / "docs" / "commands.md").rows("Overview")]
+    assert rows == [[name] for name in MODULES]
+
+
+def test_each_exit_code_has_one_row() -> None:
+    page = Document(ROOT / "docs" / "commands.md").text.partition("## Exit codes")[2]
+    for number in re.findall(r"(?m)^ +([0-9]+) ", EXIT_CODES):
+        assert re.search(rf"(?m)^\|[^|]*\b{number}\b[^|]*\|", page), number
 
 
 def test_the_readme_has_at_most_130_lines() -> None:
