@@ -49,10 +49,10 @@ class Reader:
 
     def does(self, block: Block) -> None:
         """Run the block. Fails if one of its commands does."""
-        text = self.filled_in(block.text)
         if block.info == "sh server":
-            self._starts(text)
+            self._starts(block)
             return
+        text = self.filled_in(block.text)
         command = [sys.executable, "-c", text] if block.info == "python" else _bash(text)
         done = subprocess.run(
             command,
@@ -68,7 +68,9 @@ class Reader:
 
     def filled_in(self, text: str) -> str:
         """With real names in place of the placeholders."""
-        text = text.replace("<hash>", self.published.hash_part).replace("localhost:8383", f"localhost:{self.port}")
+        text = re.sub(
+            r"\b(localhost|127\.0\.0\.1):8383\b", rf"\1:{self.port}", text.replace("<hash>", self.published.hash_part)
+        )
         return STORES.sub(self.published.cache.as_uri(), text)
 
     def environ(self, port: int) -> dict[str, str]:
@@ -83,10 +85,11 @@ class Reader:
             **self.published.settings(),
         }
 
-    def _starts(self, text: str) -> None:
+    def _starts(self, block: Block) -> None:
         self.stops()
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port = listener.getsockname()[1]
+        text = self.filled_in(block.text)
         log = (self.directory / "log").open("wb")
         with log:
             server = subprocess.Popen(
@@ -138,7 +141,8 @@ def reader(published: Published, tmp_path: Path) -> Iterator[Reader]:
     for path in ROOT.iterdir():
         if not path.name.startswith(".") or path.name == ".ci":
             (tmp_path / "checkout" / path.name).symlink_to(path)
-    (tmp_path / "checkout" / ".venv").symlink_to(sys.prefix)
+    for name in (".venv", "venv"):
+        (tmp_path / "checkout" / name).symlink_to(sys.prefix)
     reader = Reader(published, tmp_path, published.port)
     yield reader
     reader.stops()

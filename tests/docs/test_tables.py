@@ -155,3 +155,10 @@ def test_no_document_names_this_machine() -> None:
     names = [str(ROOT), *filter(None, [environment({}).get("PIP_INDEX_URL", "")])]
     for document in documents():
         assert not [name for name in names if name in document.text], document.name
+
+
+def test_each_picture_is_small_and_used() -> None:
+    pictures = {path for path in (ROOT / "docs" / "images").iterdir() if path.stat().st_size < 200_000}
+    linked = {(document.path.parent / link).resolve() for document in documents() for link in document.links()}
+    assert pictures == set((ROOT / "docs" / "images").iterdir())
+    assert pictures <= linked
