@@ -1,0 +1,179 @@
+"""The commands of the documents do what the documents say: each shell block runs, or its mark says why it does not.
+
+CONTRIBUTING.md describes the marks. The blocks of one document run one after another, in a directory that looks like a checkout,
+with a HOME of their own. They ask a binary cache that Nix wrote, and a server of it in place of localhost:8383.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import ROOT
+from tests.docs.conftest import PACKAGE, Published
+from tests.docs.documents import Block, Document, documents
+
+RUNS = ("sh", "sh server", "python")
+MARKS = ("sh network", "sh account", "sh cluster", "sh root", "sh long")
+OTHER = ("text", "yaml", "json", "nix", "vcl", "mermaid")
+
+# The cache of the tests stands in for each of these.
+STORES = re.compile(r"https://cache\.(?:example\.org|nixos\.org)(?![\w./-])")
+
+SECONDS = 30
+START_SECONDS = 20
+
+DOCUMENTS = [document for document in documents() if document.name != "CHANGELOG.md"]
+
+
+@dataclass(slots=True)
+class Reader:
+    """Somebody who types what a document says: ``port`` is where the server is that was started last."""
+
+    published: Published
+    directory: Path
+    port: int
+    servers: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    def does(self, block: Block) -> None:
+        """Run the block. Fails if one of its commands does."""
+        if block.info == "sh server":
+            self._starts(block)
+            return
+        text = self.filled_in(block.text)
+        command = [sys.executable, "-c", text] if block.info == "python" else _bash(text)
+        done = subprocess.run(
+            command,
+            cwd=self.directory / "checkout",
+            env=self.environ(self.port),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, f"line {block.line}:\n{text}\n{done.stdout.decode(errors='replace')}"
+
+    def filled_in(self, text: str) -> str:
+        """With real names in place of the placeholders."""
+        text = re.sub(
+            r"\b(localhost|127\.0\.0\.1):8383\b", rf"\1:{self.port}", text.replace("<hash>", self.published.hash_part)
+        )
+        return STORES.sub(self.published.cache.as_uri(), text)
+
+    def environ(self, port: int) -> dict[str, str]:
+        home = self.directory / "home"
+        kept = {name: os.environ[name] for name in ("LANG", "TMPDIR") if name in os.environ}
+        return kept | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(home),
+            "PORT": str(port),
+            "NIX_CONF_DIR": str(self.directory / "nix"),
+            "NIX_REMOTE": f"local?root={home}/nix",
+            **self.published.settings(),
+        }
+
+    def _starts(self, block: Block) -> None:
+        self.stops()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.port = listener.getsockname()[1]
+        text = self.filled_in(block.text)
+        log = (self.directory / "log").open("wb")
+        with log:
+            server = subprocess.Popen(
+                _bash(text),
+                cwd=self.directory / "checkout",
+                env=self.environ(self.port),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.servers.append(server)
+        deadline = time.monotonic() + START_SECONDS
+        while not _is_healthy(self.port):
+            assert server.poll() is None, f"{text}\n{(self.directory / 'log').read_text()}"
+            assert time.monotonic() < deadline, f"{text}\n{(self.directory / 'log').read_text()}"
+            time.sleep(0.05)
+
+    def stops(self) -> None:
+        """End the servers that were started."""
+        for server in self.servers:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
+            try:
+                server.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait()
+        self.servers.clear()
+
+
+def _bash(text: str) -> list[str]:
+    return ["bash", "-euo", "pipefail", "-c", text]
+
+
+def _is_healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def reader(published: Published, tmp_path: Path) -> Iterator[Reader]:
+    for name in ("home", "nix", "checkout"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "nix" / "nix.conf").write_text("build-users-group =\nsubstituters =\n")
+    for path in ROOT.iterdir():
+        if not path.name.startswith(".") or path.name == ".ci":
+            (tmp_path / "checkout" / path.name).symlink_to(path)
+    for name in (".venv", "venv"):
+        (tmp_path / "checkout" / name).symlink_to(sys.prefix)
+    reader = Reader(published, tmp_path, published.port)
+    yield reader
+    reader.stops()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_block_has_a_language_and_a_known_mark(document: Document) -> None:
+    for block in document.blocks():
+        assert block.info in RUNS + MARKS + OTHER, f"{document.name}, line {block.line}: ```{block.info}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_examples_of_other_files_are_well_formed(document: Document) -> None:
+    for block in document.blocks():
+        if block.info == "yaml":
+            yaml.safe_load(block.text)
+        elif block.info == "json":
+            json.loads(block.text)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_the_commands_run(document: Document, request: pytest.FixtureRequest) -> None:
+    blocks = [block for block in document.blocks() if block.info in RUNS]
+    if not blocks:
+        return
+    reader: Reader = request.getfixturevalue("reader")
+    for block in blocks:
+        reader.does(block)
+
+
+def test_a_command_that_fails_is_noticed(reader: Reader) -> None:
+    with pytest.raises(AssertionError, match="line 7"):
+        reader.does(Block("sh", "false | cat\n", 7))
+    reader.does(Block("sh", f"curl -fsS http://localhost:8383/nix/store/<hash>-{PACKAGE}/bin/hello\n", 1))
