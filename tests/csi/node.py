@@ -27,7 +27,7 @@ from tests.csi.conftest import NAME
 from tests.mount import mounting
 from tests.mount.mounting import until
 
-PROGRAM = (sys.executable, "-m", "narcore")
+PROGRAM = (sys.executable, "-m", "narserve")
 STOP_SECONDS = 15
 SETTINGS = {"NAR_MOUNT_DEADLINE": "10", "NAR_CACHE_SIZE": "2G"}
 

@@ -20,7 +20,7 @@ from tests.mount import mounting
 
 
 def run(*options: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "narcore", "csi", *map(str, options)]
+    command = [sys.executable, "-m", "narserve", "csi", *map(str, options)]
     return subprocess.run(
         command, env=mounting.environment({}), capture_output=True, text=True, timeout=30, check=False
     )
@@ -63,7 +63,7 @@ def test_an_endpoint_that_is_too_long(tmp_path: Path) -> None:
 def test_it_ends_while_a_call_hangs(running: Running) -> None:
     """In the kernel, which waits for a mount, say."""
     program = (
-        "import sys, threading; from narcore import cli; from narmount.csi import server; from narmount import syscalls;"
+        "import sys, threading; from narserve import program; from narmount.csi import server; from narmount.fuse import syscalls;"
         "server.STOP_SECONDS = 0.1; syscalls.mount_overlay = lambda *_, **__: threading.Event().wait();"
         "sys.exit(program.run(sys.argv[1:]))"
     )

@@ -221,7 +221,7 @@ class Plugin:
 
     @staticmethod
     def _command(*options: str) -> Sequence[str]:
-        return [sys.executable, "-m", "narcore", "docker-volume", *options]
+        return [sys.executable, "-m", "narserve", "docker-volume", *options]
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ def command(directory: Path) -> list[str]:
 
 def run(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "narcore", *command(directory), *options],
+        [sys.executable, "-m", "narserve", *command(directory), *options],
         cwd=ROOT,
         env=environment({"NAR_RUN_DIR": str(directory / "run")}),
         capture_output=True,

@@ -30,7 +30,7 @@ from narmount.fuse import device, syscalls
 from narmount.fuse.mountinfo import Mount, mounts_at
 from tests import ROOT
 
-PROGRAM = (sys.executable, "-m", "narcore", "mount")
+PROGRAM = (sys.executable, "-m", "narserve", "mount")
 START_SECONDS = 30
 STOP_SECONDS = 10
 NOISE = ("Traceback (most recent call last)", "ResourceWarning", "Exception ignored")

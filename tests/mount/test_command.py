@@ -436,7 +436,7 @@ def test_the_help_teaches(command: Command) -> None:
     for word in ("nar-serve mount /nix/store", "--unmount /nix/store", "fusermount3", "NAR_RUN_DIR"):
         assert word in text
     done = subprocess.run(
-        [sys.executable, "-m", "narcore", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "narserve", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "Mount all store paths as a file system" in done.stdout
 

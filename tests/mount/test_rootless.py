@@ -96,7 +96,7 @@ def rootless(url: str, *, user_namespace: bool, options: str = "") -> Iterator[R
             "NAR_TRUSTED_PUBLIC_KEYS": str(KEY.public_key),
             "HOME": str(directory),
         }
-        command = shlex.join([sys.executable, "-m", "narcore", "mount", str(target), "--foreground"])
+        command = shlex.join([sys.executable, "-m", "narserve", "mount", str(target), "--foreground"])
         as_nobody = f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups "
         if user_namespace:
             as_nobody += "unshare --user --map-root-user --mount "

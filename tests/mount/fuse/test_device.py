@@ -120,7 +120,7 @@ AS_NOBODY = """
 import os, sys
 from pathlib import Path
 from narcore.errors import MountError
-from narmount import device
+from narmount.fuse import device
 from narmount.fuse.mountinfo import mounts_at
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 assert not device.may_mount()

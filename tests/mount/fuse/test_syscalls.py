@@ -200,7 +200,7 @@ def test_what_fails_says_what_it_was(place: Path, attempt: Callable[[Path], None
 IN_A_NAMESPACE = """
 import os, sys
 from pathlib import Path
-from narmount import device, syscalls
+from narmount.fuse import device, syscalls
 from narmount.fuse.mountinfo import mounts_at
 place = Path(sys.argv[1])
 assert not syscalls.in_initial_user_namespace()
@@ -232,7 +232,7 @@ def test_without_privileges(place: Path) -> None:
         import sys
         from pathlib import Path
         from narcore.errors import MountError
-        from narmount import device, syscalls
+        from narmount.fuse import device, syscalls
         assert not device.may_mount()
         print(device.may_pass_through(Path("/tmp")))
         try:
