@@ -172,3 +172,11 @@ class NarTooLarge(NarcoreError):
 
 class SettingsError(NarcoreError, ValueError):
     """A setting that can't be used; the message names it and says what would do."""
+
+
+def how_to_install(extra: str) -> str:
+    """Return the advice for a missing package: how to install an extra of this project.
+
+    The project has no release on PyPI, so the advice names a checkout. A release changes only this function.
+    """
+    return f"in a checkout of nar-serve, run: pip install '.[{extra}]'"

@@ -92,7 +92,7 @@ def test_without_grpc() -> None:
         command, env=mounting.environment({}), capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 2
-    assert "pip install 'nar-serve[csi]'" in done.stderr
+    assert "pip install '.[csi]'" in done.stderr
 
 
 def test_the_status_of_nothing(tmp_path: Path) -> None:

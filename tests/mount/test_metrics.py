@@ -73,5 +73,5 @@ def test_a_port_that_is_taken() -> None:
 
 def test_it_takes_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(SettingsError, match="pip install 'nar-serve\\[metrics\\]'"):
+    with pytest.raises(SettingsError, match="pip install '\\.\\[metrics\\]'"):
         check_metrics(":9000")

@@ -177,7 +177,7 @@ def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     monkeypatch.delitem(sys.modules, "api.telemetry.metrics", raising=False)
     settings = Settings.from_environ({"NAR_METRICS": "1", "NAR_CACHE_DIR": "off"})
-    with pytest.raises(SettingsError, match=r"nar-serve\[metrics\]"):
+    with pytest.raises(SettingsError, match=r"pip install '\.\[metrics\]'"):
         create_app(settings)
 
 

@@ -125,7 +125,7 @@ def test_the_environment_is_checked_too(monkeypatch: pytest.MonkeyPatch, variabl
 @pytest.mark.parametrize("url", ["s3://b", "gs://b", "az://b?account=x"])
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     _hide(monkeypatch, "obstore")
-    with pytest.raises(SettingsError, match=r"pip install 'nar-serve\[objectstore\]'"):
+    with pytest.raises(SettingsError, match=r"pip install '\.\[objectstore\]'"):
         open_store(url)
 
 

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narcore import __version__
-from narcore.errors import FileNotInStore, SettingsError, StoreError, StoreForbidden, StoreUnavailable
+from narcore.errors import FileNotInStore, SettingsError, StoreError, StoreForbidden, StoreUnavailable, how_to_install
 from narcore.stores.cafile import ca_file
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
 _STATUS = re.compile(r"status code: (\d{3})")
-
-INSTALL = "pip install 'nar-serve[objectstore]'"
 
 
 class AccessDenied(FileNotInStore):
@@ -28,7 +26,7 @@ class AccessDenied(FileNotInStore):
 def require_obstore(scheme: str) -> None:
     """Raises ``SettingsError`` where it is not installed. It is not imported here: the first request does that."""
     if importlib.util.find_spec("obstore") is None:
-        raise SettingsError(f"{scheme}:// stores are read by obstore, which is not installed: {INSTALL}")
+        raise SettingsError(f"{scheme}:// stores need obstore, which is not installed; {how_to_install('objectstore')}")
 
 
 def client_options(connect_timeout: float = 5.0, read_timeout: float = 30.0) -> "ClientConfig":
