@@ -73,7 +73,8 @@ def renew(uv: str, name: str, options: list[str]) -> int:
     status = subprocess.run([*command, *options], input=lines, text=True, env=environment(), check=False).returncode
     if status == 0:
         file.write_text(HEADER.format(purpose=SETS[name].purpose) + file.read_text())
-        sys.stdout.write(f"locks/{file.name}: {file.read_text().count('==')} packages\n")
+        count = sum("==" in line for line in file.read_text().splitlines())
+        sys.stdout.write(f"locks/{file.name}: {count} packages\n")
     return status
 
 
