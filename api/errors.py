@@ -107,6 +107,7 @@ ROWS: dict[type[Exception], ErrorRow] = {
     errors.NotADirectory: _NO_NODE,
     errors.SymlinkLoop: _NO_NODE,
     errors.OutsideStore: _NO_NODE,
+    errors.InOtherStorePath: _NO_NODE,
     errors.CapacityError: _BUSY,
     errors.CacheFailure: _BUSY,
     errors.MountError: _FAULT,

@@ -12,10 +12,10 @@ from api.http.negotiation import HTML, JSON, TEXT
 from api.responses.archives import ARCHIVES
 from api.responses.base import EXPOSED_HEADERS
 from api.responses.formats import FORMATS, LISTING, NARINFO
-from narcore import __version__
 from narcore.formats.nixbase32 import ALPHABET
 from narcore.formats.storepath import HASH_PART_LENGTH, NAME_MAX
 from narcore.settings import Settings
+from narcore.version import __version__
 
 Json = dict[str, Any]
 

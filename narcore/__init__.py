@@ -1,5 +1,15 @@
 """The library of nar-serve: reads every file of every store path of a Nix binary cache. No Flask, no FUSE, no terminal.
 
+::
+
+    from narcore import BinaryCache
+
+    with BinaryCache.connect("https://cache.nixos.org") as cache:
+        nar = cache.open(cache.path_info("/nix/store/<hash>-hello-2.12"))
+        readme = b"".join(nar.read("share/doc/README"))
+
+The public names are those of ``__all__``; ``narcore.errors`` has the exceptions. Importing ``narcore`` alone loads none of them.
+
 A package imports only from those below it in this table.
 
 ===================================  =============================================================================================
@@ -18,4 +28,58 @@ A package imports only from those below it in this table.
 ===================================  =============================================================================================
 """
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from narcore.version import __version__
+
+if TYPE_CHECKING:
+    from narcore.binarycache import BinaryCache
+    from narcore.errors import NarcoreError
+    from narcore.export import write_binary_cache
+    from narcore.formats.listing import Kind, NarListing, Node
+    from narcore.formats.narinfo import NarInfo
+    from narcore.formats.storepath import StorePath
+    from narcore.lookup.pathinfo import PathInfo, Trust
+    from narcore.nars.accessor import NarAccessor, NarBytes
+    from narcore.settings import Settings
+
+__all__ = [
+    "BinaryCache",
+    "Kind",
+    "NarAccessor",
+    "NarBytes",
+    "NarInfo",
+    "NarListing",
+    "NarcoreError",
+    "Node",
+    "PathInfo",
+    "Settings",
+    "StorePath",
+    "Trust",
+    "__version__",
+    "write_binary_cache",
+]
+
+_MODULES = {
+    "BinaryCache": "binarycache",
+    "Kind": "formats.listing",
+    "NarAccessor": "nars.accessor",
+    "NarBytes": "nars.accessor",
+    "NarInfo": "formats.narinfo",
+    "NarListing": "formats.listing",
+    "NarcoreError": "errors",
+    "Node": "formats.listing",
+    "PathInfo": "lookup.pathinfo",
+    "Settings": "settings",
+    "StorePath": "formats.storepath",
+    "Trust": "lookup.pathinfo",
+    "write_binary_cache": "export",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name at its first use (PEP 562): ``narcore.errors`` alone must not load the rest."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'narcore' has no attribute {name!r}")
+    return getattr(import_module(f"narcore.{_MODULES[name]}"), name)

@@ -2,10 +2,13 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import as_completed
 from functools import partial
+from pathlib import Path
+from types import TracebackType
 from typing import Self
 
 from narcore.cache.narcache import FILL_PATIENCE, NarCache
@@ -21,11 +24,12 @@ from narcore.errors import (
     NarTooLarge,
     SettingsError,
     StoreError,
+    StorePathError,
 )
 from narcore.formats.listing import Kind, NarListing
 from narcore.formats.narinfo import NarInfo
 from narcore.formats.signature import PublicKey
-from narcore.formats.storepath import DEFAULT_STORE_DIR
+from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath, is_hash_part
 from narcore.lookup.addressproof import AddressProof
 from narcore.lookup.lookup import Lookup, Strategy
 from narcore.lookup.pathinfo import PathInfo, Trust
@@ -109,7 +113,32 @@ class BinaryCache:
             trace=trace,
         )
 
+    @classmethod
+    def connect(
+        cls, *urls: str, trusted_public_keys: str | None = None, cache_dir: str | os.PathLike[str] | None = None
+    ) -> Self:
+        """Open the stores of these URLs (default: https://cache.nixos.org), without any setting of the environment.
+
+        ``trusted_public_keys`` is written as in nix.conf; without it, signatures are checked only if cache.nixos.org is the only
+        store. NARs are cached in ``cache_dir``, or not at all. Raises SettingsError.
+        """
+        environ = {"NAR_CACHE_DIR": "off" if cache_dir is None else str(Path(cache_dir).absolute())}
+        if urls:
+            environ["NAR_CACHE_URL"] = " ".join(urls)
+        if trusted_public_keys is not None:
+            environ["NAR_TRUSTED_PUBLIC_KEYS"] = trusted_public_keys
+        return cls.from_settings(Settings.from_environ(environ))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def close(self) -> None:
+        """End the downloads of this process and close the connections to the stores."""
         if self._cache is not None:
             self._cache.close()
         for substituter in self.substituters:
@@ -152,13 +181,19 @@ class BinaryCache:
 
     # --- a store path
 
-    def path_info(self, hash_part: str, store_dir: str = DEFAULT_STORE_DIR) -> PathInfo:
-        """The narinfo of the path with that hash part, and where it is from.
+    def path_info(self, path: str, store_dir: str = DEFAULT_STORE_DIR) -> PathInfo:
+        """Return the narinfo of a store path and the store that gave it.
 
-        Raises FileNotInStore if every store of that store dir answered that it has none, else what went wrong
-        (StoreError, NarInfoError, UntrustedSignature).
+        ``path`` is a full store path, or the hash part of one in ``store_dir``. Raises StorePathError if it is neither,
+        FileNotInStore if every store of that store dir answered that it has no such path, otherwise what went wrong: StoreError,
+        NarInfoError, UntrustedSignature.
         """
-        return self._lookup.find(hash_part, store_dir)
+        if path.startswith("/"):
+            store_path = StorePath.parse(path)
+            return self._lookup.find(store_path.hash_part, store_path.store_dir)
+        if not is_hash_part(path):
+            raise StorePathError(f"{path[:300]!r} is not a store path and not the hash of one")
+        return self._lookup.find(path, store_dir)
 
     def path_info_anywhere(self, hash_part: str) -> PathInfo:
         """As ``path_info``, in the first of the store dirs that has such a path. FileNotInStore only if none has."""
@@ -199,6 +234,7 @@ class BinaryCache:
         self._proof.check(info)
         known = self._known(info)
         return NarAccessor(
+            info.narinfo.store_path,
             known.listing,
             partial(self._source.read, info, known),
             is_verified=known.verified,
@@ -213,6 +249,11 @@ class BinaryCache:
         """
         self._proof.check(info)
         return self._streams.open(info)
+
+    def verify(self, info: PathInfo) -> None:
+        """Fetch the whole NAR from its store and check its size and hash. Raises what reading `nar` raises."""
+        for _chunk in self.nar(info):
+            pass
 
     def _is_cached(self, info: PathInfo) -> bool:
         return self._cache is not None and self._cache.is_cached(info.nar_key)

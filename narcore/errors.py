@@ -15,7 +15,7 @@
     │     ├ StoresUnavailable      several stores: some could not be asked, and the others don't have it
     │     └ StoreTimeout           └ StoresTimeout
     ├ PathError                    the store path is there, but what the path inside it names can't be served
-    │  ├ NoSuchNode  ├ NotADirectory  ├ SymlinkLoop  └ OutsideStore
+    │  ├ NoSuchNode  ├ NotADirectory  ├ SymlinkLoop  ├ OutsideStore  └ InOtherStorePath
     ├ CapacityError                nothing is wrong, there is just no room or no turn for it now
     │  └ CacheFailure              it can't be cached: the disk is full, read-only, gone
     ├ MountError                   a file system can't be mounted, or nobody answers for a mount
@@ -148,6 +148,14 @@ class SymlinkLoop(PathError):
 
 class OutsideStore(PathError):
     """A link leads out of the store."""
+
+
+class InOtherStorePath(PathError):
+    """A link leads into another store path; ``path`` is the absolute path there."""
+
+    def __init__(self, message: str, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class CapacityError(NarcoreError):

@@ -24,7 +24,7 @@ from narcore.formats.nar.events import Directory, DirectoryEnd, NarEvent, Regula
 from narcore.nars.accessor import NarAccessor, NarBytes
 from narcore.stores.local import LocalBinaryCacheStore
 from narcore.stores.memory import MemoryStore
-from tests.builders import Tree, binary_cache, exe, link
+from tests.builders import Tree, binary_cache, exe, link, store_path
 from tests.builders import nar as nar_of
 
 LARGE = random.Random(1).randbytes(700_001)
@@ -213,7 +213,7 @@ def _many(count: int) -> NarAccessor:
     """Of empty files: nothing is read."""
     files: list[NarEvent] = [Regular(b"file-%06d" % number, False, 0) for number in range(count)]
     listing = NarListing.from_events([Directory(b""), *files, DirectoryEnd()])
-    return NarAccessor(listing, _no_bytes, is_verified=True, is_cached=lambda: True)
+    return NarAccessor(store_path("x"), listing, _no_bytes, is_verified=True, is_cached=lambda: True)
 
 
 def _no_bytes(node: Node, start: int, stop: int) -> NarBytes:
