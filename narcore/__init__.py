@@ -1,11 +1,11 @@
 """The library of nar-serve: reads every file of every store path of a Nix binary cache. No Flask, no FUSE, no terminal.
 
-A package imports only from those below it in this table.
+A module imports only from modules below it in this table.
 
 ===================================  =============================================================================================
 ``binarycache``                      ``BinaryCache``: the one object that every front end holds
 ``export``                           writes a binary cache
-``settings``                         the environment variables, checked once at the start
+``settings``                         the environment variables, checked once at startup
 ``archive/``                         a subtree as tar, zip or NAR
 ``nars/``                            PathInfo -> bytes: the disk cache, a fill, a part of the remote file, or a stream
 ``lookup/``                          hash part -> PathInfo: substituters, circuit breaker, trust, content addresses
