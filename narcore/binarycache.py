@@ -45,7 +45,7 @@ log = logging.getLogger("narcore")
 # formats/listing.py). In place of a larger listing, the NAR itself is read, entry by entry.
 LISTING_LIMIT = 16 << 20
 
-# How often a NAR is fetched again that was evicted before it could be opened. This happens rarely, but several times in a row in a
+# How many times a NAR is fetched if it is evicted before it can be opened. One eviction is bad luck; several in a row happen in a
 # cache with space for only a few of the NARs that are being read.
 FETCH_TRIES = 10
 
@@ -333,7 +333,7 @@ def _open_cache(settings: Settings, *, strict: bool, patience: float, trace: Tra
     directory = settings.cache_dir
     if directory is None:
         if strict:
-            raise SettingsError("strict verification needs a disk cache, and NAR_CACHE_DIR=off turns it off")
+            raise SettingsError("serving only verified NARs needs a disk cache, and NAR_CACHE_DIR=off turns it off")
         return None
     size, max_fills = settings.cache_size.in_bytes, settings.max_fills
     try:

@@ -117,11 +117,9 @@ class Settings:
         host, port = _address(given)
         cache_dir, verify = _cache_dir(given), _one_of("NAR_VERIFY", VERIFY_MODES, given)
         if verify == "strict" and cache_dir is None:
-            raise SettingsError(
-                "NAR_VERIFY=strict serves out of the disk cache only, and NAR_CACHE_DIR=off turns it off"
-            )
+            raise SettingsError("NAR_VERIFY=strict needs the disk cache, and NAR_CACHE_DIR=off turns it off")
         if "NAR_OFFLOAD_URL" in given and cache_dir is None:
-            raise SettingsError("NAR_OFFLOAD_URL offers what is in the disk cache, and NAR_CACHE_DIR=off turns it off")
+            raise SettingsError("NAR_OFFLOAD_URL needs the disk cache, and NAR_CACHE_DIR=off turns it off")
         return cls(
             host=host,
             port=port,

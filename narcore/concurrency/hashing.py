@@ -32,7 +32,7 @@ class BackgroundSha256:
         return self._sha256.digest()
 
     def close(self) -> None:
-        """End the thread. Required for a stream that is abandoned, which would leave its thread behind."""
+        """End the thread. Required if the stream is abandoned, so that no thread is left."""
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()

@@ -26,7 +26,7 @@ from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath
 
 Method = Literal["flat", "nar", "text"]
 
-# A prefix stands before every shorter prefix that it starts with.
+# If two prefixes match, the longer one comes first.
 _PREFIXES: dict[str, Method] = {"fixed:r:": "nar", "fixed:": "flat", "text:": "text"}
 _OF_METHOD = {method: prefix for prefix, method in _PREFIXES.items()}
 _WHERE = "content address"
@@ -137,7 +137,7 @@ def _needs_contents(address: ContentAddress, narinfo: NarInfo) -> bool:
 def _hash(text: str) -> NixHash:
     """Parse ``<algorithm>:<digits>``. SRI is refused: NixHash reads it, but content addresses never use it."""
     if ":" not in text:
-        raise FormatError("no algorithm in front of the hash", where=_WHERE)
+        raise FormatError("no algorithm before the hash", where=_WHERE)
     try:
         return NixHash.parse(text)
     except FormatError as error:

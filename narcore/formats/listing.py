@@ -170,12 +170,12 @@ class NarListing:
     def child(self, node: Node, name: str) -> Node | None:
         """Return the entry with that name; None if there is none, ``node`` is not a directory, or the name is invalid in a NAR."""
         try:
-            wanted = to_bytes(name)
+            raw_name = to_bytes(name)
         except UnicodeEncodeError:
             return None
         rows, places = self._columns.children, self._places(node.index)
-        place = bisect_left(rows, wanted, places.start, places.stop, key=self._raw_name)
-        if place == places.stop or self._raw_name(rows[place]) != wanted:
+        place = bisect_left(rows, raw_name, places.start, places.stop, key=self._raw_name)
+        if place == places.stop or self._raw_name(rows[place]) != raw_name:
             return None
         return self._node(rows[place])
 

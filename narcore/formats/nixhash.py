@@ -76,7 +76,7 @@ def _split(text: str) -> tuple[str, Notation, str]:
     if not colon:
         algorithm, dash, digits = text.partition("-")
         if not dash:
-            raise HashError("not a hash: no algorithm before it")
+            raise HashError("not a hash: it has no algorithm")
     lengths = _lengths(_digest_size(algorithm))
     notation = lengths.get(len(digits))
     if notation is None or not (colon or notation is Notation.BASE64):

@@ -77,7 +77,7 @@ class _SingleFile:
                 pass
             case _:
                 raise HashMismatch(
-                    "the address requires a non-executable regular file, but the NAR contains something else"
+                    "the address requires a regular file that is not executable, but the NAR contains something else"
                 )
 
 

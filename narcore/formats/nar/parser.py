@@ -6,8 +6,8 @@ tests, byte by byte.
 Strategy:
 
 - Each state is a method for one place in the grammar. It either returns an event, or says how many bytes it needs, and is called
-  again from its start when they are available. It moves the position only after a match. Each token is started a fixed number of
-  times, so any chunking takes linear time.
+  again from its start when they are available. It moves the position only after a match. For each token it starts again a fixed
+  number of times, so any chunking takes linear time.
 - A state compares a whole merged token with ``startswith``. Only if that fails does it find out whether bytes are missing or
   wrong (`_mismatch`).
 - Chunks wait in a queue. One chunk at a time is the buffer, without a copy; only a token that crosses the end of a chunk is
@@ -313,9 +313,8 @@ class NarParser:
         if any(found[:padding]):
             return self._refuse("padding is not zero", at)
         at += padding
-        seen = self._buffer[
-            at : at + len(found) + 8 + TAG_MAX
-        ]  # longer than the tokens, to show a longer tag completely
+        # More than the tokens, so that the message shows a longer tag completely.
+        seen = self._buffer[at : at + len(found) + 8 + TAG_MAX]
         start, fault = first_difference(seen, [fixed[padding:] for fixed in tokens])
         return self._refuse(f"expected {expected}, {fault}", at + start)
 
