@@ -48,7 +48,7 @@ def test_input_truncated_at_any_byte_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PACKED)
-def test_a_flipped_bit_is_refused_or_harmless(name: str) -> None:
+def test_a_flipped_bit_is_found_by_checksums_or_refused(name: str) -> None:
     check_every_flip(name)
 
 
