@@ -10,12 +10,12 @@
 
 The public names are those of ``__all__``; ``narcore.errors`` has the exceptions. Importing ``narcore`` alone loads none of them.
 
-A package imports only from those below it in this table.
+A module imports only from modules below it in this table.
 
 ===================================  =============================================================================================
 ``binarycache``                      ``BinaryCache``: the one object that every front end holds
 ``export``                           writes a binary cache
-``settings``                         the environment variables, checked once at the start
+``settings``                         the environment variables, checked once at startup
 ``archive/``                         a subtree as tar, zip or NAR
 ``nars/``                            PathInfo -> bytes: the disk cache, a fill, a part of the remote file, or a stream
 ``lookup/``                          hash part -> PathInfo: substituters, circuit breaker, trust, content addresses
