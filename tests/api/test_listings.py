@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.responses.listing import Beside, listing_response
+from api.responses.listing import Extras, listing_response
 from api.view.readme import readme_of
 from narcore.errors import CorruptStream
 from narcore.formats.listing import NarListing, Node
@@ -265,9 +265,9 @@ def beside(info: PathInfo | None = None, readme: bytes | None = None, tree: obje
         return readme
 
     listing = listing_of(tree or {"README.md": 10, "a": 1})
-    what = Beside(info, read if readme is not None else None)
+    what = Extras(info, read if readme is not None else None)
     return answer(
-        request("/nix/store/x/"), lambda asked: listing_response(asked, listing, listing.root, ref(), beside=what)
+        request("/nix/store/x/"), lambda asked: listing_response(asked, listing, listing.root, ref(), extras=what)
     )
 
 

@@ -175,7 +175,7 @@ def test_others_wait_for_who_is_at_it(offload: Offload, bucket: Bucket, clock: C
         rounds.append(1)
         if len(rounds) == 3:
             bucket.put("0123abcd", iter([b"theirs"]), {})
-            bucket.give_up("0123abcd")
+            bucket.release("0123abcd")
 
     clock.on_sleep = after_a_while
     assert offload.response(NAME, HEADERS, never).status_code == 302
