@@ -10,7 +10,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
 
 from api.errors import error_response
-from api.handlers.large import LargeAnswers
+from api.handlers.large import LargeResponses
 from api.handlers.openapi import Description
 from api.handlers.pages import Pages
 from api.handlers.store import StoreHandler
@@ -61,12 +61,12 @@ def create_app(
         cache,
         domain=settings.domain,
         limit=Limit(settings.max_response),
-        large=_large_answers(settings, instruments.trace),
+        large=_large_responses(settings, instruments.trace),
         recent=recent,
     )
     _add_store_path_route(app, stores)
     app.before_request(_redirect_to_root)
-    app.register_error_handler(Exception, _answer_error)
+    app.register_error_handler(Exception, _handle_error)
     instruments.attach(app)
     if settings.trusted_proxies:
         app.wsgi_app = TrustedProxies(app.wsgi_app, settings.trusted_proxies)  # type: ignore[method-assign]
@@ -84,11 +84,11 @@ def _add_store_path_route(app: Flask, stores: StoreHandler) -> None:
     app.before_request(partial(stores.answer, request))
 
 
-def _large_answers(settings: Settings, trace: Trace) -> LargeAnswers | None:
+def _large_responses(settings: Settings, trace: Trace) -> LargeResponses | None:
     if not settings.offload_url:
         return None
     strict = BinaryCache.from_settings(replace(settings, verify="strict"), trace=trace)  # uses the same cache directory
-    return LargeAnswers(Offload(Bucket.open(settings.offload_url)), strict)
+    return LargeResponses(Offload(Bucket.open(settings.offload_url)), strict)
 
 
 def _redirect_to_root() -> Response | None:
@@ -101,7 +101,7 @@ def _redirect_to_root() -> Response | None:
     return None
 
 
-def _answer_error(error: Exception) -> Response:
+def _handle_error(error: Exception) -> Response:
     response = error_response(request, error)
     if response.status_code >= 500 and not isinstance(error, HTTPException):
         unexpected = response.status_code == 500

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from flask import Request
 from werkzeug.datastructures import Headers
 
-from api.handlers.node import NodeAnswer
+from api.handlers.node import NodeRequest
 from api.http.conditional import make_etag
 from api.offload.redirect import Offload
 from api.responses.base import Response
@@ -18,7 +18,7 @@ _OMITTED = ("HTTP_RANGE", "HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "wsgi.
 
 
 @dataclass(frozen=True, slots=True)
-class LargeAnswers:
+class LargeResponses:
     """Serves large responses from a bucket.
 
     The contents are read from ``cache``, which must verify all bytes that it returns, because the copies are permanent.
@@ -27,18 +27,22 @@ class LargeAnswers:
     offload: Offload
     cache: BinaryCache
 
-    def response(self, answer: NodeAnswer, headers: Headers) -> Response:
-        """Redirect to the copy of ``answer``. ``headers`` are the headers that the response would have if sent directly.
+    def response(self, node_request: NodeRequest, headers: Headers) -> Response:
+        """Redirect to the copy of the response to ``node_request``.
+
+        ``headers`` are the headers that the response would have if it were sent directly.
 
         Raises OffloadError if the bucket fails, and CacheFailure if the NAR can't be cached and therefore can't be verified.
         """
-        return self.offload.response(_name(answer.request, headers), headers, lambda: self._whole(answer))
+        return self.offload.response(_name(node_request.request, headers), headers, lambda: self._whole(node_request))
 
-    def _whole(self, answer: NodeAnswer) -> Response:
+    def _whole(self, node_request: NodeRequest) -> Response:
         """Make the whole response, without ranges, conditions and limit."""
-        environ = {name: value for name, value in answer.request.environ.items() if name not in _OMITTED}
+        environ = {name: value for name, value in node_request.request.environ.items() if name not in _OMITTED}
         environ[MOVED] = True
-        whole = replace(answer, request=Request(environ), accessor=self.cache.open(answer.info), limit=Limit())
+        whole = replace(
+            node_request, request=Request(environ), accessor=self.cache.open(node_request.info), limit=Limit()
+        )
         return whole.response(whole.outcome())
 
 
@@ -48,7 +52,6 @@ def _name(request: Request, headers: Headers) -> str:
     The copy of a generated page contains its own URL as the base of its links, so its name also depends on that URL.
     """
     etag = headers["ETag"]
-    is_page = (
-        headers.get("Content-Type", "").startswith("text/html") and "NAR-File-Size" not in headers
-    )  # a generated page; an HTML file of the store path has NAR-File-Size
+    # An HTML file of a store path has NAR-File-Size; a generated page does not.
+    is_page = headers.get("Content-Type", "").startswith("text/html") and "NAR-File-Size" not in headers
     return (make_etag(etag, page_url(request)) if is_page else etag).strip('"')

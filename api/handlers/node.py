@@ -29,8 +29,8 @@ CHEAP_NAR = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class NodeAnswer:
-    """The answer to a request for one node: resolves the node, then makes the response in the requested format."""
+class NodeRequest:
+    """A request for one node: resolves the node, then makes the response in the requested format."""
 
     cache: BinaryCache
     request: Request

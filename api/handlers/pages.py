@@ -93,8 +93,8 @@ class _StoreStatus(Protocol):
 
 def _state(store: _StoreStatus) -> State:
     if store.is_paused:
-        return State.FAILS
-    return State.UNKNOWN if store.store_dir is None else State.ANSWERS
+        return State.UNAVAILABLE
+    return State.UNKNOWN if store.store_dir is None else State.AVAILABLE
 
 
 def _health(text: str) -> Response:

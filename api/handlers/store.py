@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from flask import Request
 from werkzeug.exceptions import MethodNotAllowed
 
-from api.handlers.large import LargeAnswers
-from api.handlers.node import NodeAnswer
+from api.handlers.large import LargeResponses
+from api.handlers.node import NodeRequest
 from api.handlers.store_url import StoreUrl, parse_store_url
 from api.responses.base import Response, options_response
 from api.responses.formats import NARINFO, requested_format
-from api.responses.limits import AnswerTooLarge, Limit
+from api.responses.limits import Limit, ResponseTooLarge
 from api.responses.redirects import redirect_response
 from api.responses.values import json_response
 from api.view.recent import RecentPaths
@@ -33,7 +33,7 @@ class StoreHandler:
         *,
         domain: str = "",
         limit: Limit = _NO_LIMIT,
-        large: LargeAnswers | None = None,
+        large: LargeResponses | None = None,
         recent: RecentPaths | None = None,
     ) -> None:
         self._cache = cache
@@ -76,24 +76,24 @@ class StoreHandler:
         """Return the response, and whether it comes from a NAR whose hash was verified as a whole."""
         with timing.of("listing"):
             accessor = self._cache.open(info)
-        answer = NodeAnswer(self._cache, request, url, info, accessor, self._limit, requested)
-        outcome = answer.outcome()
+        node_request = NodeRequest(self._cache, request, url, info, accessor, self._limit, requested)
+        outcome = node_request.outcome()
         with timing.of("fetch"):
-            response = self._within_limit(answer, outcome)
+            response = self._within_limit(node_request, outcome)
         self._recent.add(str(info.narinfo.store_path))
-        response.kind = answer.kind(outcome)
-        return response, accessor.is_cached or (accessor.is_verified and not answer.is_file(outcome))
+        response.kind = node_request.kind(outcome)
+        return response, accessor.is_cached or (accessor.is_verified and not node_request.is_file(outcome))
 
-    def _within_limit(self, answer: NodeAnswer, outcome: Outcome) -> Response:
-        """Return the response, or a redirect to a copy if it is too large. Raises AnswerTooLarge if a copy is impossible."""
+    def _within_limit(self, node_request: NodeRequest, outcome: Outcome) -> Response:
+        """Return the response, or a redirect to a copy if it is too large. Raises ResponseTooLarge if a copy is impossible."""
         try:
-            return self._limit.check(answer.request, answer.response(outcome))
-        except AnswerTooLarge as error:
+            return self._limit.check(node_request.request, node_request.response(outcome))
+        except ResponseTooLarge as error:
             # A response without an ETag is a page that is incomplete because its README could not be read.
             if self._large is None or "ETag" not in error.headers:
                 raise
             try:
-                return self._large.response(answer, error.headers)
+                return self._large.response(node_request, error.headers)
             except CacheFailure:
                 raise error from None  # the NAR can't be cached, so it can't be verified as a whole
 

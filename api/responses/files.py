@@ -55,7 +55,7 @@ def file_response(
 
     ``read`` is called only if bytes are needed. ``own_origin``: the store path has its own host name, so the response needs no
     sandbox. ``is_cached``: reading is cheap, so a HEAD may read the first bytes to determine the Content-Type. Raises
-    PreconditionFailed (412), RequestedRangeNotSatisfiable (416), AnswerTooLarge (413), and the exceptions of ``read`` that occur
+    PreconditionFailed (412), RequestedRangeNotSatisfiable (416), ResponseTooLarge (413), and the exceptions of ``read`` that occur
     before the first byte.
     """
     validators = ref.validators()

@@ -17,8 +17,8 @@ class State(Enum):
     """The known state of a store. The landing page does not contact a store to find out."""
 
     UNKNOWN = "not contacted yet"
-    ANSWERS = "available"
-    FAILS = "unavailable, paused"
+    AVAILABLE = "available"
+    UNAVAILABLE = "unavailable, paused"
 
 
 class Cache(NamedTuple):

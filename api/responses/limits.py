@@ -17,7 +17,7 @@ from narcore.concurrency.closing import close
 _COLLECT = 16 << 20
 
 
-class AnswerTooLarge(RequestEntityTooLarge):
+class ResponseTooLarge(RequestEntityTooLarge):
     """The response is larger than the limit (413). ``description`` tells the client what to do instead.
 
     ``headers`` are the headers of the whole response.
@@ -39,21 +39,21 @@ class Limit:
         self.size = size
 
     def check_length(self, request: Request, length: int, headers: Headers) -> None:
-        """Raise AnswerTooLarge if ``length``, the size of a file or of its requested ranges, exceeds the limit.
+        """Raise ResponseTooLarge if ``length``, the size of a file or of its requested ranges, exceeds the limit.
 
         This check needs no bytes of the file. ``headers`` are the headers of the whole response.
         """
         if self.size is not None and length > self.size:
             # The last byte of a range is inclusive. The URL is the requested URL, so that the command can be pasted.
             example = f"curl -r 0-{self.size - 1} '{_url(request)}'"
-            raise AnswerTooLarge(
+            raise ResponseTooLarge(
                 f"The response would have {length} bytes; this server sends at most {self.size} bytes in one response. "
                 f"Request one range after the other: {example}",
                 headers,
             )
 
     def check(self, request: Request, response: Response) -> Response:
-        """Return the response if it fits. Raises AnswerTooLarge, and the exceptions of reading a body of unknown length."""
+        """Return the response if it fits. Raises ResponseTooLarge, and the exceptions of reading a body of unknown length."""
         if self.size is None or request.method == "HEAD":
             return response
         length = _known_length(response)
@@ -70,7 +70,7 @@ class Limit:
             return response
         response.close()
         page = response.mimetype == "text/html"
-        raise AnswerTooLarge(
+        raise ResponseTooLarge(
             f"The response would have more than {self.size} bytes, the maximum of this server. "
             + ("Request ?format=json or a subdirectory." if page else "Request a subdirectory or a single file."),
             response.headers,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from werkzeug.datastructures import Headers
 
 from api.responses.base import Response
-from api.responses.limits import AnswerTooLarge, BodyTooLarge, Limit
+from api.responses.limits import BodyTooLarge, Limit, ResponseTooLarge
 from narcore.errors import CorruptStream
 from tests.api.support import request
 
@@ -51,7 +51,7 @@ def test_a_body_of_unknown_length_is_measured(chunks: list[bytes], size: int) ->
         assert checked.headers["Content-Length"] == str(len(whole))
         assert body_of(checked) == whole
     else:
-        with pytest.raises(AnswerTooLarge):
+        with pytest.raises(ResponseTooLarge):
             Limit(size).check(request(), response)
         assert sum(map(len, chunks[: body.yielded - 1])) <= size  # reading stops at the limit
     assert body.closed == 1
@@ -63,7 +63,7 @@ def test_a_body_of_known_length_is_rejected_above_the_limit(size: int, length: i
         if length <= size:
             assert body_of(Limit(size).check(request(), response)) == bytes(length)
         else:
-            with pytest.raises(AnswerTooLarge):
+            with pytest.raises(ResponseTooLarge):
                 Limit(size).check(request(), response)
 
 
@@ -94,7 +94,7 @@ def test_head_and_no_limit_do_not_read_the_body(size: int | None) -> None:
 
 def test_the_exception_has_the_headers_of_the_whole_response() -> None:
     for media_type in ("text/html; charset=utf-8", "application/json"):
-        with pytest.raises(AnswerTooLarge) as caught:
+        with pytest.raises(ResponseTooLarge) as caught:
             Limit(5).check(request(), Response(b"123456", headers={"Content-Type": media_type, "ETag": '"x"'}))
         assert caught.value.headers["Content-Type"] == media_type
         assert caught.value.headers["ETag"] == '"x"'
@@ -103,7 +103,7 @@ def test_the_exception_has_the_headers_of_the_whole_response() -> None:
 def test_the_example_command_is_safe_in_a_shell() -> None:
     environ = {"SCRIPT_NAME": "/prod", "HTTP_HOST": "a.example:80';id;'", "SERVER_NAME": "own.example"}
     req = request("/nix/store/x/caf%C3%A9%20'$(id)'", environ=environ)
-    with pytest.raises(AnswerTooLarge) as caught:
+    with pytest.raises(ResponseTooLarge) as caught:
         Limit(100).check_length(req, 101, Headers())
     text = str(caught.value.description)
     assert "curl -r 0-99 'http://own.example/prod/nix/store/x/caf%C3%A9%20%27$(id)%27'" in text

@@ -51,15 +51,15 @@ def test_all_links_of_the_landing_page_begin_with_script_name() -> None:
 
 def test_caches_are_listed_in_order_with_store_dir_and_state() -> None:
     caches = [
-        Cache("https://a.example", "/nix/store", State.ANSWERS),
-        Cache("https://b.example", "", State.FAILS),
+        Cache("https://a.example", "/nix/store", State.AVAILABLE),
+        Cache("https://b.example", "", State.UNAVAILABLE),
         Cache("https://c", "/<x>"),
     ]
     text = landing(caches=caches).text
     assert text.index("a.example") < text.index("b.example")
     shown = re.findall(r"<li><code>(.*?)</code>(?: for <code>(.*?)</code>)? <span", text)
     assert shown == [("https://a.example", "/nix/store"), ("https://b.example", ""), ("https://c", "/&lt;x&gt;")]
-    assert re.findall(r'<span class="state (\w+)">', text) == ["answers", "fails", "unknown"]
+    assert re.findall(r'<span class="state (\w+)">', text) == ["available", "unavailable", "unknown"]
 
 
 def test_recently_opened_store_paths_are_listed() -> None:
