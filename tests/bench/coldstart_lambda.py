@@ -90,6 +90,6 @@ def first_answer(command: list[str], root: Path, path: str, cache_url: str, cach
         process.wait()
         api.close()
     first = parts[0]
-    given = json.loads(first) if isinstance(first, bytes) else first.given
+    given = json.loads(first) if isinstance(first, bytes) else first.fields
     assert given["statusCode"] == 200, given
     return spent * 1000

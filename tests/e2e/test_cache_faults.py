@@ -20,7 +20,7 @@ import pytest
 from tests import builders
 from tests.e2e.cache_support import (
     NARS,
-    Got,
+    Fetched,
     get,
     get_all,
     leftovers,
@@ -64,7 +64,7 @@ class Sample:
     def url(self, file: str) -> str:
         return url_of(self.name, file)
 
-    def get(self, front: Front) -> dict[str, Got]:
+    def get(self, front: Front) -> dict[str, Fetched]:
         """All files, at once."""
         return dict(zip(self.files, get_all([(front, self.url(file)) for file in self.files]), strict=True))
 
@@ -76,8 +76,8 @@ class Sample:
         answers = self.get(front)
         for file, got in answers.items():
             assert got.status in (200, *statuses)
-            assert got.status != 200 or not got.whole or got.body == self.files[file]
-        return not all(got.status == 200 and got.whole for got in answers.values())
+            assert got.status != 200 or not got.complete or got.body == self.files[file]
+        return not all(got.status == 200 and got.complete for got in answers.values())
 
     def kept(self, nars: Path) -> list[Path]:
         """The entry in that cache directory, if there is one."""
@@ -146,7 +146,7 @@ class TestUpstream:
         """The file that has begun is cut, as the status is out; who has got nothing yet is told."""
         with upstream.fault(NARS, drop=True), upstream.fault(NARS, cut_after=1_000_000, times=1):
             got = sample.get(front)
-        assert (got[FIRST].status, got[FIRST].whole) == (200, False)
+        assert (got[FIRST].status, got[FIRST].complete) == (200, False)
         assert 0 < len(got[FIRST].body) < len(sample.files[FIRST])
         assert {got[MIDDLE].status, got[LAST].status} == {502}
         assert not sample.kept(nars)
@@ -160,7 +160,7 @@ class TestUpstream:
             since = time.monotonic()
             got = sample.get(front)
             assert time.monotonic() - since < 8
-        assert (got[FIRST].status, got[FIRST].whole) == (200, False)
+        assert (got[FIRST].status, got[FIRST].complete) == (200, False)
         assert {got[MIDDLE].status, got[LAST].status} == {504}
         assert not sample.kept(nars)
 
@@ -204,7 +204,7 @@ class TestUpstream:
         with upstream.fault("*.ls", body=json.dumps(listing).encode()):
             for file, got in sample.get(front).items():
                 assert got.status in (200, 502)
-                assert got.status == 502 or not got.whole or got.body == sample.files[file]
+                assert got.status == 502 or not got.complete or got.body == sample.files[file]
             until(lambda: sample.all_right(front))
 
     def test_no_turn(self, run_on: RunOn, upstream: Upstream, sample: Sample, tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ class TestStrict:
 
     def test_a_lie_is_told_before_a_byte_of_it(self, strict: Front, upstream: Upstream, sample: Sample) -> None:
         with upstream.fault(NARS, patch=(sample.packed_size // 2, b"lies")):
-            assert {(got.status, got.whole) for got in sample.get(strict).values()} == {(502, True)}
+            assert {(got.status, got.complete) for got in sample.get(strict).values()} == {(502, True)}
         until(lambda: sample.all_right(strict))
 
     def test_no_disk_no_service(self, run_on: RunOn, sample: Sample, small_disk: Path) -> None:

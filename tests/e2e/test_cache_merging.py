@@ -16,8 +16,8 @@ from narcore.cache.narcache import NarCache
 from tests.e2e import trees
 from tests.e2e.cache_support import (
     NARS,
-    Got,
-    Sizes,
+    Fetched,
+    SizeWatcher,
     get,
     get_all,
     leftovers,
@@ -145,10 +145,10 @@ class TestKilled:
                     until(partial(is_up, front))
                 theirs, ours = self.round(victim, other, name, generator)
                 for got, file in zip(theirs, tree.values(), strict=True):
-                    assert not got.whole or (got.status, got.body) == (200, file)
-                    cut += not got.whole
+                    assert not got.complete or (got.status, got.body) == (200, file)
+                    cut += not got.complete
                 for got, file in zip(ours, tree.values(), strict=True):
-                    assert (got.status, got.body, got.whole) == (200, file, True), (number, got.status)
+                    assert (got.status, got.body, got.complete) == (200, file, True), (number, got.status)
             until(lambda: not list(directory.glob("*.part")))
         NarCache(directory, size=lambda _: 1 << 30, max_fills=1).close()  # a restart
         assert cut > self.ROUNDS  # it did hit them
@@ -156,7 +156,9 @@ class TestKilled:
         assert wrong_entries(directory) == []
         assert len(list(directory.glob("*.nar"))) == self.ROUNDS
 
-    def round(self, victim: Front, other: Front, name: str, generator: random.Random) -> tuple[list[Got], list[Got]]:
+    def round(
+        self, victim: Front, other: Front, name: str, generator: random.Random
+    ) -> tuple[list[Fetched], list[Fetched]]:
         """Four readers in each, a random one of the two first; then a worker of the victim's dies."""
         (pid,) = victim.workers()
         order = [victim, other]
@@ -189,7 +191,7 @@ def test_the_limit_holds(upstream: Upstream, run_front: RunFront, tmp_path: Path
     upstream.clear()
     asked = [(generator.choice(names), generator.randrange(4)) for _ in range(400)]
     with (
-        Sizes(directory).watching() as sizes,
+        SizeWatcher(directory).running() as sizes,
         run_front(url, directory, PRELOADED | {"NAR_CACHE_SIZE": str(limit)}, shape=shape) as front,
     ):
 
@@ -202,7 +204,7 @@ def test_the_limit_holds(upstream: Upstream, run_front: RunFront, tmp_path: Path
             assert all(pool.map(one, asked))
         until(lambda: not list(directory.glob("*.part")))
         assert limit - 2 * size < sizes.size() <= limit + 10_000
-    assert sizes.looks > 50
-    assert sizes.most <= limit + size + 10_000
+    assert sizes.measurements > 50
+    assert sizes.largest <= limit + size + 10_000
     assert upstream.count(NARS) < len(asked)
     assert wrong_entries(directory) == []

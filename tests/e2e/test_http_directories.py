@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes, urljoin
 import pytest
 
 from tests.e2e import links, trees
-from tests.e2e.client import Answer, Client, location, query_of, url_path
+from tests.e2e.client import Client, ClientResponse, location, query_of, url_path
 from tests.e2e.nixcaches import NixCaches, parse_listing
 from tests.e2e.test_http_files import FOREVER
 
@@ -53,7 +53,7 @@ def page_at(client: Client, path: str) -> _Page:
     return page_of(got, path)
 
 
-def page_of(got: Answer, path: str) -> _Page:
+def page_of(got: ClientResponse, path: str) -> _Page:
     assert got.header("Content-Type").replace(" ", "").lower() == "text/html;charset=utf-8"
     return _Page(got.text, path)
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.builders import hash_part
 from tests.e2e import links, trees
-from tests.e2e.client import Answer, Client, url_path
+from tests.e2e.client import Client, ClientResponse, url_path
 from tests.e2e.nixcaches import NixCaches
 from tests.e2e.test_http_files import FOREVER
 from tests.e2e.upstream import Upstream
@@ -138,7 +138,7 @@ def test_odd_headers_do_no_harm(client: Client, hello: str, headers: dict[str, s
     assert client.get(f"{hello}/", headers).status == 200
 
 
-def no_secrets(got: Answer, *secrets: str) -> None:
+def no_secrets(got: ClientResponse, *secrets: str) -> None:
     """Fail if an answer tells what clients are not to know."""
     everything = got.text + str(got.headers.items())
     for word in ("Traceback", "/root/", "/tmp/", "site-packages", "Errno", *secrets):

@@ -7,7 +7,7 @@ from urllib.parse import urljoin, urlsplit
 import pytest
 
 from tests.e2e import links, trees
-from tests.e2e.client import Answer, Client, url_path
+from tests.e2e.client import Client, ClientResponse, url_path
 from tests.e2e.conftest import RunFront
 from tests.e2e.nixcaches import NixCaches
 from tests.e2e.upstream import Upstream
@@ -22,13 +22,13 @@ def client(upstream: Upstream, run_front: RunFront) -> Iterator[Client]:
         yield client
 
 
-def get(client: Client, url: str) -> Answer:
+def get(client: Client, url: str) -> ClientResponse:
     """GET a whole URL, from our front whatever its host is."""
     parts = urlsplit(url)
     return client.get(parts.path + (f"?{parts.query}" if parts.query else ""), {"Host": parts.netloc})
 
 
-def follow(client: Client, url: str) -> tuple[str, Answer]:
+def follow(client: Client, url: str) -> tuple[str, ClientResponse]:
     """Follow redirects; where it ended, and the answer there."""
     for _ in range(5):
         got = get(client, url)

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.e2e import links, trees
-from tests.e2e.client import Answer, Client, url_path
+from tests.e2e.client import Client, ClientResponse, url_path
 from tests.e2e.nixcaches import NixCaches
 
 DATA = b"Hello.\n" * 300
@@ -98,7 +98,7 @@ def test_if_range(client: Client, path: str) -> None:
     assert (beyond.status, beyond.body) == (200, DATA)
 
 
-def parts_of(got: Answer) -> list[tuple[str, bytes]]:
+def parts_of(got: ClientResponse) -> list[tuple[str, bytes]]:
     """Content-Range and contents of each part of a multipart answer."""
     match = re.fullmatch(r'multipart/byteranges; *boundary="?([^"]+)"?', got.header("Content-Type"))
     assert match, got.header("Content-Type")

@@ -17,7 +17,7 @@ import pytest
 from narserve.awslambda.buffered import CARRIES
 from tests.builders import Tree, binary_cache, store_path
 from tests.e2e import fronts, s3
-from tests.e2e.client import Answer, Client, digest, url_path
+from tests.e2e.client import Client, ClientResponse, digest, url_path
 from tests.e2e.fronts import Front
 from tests.e2e.s3 import S3
 
@@ -74,7 +74,7 @@ def without_bucket(large_cache: str, tmp_path_factory: pytest.TempPathFactory) -
         yield client
 
 
-def fetched(redirect: Answer, headers: dict[str, str] | None = None) -> Answer:
+def fetched(redirect: ClientResponse, headers: dict[str, str] | None = None) -> ClientResponse:
     """What a client gets that follows the redirect, and sends its headers again."""
     assert redirect.status == 302, redirect
     assert redirect.header("Cache-Control") == "no-store"
@@ -84,7 +84,7 @@ def fetched(redirect: Answer, headers: dict[str, str] | None = None) -> Answer:
     try:
         connection.request("GET", f"{url.path}?{url.query}", headers=headers or {})
         response = connection.getresponse()
-        return Answer(response.status, response.msg, response.read())
+        return ClientResponse(response.status, response.msg, response.read())
     finally:
         connection.close()
 
@@ -158,7 +158,7 @@ def test_one_upload_for_many_that_ask_at_once(large_cache: str, bucket: S3, tmp_
     settings = bucket.settings | {"NAR_CACHE_URL": large_cache, "NAR_CACHE_DIR": str(tmp_path / "nars")}
     shape = fronts.Shape(workers=3)  # four processes
 
-    def ask(front: Front) -> Answer:
+    def ask(front: Front) -> ClientResponse:
         with Client(front) as client:
             return client.get(f"{ROOT}/tool")
 

@@ -11,7 +11,7 @@ import pytest
 
 from narcore.formats import nixbase32
 from tests.e2e import links, trees
-from tests.e2e.client import Answer, Client, url_path
+from tests.e2e.client import Client, ClientResponse, url_path
 from tests.e2e.conftest import RunFront
 from tests.e2e.fronts import Shape
 from tests.e2e.nixcaches import NixCaches, read_narinfo
@@ -35,7 +35,7 @@ def hello(caches: NixCaches) -> str:
     return url_path(caches.store_paths[links.HELLO], b"bin/hello")
 
 
-def is_bad_gateway(got: Answer) -> bool:
+def is_bad_gateway(got: ClientResponse) -> bool:
     """Whether it is a 502 as it should be."""
     assert got.status == 502, (got.status, got.body[:200])
     assert got.header("Cache-Control") == "no-store"
@@ -130,7 +130,7 @@ def test_no_upstream(run_front: RunFront, hello: str) -> None:
 
 
 def test_a_slow_upstream(upstream: Upstream, run_front: RunFront, caches: NixCaches, hello: str) -> None:
-    impatient = Shape(app="tests.e2e.impatient:app")
+    impatient = Shape(app="tests.e2e.short_timeouts_app:app")
     with (
         run_front(f"{upstream.url}/zstd", shape=impatient, expect_trouble=True) as front,
         Client(front) as client,
