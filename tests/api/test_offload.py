@@ -1,4 +1,4 @@
-"""The bucket for large answers: its URLs, and who puts what there. What a client sees is in tests/e2e/test_large_answers.py."""
+"""The bucket for large answers: its URLs, and who puts what there. What a client sees is in tests/e2e/test_large_responses.py."""
 
 import json
 import subprocess
