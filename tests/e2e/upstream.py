@@ -62,9 +62,7 @@ class Fault:
     delay: float = 0  # seconds before the response
     status: int | None = None  # send this status instead of the file
     body: bytes | None = None  # send this body instead of the file
-    headers: Mapping[str, str] = field(
-        default_factory=dict
-    )  # send these headers in addition, or instead of those of the same name
+    headers: Mapping[str, str] = field(default_factory=dict)  # add or replace these headers
     ranges: bool = True  # False: respond to a range request with 200 and the whole file
     cut_after: int | None = None  # close the connection after this number of bytes
     stall_after: int | None = None  # after this number of bytes, send nothing until the fault is removed
