@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         raise AttributeError(name)
 
     def _respond(self) -> None:
-        # Not self.path: http.server replaces leading slashes ("//x") with a single one.
+        # `event_of` removes the stage from the path. Not self.path: http.server replaces leading slashes ("//x") with a single one.
         target = self.requestline.split(" ")[1]
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = [*self.headers.items(), ("X-Forwarded-Proto", "http")]

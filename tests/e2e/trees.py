@@ -270,7 +270,7 @@ def _big(root: Path) -> None:
     )
 
 
-# Left out of the standard library: packages that are not part of it, files that differ between runs, and further similar files.
+# Left out of the standard library: installed packages, files that differ between runs, and many more of the same kind.
 _NOT_COPIED = shutil.ignore_patterns(
     "__pycache__", "site-packages", "dist-packages", "test", "tests", "lib2to3", "idlelib", "ensurepip", "turtledemo",
     "pydoc_data", "config-*",
