@@ -1,4 +1,4 @@
-"""The bucket for large responses: its URLs and uploads. tests/e2e/test_large_answers.py tests what a client sees."""
+"""The bucket for large responses: its URLs and uploads. tests/e2e/test_large_responses.py tests what a client sees."""
 
 import json
 import subprocess
