@@ -26,7 +26,7 @@ def _no_settings_from_outside() -> None:
 def _logs_reach_caplog() -> None:
     """Undo the logging setup of the WSGI entry and of commands, which would hide logs from later tests."""
     for name, logger in list(logging.root.manager.loggerDict.items()):
-        if name.partition(".")[0] in ("api", "narcore") and isinstance(logger, logging.Logger):
+        if name.partition(".")[0] in ("api", "narcore", "narmount", "narserve") and isinstance(logger, logging.Logger):
             logger.propagate = True
             logger.setLevel(logging.NOTSET)
 
