@@ -76,8 +76,6 @@ class BinaryCacheStore(Protocol):
         """
         ...
 
-    def file_exists(self, path: str) -> bool: ...
-
     def check(self) -> None:
         """Raise a ``StoreError`` that says what to do if the store can't be used as it is set up.
 

@@ -47,13 +47,6 @@ class LocalBinaryCacheStore:
         file.seek(start)
         return StoreFile(_FileBody(file, f"{self.url}: {path}", end - start), size=size)
 
-    def file_exists(self, path: str) -> bool:
-        file = self._open(path)
-        if file is None:
-            return False
-        file.close()
-        return True
-
     def check(self) -> None:
         check_by_asking(self)
 

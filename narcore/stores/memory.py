@@ -37,9 +37,6 @@ class MemoryStore:
         encoding = self._content_encodings.get(name)
         return StoreFile(_chunks(content, start, end), size=len(content), content_encoding=encoding)
 
-    def file_exists(self, path: str) -> bool:
-        return self._find(path) is not None
-
     def check(self) -> None:
         check_by_asking(self)
 

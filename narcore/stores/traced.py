@@ -36,9 +36,6 @@ class TracedStore:
             raise
         return StoreFile(_TracedBody(file, fetch), size=file.size, content_encoding=file.content_encoding)
 
-    def file_exists(self, path: str) -> bool:
-        return self._store.file_exists(path)
-
     def check(self) -> None:
         self._store.check()
 

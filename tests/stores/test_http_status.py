@@ -1,4 +1,4 @@
-"""Every status of a GET, a HEAD and a ranged GET, and the exception or value that it becomes."""
+"""Every status of a GET and of a ranged GET, and the exception or value that it becomes."""
 
 import pytest
 import responses
@@ -14,31 +14,31 @@ from narcore.errors import (
 from tests.stores.conftest import OpenHttp
 
 URL = "https://cache.example.org/base/nar/x.nar"
-Outcome = type[NarcoreError] | bool | bytes
+Outcome = type[NarcoreError] | bytes
 
-# status: whole file, file_exists, part
-MATRIX: dict[int, tuple[Outcome, Outcome, Outcome]] = {
-    200: (b"0123", True, RangeNotSupported),
-    204: (StoreUnavailable, StoreUnavailable, StoreUnavailable),
-    206: (StoreUnavailable, StoreUnavailable, b"12"),
-    304: (StoreUnavailable, StoreUnavailable, StoreUnavailable),
-    400: (StoreUnavailable, StoreUnavailable, StoreUnavailable),
-    401: (StoreForbidden, StoreForbidden, StoreForbidden),
-    403: (FileNotInStore, False, FileNotInStore),
-    404: (FileNotInStore, False, FileNotInStore),
-    407: (StoreForbidden, StoreForbidden, StoreForbidden),
-    410: (FileNotInStore, False, FileNotInStore),
-    416: (StoreUnavailable, StoreUnavailable, RangeNotSupported),
-    429: (StoreUnavailable, StoreUnavailable, StoreUnavailable),
-    500: (StoreUnavailable, StoreUnavailable, StoreUnavailable),
-    503: (StoreUnavailable, StoreUnavailable, StoreUnavailable),
-    504: (StoreTimeout, StoreTimeout, StoreTimeout),
-    599: (StoreUnavailable, StoreUnavailable, StoreUnavailable),
+# status: whole file, part
+MATRIX: dict[int, tuple[Outcome, Outcome]] = {
+    200: (b"0123", RangeNotSupported),
+    204: (StoreUnavailable, StoreUnavailable),
+    206: (StoreUnavailable, b"12"),
+    304: (StoreUnavailable, StoreUnavailable),
+    400: (StoreUnavailable, StoreUnavailable),
+    401: (StoreForbidden, StoreForbidden),
+    403: (FileNotInStore, FileNotInStore),
+    404: (FileNotInStore, FileNotInStore),
+    407: (StoreForbidden, StoreForbidden),
+    410: (FileNotInStore, FileNotInStore),
+    416: (StoreUnavailable, RangeNotSupported),
+    429: (StoreUnavailable, StoreUnavailable),
+    500: (StoreUnavailable, StoreUnavailable),
+    503: (StoreUnavailable, StoreUnavailable),
+    504: (StoreTimeout, StoreTimeout),
+    599: (StoreUnavailable, StoreUnavailable),
 }
 ROWS = [
     pytest.param(status, call, outcome, id=f"{status}-{call}")
     for status, outcomes in MATRIX.items()
-    for call, outcome in zip(("whole", "exists", "part"), outcomes, strict=True)
+    for call, outcome in zip(("whole", "part"), outcomes, strict=True)
 ]
 
 
@@ -46,16 +46,14 @@ ROWS = [
 @pytest.mark.parametrize(("status", "call", "outcome"), ROWS)
 def test_status(open_http: OpenHttp, status: int, call: str, outcome: Outcome) -> None:
     body, headers = (b"12", {"Content-Range": "bytes 1-2/4"}) if call == "part" else (b"0123", {})
-    responses.add("HEAD" if call == "exists" else "GET", URL, status=status, body=body, headers=headers)
+    responses.add("GET", URL, status=status, body=body, headers=headers)
     store = open_http("https://cache.example.org/base")
 
-    def ask() -> bytes | bool:
-        if call == "exists":
-            return store.file_exists("nar/x.nar")
+    def ask() -> bytes:
         with store.get_file("nar/x.nar", *((1, 3) if call == "part" else ())) as file:
             return b"".join(file)
 
-    if isinstance(outcome, bytes | bool):
+    if isinstance(outcome, bytes):
         assert ask() == outcome
         return
     with pytest.raises(outcome) as caught:
@@ -63,14 +61,6 @@ def test_status(open_http: OpenHttp, status: int, call: str, outcome: Outcome) -
     assert caught.type is outcome
     assert str(status) in str(caught.value)
     assert URL in str(caught.value)
-
-
-@responses.activate
-@pytest.mark.parametrize("status", [405, 501])
-def test_file_exists_where_the_server_knows_no_head(open_http: OpenHttp, status: int) -> None:
-    responses.add("HEAD", URL, status=status)
-    responses.add("GET", URL, body=b"0123")
-    assert open_http("https://cache.example.org/base/").file_exists("nar/x.nar")
 
 
 @responses.activate

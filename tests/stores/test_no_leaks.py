@@ -80,12 +80,12 @@ def test_every_refusal_of_a_path(open_http: OpenHttp, path: str) -> None:
 def test_an_unreachable_store_and_proxy(open_http: OpenHttp, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_http("http://aladdin:hunter2@127.0.0.1:1", retries=0)
     with pytest.raises(NarcoreError) as caught:
-        store.file_exists("x")
+        store.get_file("x")
     assert_no_secret("".join(traceback.format_exception(caught.value)))
     for proxy in ("http://aladdin:hunter2@127.0.0.1:1", "http://aladdin:hunter2@[", "socks9://aladdin:hunter2@x"):
         monkeypatch.setenv("http_proxy", proxy)
         with pytest.raises(NarcoreError) as caught:
-            store.file_exists("x")
+            store.get_file("x")
         assert_no_secret("".join(traceback.format_exception(caught.value)))
 
 

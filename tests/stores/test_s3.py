@@ -116,7 +116,7 @@ def test_the_literal_key_comes_first(serve: Serve, open_s3: OpenS3) -> None:
         "/bucket/pre/nar/x.nar%3Fhash%3Dy",
         "/bucket/pre/nar/x.nar",
     ]
-    assert store.file_exists("nar/%78.nar")
+    assert read_file(store, "nar/%78.nar", 9) == b"x"
     with pytest.raises(FileNotInStore):
         store.get_file("nar/\udcff")
 
@@ -127,9 +127,8 @@ def test_the_literal_key_comes_first(serve: Serve, open_s3: OpenS3) -> None:
 def test_nothing_is_asked_for_a_path_that_leaves_the_prefix(serve: Serve, open_s3: OpenS3, name: str) -> None:
     server = serve(lambda _: answer(200, b"x"))
     store = open_s3(server)
-    for ask in (store.get_file, store.file_exists):
-        with pytest.raises(StoreForbidden):
-            ask(name)
+    with pytest.raises(StoreForbidden):
+        store.get_file(name)
     assert server.connections == 0
 
 
@@ -199,12 +198,6 @@ def test_refusals(
     with pytest.raises(NarcoreError, match=re.escape(text)) as caught:
         read_file(store, "x", 9)
     assert isinstance(caught.value, error)
-    if error is not StoreTimeout and b"200 Whatever" not in b"".join(step for step in steps if isinstance(step, bytes)):
-        if error is FileNotInStore:
-            assert not store.file_exists("x")
-        else:
-            with pytest.raises(error):
-                store.file_exists("x")
     shown = "".join(traceback.format_exception(caught.value)) + caplog.text
     assert not [secret for secret in ("hunter2", "aladdin", "sIgNaTuRe", "X-Amz") if secret in shown], shown
 
@@ -226,10 +219,6 @@ def test_check_says_what_to_do(serve: Serve, open_s3: OpenS3, steps: list[Step],
     else:
         with pytest.raises((StoreForbidden, StoreUnavailable), match=text):
             store.check()
-
-
-def test_an_empty_file_exists(serve: Serve, open_s3: OpenS3) -> None:
-    assert open_s3(serve(lambda _: refused(416, "InvalidRange"))).file_exists("x")
 
 
 # --- where credentials come from

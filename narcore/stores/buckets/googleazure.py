@@ -113,13 +113,6 @@ class ObjectBinaryCacheStore:
         body = _Body(f"{self.url}: {path}", found.stream(1), wanted[1] - start)
         return StoreFile(body, size=size, content_encoding=encoding if encoding not in ("", "identity") else None)
 
-    def file_exists(self, path: str) -> bool:
-        try:
-            self._first(path, {"head": True})
-        except FileNotInStore:
-            return False
-        return True
-
     def check(self) -> None:
         """Raise a ``StoreError`` that says what to do if the bucket can't be used as the settings are."""
         try:

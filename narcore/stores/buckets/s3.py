@@ -15,12 +15,11 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
 from narcore.errors import (
     FileNotInStore,
-    RangeNotSupported,
     SettingsError,
     StoreError,
     StoreForbidden,
@@ -63,8 +62,6 @@ _BAD_CREDENTIALS = {
 }
 _METHODS: dict[str, Literal["GET", "HEAD"]] = {"GET": "GET", "HEAD": "HEAD"}
 
-T = TypeVar("T")
-
 
 class S3BinaryCacheStore:
     """``s3://bucket[/prefix][?profile=&region=&scheme=&endpoint=&addressing-style=]``, as in Nix.
@@ -84,17 +81,13 @@ class S3BinaryCacheStore:
 
     def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
         check_part(start, stop)
-        return self._first(path, lambda http, name: http.get_file(name, start, stop))
-
-    def file_exists(self, path: str) -> bool:
-        """By asking for one byte: the refusal of a HEAD has no body, and so does not say why."""
-        try:
-            self._first(path, lambda http, name: http.get_file(name, 0, 1)).close()
-        except FileNotInStore:
-            return False
-        except RangeNotSupported:  # there is no byte in it
-            return True
-        return True
+        missing: FileNotInStore | None = None
+        for name in file_names(path):
+            try:
+                return self._http().get_file(_quoted(name), start, stop)
+            except FileNotInStore as error:
+                missing = missing or error
+        raise missing or FileNotInStore(f"{self.url}: no file {path}")
 
     def check(self) -> None:
         """Raise a ``StoreError`` that says what to do if the bucket can't be used as the settings are.
@@ -117,15 +110,6 @@ class S3BinaryCacheStore:
             http, self._made = self._made, None
         if http is not None:
             http.close()
-
-    def _first(self, path: str, get: Callable[[HttpBinaryCacheStore, str], T]) -> T:
-        missing: FileNotInStore | None = None
-        for name in file_names(path):
-            try:
-                return get(self._http(), _quoted(name))
-            except FileNotInStore as error:
-                missing = missing or error
-        raise missing or FileNotInStore(f"{self.url}: no file {path}")
 
     def _check_settings(self) -> None:
         """Raises ``SettingsError`` for what can be seen to be wrong at the start."""

@@ -97,20 +97,6 @@ class HttpBinaryCacheStore:
             response.close()
             raise
 
-    def file_exists(self, path: str) -> bool:
-        url = self._url.join(path)
-        response = self._client().request("HEAD", url, {})
-        if response.status_code in (HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED):
-            self._client().discard(response)
-            response = self._client().request("GET", url, {})
-        if response.status_code == HTTPStatus.OK:
-            self._client().discard(response)
-            return True
-        error = self._error(url, response)
-        if isinstance(error, FileNotInStore):
-            return False
-        raise error
-
     def check(self) -> None:
         check_by_asking(self)
 
