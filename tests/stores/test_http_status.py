@@ -1,4 +1,4 @@
-"""Every status of a GET and of a ranged GET, and the exception or value that it becomes."""
+"""The result of each status of a GET and of a ranged GET: a value or an exception."""
 
 import pytest
 import responses
@@ -44,7 +44,7 @@ ROWS = [
 
 @responses.activate
 @pytest.mark.parametrize(("status", "call", "outcome"), ROWS)
-def test_status(open_http: OpenHttp, status: int, call: str, outcome: Outcome) -> None:
+def test_status_determines_the_result(open_http: OpenHttp, status: int, call: str, outcome: Outcome) -> None:
     body, headers = (b"12", {"Content-Range": "bytes 1-2/4"}) if call == "part" else (b"0123", {})
     responses.add("GET", URL, status=status, body=body, headers=headers)
     store = open_http("https://cache.example.org/base")
@@ -77,14 +77,14 @@ def test_status(open_http: OpenHttp, status: int, call: str, outcome: Outcome) -
         {"Content-Type": "multipart/byteranges; boundary=x"},
     ],
 )
-def test_a_part_that_is_not_the_one_asked_for(open_http: OpenHttp, headers: dict[str, str]) -> None:
+def test_range_other_than_requested_is_rejected(open_http: OpenHttp, headers: dict[str, str]) -> None:
     responses.add("GET", URL, status=206, body=b"12", headers=headers)
     with pytest.raises(RangeNotSupported):
         open_http("https://cache.example.org/base").get_file("nar/x.nar", 1, 3)
 
 
 @responses.activate
-def test_a_part_up_to_the_end_needs_to_reach_it(open_http: OpenHttp) -> None:
+def test_open_ended_range_must_reach_the_end_of_the_file(open_http: OpenHttp) -> None:
     store = open_http("https://cache.example.org/base")
     responses.add("GET", URL, status=206, body=b"12", headers={"Content-Range": "bytes 1-2/4"})
     with pytest.raises(RangeNotSupported):
@@ -96,7 +96,9 @@ def test_a_part_up_to_the_end_needs_to_reach_it(open_http: OpenHttp) -> None:
 
 @responses.activate
 @pytest.mark.parametrize(("header", "encoding"), [("BR", "br"), ("identity", None), (None, None)])
-def test_an_encoded_body_comes_as_it_is_stored(open_http: OpenHttp, header: str | None, encoding: str | None) -> None:
+def test_encoded_body_is_returned_without_decoding(
+    open_http: OpenHttp, header: str | None, encoding: str | None
+) -> None:
     responses.add("GET", URL, body=b"not brotli", headers={"Content-Encoding": header} if header else {})
     with open_http("https://cache.example.org/base").get_file("nar/x.nar") as file:
         assert (file.content_encoding, b"".join(file)) == (encoding, b"not brotli")
@@ -104,6 +106,6 @@ def test_an_encoded_body_comes_as_it_is_stored(open_http: OpenHttp, header: str 
 
 @responses.activate
 @pytest.mark.parametrize(("start", "stop"), [(-1, None), (3, 3), (4, 2), (0, 0)])
-def test_no_part_at_all(open_http: OpenHttp, start: int, stop: int | None) -> None:
+def test_empty_or_negative_range_is_a_value_error(open_http: OpenHttp, start: int, stop: int | None) -> None:
     with pytest.raises(ValueError, match="part"):
         open_http("https://cache.example.org/base").get_file("nar/x.nar", start, stop)
