@@ -132,7 +132,7 @@ def _stamp(status: os.stat_result) -> Stamp:
 
 
 def has_digest(fd: int, digits: str, progress: Callable[[int], None] = lambda size: None) -> bool:
-    """Return whether the SHA-256 of the open file is ``digits`` (nix32). ``progress`` is called with the size of each chunk read."""
+    """Return whether the SHA-256 of the open file is ``digits`` (nix32). ``progress`` is called with the size of each chunk."""
     sha256 = hashlib.sha256()
     for chunk in file_chunks(fd):
         sha256.update(chunk)

@@ -223,7 +223,7 @@ class Fill:
                 self._wake(available)
 
     def _give_up(self, may_end: Callable[[], bool]) -> bool:
-        """Close the fill for new readers if it has none and ``may_end`` returns True, or the process exits. Returns whether it did."""
+        """Close the fill for new readers if it has none and ``may_end`` agrees, or the process exits; return whether it did."""
         with self._lock:
             self._closed = self._stopping or (not self._readers and may_end())
             return self._closed

@@ -1,7 +1,7 @@
-"""Random access to a NAR: a listing that says where each file is, and something that gives the bytes there.
+"""Random access to a NAR: a listing, which has the offset of each file, and a function that reads bytes there.
 
-Where those come from (a file on disk, a download under way, a part of a remote file, a stream that is skipped over) is the
-business of whoever made the accessor; nobody above it asks.
+The creator of the accessor decides where the bytes come from (a file on disk, a running download, a range of a remote file, a
+stream that is skipped up to the file). Callers of the accessor need not know.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,9 +11,9 @@ from narcore.formats.listing import Kind, NarListing, Node
 
 
 class NarBytes(Protocol):
-    """Some bytes of a NAR, as an iterator to be closed.
+    """Some bytes of a NAR: an iterator that must be closed.
 
-    Exactly ``length`` bytes come, or an error is raised: a short read never ends as if all were there.
+    It yields exactly ``length`` bytes or raises an error; it never ends early without an error.
     """
 
     length: int
@@ -31,26 +31,26 @@ class NarAccessor:
     def __init__(
         self, listing: NarListing, read_node: ReadNode, *, is_verified: bool, is_cached: Callable[[], bool]
     ) -> None:
-        """``read_node`` gives bytes of a regular file, from one place in it to another. ``is_verified``: the listing is the
-        NAR's own, and not just what its store says.
+        """Create an accessor. ``read_node`` reads a range of a regular file. ``is_verified``: the listing was made from the
+        verified NAR, not sent by its store.
         """
         self.listing = listing
         self.is_verified = is_verified
         self._read_node = read_node
-        self._at_hand = is_cached
+        self._is_cached = is_cached
 
     @property
     def is_cached(self) -> bool:
-        """Whether the NAR is in the disk cache, complete and verified: reading costs no download."""
-        return self._at_hand()
+        """Whether the NAR is in the disk cache, complete and verified, so that reading needs no download."""
+        return self._is_cached()
 
     def read(self, node: Node, start: int = 0, stop: int | None = None) -> NarBytes:
-        """Bytes ``start`` to ``stop`` (default: the end) of a regular file. Raises ValueError for a range that it has not."""
+        """Read bytes ``start`` to ``stop`` (default: the end) of a regular file. Raises ValueError if the range is not in it."""
         stop = node.size if stop is None else stop
         if node.kind is not Kind.REGULAR or not 0 <= start <= stop <= node.size:
             raise ValueError(f"no bytes {start} to {stop} in a {node.kind} of {node.size} bytes")
         return self._read_node(node, start, stop)
 
     def read_span(self, first: Node, last: Node) -> NarBytes:
-        """The NAR from the contents of one file to the end of those of another, behind it in the NAR's order."""
+        """Read the NAR from the contents of one file to the end of the contents of a later one."""
         return self._read_node(first, 0, last.nar_offset + last.size - first.nar_offset)
