@@ -8,11 +8,11 @@
     part        PartFile: the file that a fill writes, and the choice of the process that writes it
     failures    the error of the last fill of a NAR, for all processes
     unpacked    single files of cached NARs, unpacked as files of their own
-    listings    the listing beside a cached NAR
+    listings    the listing next to a cached NAR
     eviction    removes the least recently used entries to make room
     reserve     Reserve: space that a process reserves for small unpacked files
     slots       Slots: the limit on concurrent fills
-    upkeep      removes what dead processes have left, verifies all entries
+    upkeep      removes the files that dead processes left, verifies all entries
     counters    hits, misses and other events, summed over all processes
     layout      the file names in the directory, and the marks of verified files
     locks       locks between processes, and files that are replaced atomically

@@ -15,8 +15,8 @@ from narcore.errors import CacheFailure
 from narcore.formats import nixbase32
 from narcore.sizes import CHUNK_SIZE
 
-# From this size on, sendfile costs less CPU time than reading and sending the bytes, and half as much for a large file. Below, the
-# fixed cost of sendfile is larger than what it saves. Measured with gunicorn's threads.
+# From this size on, sendfile is cheaper than reading and writing the bytes here; for a large file it costs half as much. Below
+# this size, the fixed cost of sendfile is larger than what it saves. Measured with gunicorn's threads.
 SENDFILE_SIZE = 512 * 1024
 
 Stamp = tuple[int, int, int, int]

@@ -57,7 +57,7 @@ RELEASE_SECONDS = 7.0
 class RecentEvictions:
     """Entries that were evicted to make room, and may still be open in some process.
 
-    Nothing more is evicted before these processes had time to close them (RELEASE_SECONDS): otherwise all entries would be
+    Nothing more is evicted until these processes have had time to close them (RELEASE_SECONDS): otherwise all entries would be
     evicted, one after the other, without freeing space.
     """
 
@@ -120,7 +120,7 @@ def make_room_for_file(
     evicted = _make_room(layout, file.size + extra, limit, reserve, protected=file.digits, recent=recent)
     if evicted is None:
         others = "its NAR, the running downloads, and evicted files that are still open"
-        raise CacheFailure(f"there is no room for a file of {file.size} bytes beside {others}")
+        raise CacheFailure(f"there is no room for a file of {file.size} bytes next to {others}")
     return evicted
 
 

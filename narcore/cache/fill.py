@@ -144,9 +144,8 @@ class Fill:
                 ready = min(self._available, stop - 1)
                 if ready > position:
                     return ready
-                self._wait_for(
-                    position + 1 if position + 1 < stop else sys.maxsize
-                )  # the last byte comes when the fill ends
+                # The last byte comes when the fill ends.
+                self._wait_for(position + 1 if position + 1 < stop else sys.maxsize)
 
     def _wait_for(self, available: int) -> None:
         """Wait, with the lock held, until ``available`` bytes have arrived or the fill has ended. Raises the error of the fill.

@@ -63,9 +63,8 @@ class NarCache:
         self._verifier = Verifier()
         self._lock = threading.Lock()
         self._fills: dict[NarKey, Fill] = {}
-        self._running: set[Fill] = (
-            set()
-        )  # including fills that are closed for new readers, which may have begun another fill
+        # Including fills that are closed for new readers, which may have begun another fill.
+        self._running: set[Fill] = set()
         self._fetched = 0  # bytes, by fills that have ended
         self._failed: LruMemory[tuple[NarKey, str], NarcoreError] = LruMemory(1000)
         self._unpacking: SingleFlight[FileKey, None] = SingleFlight()

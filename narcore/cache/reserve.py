@@ -34,9 +34,8 @@ class Reserve:
         self._limit = limit
         self._full = min(RESERVE_MAX, limit // RESERVE_SHARE)
         self._left = 0
-        self._recent = (
-            RecentEvictions()
-        )  # shared by all files: else each file that finds no room would evict as much again
+        # Shared by all files: else each file that finds no room would evict as much again.
+        self._recent = RecentEvictions()
         self._lock = threading.Lock()
         self._fd = -1
         self._path = Path()

@@ -110,13 +110,13 @@ class Lookup:
     def demote(self, info: PathInfo, failure: NarcoreError) -> None:
         """Note that the NAR could not be read, or does not match its narinfo: other substituters are asked first for a while."""
         store_path = info.narinfo.store_path
-        log.warning("the NAR of %s at %s: %s", store_path.base_name, info.store.url, failure)
         is_wrong = isinstance(failure, IntegrityError)
+        seconds = WRONG_NAR_SECONDS if is_wrong else FAILED_NAR_SECONDS
+        text = "the NAR of %s from %s can't be used: %s; asking this store last for %g s"
+        log.warning(text, store_path.base_name, info.store.url, failure, seconds)
         if is_wrong or len(self._substituters) > 1:
             self._found.discard((store_path.store_dir, store_path.hash_part))
-        self._demoted.put(
-            (info.store.url, store_path.hash_part), True, seconds=WRONG_NAR_SECONDS if is_wrong else FAILED_NAR_SECONDS
-        )
+        self._demoted.put((info.store.url, store_path.hash_part), True, seconds=seconds)
 
     # --- the substituters themselves
 

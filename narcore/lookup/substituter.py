@@ -109,7 +109,7 @@ class Substituter:
         """Return its nix-cache-info, or Nix's defaults if it has none. Waits without limit. Raises StoreError or CacheInfoError."""
         self.introduce().result()
         if self._info is None:
-            raise copy.copy(self._info_failure or StoreUnavailable(f"{self.url} has not been asked"))
+            raise copy.copy(self._info_failure or StoreUnavailable(f"{self.url} has not been contacted yet"))
         return self._info
 
     def _learn(self) -> None:
@@ -150,9 +150,8 @@ class Substituter:
         try:
             content = read_file(self.store, path, limit)
         except StoreUnavailable as failure:
-            self._last_failure = copy.copy(
-                failure
-            )  # a copy has no traceback, which would keep the data that was being read
+            # A copy has no traceback, which would keep the data that was being read.
+            self._last_failure = copy.copy(failure)
             log.warning("%s", failure)
             self._breaker.failed()
             raise
@@ -184,7 +183,7 @@ def _priority(parameters: dict[str, list[str]]) -> int | None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise SettingsError(
-            f"priority={text[:50]} is not a number; write for example priority=40 (lower is asked first)"
+            f"priority={text[:50]!r} is not a number; write for example priority=40 (lower is asked first)"
         )
     return int(text)
 
@@ -192,5 +191,5 @@ def _priority(parameters: dict[str, list[str]]) -> int | None:
 def _flag(parameters: dict[str, list[str]], name: str) -> bool:
     text = parameters.get(name, ["false"])[-1]
     if text not in ("true", "false", "1", "0"):
-        raise SettingsError(f"{name}={text[:50]} is not valid; write {name}=true or {name}=false")
+        raise SettingsError(f"{name}={text[:50]!r} is not valid; write {name}=true or {name}=false")
     return text in ("true", "1")

@@ -1,4 +1,4 @@
-"""Chooses where the bytes of a NAR come from: the best available source, and the next one without an error if it fails.
+"""Chooses where the bytes of a NAR come from: the best available source, or silently the next one if that fails.
 
 1. the complete, verified NAR on disk;
 2. a running fill: the NAR is being fetched already;
@@ -119,9 +119,8 @@ class NarSource:
     def _choose(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
         if self._cache is None:
             return self._uncached(info, known, node, start, stop)
-        fill = self._cache.joinable(
-            info.nar_key
-        )  # before looking on the disk, where a fill that ends in between has put the NAR
+        # Before looking on the disk, where a fill that ends in between has put the NAR.
+        fill = self._cache.joinable(info.nar_key)
         if fill is None:
             cached = self._cached(self._cache, info, known, start, stop)
             if cached is not None:

@@ -230,7 +230,7 @@ def has_google_credentials(environ: Mapping[str, str]) -> bool:
     """Return whether there are credentials, in the order of Google's tools. Takes one second at most."""
     if _is_true(environ.get("GOOGLE_SKIP_SIGNATURE")):
         return False
-    # os.path: unlike pathlib it lives with a user who has no home, as containers have.
+    # os.path.expanduser, unlike pathlib, does not fail for a user without a home directory, which is usual in containers.
     config = Path(os.path.expanduser(environ.get("CLOUDSDK_CONFIG") or "~/.config/gcloud"))  # noqa: PTH111  see above
     if any(environ.get(name) for name in _GOOGLE) or (config / "application_default_credentials.json").is_file():
         return True

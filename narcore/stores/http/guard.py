@@ -37,7 +37,7 @@ class AddressKind(StrEnum):
 
 
 def kind_of(address: str) -> AddressKind:
-    """Return the kind of an IP address; for an IPv4 address inside an IPv6 address, the kind of the former."""
+    """Return the kind of an IP address. An IPv6 address that contains an IPv4 address has the kind of the latter."""
     ip = _unwrapped(ipaddress.ip_address(address))
     if ip.is_loopback:
         return AddressKind.LOOPBACK
@@ -61,7 +61,7 @@ def _unwrapped(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.I
 def addresses(host: str, *, numeric: bool = False) -> list[str]:
     """Return the addresses of a host, which may be none. ``numeric``: only if the host is an address, in any notation.
 
-    getaddrinfo parses numeric hosts too, because connecting does so as well, and accepts ``127.1`` and ``0x7f000001``.
+    getaddrinfo also parses numeric hosts, because connecting uses it: it accepts ``127.1`` and ``0x7f000001``.
     """
     flags = socket.AI_NUMERICHOST if numeric else 0
     try:
