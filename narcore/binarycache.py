@@ -122,19 +122,19 @@ class BinaryCache:
 
         Without ``ask``, as far as they are known: nothing is waited for.
         """
-        self._lookup.introduce(wait=ask)
+        self._lookup.request_cache_infos(wait=ask)
         return tuple(dict.fromkeys(each.store_dir or DEFAULT_STORE_DIR for each in self.substituters))
 
     def may_have(self, store_dir: str) -> bool:
         """Whether a store is of that store dir, or does not say of which it is."""
         if any(each.store_dir == store_dir for each in self.substituters):
             return True
-        self._lookup.introduce(wait=True)
+        self._lookup.request_cache_infos(wait=True)
         return any(each.store_dir in (None, store_dir) for each in self.substituters)
 
     def in_order(self) -> list[Substituter]:
         """The stores in the order in which they are asked, as far as that is known. Does not wait for any."""
-        self._lookup.introduce(wait=False)
+        self._lookup.request_cache_infos(wait=False)
         return self._lookup.substituters()
 
     def check_ready(self) -> None:

@@ -124,9 +124,9 @@ class Lookup:
         """Return the substituters in the order in which they are asked, as far as their priorities are known."""
         return sorted(self._substituters, key=lambda substituter: substituter.priority)
 
-    def introduce(self, *, wait: bool) -> None:
+    def request_cache_infos(self, *, wait: bool) -> None:
         """Request the nix-cache-info of the substituters that have none yet; ``wait``: wait for it, for a limited time."""
-        _introduce(self._substituters, wait_for_answers=wait)
+        _request_cache_infos(self._substituters, wait_for_answers=wait)
 
     def is_paused(self, info: PathInfo) -> bool:
         """Return whether the circuit breaker of its store is open, and there are other stores."""
@@ -167,7 +167,9 @@ class Lookup:
     def _in_order(self, hash_part: str) -> list[Substituter]:
         """Sort by priority, then as configured. Substituters whose NAR of this path failed recently come last."""
         if len(self._substituters) > 1:
-            _introduce([each for each in self._substituters if not each.has_own_priority], wait_for_answers=True)
+            _request_cache_infos(
+                [each for each in self._substituters if not each.has_own_priority], wait_for_answers=True
+            )
         return sorted(self.substituters(), key=lambda each: self._is_demoted(each.url, hash_part))
 
     def _is_demoted(self, url: str, hash_part: str) -> bool:
@@ -228,12 +230,12 @@ def _parsed(data: bytes, store_dir: str) -> NarInfo:
     return NarInfo.parse(plain, store_dir)
 
 
-def _introduce(substituters: Sequence[Substituter], *, wait_for_answers: bool) -> None:
+def _request_cache_infos(substituters: Sequence[Substituter], *, wait_for_answers: bool) -> None:
     for substituter in substituters:
-        substituter.introduce()
+        substituter.request_cache_info()
     if wait_for_answers:
         for substituter in substituters:
-            substituter.wait_for_introduction()
+            substituter.wait_for_cache_info()
 
 
 def _weight(info: PathInfo) -> int:

@@ -25,7 +25,7 @@ CACHE_INFO_SECONDS = 3600.0
 FAILED_INFO_SECONDS = 30.0
 
 # How long lookups wait for a store's first nix-cache-info. After that they go on without its priority until it arrives.
-INTRODUCTION_SECONDS = 3.0
+CACHE_INFO_WAIT_SECONDS = 3.0
 
 DEFAULT_PRIORITY = 50  # Nix's (src/libstore/store-api.hh)
 
@@ -56,8 +56,8 @@ class Substituter:
         self._lock = threading.Lock()
         self._info: CacheInfo | None = None
         self._info_failure: NarcoreError | None = None
-        self._introduction: Future[None] | None = None
-        self._introduced_at = self._ask_again_at = 0.0
+        self._info_request: Future[None] | None = None
+        self._info_requested_at = self._ask_again_at = 0.0
 
     @classmethod
     def open(cls, url: str, *, trace: Trace = silent) -> Self:
@@ -90,24 +90,24 @@ class Substituter:
         """The store directory, or None if nix-cache-info has not arrived yet. Sends no request."""
         return self._info.store_dir if self._info is not None else None
 
-    def introduce(self) -> Future[None]:
+    def request_cache_info(self) -> Future[None]:
         """Fetch its nix-cache-info in the background, unless that was done within the last hour (30 s if it failed)."""
         with self._lock:
-            introduction = self._introduction
-            if introduction is None or (introduction.done() and self._clock() >= self._ask_again_at):
-                self._introduced_at = self._clock()
-                introduction = self._introduction = call_in_background(self._learn)
-            return introduction
+            request = self._info_request
+            if request is None or (request.done() and self._clock() >= self._ask_again_at):
+                self._info_requested_at = self._clock()
+                request = self._info_request = call_in_background(self._learn)
+            return request
 
-    def wait_for_introduction(self) -> None:
-        """Introduce it; without any nix-cache-info yet, wait until INTRODUCTION_SECONDS after the request was sent."""
-        introduction = self.introduce()
+    def wait_for_cache_info(self) -> None:
+        """Request its nix-cache-info; if it has none yet, wait until CACHE_INFO_WAIT_SECONDS after the request was sent."""
+        request = self.request_cache_info()
         if self._info is None and self._info_failure is None:
-            wait([introduction], timeout=max(0.0, self._introduced_at + INTRODUCTION_SECONDS - self._clock()))
+            wait([request], timeout=max(0.0, self._info_requested_at + CACHE_INFO_WAIT_SECONDS - self._clock()))
 
     def info(self) -> CacheInfo:
         """Return its nix-cache-info, or Nix's defaults if it has none. Waits without limit. Raises StoreError or CacheInfoError."""
-        self.introduce().result()
+        self.request_cache_info().result()
         if self._info is None:
             raise copy.copy(self._info_failure or StoreUnavailable(f"{self.url} has not been contacted yet"))
         return self._info

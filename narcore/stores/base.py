@@ -80,8 +80,8 @@ class BinaryCacheStore(Protocol):
     def check(self) -> None:
         """Raise a ``StoreError`` that says what to do if the store can't be used with its settings.
 
-        Any answer is fine, even that there is no nix-cache-info. Object stores distinguish a missing file from a file that
-        they may not read here; ``get_file`` can't.
+        Any answer is fine, even that there is no nix-cache-info. Unlike ``get_file``, this method of the object stores
+        distinguishes a missing file from a file that may not be read.
         """
         ...
 

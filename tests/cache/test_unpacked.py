@@ -82,7 +82,7 @@ def files(directory: Path) -> set[str]:
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def unpackings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list with one item per file that was unpacked."""
     found: list[int] = []
     unpack = unpacked.unpack
@@ -95,7 +95,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def test_file_has_its_contents_and_is_unpacked_once(nar: OpenNar, directory: Path, made: list[int]) -> None:
+def test_file_has_its_contents_and_is_unpacked_once(nar: OpenNar, directory: Path, unpackings: list[int]) -> None:
     for name, expected in (("a", b""), ("note", NOTE), ("tool", TOOL), ("z", b"")) * 2:
         fd = nar.open_unpacked(node(name))
         assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
@@ -104,7 +104,7 @@ def test_file_has_its_contents_and_is_unpacked_once(nar: OpenNar, directory: Pat
         status = path_of(directory, name).stat()
         assert is_verified(status)
         assert status.st_mode == stat.S_IFREG | 0o444
-    assert len(made) == 4
+    assert len(unpackings) == 4
     assert len(files(directory)) == 4
 
 
@@ -477,11 +477,11 @@ class TestProcesses:
         until(lambda: len(files(directory)) <= 1)
 
 
-def test_concurrent_calls_in_one_process_unpack_once(nar: OpenNar, made: list[int]) -> None:
+def test_concurrent_calls_in_one_process_unpack_once(nar: OpenNar, unpackings: list[int]) -> None:
     with ThreadPoolExecutor(16) as pool:
         fds = list(pool.map(nar.open_unpacked, [node("tool")] * 16))
     assert [contents(fd) == TOOL for fd in fds] == [True] * 16
-    assert len(made) <= 2  # a call that starts just as the first one ends may unpack again
+    assert len(unpackings) <= 2  # a call that starts just as the first one ends may unpack again
 
 
 def test_unpacking_does_not_change_the_nar(nar: OpenNar, cache: NarCache) -> None:

@@ -51,7 +51,7 @@ class Addressed:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Addressed:
+def paths(tmp_path_factory: pytest.TempPathFactory) -> Addressed:
     """Unsigned paths of each kind, made in each way that Nix supports."""
     nix = RealNix.start(tmp_path_factory.mktemp("addressed"))
     nix.run("nix", "store", "add-path", "--name", "tree", _tree(nix.root))
@@ -94,8 +94,8 @@ def _selfish_tree() -> Tree:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_store_path_is_the_one_that_nix_computes(made: Addressed, name: str) -> None:
-    info = made.infos[name]
+def test_store_path_is_the_one_that_nix_computes(paths: Addressed, name: str) -> None:
+    info = paths.infos[name]
     assert info.ca is not None
     address = ContentAddress.parse(info.ca)
     others = [reference for reference in info.references if reference != info.store_path.base_name]
@@ -106,18 +106,18 @@ def test_store_path_is_the_one_that_nix_computes(made: Addressed, name: str) -> 
     assert contents_unproved(info) is KINDS[name][1]
 
 
-def test_fixture_has_every_case(made: Addressed) -> None:
-    assert made.infos.keys() == {*KINDS, "c"}
-    assert len(made.infos["text"].references) == 2
-    assert len(made.infos["selfish"].references) == 2
-    assert made.self_reference("selfish")
-    assert not any(made.self_reference(name) for name in KINDS if name != "selfish")
+def test_fixture_has_every_case(paths: Addressed) -> None:
+    assert paths.infos.keys() == {*KINDS, "c"}
+    assert len(paths.infos["text"].references) == 2
+    assert len(paths.infos["selfish"].references) == 2
+    assert paths.self_reference("selfish")
+    assert not any(paths.self_reference(name) for name in KINDS if name != "selfish")
 
 
-def test_store_path_depends_on_the_store_dir(made: Addressed) -> None:
-    store = f"local?root={made.nix.root}/gnu&store=/gnu/store"
-    path = made.nix.run("nix", "store", "add-path", "--store", store, "--name", "tree", made.nix.root / "tree").stdout
-    address = ContentAddress("nar", made.infos["tree"].nar_hash)
+def test_store_path_depends_on_the_store_dir(paths: Addressed) -> None:
+    store = f"local?root={paths.nix.root}/gnu&store=/gnu/store"
+    path = paths.nix.run("nix", "store", "add-path", "--store", store, "--name", "tree", paths.nix.root / "tree").stdout
+    address = ContentAddress("nar", paths.infos["tree"].nar_hash)
     assert str(address.store_path("tree", store_dir="/gnu/store")) == path.strip()
 
 
@@ -160,34 +160,34 @@ REFERENCES_TAMPERED: dict[str, Tamper] = {
 
 @pytest.mark.parametrize("tamper", TAMPERED.values(), ids=TAMPERED)
 @pytest.mark.parametrize("name", KINDS)
-def test_tampered_narinfo_does_not_match_its_address(made: Addressed, name: str, tamper: Tamper) -> None:
-    assert not is_address_of(tamper(made.infos[name]))
+def test_tampered_narinfo_does_not_match_its_address(paths: Addressed, name: str, tamper: Tamper) -> None:
+    assert not is_address_of(tamper(paths.infos[name]))
 
 
 @pytest.mark.parametrize("tamper", REFERENCES_TAMPERED.values(), ids=REFERENCES_TAMPERED)
 @pytest.mark.parametrize("name", ["text", "selfish"])
-def test_address_depends_on_the_references(made: Addressed, name: str, tamper: Tamper) -> None:
-    assert not is_address_of(tamper(made.infos[name]))
+def test_address_depends_on_the_references(paths: Addressed, name: str, tamper: Tamper) -> None:
+    assert not is_address_of(tamper(paths.infos[name]))
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_impossible_references_do_not_match_the_address(made: Addressed, name: str) -> None:
-    info = made.infos[name]
+def test_impossible_references_do_not_match_the_address(paths: Addressed, name: str) -> None:
+    info = paths.infos[name]
     assert not is_address_of(REFERENCES_TAMPERED["an additional reference"](info))
-    if not made.self_reference(name):
+    if not paths.self_reference(name):
         assert not is_address_of(replace(info, references=(*info.references, info.store_path.base_name)))
 
 
-def test_order_of_references_does_not_matter(made: Addressed) -> None:
+def test_order_of_references_does_not_matter(paths: Addressed) -> None:
     for name in ("text", "selfish"):
-        info = made.infos[name]
+        info = paths.infos[name]
         assert is_address_of(replace(info, references=info.references[::-1]))
         assert is_address_of(replace(info, references=info.references * 2))
 
 
-def test_nar_hash_must_match_if_it_is_part_of_the_address(made: Addressed) -> None:
+def test_nar_hash_must_match_if_it_is_part_of_the_address(paths: Addressed) -> None:
     for name, (_, unproved) in KINDS.items():
-        other = replace(made.infos[name], nar_hash=NixHash("sha256", bytes(32)))
+        other = replace(paths.infos[name], nar_hash=NixHash("sha256", bytes(32)))
         assert is_address_of(other) is unproved  # then the contents must be checked
 
 
@@ -204,40 +204,40 @@ FOR_NIX: dict[str, tuple[Tamper, list[str]]] = {
 
 
 @pytest.mark.parametrize("kind", FOR_NIX)
-def test_real_nix_trusts_the_same_narinfos(made: Addressed, tmp_path: Path, kind: str) -> None:
+def test_real_nix_trusts_the_same_narinfos(paths: Addressed, tmp_path: Path, kind: str) -> None:
     """In a cache of unsigned narinfos, all changed in the same way, Nix reports the same paths as untrusted as nar-serve."""
     tamper, names = FOR_NIX[kind]
-    infos = [tamper(made.infos[name]) for name in names]
+    infos = [tamper(paths.infos[name]) for name in names]
     (tmp_path / "nix-cache-info").write_text("StoreDir: /nix/store\n")
     for info in infos:
         (tmp_path / f"{info.store_path.hash_part}.narinfo").write_text(info.to_text())
     verify = ("nix", "store", "verify", "--all", "--store", f"file://{tmp_path}", "--no-contents", "--sigs-needed", "1")
-    output = made.nix.run(*verify, check=False).stderr
+    output = paths.nix.run(*verify, check=False).stderr
     untrusted = [info for info in infos if f"path '{info.store_path}' is untrusted" in output]
     assert untrusted == [info for info in infos if not is_address_of(info)]
 
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("size", [1, 7, 4096, 1 << 20])
-def test_nars_made_by_nix_pass_the_check_of_contents(made: Addressed, name: str, size: int) -> None:
-    archive, info = made.nar(name), made.infos[name]
+def test_nars_made_by_nix_pass_the_check_of_contents(paths: Addressed, name: str, size: int) -> None:
+    archive, info = paths.nar(name), paths.infos[name]
     address = ContentAddress.parse(info.ca or "")
     chunks = [archive[start : start + size] for start in range(0, len(archive), size)]
-    assert b"".join(addressed(chunks, address, self_reference=made.self_reference(name))) == archive
+    assert b"".join(addressed(chunks, address, self_reference=paths.self_reference(name))) == archive
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_other_contents_fail_the_check(made: Addressed, name: str) -> None:
-    archive, info = made.nar(name), made.infos[name]
+def test_other_contents_fail_the_check(paths: Addressed, name: str) -> None:
+    archive, info = paths.nar(name), paths.infos[name]
     forged = nar({"x": b"forged"} if info.ca and info.ca.startswith("fixed:r:") else b"forged")
     assert forged != archive
     with pytest.raises(HashMismatch):
-        list(addressed([forged], ContentAddress.parse(info.ca or ""), self_reference=made.self_reference(name)))
+        list(addressed([forged], ContentAddress.parse(info.ca or ""), self_reference=paths.self_reference(name)))
 
 
-def test_zeros_do_not_count_as_self_references(made: Addressed) -> None:
-    archive, own = made.nar("selfish"), made.self_reference("selfish").encode()
-    address = ContentAddress.parse(made.infos["selfish"].ca or "")
+def test_zeros_do_not_count_as_self_references(paths: Addressed) -> None:
+    archive, own = paths.nar("selfish"), paths.self_reference("selfish").encode()
+    address = ContentAddress.parse(paths.infos["selfish"].ca or "")
     assert archive.count(own) > 50
     for forged in (archive.replace(own, bytes(32), 1), archive.replace(bytes(32), own, 1)):
         assert forged != archive
@@ -245,8 +245,8 @@ def test_zeros_do_not_count_as_self_references(made: Addressed) -> None:
             list(addressed([forged], address, self_reference=own.decode()))
 
 
-def test_original_of_a_content_addressed_copy_has_no_valid_address(made: Addressed) -> None:
+def test_original_of_a_content_addressed_copy_has_no_valid_address(paths: Addressed) -> None:
     """The same NAR under its original path is not content-addressed, whatever its CA says."""
-    info = made.infos["selfish"]
+    info = paths.infos["selfish"]
     original = replace(info, store_path=StorePath.from_base_name(SELFISH), references=(SELFISH, FRIEND))
     assert not is_address_of(original)

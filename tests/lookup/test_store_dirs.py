@@ -155,7 +155,7 @@ def test_landing_page_does_not_wait_for_stores(closure: Closure) -> None:
 
 def test_unknown_store_dir_is_not_404_while_a_store_is_down(closure: Closure, monkeypatch: pytest.MonkeyPatch) -> None:
     """404 requires an answer of every store: a store that is down may have any store dir."""
-    monkeypatch.setattr(substituter, "INTRODUCTION_SECONDS", 0.2)
+    monkeypatch.setattr(substituter, "CACHE_INFO_WAIT_SECONDS", 0.2)
     down = FakeStore("down")
     down.failure = DOWN
     alone = create_app(Settings(), BinaryCache([down]))

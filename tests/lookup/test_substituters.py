@@ -88,9 +88,9 @@ def find(cache: BinaryCache, name: str = "hello") -> str:
 
 
 def took(call: Callable[[], object]) -> float:
-    begun = time.monotonic()
+    started = time.monotonic()
     call()
-    return time.monotonic() - begun
+    return time.monotonic() - started
 
 
 def until(condition: Callable[[], bool], *, seconds: float = 5) -> None:
@@ -171,7 +171,7 @@ def test_invalid_parameters_of_a_store_url_are_rejected(query: str) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_slow_cache_info_is_waited_for_once(strategy: Strategy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "INTRODUCTION_SECONDS", 0.2)
+    monkeypatch.setattr(module, "CACHE_INFO_WAIT_SECONDS", 0.2)
     first, late = FakeStore("first"), FakeStore("late", GOOD | {INFO: b"Priority: 1\n"})
     gate = late.gates[INFO] = threading.Event()
     with opened(Substituter(first), Substituter(late), strategy=strategy) as cache:
@@ -181,7 +181,7 @@ def test_slow_cache_info_is_waited_for_once(strategy: Strategy, monkeypatch: pyt
         assert took(cache.store_dirs) < 0.1
         assert late.asked.count(("late", INFO)) == 1
         gate.set()
-        cache.substituters[1].introduce().result(5)
+        cache.substituters[1].request_cache_info().result(5)
         assert [each.url for each in cache.in_order()] == ["memory://late", "memory://first"]
 
 
@@ -189,17 +189,17 @@ def test_old_cache_info_is_fetched_again_in_the_background() -> None:
     clock = Clock()
     store = FakeStore("a", GOOD | {INFO: b"Priority: 1\n"})
     substituter = Substituter(store, clock=clock)
-    substituter.wait_for_introduction()
+    substituter.wait_for_cache_info()
     gate = store.gates[INFO] = threading.Event()
     store.failure = DOWN
     clock.now += 3601
-    assert took(substituter.wait_for_introduction) < 0.1
+    assert took(substituter.wait_for_cache_info) < 0.1
     assert substituter.priority == 1
     gate.set()
-    substituter.introduce().result(5)
+    substituter.request_cache_info().result(5)
     assert substituter.priority == 1  # the store is down, and its previous nix-cache-info stays valid
     assert store.asked.count(("a", INFO)) == 2
-    substituter.introduce().result(5)
+    substituter.request_cache_info().result(5)
     assert store.asked.count(("a", INFO)) == 2
     store.failure, store.gates = None, {}
     clock.now += 31
@@ -351,10 +351,10 @@ def test_path_is_missing_only_if_all_stores_say_so(strategy: Strategy) -> None:
         ((SLOW, GONE, DOWN), "StoresUnavailable"),
         ((SLOW, SLOW, SLOW), "StoresTimeout"),
     ):
-        made = [FakeStore(name, EMPTY) for name in "abc"]
-        for store, failure in zip(made, failures, strict=True):
+        fakes = [FakeStore(name, EMPTY) for name in "abc"]
+        for store, failure in zip(fakes, failures, strict=True):
             store.failure = failure
-        with opened(*(Substituter(store, priority=1) for store in made), strategy=strategy) as cache:
+        with opened(*(Substituter(store, priority=1) for store in fakes), strategy=strategy) as cache:
             for _ in range(10):  # also while the circuit breakers of some are open
                 assert find(cache, "nothing") == expected
             with pytest.raises(kinds[expected], match=f"{3 - failures.count(GONE)} of 3 stores|no store has"):

@@ -93,7 +93,7 @@ class ObjectBinaryCacheStore:
         self._read_timeout = read_timeout
         self._retries = retries
         self._lock = threading.Lock()
-        self._made: GCSStore | AzureStore | None = None
+        self._opened: GCSStore | AzureStore | None = None
         if self._bucket.scheme == "az" and not (self._account or os.environ.get("AZURE_STORAGE_USE_EMULATOR")):
             raise SettingsError(f"{self.url}: no account; set AZURE_STORAGE_ACCOUNT_NAME, or write ?account=NAME")
 
@@ -124,7 +124,7 @@ class ObjectBinaryCacheStore:
 
     def close(self) -> None:
         with self._lock:
-            self._made = None
+            self._opened = None
 
     def _first(self, path: str, options: "GetOptions") -> "GetResult":
         import obstore
@@ -148,9 +148,9 @@ class ObjectBinaryCacheStore:
     def _store(self) -> "GCSStore | AzureStore":
         # Created at the first request: this may ask a metadata service, and a forked worker needs connections of its own.
         with self._lock:
-            if self._made is None:
-                self._made = self._open_google() if self._bucket.scheme == "gs" else self._open_azure()
-            return self._made
+            if self._opened is None:
+                self._opened = self._open_google() if self._bucket.scheme == "gs" else self._open_azure()
+            return self._opened
 
     def _open_google(self) -> "GCSStore":
         from obstore.store import GCSStore
@@ -269,18 +269,18 @@ def _store_error(what: str, failure: Exception) -> StoreError:
     text = str(failure)
     found, status = _CODE.search(text), status_of(text)
     code = found[1] if found else ""
-    text_shown = f"{what}: {status or ''} {code}".rstrip().removesuffix(":")
+    message = f"{what}: {status or ''} {code}".rstrip().removesuffix(":")
     if not isinstance(failure, BaseError | OSError):
         return FileNotInStore(f"{what}: not a valid key in a bucket")
     if code in _NO_BUCKET:
-        return StoreUnavailable(f"{text_shown}: there is no such bucket; check its name, the account and the endpoint")
+        return StoreUnavailable(f"{message}: there is no such bucket; check its name, the account and the endpoint")
     if status == 401 or code in _BAD_CREDENTIALS:
         return StoreForbidden(
-            f"{text_shown}: the credentials were refused, or there are none and the bucket is not public"
+            f"{message}: the credentials were refused, or there are none and the bucket is not public"
         )
     for statuses, make in _BY_STATUS:
         if status in statuses:
-            return make(text_shown)
+            return make(message)
     return _without_status(what, text)
 
 

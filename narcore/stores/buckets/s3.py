@@ -76,7 +76,7 @@ class S3BinaryCacheStore:
         self.url = str(self._bucket)
         self._options = options
         self._lock = threading.Lock()
-        self._made: HttpBinaryCacheStore | None = None
+        self._opened: HttpBinaryCacheStore | None = None
         self._check_settings()
 
     def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
@@ -107,7 +107,7 @@ class S3BinaryCacheStore:
 
     def close(self) -> None:
         with self._lock:
-            http, self._made = self._made, None
+            http, self._opened = self._opened, None
         if http is not None:
             http.close()
 
@@ -136,9 +136,9 @@ class S3BinaryCacheStore:
 
     def _http(self) -> HttpBinaryCacheStore:
         with self._lock:
-            if self._made is None:
-                self._made = self._make_http()
-            return self._made
+            if self._opened is None:
+                self._opened = self._make_http()
+            return self._opened
 
     def _make_http(self) -> HttpBinaryCacheStore:
         source = find_source(self._profile, os.environ)

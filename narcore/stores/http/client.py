@@ -75,8 +75,8 @@ class HttpClient:
         self._session.headers.update(
             {"User-Agent": f"nar-serve/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
         )
-        self._home = HTTPAdapter(pool_maxsize=POOL_SIZE)
-        self._abroad = guard.guarded_adapter(self._allowed_kinds, pool_maxsize=POOL_SIZE)
+        self._own_adapter = HTTPAdapter(pool_maxsize=POOL_SIZE)
+        self._guarded_adapter = guard.guarded_adapter(self._allowed_kinds, pool_maxsize=POOL_SIZE)
 
     def request(self, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
         """Send a request, follow redirects and retry after temporary failures; return the last response, its body unread.
@@ -128,8 +128,8 @@ class HttpClient:
         return b""
 
     def close(self) -> None:
-        self._home.close()
-        self._abroad.close()
+        self._own_adapter.close()
+        self._guarded_adapter.close()
         self._session.close()
 
     def _follow(self, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
@@ -151,7 +151,7 @@ class HttpClient:
     def _checked_target(self, url: str, current: str, location: str) -> str:
         try:
             target = redirect_target(current, location)
-            if not self._store.is_home(target):
+            if not self._store.is_own_origin(target):
                 host = urlsplit(target).hostname or ""
                 guard.check(host, guard.addresses(host, numeric=True), self._allowed_kinds())
         except StoreForbidden as error:
@@ -159,12 +159,12 @@ class HttpClient:
         return target
 
     def _send(self, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
-        home = self._store.is_home(url)
-        request = requests.Request(method, url, headers=dict(headers), auth=self._auth() if home else _no_credentials)
+        is_own = self._store.is_own_origin(url)
+        request = requests.Request(method, url, headers=dict(headers), auth=self._auth() if is_own else _no_credentials)
         prepared = self._session.prepare_request(request)
         prepared.url = url  # requests re-encodes it; a signed or unusual URL must be sent as it is
         environment = self._session.merge_environment_settings(url, {}, None, True, None)
-        adapter = self._home if home else self._abroad
+        adapter = self._own_adapter if is_own else self._guarded_adapter
         return adapter.send(
             prepared,
             stream=True,

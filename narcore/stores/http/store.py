@@ -82,7 +82,7 @@ class HttpBinaryCacheStore:
         self._netrc = netrc
         self._refusal = refusal
         self._lock = threading.Lock()
-        self._made: HttpClient | None = None
+        self._opened: HttpClient | None = None
 
     def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
         check_part(start, stop)
@@ -102,17 +102,17 @@ class HttpBinaryCacheStore:
 
     def close(self) -> None:
         with self._lock:
-            client, self._made = self._made, None
+            client, self._opened = self._opened, None
         if client is not None:
             client.close()
 
     def _client(self) -> "HttpClient":
         # Created at the first request: importing requests is slow, and a forked worker needs connections of its own.
         with self._lock:
-            if self._made is None:
+            if self._opened is None:
                 from narcore.stores.http.client import HttpClient
 
-                self._made = HttpClient(
+                self._opened = HttpClient(
                     self._url,
                     connect_timeout=self._connect_timeout,
                     read_timeout=self._read_timeout,
@@ -121,7 +121,7 @@ class HttpBinaryCacheStore:
                     sign=self._sign,
                     netrc=self._netrc,
                 )
-            return self._made
+            return self._opened
 
     def _check_status(self, url: str, response: "requests.Response", *, part: bool) -> None:
         status = response.status_code

@@ -56,26 +56,26 @@ class StoreUrl:
             raise StoreForbidden(f"not a file of {self}: {redacted(path)!r}")
         path = _quoted(path)
         if _SCHEME.match(path):
-            return self._own(path)
+            return self._join_absolute(path)
         relative, question, query = path.partition("?")
         base = "/" if relative.startswith("/") else self.path
         return f"{self.scheme}://{self.authority}{_normal_path(base, relative.removeprefix('/'))}{question}{query}"
 
-    def _own(self, url: str) -> str:
+    def _join_absolute(self, url: str) -> str:
         parts = _split(url)
-        if "@" in parts.netloc or not self.is_home(url):
+        if "@" in parts.netloc or not self.is_own_origin(url):
             raise StoreForbidden(f"not on the host of {self}: {redacted(url)!r}")
         path = _normal_path("/", parts.path.removeprefix("/"))
         query = f"?{parts.query}" if parts.query else ""
         return f"{parts.scheme}://{_authority(parts)}{path}{query}"
 
-    def is_home(self, url: str) -> bool:
+    def is_own_origin(self, url: str) -> bool:
         """Return whether ``url`` has this store's origin, and may therefore receive its credentials.
 
         Changing from http to https, on the default ports of the same host, is allowed.
         """
-        here, there = _origin(_split(str(self))), _origin(_split(url))
-        return there == here or (here == ("http", here[1], 80) and there == ("https", here[1], 443))
+        own, other = _origin(_split(str(self))), _origin(_split(url))
+        return other == own or (own == ("http", own[1], 80) and other == ("https", own[1], 443))
 
 
 def redirect_target(current: str, location: str) -> str:
