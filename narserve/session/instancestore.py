@@ -34,13 +34,6 @@ class InstanceStore:
             return _small(CacheInfo(store_dir=self._instance.store_dir).to_text())
         raise FileNotInStore(f"{self.url}: no file {path}")
 
-    def file_exists(self, path: str) -> bool:
-        try:
-            self.get_file(path).close()
-        except FileNotInStore:
-            return False
-        return True
-
     def check(self) -> None:
         """There is nothing that could be set up wrongly."""
 

@@ -196,10 +196,9 @@ def test_a_store_reads_files_and_ranges(served: ServedStore, files: Path) -> Non
     for start, end in ((5, len(data) + 1), (len(data), None), (len(data) + 5, len(data) + 9)):
         with pytest.raises(RangeNotSupported):
             store.get_file(name, start, end)
-    assert store.file_exists(name)
-    assert not store.file_exists("nar/nothing")
-    with pytest.raises(FileNotInStore):
-        store.get_file("nothing.narinfo")
+    for missing in ("nar/nothing", "nothing.narinfo"):
+        with pytest.raises(FileNotInStore):
+            store.get_file(missing)
     for path in ("../secret", "../../secret", "%2e%2e/secret", "..%2fsecret", "nar/../../secret", ""):
         with pytest.raises(StoreForbidden):
             store.get_file(path)
