@@ -16,7 +16,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from narserve.dev.apigateway import EnvelopeError, HttpRequest, answer_of, event_of, passed_on
+from narserve.dev.apigateway import EnvelopeError, HttpRequest, answer_of, event_of, response_headers
 from tests import ROOT
 from tests.e2e.runtime_api import FunctionError, Invocation, Prelude, RuntimeApi
 
@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._head(answer.status, answer.headers)
             self.wfile.write(answer.body)
             return
-        headers = passed_on(request, first.given, None)
+        headers = response_headers(request, first.given, None)
         sized = request.method == "HEAD" or any(name.lower() == "content-length" for name, _ in headers)
         chunked = not sized and first.given["statusCode"] not in (204, 304)
         self._head(first.given["statusCode"], headers + ([("Transfer-Encoding", "chunked")] if chunked else []))
