@@ -25,7 +25,9 @@ _KINDS = {"f": Kind.REGULAR, "d": Kind.DIRECTORY, "l": Kind.SYMLINK}
 @click.argument("path", metavar="PATH", type=target_argument)
 @click.argument("glob", metavar="GLOB")
 @click.option("--closure", is_flag=True, help="Also search all store paths that PATH refers to, directly or not.")
-@click.option("-t", "--type", "kind", type=click.Choice(tuple(_KINDS)), help="Only files, directories or links.")
+@click.option(
+    "-t", "--type", "kind", type=click.Choice(tuple(_KINDS)), help="Find only files (f), directories (d) or links (l)."
+)
 @click.option("-0", "--print0", is_flag=True, help="End each name with a zero byte, for xargs -0.")
 @session_options
 def find(session: Session, path: Target, glob: str, closure: bool, kind: str | None, print0: bool) -> None:

@@ -188,7 +188,7 @@ def load(target: str, examples: Sequence[tuple[str, str]], *, strict: bool) -> W
     try:
         return load_lambda(examples) if target == "lambda" else load_application(examples)
     except SystemExit as ended:  # a setting that can't be used, in one line
-        # Whoever ends with a number has said why.
+        # A module that exits with a number has printed the reason itself.
         text = f"{ended.code}\n" if isinstance(ended.code, str) else ""
         sys.stderr.write(text)
         if strict:

@@ -50,7 +50,7 @@ def test_help_of_the_program_lists_commands_settings_and_exit_codes(cli: InProce
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (["ls"], 2, "Missing argument 'PATH...'; try 'nar-serve ls --help'"),
         (["ls", "hello"], 2, "'hello' is not a store path"),
@@ -70,14 +70,14 @@ def test_help_of_the_program_lists_commands_settings_and_exit_codes(cli: InProce
     ],
 )
 def test_every_error_is_one_line_with_its_code(
-    cli: InProcess, tmp_path: Path, arguments: list[str], code: int, says: str
+    cli: InProcess, tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
     (tmp_path / "no-cache").mkdir()
     done = cli(*arguments)
     assert (done.code, done.out) == (code, b"")
     [line] = done.err.splitlines()
     assert line.startswith("nar-serve: ")
-    assert says in line
+    assert message in line
     assert len(line) < 400
 
 
