@@ -131,7 +131,7 @@ def clear(opened: NarCache, yes: bool) -> None:
                 "clear asks for confirmation, and standard input is not a terminal; use --yes to confirm"
             )
         size = human_size(sum(entry.size for entry in entries))
-        question = f"Remove {_named(entries)} ({size}) from {opened.layout.directory}?"
+        question = f"Remove {_description(entries)} ({size}) from {opened.layout.directory}?"
         if not click.confirm(question, err=True):
             print_message("nothing was removed")
             raise click.exceptions.Exit(NO)
@@ -140,7 +140,7 @@ def clear(opened: NarCache, yes: bool) -> None:
 
 def _report(removed: list[Entry]) -> None:
     out = StandardOutput()
-    out.line(f"removed {_named(removed)}, {human_size(sum(entry.size for entry in removed))}")
+    out.line(f"removed {_description(removed)}, {human_size(sum(entry.size for entry in removed))}")
     out.flush()
 
 
@@ -150,7 +150,7 @@ def _counts(entries: list[Entry]) -> tuple[int, int]:
     return len(entries) - files, files
 
 
-def _named(entries: list[Entry]) -> str:
+def _description(entries: list[Entry]) -> str:
     nars, files = _counts(entries)
     archives = f"{nars} archive" if nars == 1 else f"{nars} archives"
     if not files:

@@ -142,7 +142,7 @@ def _metrics_directory(settings: Settings) -> Iterator[None]:
     if not settings.metrics:
         yield
         return
-    shared_memory = Path("/dev/shm")  # noqa: S108  only as the parent of a directory of our own
+    shared_memory = Path("/dev/shm")  # noqa: S108  only the parent of a private directory
     parent = shared_memory if os.access(shared_memory, os.W_OK) else None
     directory = tempfile.mkdtemp(prefix="nar-serve-metrics-", dir=parent)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory

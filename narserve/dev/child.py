@@ -187,7 +187,7 @@ def load(target: str, examples: Sequence[tuple[str, str]], *, strict: bool) -> W
     sys.path[0] = str(ROOT)
     try:
         return load_lambda(examples) if target == "lambda" else load_application(examples)
-    except SystemExit as ended:  # a setting that can't be used, in one line
+    except SystemExit as ended:  # an invalid setting, as a one-line message
         # A module that exits with a number has printed the reason itself.
         text = f"{ended.code}\n" if isinstance(ended.code, str) else ""
         sys.stderr.write(text)

@@ -231,7 +231,7 @@ def serve(
         say(f"{origin}{path} is in the demo cache")
     if target == "lambda":
         say("emulating AWS Lambda behind API Gateway; responses are limited to 4 MiB")
-    say("Ctrl-C stops it")
+    say("press Ctrl-C to stop")
     return Supervisor(listener, target, {**os.environ, "NAR_CACHE_URL": " ".join(cache_urls)}, examples).run()
 
 
