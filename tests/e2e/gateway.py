@@ -17,7 +17,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from narserve.dev.apigateway import EnvelopeError, HttpRequest, answer_of, event_of, passed_on
+from narserve.dev.apigateway import EnvelopeError, HttpRequest, answer_of, event_of, response_headers
 from tests import ROOT
 from tests.e2e.runtime_api import FunctionError, Invocation, Prelude, RuntimeApi
 
@@ -129,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._head(response.status, response.headers)
             self.wfile.write(response.body)
             return
-        headers = passed_on(request, first.fields, None)
+        headers = response_headers(request, first.fields, None)
         has_length = request.method == "HEAD" or any(name.lower() == "content-length" for name, _ in headers)
         chunked = not has_length and first.fields["statusCode"] not in (204, 304)
         self._head(first.fields["statusCode"], headers + ([("Transfer-Encoding", "chunked")] if chunked else []))
