@@ -14,7 +14,7 @@ from typing import Any
 
 from narcore import __version__
 from narcore.errors import MountError
-from narmount.csi.attributes import Attributes
+from narmount.csi.attributes import parse_attributes, pod_name
 from narmount.csi.schema import (
     CSI,
     MODE_MULTI_NODE_READER_ONLY,
@@ -98,21 +98,15 @@ class Node:
         capability = request.volume_capability
         is_for_readers = _is_for_readers(capability)
         target = self._below_kubelet_dir(given)
-        attributes = Attributes.parse(
+        wanted = parse_attributes(
             request.volume_context,
             read_only=request.readonly or is_for_readers,
             mount_group=capability.mount.volume_mount_group,
             caches=tuple(self._plugin.caches),
         )
-        self._volumes.publish(
-            volume_id,
-            target,
-            cache=attributes.cache,
-            mode=attributes.mode,
-            group=attributes.group,
-            prefetch=attributes.prefetch,
-        )
-        log.info("published %s for pod %s: cache %s, %s", volume_id, attributes.pod, attributes.cache, attributes.mode)
+        self._volumes.publish(volume_id, target, wanted)
+        pod = pod_name(request.volume_context)
+        log.info("published %s for pod %s: cache %s, %s", volume_id, pod, wanted.cache, wanted.mode)
         return CSI["NodePublishVolumeResponse"]()
 
     def unpublish(self, request: Any) -> Any:

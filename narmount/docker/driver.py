@@ -9,17 +9,20 @@ them can be repeated. One that broke off it does not repeat (see ``app``), and n
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from narcore.errors import MountError
-from narmount.docker.options import Mode, Refused, VolumeOptions, mount_id, shown, volume_name
+from narmount.docker.options import mount_id, parse_options, volume_name
 from narmount.docker.records import Record, Records
 from narmount.docker.users import UNKNOWN, is_gone, is_mounted_elsewhere
+from narmount.volumes.errors import NoSuchVolume, VolumeBusy, VolumeConflict, VolumeRefused
+from narmount.volumes.request import MODES, VolumeRequest
 from narmount.volumes.states import overlay_source
+from narmount.volumes.targets import shown
 
 VOLUMES_MAX = 10_000  # all of them are in memory, and in every answer to List
 MOUNTS_MAX = 10_000  # of one volume; more than a kernel lets a machine mount is no use (fs.mount-max is 100,000)
@@ -33,17 +36,7 @@ log = logging.getLogger("narmount.docker")
 class Volumes(Protocol):
     """What is taken of ``narmount.volumes.Volumes``. ``keep``: what was written, until the volume is published again."""
 
-    def publish(
-        self,
-        volume_id: str,
-        target: Path,
-        *,
-        cache: str,
-        mode: Mode,
-        group: int | None,
-        prefetch: Sequence[str],
-        keep: bool,
-    ) -> None: ...
+    def publish(self, volume_id: str, target: Path, request: VolumeRequest, *, keep: bool) -> None: ...
 
     def unpublish(self, volume_id: str, target: Path, *, keep: bool) -> None: ...
 
@@ -53,8 +46,8 @@ class Volumes(Protocol):
 class Driver:
     """``caches`` are the names of those that ``volumes`` has; ``mountpoints`` is where volumes are mounted.
 
-    All of the methods raise Refused for what can't be done, MountError for what the kernel refuses, and OSError for a disk
-    that fails.
+    The methods raise an error of ``narmount.volumes.errors`` for an invalid call, MountError if the kernel refuses to mount, and
+    OSError if the disk fails.
     """
 
     def __init__(self, volumes: Volumes, records: Records, mountpoints: Path, caches: tuple[str, ...]) -> None:
@@ -69,18 +62,18 @@ class Driver:
 
     def create(self, name: object, given: object) -> None:
         """Of the same name and options there may be one."""
-        name, options = volume_name(name), VolumeOptions.parse(given, self._caches)
+        name, options = volume_name(name), parse_options(given, self._caches)
         with self._turns.take(name):
             known = self._known.get(name)
             if known is not None and known.options != options:
-                raise Refused(
-                    f"there is a volume {name} with other options; docker volume rm {name} removes it", status=409
+                raise VolumeConflict(
+                    f"the volume {name} exists with other options; remove it first: docker volume rm {name}"
                 )
             if known is not None:
                 return
             if len(self._known) >= VOLUMES_MAX:
-                raise Refused(
-                    f"there are {VOLUMES_MAX} volumes, and that is the limit; docker volume prune removes some"
+                raise VolumeRefused(
+                    f"there are {VOLUMES_MAX} volumes, which is the limit; remove some: docker volume prune"
                 )
             self._store(Record(name, options, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())))
 
@@ -92,20 +85,14 @@ class Driver:
             options, target = record.options, self._target(record)
             if options.cache not in self._caches:
                 step = f"start nar-serve docker-volume with --cache {options.cache}=DIR"
-                raise Refused(f"the volume {record.name} is of the cache {options.cache}, which is not there; {step}")
-            if identity not in record.users and len(record.users) >= MOUNTS_MAX:
-                raise Refused(
-                    f"the volume {record.name} has {MOUNTS_MAX} users, and that is the limit; make another one"
+                raise VolumeRefused(
+                    f"the volume {name} needs the cache {options.cache}, which is not configured; {step}"
                 )
-            self._volumes.publish(
-                record.name,
-                target,
-                cache=options.cache,
-                mode=options.mode,
-                group=options.group,
-                prefetch=options.prefetch,
-                keep=True,
-            )
+            if identity not in record.users and len(record.users) >= MOUNTS_MAX:
+                raise VolumeRefused(
+                    f"the volume {name} has {MOUNTS_MAX} users, which is the limit; create another volume"
+                )
+            self._volumes.publish(record.name, target, options, keep=True)
             try:
                 self._count(record, {**record.users, identity: caller})
             except OSError:
@@ -137,8 +124,8 @@ class Driver:
             if record is None:
                 return
             if record.users and self._is_seen(record):
-                step = f"docker ps -a --filter volume={record.name} shows by whom"
-                raise Refused(f"the volume {record.name} is in use; {step}", status=409)
+                step = f"find its containers: docker ps -a --filter volume={name}"
+                raise VolumeConflict(f"the volume {name} is in use; {step}")
             self._volumes.unpublish(record.name, self._target(record), keep=False)
             self._records.delete(record.name)
             del self._known[record.name]
@@ -183,7 +170,7 @@ class Driver:
 
     def published(self) -> Mapping[str, int]:
         """How many volumes are mounted, by mode."""
-        counts = {"overlay": 0, "ro": 0}
+        counts: dict[str, int] = dict.fromkeys(MODES, 0)
         for record in self._known.copy().values():
             counts[record.options.mode] += bool(record.users)
         return counts
@@ -206,7 +193,7 @@ class Driver:
     def _record(self, name: str) -> Record:
         record = self._known.get(name)
         if record is None:
-            raise Refused(f"no such volume: {shown(name)}; docker volume ls shows those that there are", status=404)
+            raise NoSuchVolume(f"no such volume: {shown(name)}; list the volumes: docker volume ls")
         return record
 
     def _living(self, record: Record) -> Mapping[str, str]:
@@ -242,14 +229,14 @@ class _Turns:
 
     @contextmanager
     def take(self, name: str) -> Iterator[None]:
-        """Raises Refused if it takes too long."""
+        """Raises VolumeBusy if it takes too long."""
         with self._lock:
             turn, waiting = self._turns.get(name, (threading.Lock(), 0))
             self._turns[name] = turn, waiting + 1
         try:
             if not turn.acquire(timeout=TURN_SECONDS):
-                step = "nar-serve docker-volume --status shows whether its cache answers"
-                raise Refused(f"another call for the volume {name} has not ended for a minute; {step}", status=503)
+                step = "check that its cache answers: nar-serve docker-volume --status"
+                raise VolumeBusy(f"another call for the volume {name} has been running for a minute; {step}")
             try:
                 yield
             finally:

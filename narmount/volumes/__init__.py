@@ -12,8 +12,9 @@ Nothing here asks the file system of a mount anything: it may not answer, and th
 mountinfo, and whether a mount lives is seen at its control socket.
 """
 
-from narmount.volumes.states import MODES, Mode, Volume
+from narmount.volumes.request import MODES, Mode, VolumeRequest
+from narmount.volumes.states import Volume
 from narmount.volumes.volumes import Volumes
 from narmount.volumes.watcher import Watcher
 
-__all__ = ["MODES", "Mode", "Volume", "Volumes", "Watcher"]
+__all__ = ["MODES", "Mode", "Volume", "VolumeRequest", "Volumes", "Watcher"]

@@ -63,7 +63,7 @@ def _may_hang(path: Path) -> bool:
     return mounted.fs_type.startswith("fuse") or mounted.source.startswith("nar-serve")
 
 
-def shown(text: str) -> str:
-    """Input in a message: printable, and no longer than a line."""
-    quoted = repr(text)
+def shown(value: object) -> str:
+    """Return untrusted input for a message: printable, and at most 100 characters."""
+    quoted = repr(value)
     return quoted if len(quoted) <= 100 else f"{quoted[:97]}..."

@@ -25,14 +25,15 @@ from narmount.volumes.errors import CacheDead, NoSuchVolume, VolumeBusy, VolumeC
 from narmount.volumes.liveness import Pulses
 from narmount.volumes.prefetch import VolumePrefetch
 from narmount.volumes.removals import Removals
-from narmount.volumes.states import MODES, Mode, States, Volume, current_boot_id, overlay_source
+from narmount.volumes.request import MODES, Mode, VolumeRequest
+from narmount.volumes.statefiles import current_boot_id
+from narmount.volumes.states import States, Volume, overlay_source
 from narmount.volumes.targets import check_id, check_target, shown
 from narmount.volumes.trees import remove_tree, used_bytes
 
 USAGE_SECONDS = 60.0  # so long a count holds: the kubelet asks every minute
 COUNT_SECONDS = 2.0  # so long counting may take; what was found by then is what is reported
 TURN_SECONDS = 0.2  # so long a call waits for its turn to count
-GROUP_MAX = 2**32 - 2  # the last one means "none" to chown(2)
 
 _SAFE = {"ro", "nosuid", "nodev"}
 
@@ -75,31 +76,24 @@ class Volumes:
         self,
         volume_id: str,
         target: Path,
+        request: VolumeRequest,
         *,
-        cache: str,
-        mode: Mode,
-        group: int | None = None,
-        prefetch: Sequence[str] = (),
         keep: bool = False,
     ) -> None:
-        """Mount it at ``target``, which is made. Nothing is done if it is there already, and as it is asked for.
+        """Mount a volume at ``target``, which is created. Does nothing if the same volume is mounted there already.
 
-        ``group`` may write to the root of an overlay, besides root. ``prefetch``: base names of store paths, which are fetched in
-        the background, with all that they refer to. ``keep``: what is written stays until ``unpublish`` without it.
+        With ``keep``, what is written to the volume stays until ``unpublish`` is called without it.
         """
         target = self._checked(volume_id, target)
+        cache = request.cache
         store_dir = self._store(cache)
-        if mode not in MODES:
-            raise VolumeRefused(f"there is no mode {shown(mode)}; it is {' or '.join(MODES)}")
-        if group is not None and not 0 <= group <= GROUP_MAX:
-            raise VolumeRefused(f"{group} is not the number of a group")
         with self._states.locked(volume_id):
             device = self._live(cache, store_dir).device
-            wanted = Volume(volume_id, target, cache, mode, group, keep, device, self._boot_id)
+            wanted = Volume(volume_id, target, cache, request.mode, request.group, keep, device, self._boot_id)
             if not self._is_done(wanted):
                 self._mount(wanted, store_dir)
-        if prefetch:
-            self._ahead[cache].ask(volume_id, self.control(cache), prefetch)
+        if request.prefetch:
+            self._ahead[cache].ask(volume_id, self.control(cache), request.prefetch)
 
     def unpublish(self, volume_id: str, target: Path, *, keep: bool = False) -> None:
         """Unmount it, and remove ``target``; also if it is not mounted, or its state is lost or can't be read.
@@ -237,7 +231,7 @@ class Volumes:
             return False
         if before is None or before.boot_id != self._boot_id or not _shows(on_top, before):
             raise VolumeConflict(f"something else is mounted at {wanted.target}; unmount it, or name another target")
-        if not before.is_as(wanted):
+        if not before.has_options_of(wanted):
             raise VolumeConflict(f"the volume {wanted.id} is there with other options; unpublish it first")
         if before.device == wanted.device and (before.mode == "overlay" or {*on_top[0].options} >= _SAFE):
             return True

@@ -10,7 +10,7 @@ import click
 import pytest
 import yaml
 
-from narmount.csi.attributes import Attributes
+from narmount.csi.attributes import parse_attributes
 from narserve.commands.csi import DRIVER_NAME, KUBELET_DIR, STATE_DIR, csi
 from narserve.commands.mount import mount
 from tests import ROOT, tools
@@ -106,8 +106,8 @@ def test_the_example_asks_for_what_there_is() -> None:
     pod = job["spec"]["template"]["spec"]
     (volume,) = pod["volumes"]
     assert volume["csi"]["driver"] == DRIVER_NAME
-    given = Attributes.parse(volume["csi"]["volumeAttributes"], read_only=False, mount_group="", caches=["main"])
-    (wanted,) = given.prefetch
+    request = parse_attributes(volume["csi"]["volumeAttributes"], read_only=False, mount_group="", caches=["main"])
+    (wanted,) = request.prefetch
     assert pod["containers"][0]["command"][0].startswith(f"/nix/store/{wanted}/")
     assert pod["containers"][0]["volumeMounts"] == [{"name": volume["name"], "mountPath": "/nix/store"}]
 

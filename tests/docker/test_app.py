@@ -13,11 +13,12 @@ from flask.testing import FlaskClient
 
 from narcore.errors import MountError
 from narmount.docker import driver as driver_module
-from narmount.docker.app import BODY_MAX, OUTCOMES, Calls, create_docker_app
+from narmount.docker.app import BODY_MAX, OUTCOMES, DockerCalls, create_docker_app
 from narmount.docker.driver import Driver
-from narmount.docker.options import NAME_MAX
 from narmount.docker.records import Records
 from narmount.docker.service import Service
+from narmount.volumes.request import VolumeRequest
+from narmount.volumes.targets import ID_MAX
 from tests.docker.views import Views
 
 PATH = f"/nix/store/{'0' * 32}-hello"
@@ -26,7 +27,7 @@ NAMED = CALLS[:6]
 
 HOSTILE = (
     "", ".", "..", "-v", ".hidden", "_v", "a/b", "../../etc", "/etc", "a\0b", "a\n", "a b", "a:b", "a,b", "a\\b", "é",
-    "a" * (NAME_MAX + 1), None, 1, True, ["a"], {"a": 1},
+    "a" * (ID_MAX + 1), None, 1, True, ["a"], {"a": 1},
 )  # fmt: skip
 
 
@@ -36,14 +37,14 @@ def views() -> Views:
 
 
 @pytest.fixture
-def made(views: Views, tmp_path: Path) -> tuple[FlaskClient, Calls]:
+def made(views: Views, tmp_path: Path) -> tuple[FlaskClient, DockerCalls]:
     driver = Driver(views, Records(tmp_path / "records"), tmp_path / "mounts", ("main", "other"))
     app, calls = create_docker_app(driver, lambda: {"volumes": driver.status()})
     return app.test_client(), calls
 
 
 @pytest.fixture
-def client(made: tuple[FlaskClient, Calls]) -> FlaskClient:
+def client(made: tuple[FlaskClient, DockerCalls]) -> FlaskClient:
     return made[0]
 
 
@@ -91,7 +92,7 @@ def test_the_life_of_a_volume(client: FlaskClient, tmp_path: Path) -> None:
     assert "no such volume" in refused(client, "Get", Name="v")
 
 
-def test_what_dockerd_repeats_without_its_body(made: tuple[FlaskClient, Calls], tmp_path: Path) -> None:
+def test_what_dockerd_repeats_without_its_body(made: tuple[FlaskClient, DockerCalls], tmp_path: Path) -> None:
     """To dockerd, an answer to Get that has no volume says that there is none: so it gets no answer at all."""
     client, calls = made
     service = Service(tmp_path / "x.sock")
@@ -105,7 +106,7 @@ def test_what_dockerd_repeats_without_its_body(made: tuple[FlaskClient, Calls], 
             with pytest.raises(http.client.RemoteDisconnected):
                 connection.getresponse()
         else:
-            assert b"dockerd has repeated it without its body; try again" in connection.getresponse().read()
+            assert b"dockerd repeated it without its body; try again" in connection.getresponse().read()
         connection.close()
         assert calls.counts()[endpoint, "error"] == 1
     service.close()
@@ -129,22 +130,22 @@ def test_mounts_need_an_id(client: FlaskClient, identity: object) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"colour": "red"}, "there is no option 'colour'; known are cache, group, mode, prefetch"),
-        ({"Mode": "ro"}, "there is no option 'Mode'"),
-        ({"mode": "rw"}, "mode='rw' is not known; it is overlay"),
-        ({"mode": ["ro"]}, "the option mode has to be a string"),
-        ({"cache": "https://evil.example"}, "there is no cache 'https://evil.example'; this plugin has main, other"),
-        ({"cache": ""}, "there is no cache ''"),
-        ({"group": "users"}, "is not the number of a group"),
-        ({"group": "-1"}, "is not the number of a group"),
-        ({"group": "4294967295"}, "is not the number of a group"),
-        ({"group": "1", "mode": "ro"}, "leave one of them out"),
+        ({"colour": "red"}, "unknown option 'colour'; the options are cache, group, mode, prefetch"),
+        ({"Mode": "ro"}, "unknown option 'Mode'"),
+        ({"mode": "rw"}, "unknown mode 'rw'; use overlay"),
+        ({"mode": ["ro"]}, "the option 'mode' is not a string"),
+        ({"cache": "https://evil.example"}, "cache takes a name, not a URL; the caches here are main, other"),
+        ({"cache": ""}, "unknown cache ''"),
+        ({"group": "users"}, "is not a group id"),
+        ({"group": "-1"}, "is not a group id"),
+        ({"group": "4294967295"}, "is not a group id"),
+        ({"group": "1", "mode": "ro"}, "leave out group, or use mode=overlay"),
         ({"prefetch": "hello"}, "prefetch='hello' is not a store path"),
         ({"prefetch": f"{PATH}/bin"}, "is not a store path"),
         ({"prefetch": "/nix/store/../../etc/passwd"}, "is not a store path"),
-        ({"prefetch": " ".join(f"/nix/store/{'0' * 32}-{number}" for number in range(101))}, "100 store paths at most"),
-        ("mode=ro", "Opts has to be an object"),
-        ([], "Opts has to be an object"),
+        ({"prefetch": " ".join(f"/nix/store/{'0' * 32}-{number}" for number in range(101))}, "at most 100 store paths"),
+        ("mode=ro", "Opts is not an object"),
+        ([], "Opts is not an object"),
     ],
 )
 def test_options_that_are_refused(client: FlaskClient, options: object, reason: str) -> None:
@@ -157,8 +158,7 @@ def test_options_as_they_are_mounted(client: FlaskClient, views: Views) -> None:
     call(client, "Create", Name="v", Opts={"cache": "other", "group": "100", "prefetch": f"{PATH}, {other},{PATH}"})
     call(client, "Mount", Name="v", ID="one")
     names = tuple(path.removeprefix("/nix/store/") for path in (PATH, other))
-    asked = {"cache": "other", "mode": "overlay", "group": 100, "prefetch": names, "keep": True}
-    assert views.asked == [asked]
+    assert views.asked == [VolumeRequest("other", "overlay", 100, names)]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_bodies_that_are_none(client: FlaskClient, endpoint: str, body: bytes) -
 def test_a_body_is_bounded(client: FlaskClient) -> None:
     answer = client.post("/VolumeDriver.Create", data=b" " * (BODY_MAX + 1))
     assert answer.status_code == 413
-    assert "65536 bytes at most" in json.loads(answer.data)["Err"]
+    assert "exceeds 65536 bytes" in json.loads(answer.data)["Err"]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_what_is_no_call(client: FlaskClient, method: str, path: str, status: in
     answer = client.open(path, method=method)
     assert (answer.status_code, json.loads(answer.data)) == (
         status,
-        {"Err": "there is no such call; POST /VolumeDriver.List is one"},
+        {"Err": "there is no such call; try POST /VolumeDriver.List"},
     )
 
 
@@ -198,8 +198,8 @@ def test_what_is_no_call(client: FlaskClient, method: str, path: str, status: in
     ("failure", "told"),
     [
         (MountError("the cache is dead; start it again"), "the cache is dead; start it again"),
-        (OSError(28, "No space left on device", "/secret"), "No space left on device; the log of"),
-        (ZeroDivisionError("secret"), "something went wrong; the log of nar-serve docker-volume has the details"),
+        (OSError(28, "No space left on device", "/secret"), "No space left on device; see the log of"),
+        (ZeroDivisionError("secret"), "internal error; see the log of nar-serve docker-volume"),
     ],
 )
 def test_what_fails_is_told_without_a_traceback(
@@ -217,7 +217,7 @@ def test_what_fails_is_told_without_a_traceback(
     assert str(failure) in caplog.text
 
 
-def test_calls_are_counted(made: tuple[FlaskClient, Calls]) -> None:
+def test_calls_are_counted(made: tuple[FlaskClient, DockerCalls]) -> None:
     client, calls = made
     call(client, "Create", Name="v")
     refused(client, "Create", Name="..")

@@ -171,8 +171,8 @@ def test_who_may_write(dockerd: Dockerd, plugin: Plugin) -> None:
 
 def test_options_and_names_that_are_refused(dockerd: Dockerd, plugin: Plugin) -> None:
     create = ("volume", "create", "--driver", plugin.name)
-    assert "there is no option 'colour'; known are cache, group" in dockerd.fails(*create, "-o", "colour=red", "bad")
-    assert "there is no cache 'else'; this plugin has main" in dockerd.fails(*create, "-o", "cache=else", "bad")
+    assert "unknown option 'colour'; the options are cache, group" in dockerd.fails(*create, "-o", "colour=red", "bad")
+    assert "unknown cache 'else'; the caches here are main" in dockerd.fails(*create, "-o", "cache=else", "bad")
     assert dockerd.fails(*create, "../bad")
     assert "bad" not in dockerd.do("volume", "ls", "--quiet")
 

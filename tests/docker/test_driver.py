@@ -10,8 +10,9 @@ import pytest
 from narcore.errors import MountError
 from narmount.docker import driver as driver_module
 from narmount.docker.driver import Driver
-from narmount.docker.options import Refused
 from narmount.docker.records import Records
+from narmount.volumes.errors import NoSuchVolume, VolumeBusy, VolumeConflict, VolumeRefused
+from narmount.volumes.request import VolumeRequest
 from tests.docker.views import Killed, Views
 
 CACHES = ("main", "other")
@@ -56,8 +57,7 @@ def test_a_volume_is_mounted_for_the_first_user_and_unmounted_after_the_last(plu
     driver.unmount("v", "b")
     assert plugin.views.mounted == {}
     assert driver.mountpoint("v") == ""
-    asked = {"cache": "other", "mode": "ro", "group": None, "prefetch": (), "keep": True}
-    assert plugin.views.asked == [asked, asked]
+    assert plugin.views.asked == [VolumeRequest("other", "ro")] * 2
 
 
 def test_every_call_can_be_repeated(plugin: Plugin) -> None:
@@ -81,13 +81,15 @@ def test_what_was_written_goes_with_the_volume_and_not_before(plugin: Plugin, mo
     driver.mount("v", "a")
     with monkeypatch.context() as patch:
         patch.setattr(driver_module, "is_mounted_elsewhere", lambda source, target: source == "nar-serve:v")
-        with pytest.raises(Refused, match=r"volume v is in use; docker ps -a --filter volume=v"):
+        with pytest.raises(
+            VolumeConflict, match=r"volume v is in use; find its containers: docker ps -a --filter volume=v"
+        ):
             driver.remove("v")
     driver.unmount("v", "a")
     assert plugin.views.written == {"v"}
     driver.remove("v")
     assert plugin.views.written == set()
-    with pytest.raises(Refused, match="no such volume: 'v'; docker volume ls"):
+    with pytest.raises(NoSuchVolume, match="no such volume: 'v'; list the volumes: docker volume ls"):
         driver.mount("v", "a")
 
 
@@ -106,7 +108,7 @@ def test_the_first_cache_is_the_default(plugin: Plugin) -> None:
 
 def test_other_options_make_another_volume(plugin: Plugin) -> None:
     plugin.driver.create("v", {"mode": "ro"})
-    with pytest.raises(Refused, match="there is a volume v with other options"):
+    with pytest.raises(VolumeConflict, match="the volume v exists with other options"):
         plugin.driver.create("v", {"mode": "overlay"})
 
 
@@ -247,7 +249,7 @@ def test_records_of_others_are_no_volumes(plugin: Plugin, text: str) -> None:
 def test_a_volume_of_a_cache_that_is_gone(plugin: Plugin) -> None:
     plugin.driver.create("v", {"cache": "other"})
     plugin.started(caches=("main",))
-    with pytest.raises(Refused, match=r"start nar-serve docker-volume with --cache other=DIR"):
+    with pytest.raises(VolumeRefused, match=r"start nar-serve docker-volume with --cache other=DIR"):
         plugin.driver.mount("v", "a")
     plugin.driver.remove("v")
 
@@ -271,11 +273,11 @@ def test_a_volume_that_hangs_holds_up_no_other(plugin: Plugin, monkeypatch: pyte
     begun, end = threading.Event(), threading.Event()
     publish = Views.publish
 
-    def hang(self: Views, volume_id: str, target: Path, **details: object) -> None:
+    def hang(self: Views, volume_id: str, target: Path, request: VolumeRequest, *, keep: bool) -> None:
         if volume_id == "stuck":
             begun.set()
             assert end.wait(30)
-        publish(self, volume_id, target, **details)  # type: ignore[arg-type]  # as they came
+        publish(self, volume_id, target, request, keep=keep)
 
     monkeypatch.setattr(Views, "publish", hang)
     monkeypatch.setattr(driver_module, "TURN_SECONDS", 0.05)
@@ -286,7 +288,7 @@ def test_a_volume_that_hangs_holds_up_no_other(plugin: Plugin, monkeypatch: pyte
         assert plugin.driver.mount("free", "a") == plugin.target("free")
         assert len(plugin.driver.all()) == 2
         assert plugin.driver.mountpoint("stuck") == ""
-        with pytest.raises(Refused, match="another call for the volume stuck has not ended"):
+        with pytest.raises(VolumeBusy, match="another call for the volume stuck has been running"):
             plugin.driver.remove("stuck")
     finally:
         end.set()
@@ -299,10 +301,10 @@ def test_there_are_limits(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(driver_module, "VOLUMES_MAX", 1)
     monkeypatch.setattr(driver_module, "MOUNTS_MAX", 1)
     plugin.driver.create("v", None)
-    with pytest.raises(Refused, match="that is the limit; docker volume prune"):
+    with pytest.raises(VolumeRefused, match="which is the limit; remove some: docker volume prune"):
         plugin.driver.create("w", None)
     plugin.driver.mount("v", "a")
-    with pytest.raises(Refused, match="that is the limit; make another one"):
+    with pytest.raises(VolumeRefused, match="which is the limit; create another volume"):
         plugin.driver.mount("v", "b")
     plugin.driver.mount("v", "a")
     assert plugin.driver.published() == {"overlay": 1, "ro": 0}

@@ -12,9 +12,9 @@ import pytest
 from narmount.docker import driver as driver_module
 from narmount.docker import users
 from narmount.docker.driver import Driver
-from narmount.docker.options import Refused
 from narmount.docker.records import Records
 from narmount.fuse import syscalls
+from narmount.volumes.errors import VolumeConflict
 from tests.docker.views import Views
 from tests.mount.mounting import need_root, unmount_all
 
@@ -97,7 +97,7 @@ def test_a_volume_of_one_that_was_killed(tmp_path: Path, client: Client, monkeyp
     client.end()
     with monkeypatch.context() as patch:
         patch.setattr(driver_module, "is_mounted_elsewhere", lambda source, target: source == "nar-serve:v")
-        with pytest.raises(Refused, match="in use"):
+        with pytest.raises(VolumeConflict, match="in use"):
             driver.remove("v")
     driver.mount("v", "b")
     assert driver.describe("v")["Status"] == {"cache": "main", "mode": "overlay", "users": 2}

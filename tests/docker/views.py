@@ -1,10 +1,9 @@
 """Mounts that are only remembered: what the driver asks for, and what fails when it does."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from narmount.docker.options import Mode
+from narmount.volumes.request import VolumeRequest
 
 
 class Killed(BaseException):
@@ -17,22 +16,20 @@ class Views:
 
     mounted: dict[Path, str] = field(default_factory=dict)
     written: set[str] = field(default_factory=set)
-    asked: list[dict[str, object]] = field(default_factory=list)
+    asked: list[VolumeRequest] = field(default_factory=list)
     fails: BaseException | None = None
 
     def publish(
         self,
         volume_id: str,
         target: Path,
+        request: VolumeRequest,
         *,
-        cache: str,
-        mode: Mode,
-        group: int | None,
-        prefetch: Sequence[str],
         keep: bool,
     ) -> None:
         self._fail()
-        self.asked.append({"cache": cache, "mode": mode, "group": group, "prefetch": tuple(prefetch), "keep": keep})
+        assert keep
+        self.asked.append(request)
         self.mounted[target] = volume_id
         self.written.add(volume_id)
 

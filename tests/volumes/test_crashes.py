@@ -9,7 +9,7 @@ import pytest
 
 from narmount.fuse import syscalls
 from narmount.fuse.mountinfo import mounts_at
-from narmount.volumes import MODES, Mode, Volumes
+from narmount.volumes import MODES, Mode, VolumeRequest, Volumes
 from tests.volumes.conftest import volumes_of
 from tests.volumes.test_volumes import below, left
 
@@ -71,7 +71,7 @@ def mortal(monkeypatch: pytest.MonkeyPatch) -> Mortal:
 
 
 def publish(volumes: Volumes, place: Path, mode: Mode) -> None:
-    volumes.publish("a", place / "t", cache="main", mode=mode)
+    volumes.publish("a", place / "t", VolumeRequest("main", mode))
 
 
 def check_published(place: Path, mode: Mode) -> None:
@@ -158,7 +158,7 @@ def test_after_a_reboot_without_recovery(place: Path, mode: Mode) -> None:
 
 def test_a_kept_one_is_not_lost_at_any_step(place: Path, mortal: Mortal) -> None:
     def put(volumes: Volumes) -> None:
-        volumes.publish("a", place / "t", cache="main", mode="overlay", keep=True)
+        volumes.publish("a", place / "t", VolumeRequest("main"), keep=True)
 
     put(volumes_of(place))
     (place / "t/new").write_text("kept")
@@ -178,8 +178,8 @@ def test_a_kept_one_is_not_lost_at_any_step(place: Path, mortal: Mortal) -> None
 def test_a_target_that_went_with_its_pod(place: Path) -> None:
     """Nobody calls for a pod that was removed by force, whose volume was never mounted."""
     volumes = volumes_of(place)
-    volumes.publish("a", place / "pod/t", cache="main", mode="overlay")
-    volumes.publish("b", place / "t", cache="main", mode="overlay")
+    volumes.publish("a", place / "pod/t", VolumeRequest("main"))
+    volumes.publish("b", place / "t", VolumeRequest("main"))
     for target in (place / "pod/t", place / "t"):
         syscalls.unmount(target)
         target.rmdir()
@@ -192,7 +192,7 @@ def test_a_state_that_can_not_be_read(place: Path, caplog: pytest.LogCaptureFixt
     """It may be one to keep, so it is not removed; and the others go on."""
     volumes = volumes_of(place)
     for volume_id in ("a", "b", "c", "d"):
-        volumes.publish(volume_id, place / volume_id, cache="main", mode="overlay")
+        volumes.publish(volume_id, place / volume_id, VolumeRequest("main"))
         syscalls.unmount(place / volume_id)
     (place / "state/a/state.json").write_text('{"id": "a"')
     (place / "state/b/state.json").write_text("[" * 100_000)

@@ -13,7 +13,7 @@ import pytest
 from narmount.daemon.control import control_path
 from narmount.daemon.controlserver import ControlServer
 from narmount.fuse import syscalls
-from narmount.volumes import Volumes
+from narmount.volumes import VolumeRequest, Volumes
 from narmount.volumes.errors import CacheDead
 from tests.volumes.conftest import volumes_of
 from tests.volumes.test_volumes import below, left
@@ -33,11 +33,11 @@ def hanging(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.soc
 
 def test_the_kernel_is_not_let_wait_for_it(place: Path, volumes: Volumes, hanging: socket.socket) -> None:
     with pytest.raises(CacheDead, match=r"main: .* has not answered within 0.2 seconds"):
-        volumes.publish("a", place / "t", cache="main", mode="overlay")
+        volumes.publish("a", place / "t", VolumeRequest("main"))
     assert below(place) == left(place) == []
     assert not (place / "t").exists()
-    volumes.publish("b", place / "u", cache="other", mode="overlay")
-    volumes.publish("c", place / "v", cache="main", mode="ro")
+    volumes.publish("b", place / "u", VolumeRequest("other"))
+    volumes.publish("c", place / "v", VolumeRequest("main", "ro"))
     volumes.unpublish("c", place / "v")
 
 
@@ -47,10 +47,10 @@ def test_what_is_there_already_needs_no_answer(
     control = ControlServer(hanging.dup(), status=dict, prefetch=lambda _: None)
     control.start()
     monkeypatch.setattr("narmount.volumes.liveness.ANSWER_SECONDS", 20)
-    volumes.publish("a", place / "t", cache="main", mode="overlay")
+    volumes.publish("a", place / "t", VolumeRequest("main"))
     control.close()
     monkeypatch.setattr("narmount.volumes.liveness.ANSWER_SECONDS", 0.01)
-    volumes.publish("a", place / "t", cache="main", mode="overlay")
+    volumes.publish("a", place / "t", VolumeRequest("main"))
     volumes.unpublish("a", place / "t")
     assert below(place) == []
 
@@ -71,14 +71,12 @@ def test_it_hangs_for_the_kernel_alone(place: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(syscalls, "mount_overlay", hang)
     with ThreadPoolExecutor(2) as threads:
-        first = [
-            threads.submit(volumes.publish, name, place / name, cache="main", mode="overlay") for name in ("a", "b")
-        ]
+        first = [threads.submit(volumes.publish, name, place / name, VolumeRequest("main")) for name in ("a", "b")]
         for _ in first:
             assert waiting.acquire(timeout=20)
         with pytest.raises(CacheDead, match="does not answer, and 2 wait for it already"):
-            volumes.publish("c", place / "c", cache="main", mode="overlay")
-        volumes.publish("d", place / "d", cache="other", mode="overlay")
+            volumes.publish("c", place / "c", VolumeRequest("main"))
+        volumes.publish("d", place / "d", VolumeRequest("other"))
         end.set()
         for each in first:
             each.result(20)
@@ -91,7 +89,7 @@ def test_many_wait_no_longer_than_one(place: Path, volumes: Volumes, hanging: so
     def publish(number: int) -> None:
         barrier.wait(10)
         with pytest.raises(CacheDead, match="not answer"):
-            volumes.publish(f"v{number}", place / f"t{number}", cache="main", mode="overlay")
+            volumes.publish(f"v{number}", place / f"t{number}", VolumeRequest("main"))
 
     asked = 0
     start = time.monotonic()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from narmount.volumes import Volumes
+from narmount.volumes import VolumeRequest, Volumes
 from narmount.volumes.removals import Removals
 from narmount.volumes.trees import remove_tree
 from tests.mount.mounting import until
@@ -31,7 +31,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 def publish(volumes: Volumes, place: Path, *names: str) -> None:
     for name in names:
-        volumes.publish(name, place / name, cache="main", mode="overlay")
+        volumes.publish(name, place / name, VolumeRequest("main"))
         (place / name / "written").write_text("x")
 
 

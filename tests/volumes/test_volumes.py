@@ -12,7 +12,7 @@ import pytest
 from narcore.errors import MountError
 from narmount.fuse import syscalls
 from narmount.fuse.mountinfo import mounts, mounts_at
-from narmount.volumes import MODES, Volumes
+from narmount.volumes import MODES, VolumeRequest, Volumes
 from narmount.volumes.errors import CacheDead, NoSuchVolume, VolumeBusy, VolumeConflict, VolumeRefused
 from tests.volumes.conftest import volumes_of
 
@@ -29,7 +29,7 @@ def left(place: Path) -> list[Path]:
 
 
 def test_read_only(place: Path, volumes: Volumes) -> None:
-    volumes.publish("a", place / "t", cache="main", mode="ro")
+    volumes.publish("a", place / "t", VolumeRequest("main", "ro"))
     assert (place / "t/hello").read_text() == "store"
     (mounted,) = mounts_at(place / "t")
     assert {"ro", "nosuid", "nodev"} <= {*mounted.options}
@@ -40,8 +40,8 @@ def test_read_only(place: Path, volumes: Volumes) -> None:
 
 
 def test_overlay(place: Path, volumes: Volumes) -> None:
-    volumes.publish("a", place / "t", cache="main", mode="overlay")
-    volumes.publish("b", place / "u", cache="main", mode="overlay")
+    volumes.publish("a", place / "t", VolumeRequest("main"))
+    volumes.publish("b", place / "u", VolumeRequest("main"))
     (mounted,) = mounts_at(place / "t")
     assert (mounted.fs_type, mounted.source) == ("overlay", "nar-serve:a")
     assert {"nosuid", "nodev"} <= {*mounted.options}
@@ -52,14 +52,14 @@ def test_overlay(place: Path, volumes: Volumes) -> None:
 
 
 def test_another_cache(place: Path, volumes: Volumes) -> None:
-    volumes.publish("a", place / "t", cache="other", mode="ro")
+    volumes.publish("a", place / "t", VolumeRequest("other", "ro"))
     assert (place / "t/hello").read_text() == "other"
 
 
 def test_nothing_is_left_of_it(place: Path, volumes: Volumes) -> None:
     for mode in MODES:
         target = place / mode
-        volumes.publish(mode, target, cache="main", mode=mode)
+        volumes.publish(mode, target, VolumeRequest("main", mode))
         if mode == "overlay":
             (target / "written").write_text("x")
         volumes.unpublish(mode, target)
@@ -72,20 +72,20 @@ def test_nothing_is_left_of_it(place: Path, volumes: Volumes) -> None:
 def test_it_can_be_published_twice(place: Path, volumes: Volumes) -> None:
     for mode in MODES:
         for _ in range(2):
-            volumes.publish(mode, place / mode, cache="main", mode=mode)
+            volumes.publish(mode, place / mode, VolumeRequest("main", mode))
         assert len(mounts_at(place / mode)) == 1
 
 
 def test_not_otherwise(place: Path, volumes: Volumes) -> None:
-    volumes.publish("a", place / "t", cache="main", mode="overlay")
+    volumes.publish("a", place / "t", VolumeRequest("main"))
     with pytest.raises(VolumeConflict, match="with other options"):
-        volumes.publish("a", place / "t", cache="main", mode="ro")
+        volumes.publish("a", place / "t", VolumeRequest("main", "ro"))
     with pytest.raises(VolumeConflict, match="with other options"):
-        volumes.publish("a", place / "t", cache="other", mode="overlay")
+        volumes.publish("a", place / "t", VolumeRequest("other"))
     with pytest.raises(VolumeConflict, match="something else is mounted"):
-        volumes.publish("b", place / "t", cache="main", mode="overlay")
+        volumes.publish("b", place / "t", VolumeRequest("main"))
     with pytest.raises(VolumeConflict, match=r"is mounted at .*/t; unpublish it there first"):
-        volumes.publish("a", place / "u", cache="main", mode="overlay")
+        volumes.publish("a", place / "u", VolumeRequest("main"))
     assert (place / "t/hello").read_text() == "store"
     assert below(place) == [place / "t"]
 
@@ -94,12 +94,12 @@ def test_what_is_of_others_stays(place: Path, volumes: Volumes) -> None:
     (place / "t").mkdir()
     (place / "t/file").write_text("x")
     with pytest.raises(VolumeConflict, match="not empty"):
-        volumes.publish("a", place / "t", cache="main", mode="ro")
+        volumes.publish("a", place / "t", VolumeRequest("main", "ro"))
     with pytest.raises(VolumeConflict, match="files of somebody else"):
         volumes.unpublish("a", place / "t")
     for below_file in (place / "t/file", place / "t/file/x"):
         with pytest.raises(VolumeConflict, match="a file, or below one"):
-            volumes.publish("a", below_file, cache="main", mode="overlay")
+            volumes.publish("a", below_file, VolumeRequest("main"))
         with pytest.raises(VolumeConflict, match="a file, or below one"):
             volumes.unpublish("a", below_file)
     (place / "u").mkdir()
@@ -107,8 +107,8 @@ def test_what_is_of_others_stays(place: Path, volumes: Volumes) -> None:
     for what in ("a", "b"):
         with pytest.raises(VolumeConflict, match="by hand"):
             volumes.unpublish(what, place / "u")
-    volumes.publish("b", place / "v", cache="main", mode="ro")
-    volumes.publish("c", place / "w", cache="main", mode="overlay")
+    volumes.publish("b", place / "v", VolumeRequest("main", "ro"))
+    volumes.publish("c", place / "w", VolumeRequest("main"))
     for what, target in (("a", "v"), ("b", "w"), ("c", "v")):
         with pytest.raises(VolumeConflict, match="by hand"):
             volumes.unpublish(what, place / target)
@@ -117,14 +117,14 @@ def test_what_is_of_others_stays(place: Path, volumes: Volumes) -> None:
 
 
 def test_the_wrong_target_changes_nothing_but_that(place: Path, volumes: Volumes) -> None:
-    volumes.publish("a", place / "t", cache="main", mode="overlay")
+    volumes.publish("a", place / "t", VolumeRequest("main"))
     volumes.unpublish("a", place / "u")
     assert volumes.find("a", place / "t").mode == "overlay"
 
 
 def test_its_state_is_not_needed_to_end_it(place: Path, volumes: Volumes) -> None:
     for mode in MODES:
-        volumes.publish(mode, place / mode, cache="main", mode=mode)
+        volumes.publish(mode, place / mode, VolumeRequest("main", mode))
     subprocess.run(["rm", "-rf", place / "state"], check=True)
     for mode in MODES:
         volumes.unpublish(mode, place / mode)
@@ -134,7 +134,7 @@ def test_its_state_is_not_needed_to_end_it(place: Path, volumes: Volumes) -> Non
 
 def test_in_use(place: Path, volumes: Volumes) -> None:
     """A container that has not ended yet does not keep the next from being told that it is gone."""
-    volumes.publish("a", place / "t", cache="main", mode="overlay")
+    volumes.publish("a", place / "t", VolumeRequest("main"))
     with (place / "t/hello").open() as file:
         volumes.unpublish("a", place / "t")
         assert file.read() == "store"
@@ -142,8 +142,8 @@ def test_in_use(place: Path, volumes: Volumes) -> None:
 
 
 def test_who_may_write(place: Path, volumes: Volumes) -> None:
-    volumes.publish("a", place / "t", cache="main", mode="overlay", group=1234)
-    volumes.publish("b", place / "u", cache="main", mode="overlay")
+    volumes.publish("a", place / "t", VolumeRequest("main", group=1234))
+    volumes.publish("b", place / "u", VolumeRequest("main"))
     status = (place / "t").stat()
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0, 1234, 0o2775)
     place.chmod(0o755)
@@ -156,7 +156,7 @@ def test_who_may_write(place: Path, volumes: Volumes) -> None:
 
 
 def test_usage(place: Path, volumes: Volumes, monkeypatch: pytest.MonkeyPatch) -> None:
-    volumes.publish("a", place / "t", cache="main", mode="overlay")
+    volumes.publish("a", place / "t", VolumeRequest("main"))
     (place / "t/deep/er").mkdir(parents=True)
     (place / "t/deep/er/file").write_bytes(bytes(1 << 20))
     os.link(place / "t/deep/er/file", place / "t/again")
@@ -176,7 +176,7 @@ def test_usage(place: Path, volumes: Volumes, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_find(place: Path, volumes: Volumes) -> None:
-    volumes.publish("a", place / "t", cache="main", mode="ro")
+    volumes.publish("a", place / "t", VolumeRequest("main", "ro"))
     assert volumes.find("a", place / "t").cache == "main"
     for volume_id, target in (("a", "u"), ("b", "t")):
         with pytest.raises(NoSuchVolume):
@@ -188,10 +188,10 @@ def test_find(place: Path, volumes: Volumes) -> None:
 
 def test_a_cache_that_is_not_there(place: Path, volumes: Volumes, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(VolumeRefused, match=r"no cache 'x'; there are: main, other"):
-        volumes.publish("a", place / "t", cache="x", mode="ro")
+        volumes.publish("a", place / "t", VolumeRequest("x", "ro"))
     syscalls.unmount(place / "store")
     with pytest.raises(CacheDead, match="is not mounted; run nar-serve mount"):
-        volumes.publish("a", place / "t", cache="main", mode="ro")
+        volumes.publish("a", place / "t", VolumeRequest("main", "ro"))
     assert not (place / "t").exists()
     assert left(place) == []
     volumes.warn_of_dead_caches()
@@ -203,12 +203,12 @@ def test_a_cache_that_is_not_there(place: Path, volumes: Volumes, caplog: pytest
 def test_one_that_came_back(place: Path, volumes: Volumes) -> None:
     """What shows a mount that has died is replaced when it is asked for again."""
     for mode in MODES:
-        volumes.publish(mode, place / mode, cache="main", mode=mode)
+        volumes.publish(mode, place / mode, VolumeRequest("main", mode))
     syscalls.unmount(place / "store", lazy=True)
     subprocess.run(["mount", "-t", "tmpfs", syscalls.SOURCE, place / "store"], check=True)
     (place / "store/hello").write_text("new")
     for mode in MODES:
-        volumes.publish(mode, place / mode, cache="main", mode=mode)
+        volumes.publish(mode, place / mode, VolumeRequest("main", mode))
         assert len(mounts_at(place / mode)) == 1
         assert (place / mode / "hello").read_text() == "new"
 
@@ -216,21 +216,21 @@ def test_one_that_came_back(place: Path, volumes: Volumes) -> None:
 def test_kept(place: Path) -> None:
     """As Docker wants it: what is written stays until the volume is removed, also over a reboot."""
     volumes = volumes_of(place)
-    volumes.publish("a", place / "t", cache="main", mode="overlay", keep=True)
+    volumes.publish("a", place / "t", VolumeRequest("main"), keep=True)
     assert not {"volatile", "fsync=volatile"} & {*mounts_at(place / "t")[0].super_options}
     (place / "t/new").write_text("kept")
     volumes.unpublish("a", place / "t", keep=True)
     assert not (place / "t").exists()
     assert [volume.target for volume in volumes.list()] == [None]
 
-    volumes.publish("a", place / "t", cache="main", mode="overlay", keep=True)
+    volumes.publish("a", place / "t", VolumeRequest("main"), keep=True)
     assert (place / "t/new").read_text() == "kept"
     syscalls.unmount(place / "t")
 
     volumes = volumes_of(place, "boot-2")
     volumes.recover()
     assert [volume.target for volume in volumes.list()] == [None]
-    volumes.publish("a", place / "t", cache="main", mode="overlay", keep=True)
+    volumes.publish("a", place / "t", VolumeRequest("main"), keep=True)
     assert (place / "t/new").read_text() == "kept"
     volumes.unpublish("a", place / "t", keep=True)
     volumes.unpublish("a", place / "t")
@@ -239,7 +239,7 @@ def test_kept(place: Path) -> None:
 
 def test_many_at_once(place: Path, volumes: Volumes) -> None:
     def publish(number: int) -> None:
-        volumes.publish(f"v{number}", place / f"t{number}", cache="main", mode="overlay")
+        volumes.publish(f"v{number}", place / f"t{number}", VolumeRequest("main"))
 
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(publish, range(50)))
@@ -256,7 +256,7 @@ def test_one_many_times_at_once(place: Path) -> None:
     def publish(number: int) -> None:
         if number < 16:
             barrier.wait(10)
-        both[number % 2].publish("a", place / "t", cache="main", mode="overlay")
+        both[number % 2].publish("a", place / "t", VolumeRequest("main"))
 
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(publish, range(50)))
@@ -266,9 +266,9 @@ def test_one_many_times_at_once(place: Path) -> None:
 
 
 def test_names_that_appear_late(place: Path, volumes: Volumes) -> None:
-    volumes.publish("a", place / "t", cache="main", mode="overlay")
-    volumes.publish("b", place / "u", cache="other", mode="overlay")
-    volumes.publish("c", place / "v", cache="main", mode="ro")
+    volumes.publish("a", place / "t", VolumeRequest("main"))
+    volumes.publish("b", place / "u", VolumeRequest("other"))
+    volumes.publish("c", place / "v", VolumeRequest("main", "ro"))
     assert volumes.flush("main") == 1
     assert volumes.flush("other") == 1
     syscalls.unmount(place / "t")
@@ -283,7 +283,7 @@ def test_hostile_ids(place: Path, volumes: Volumes, volume_id: str) -> None:
         with pytest.raises(VolumeRefused, match="can't be the id of a volume"):
             call(volume_id, place / "t")
     with pytest.raises(VolumeRefused, match="can't be the id of a volume"):
-        volumes.publish(volume_id, place / "t", cache="main", mode="ro")
+        volumes.publish(volume_id, place / "t", VolumeRequest("main", "ro"))
 
 
 @pytest.mark.parametrize(
@@ -294,35 +294,35 @@ def test_hostile_targets(place: Path, volumes: Volumes, target: str) -> None:
     with pytest.raises(VolumeRefused, match="can't be a target"):
         volumes.unpublish("a", hostile)  # type: ignore[arg-type]
     with pytest.raises(VolumeRefused, match="can't be a target"):
-        volumes.publish("a", hostile, cache="main", mode="ro")  # type: ignore[arg-type]
+        volumes.publish("a", hostile, VolumeRequest("main", "ro"))  # type: ignore[arg-type]
 
 
 def test_targets_that_would_hide_something(place: Path, volumes: Volumes) -> None:
-    volumes.publish("a", place / "t", cache="main", mode="overlay")
+    volumes.publish("a", place / "t", VolumeRequest("main"))
     (place / "link").symlink_to(place / "u")
     for target in (place, place / "store", place / "store/x", place / "state", place / "state/a/upper", place / "t/x",
                    place / "link"):  # fmt: skip
         with pytest.raises(VolumeRefused, match="can't be a target"):
-            volumes.publish("b", target, cache="main", mode="ro")
+            volumes.publish("b", target, VolumeRequest("main", "ro"))
     assert below(place) == [place / "t"]
 
 
 def test_behind_a_link(place: Path, volumes: Volumes) -> None:
     (place / "real").mkdir()
     (place / "link").symlink_to(place / "real")
-    volumes.publish("a", place / "link/t", cache="main", mode="ro")
-    volumes.publish("a", place / "link/t", cache="main", mode="ro")
+    volumes.publish("a", place / "link/t", VolumeRequest("main", "ro"))
+    volumes.publish("a", place / "link/t", VolumeRequest("main", "ro"))
     assert below(place) == [place / "real/t"]
     volumes.unpublish("a", place / "link/t")
     assert below(place) == []
 
 
 def test_other_bad_options(place: Path, volumes: Volumes) -> None:
-    with pytest.raises(VolumeRefused, match="no mode 'rw'; it is ro or overlay"):
-        volumes.publish("a", place / "t", cache="main", mode="rw")  # type: ignore[arg-type]
+    with pytest.raises(VolumeRefused, match="unknown mode 'rw'; use overlay"):
+        volumes.publish("a", place / "t", VolumeRequest("main", "rw"))  # type: ignore[arg-type]
     for group in (-1, 2**32 - 1):
-        with pytest.raises(VolumeRefused, match="not the number of a group"):
-            volumes.publish("a", place / "t", cache="main", mode="overlay", group=group)
+        with pytest.raises(VolumeRefused, match="is not a group id"):
+            volumes.publish("a", place / "t", VolumeRequest("main", group=group))
     with pytest.raises(MountError):
-        volumes.publish("a", place / "hello\0", cache="main", mode="ro")
+        volumes.publish("a", place / "hello\0", VolumeRequest("main", "ro"))
     assert not (place / "state").exists() or left(place) == []

@@ -11,11 +11,11 @@ import pytest
 
 from narmount.daemon.control import control_path
 from narmount.daemon.controlserver import ControlServer
-from narmount.volumes import Volumes, Watcher
+from narmount.volumes import VolumeRequest, Volumes, Watcher
 from narmount.volumes.errors import CacheDead
 from tests.mount.mounting import until
 
-NAMES = [f"{32 * '0'}-x", f"{32 * '1'}-y"]
+NAMES = (f"{32 * '0'}-x", f"{32 * '1'}-y")
 
 
 class Mount:
@@ -82,7 +82,7 @@ def test_news_and_restarts(place: Path, mount: Mount, volumes: Volumes, flushes:
     time.sleep(0.3)
     mount.listen()
     server = mount.start_worker()
-    volumes.publish("a", place / "t", cache="main", mode="overlay")
+    volumes.publish("a", place / "t", VolumeRequest("main"))
     until(lambda: len(flushes) == 2, "what was missed is made up for, and once more")
     (place / "store/late").write_text("now")
     server.announce(["late"])
@@ -118,7 +118,7 @@ def test_a_burst_of_news(mount: Mount, volumes: Volumes, flushes: list[str]) -> 
 
 def test_a_late_name_takes_a_flush(place: Path, volumes: Volumes) -> None:
     """What the watcher is for: an overlay does not ask again for a name that was not there."""
-    volumes.publish("a", place / "t", cache="main", mode="overlay")
+    volumes.publish("a", place / "t", VolumeRequest("main"))
     assert not (place / "t/late").exists()
     (place / "store/late").write_text("now")
     assert not (place / "t/late").exists()
@@ -131,10 +131,10 @@ def test_what_is_to_be_fetched_ahead(place: Path, mount: Mount, volumes: Volumes
     mount.listen()
     start = time.monotonic()
     for _ in range(2):
-        volumes.publish("a", place / "t", cache="main", mode="ro", prefetch=NAMES)
+        volumes.publish("a", place / "t", VolumeRequest("main", "ro", prefetch=NAMES))
     assert time.monotonic() - start < 1, "nobody waits for the worker"
     mount.start_worker()
-    until(lambda: mount.wanted == NAMES * 2, "both were told")
+    until(lambda: mount.wanted == [*NAMES, *NAMES], "both were told")
 
 
 def test_what_another_mount_is_to_fetch_does_not_wait(place: Path, mount: Mount, volumes: Volumes) -> None:
@@ -142,9 +142,9 @@ def test_what_another_mount_is_to_fetch_does_not_wait(place: Path, mount: Mount,
     other = Mount(place, "other")
     other.listen()
     other.start_worker()
-    volumes.publish("a", place / "t", cache="main", mode="ro", prefetch=NAMES)
-    volumes.publish("b", place / "u", cache="other", mode="ro", prefetch=NAMES)
-    until(lambda: other.wanted == NAMES, "the other one is told")
+    volumes.publish("a", place / "t", VolumeRequest("main", "ro", prefetch=NAMES))
+    volumes.publish("b", place / "u", VolumeRequest("other", "ro", prefetch=NAMES))
+    until(lambda: other.wanted == [*NAMES], "the other one is told")
     other.close()
 
 
@@ -153,11 +153,11 @@ def test_a_mount_that_does_not_answer(
 ) -> None:
     monkeypatch.setattr("narmount.volumes.prefetch.ANSWER_SECONDS", 0.1)
     mount.listen()
-    volumes.publish("a", place / "t", cache="main", mode="ro", prefetch=["x"])
+    volumes.publish("a", place / "t", VolumeRequest("main", "ro", prefetch=("x",)))
     until(lambda: "volume a: nothing is fetched ahead" in caplog.text, "it is said")
 
     monkeypatch.setattr("narmount.volumes.prefetch.WISHES_MAX", 0)
-    volumes.publish("b", place / "u", cache="main", mode="ro", prefetch=["x"])
+    volumes.publish("b", place / "u", VolumeRequest("main", "ro", prefetch=("x",)))
     assert "volume b: nothing is fetched ahead, since the mount does not answer" in caplog.text
 
 
@@ -165,7 +165,7 @@ def test_a_mount_that_has_died(place: Path, mount: Mount, volumes: Volumes) -> N
     mount.listen()
     mount.close()
     with pytest.raises(CacheDead, match="has died; run nar-serve mount"):
-        volumes.publish("a", place / "t", cache="main", mode="ro")
+        volumes.publish("a", place / "t", VolumeRequest("main", "ro"))
     assert not (place / "t").exists()
 
 
@@ -175,7 +175,7 @@ def test_a_flush_that_fails_is_said(
     def fail(*args: object) -> None:
         raise OSError("no")
 
-    volumes.publish("a", place / "t", cache="main", mode="overlay")
+    volumes.publish("a", place / "t", VolumeRequest("main"))
     monkeypatch.setattr("narmount.fuse.syscalls._mount", fail)
     with caplog.at_level(logging.WARNING):
         assert volumes.flush("main") == 0
