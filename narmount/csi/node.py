@@ -31,16 +31,16 @@ from narmount.volumes import Volumes
 from narmount.volumes.errors import NoSuchVolume, VolumeRefused
 from narmount.volumes.targets import shown
 
-READERS = (MODE_SINGLE_NODE_READER_ONLY, MODE_MULTI_NODE_READER_ONLY)
-WRITERS = (MODE_SINGLE_NODE_WRITER, MODE_SINGLE_NODE_SINGLE_WRITER, MODE_SINGLE_NODE_MULTI_WRITER)
+READER_MODES = (MODE_SINGLE_NODE_READER_ONLY, MODE_MULTI_NODE_READER_ONLY)
+WRITER_MODES = (MODE_SINGLE_NODE_WRITER, MODE_SINGLE_NODE_SINGLE_WRITER, MODE_SINGLE_NODE_MULTI_WRITER)
 PROBE_SECONDS = 1.0  # for all mounts together: kubelet gives a probe one second
-ID_MAX = 128  # bytes, of every string unless the specification says otherwise
+STRING_MAX = 128  # bytes, of every string unless the specification says otherwise
 
 log = logging.getLogger("narmount.csi")
 
 
 @dataclass(frozen=True, slots=True)
-class Plugin:
+class CsiPlugin:
     """``name`` is that of the CSIDriver object. ``kubelet_dir``: targets of volumes are below it. ``caches``: mounts by name."""
 
     name: str
@@ -49,8 +49,8 @@ class Plugin:
     caches: Mapping[str, Path]
 
 
-class Identity:
-    def __init__(self, plugin: Plugin, volumes: Volumes) -> None:
+class CsiIdentity:
+    def __init__(self, plugin: CsiPlugin, volumes: Volumes) -> None:
         self._plugin = plugin
         self._volumes = volumes
 
@@ -78,8 +78,8 @@ class Identity:
         return True
 
 
-class Node:
-    def __init__(self, plugin: Plugin, volumes: Volumes) -> None:
+class CsiNode:
+    def __init__(self, plugin: CsiPlugin, volumes: Volumes) -> None:
         self._plugin = plugin
         self._volumes = volumes
         self._kubelet_dir = Path(os.path.realpath(plugin.kubelet_dir))
@@ -146,9 +146,9 @@ def _is_for_readers(capability: Any) -> bool:
     if capability.mount.mount_flags:
         raise VolumeRefused("mount options can't be chosen; leave mountOptions out")
     mode = capability.access_mode.mode
-    if mode not in (*READERS, *WRITERS):
+    if mode not in (*READER_MODES, *WRITER_MODES):
         raise VolumeRefused(f"access mode {mode} is not possible: what is written to a volume is on one node alone")
-    return mode in READERS
+    return mode in READER_MODES
 
 
 def _id(request: Any) -> str:
@@ -156,8 +156,8 @@ def _id(request: Any) -> str:
     volume_id: str = request.volume_id
     if not volume_id:
         raise VolumeRefused("volume_id is missing")
-    if len(volume_id.encode()) > ID_MAX:
-        raise VolumeRefused(f"volume_id is longer than {ID_MAX} bytes")
+    if len(volume_id.encode()) > STRING_MAX:
+        raise VolumeRefused(f"volume_id is longer than {STRING_MAX} bytes")
     return volume_id
 
 

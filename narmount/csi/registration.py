@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from narmount.csi.schema import REGISTRATION
-from narmount.csi.server import Calls, Server
+from narmount.csi.server import CsiCalls, CsiServer
 
 VERSIONS = ["1.0.0"]  # kubelet wants those of the plugin interface; any of CSI 1 is the same to it
 
@@ -20,7 +20,7 @@ def registration_path(kubelet_dir: Path, name: str) -> Path:
     return kubelet_dir / "plugins_registry" / f"{name}-reg.sock"
 
 
-def registration_server(path: Path, name: str, endpoint: Path, calls: Calls) -> Server:
+def registration_server(path: Path, name: str, endpoint: Path, calls: CsiCalls) -> CsiServer:
     """``endpoint`` is the plugin's socket, as kubelet sees it."""
 
     def info(_: Any) -> Any:
@@ -36,7 +36,7 @@ def registration_server(path: Path, name: str, endpoint: Path, calls: Calls) -> 
             log.error("kubelet does not register %s: %s; %s", name, status.error[:1000], step)
         return REGISTRATION["RegistrationStatusResponse"]()
 
-    server = Server(path, calls)
+    server = CsiServer(path, calls)
     server.add(
         "pluginregistration.Registration",
         {

@@ -16,8 +16,9 @@ from typing import Any
 import grpc
 
 from narcore.errors import MountError, SettingsError
-from narmount.csi.node import Identity, Node, Plugin
+from narmount.csi.node import CsiIdentity, CsiNode, CsiPlugin
 from narmount.csi.schema import CSI
+from narmount.daemon.control import SOCKET_PATH_MAX
 from narmount.metrics import Family
 from narmount.volumes import Volumes
 from narmount.volumes.errors import (
@@ -35,7 +36,6 @@ MESSAGE_MAX = 256 * 1024  # the largest of the specification's are 4 KiB of attr
 TOLD_MAX = 600  # characters of a message; as it is encoded, each may take 12 bytes, and gRPC takes 8 KiB of headers
 STOP_SECONDS = 5.0  # so long calls under way may take when it ends
 
-_PATH_MAX = 107  # unix(7): sun_path, without the NUL
 
 Method = Callable[[Any], Any]
 
@@ -56,7 +56,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 log = logging.getLogger("narmount.csi")
 
 
-class Calls:
+class CsiCalls:
     """How many calls there were, how they ended, and how long they took. Thread-safe."""
 
     def __init__(self) -> None:
@@ -88,10 +88,10 @@ class Calls:
         ]
 
 
-class Server:
+class CsiServer:
     """gRPC on a unix socket that is for its owner alone. ``services`` are methods by name: service, call, and its messages."""
 
-    def __init__(self, path: Path, calls: Calls) -> None:
+    def __init__(self, path: Path, calls: CsiCalls) -> None:
         self._path = path
         self._calls = calls
         self._server = grpc.server(
@@ -144,9 +144,9 @@ class Server:
         return call
 
 
-def csi_server(path: Path, plugin: Plugin, volumes: Volumes, calls: Calls) -> Server:
+def csi_server(path: Path, plugin: CsiPlugin, volumes: Volumes, calls: CsiCalls) -> CsiServer:
     """Identity and Node."""
-    server, identity, node = Server(path, calls), Identity(plugin, volumes), Node(plugin, volumes)
+    server, identity, node = CsiServer(path, calls), CsiIdentity(plugin, volumes), CsiNode(plugin, volumes)
     services: dict[str, dict[str, Method]] = {
         "csi.v1.Identity": {
             "GetPluginInfo": identity.get_plugin_info,
@@ -185,8 +185,8 @@ def is_ready(path: Path, timeout: float) -> bool:
 
 def make_way(path: Path) -> None:
     """Remove a socket that was left behind, and make its directory. Raises SettingsError if somebody listens there."""
-    if len(os.fsencode(path)) > _PATH_MAX:
-        raise SettingsError(f"{path} is too long for a socket, by {len(os.fsencode(path)) - _PATH_MAX} bytes")
+    if len(os.fsencode(path)) > SOCKET_PATH_MAX:
+        raise SettingsError(f"{path} is too long for a socket, by {len(os.fsencode(path)) - SOCKET_PATH_MAX} bytes")
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trying:
         trying.settimeout(1)

@@ -14,6 +14,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, Reque
 from narcore.errors import MountError
 from narmount.docker.driver import Driver
 from narmount.docker.users import UNKNOWN, caller
+from narmount.metrics import Family
 from narmount.volumes.errors import NoSuchVolume, VolumeBusy, VolumeConflict, VolumeRefused
 
 BODY_MAX = 64 * 1024  # bytes: a name and some options, of which prefetch may have a hundred store paths
@@ -56,9 +57,12 @@ class DockerCalls:
         with self._lock:
             self._counts[name, outcome] += 1
 
-    def counts(self) -> dict[tuple[str, ...], float]:
+    def families(self) -> list[Family]:
         with self._lock:
-            return dict(self._counts)
+            counts = dict(self._counts)
+        return [
+            Family("nar_docker_calls", "Calls of dockerd, by how they ended.", "counter", ("call", "outcome"), counts)
+        ]
 
 
 def create_docker_app(driver: Driver, status: Callable[[], Mapping[str, object]]) -> tuple[Flask, DockerCalls]:

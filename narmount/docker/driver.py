@@ -33,7 +33,7 @@ TURN_SECONDS = 60
 log = logging.getLogger("narmount.docker")
 
 
-class Volumes(Protocol):
+class DockerVolumes(Protocol):
     """What is taken of ``narmount.volumes.Volumes``. ``keep``: what was written, until the volume is published again."""
 
     def publish(self, volume_id: str, target: Path, request: VolumeRequest, *, keep: bool) -> None: ...
@@ -50,7 +50,7 @@ class Driver:
     OSError if the disk fails.
     """
 
-    def __init__(self, volumes: Volumes, records: Records, mountpoints: Path, caches: tuple[str, ...]) -> None:
+    def __init__(self, volumes: DockerVolumes, records: Records, mountpoints: Path, caches: tuple[str, ...]) -> None:
         self._volumes = volumes
         self._records = records
         self._mountpoints = mountpoints

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from narcore.errors import MountError, SettingsError
+from narmount.daemon.control import SOCKET_PATH_MAX
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -32,7 +33,6 @@ SILENCE_SECONDS = 30  # so long a client may take to say something, or to listen
 LOOK_SECONDS = 0.5  # between two looks whether it is to stop, while all calls are taken
 STOP_SECONDS = 10  # so long stopping waits for calls under way; what they leave behind is seen to at the next start
 
-_PATH_MAX = 107  # unix(7): sun_path, without the NUL
 _STOPPING = {signal.SIGTERM, signal.SIGINT}
 
 log = logging.getLogger("narmount.docker")
@@ -93,7 +93,7 @@ def sole_owner(directory: Path) -> Iterator[None]:
 def _bound(path: Path) -> Iterator[socket.socket]:
     """A socket that listens, and appears at ``path`` when it does, for its owner alone. Raises SettingsError."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    if len(os.fsencode(part)) > _PATH_MAX:
+    if len(os.fsencode(part)) > SOCKET_PATH_MAX:
         raise SettingsError(f"--socket {path} is too long a path for a socket; name a shorter one")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:

@@ -22,10 +22,10 @@ from narmount.daemon.control import control_path, is_abandoned
 from narmount.fuse import syscalls
 from narmount.fuse.mountinfo import Mount, mounts, mounts_at
 from narmount.volumes.errors import CacheDead, NoSuchVolume, VolumeBusy, VolumeConflict, VolumeElsewhere, VolumeRefused
-from narmount.volumes.liveness import Pulses
+from narmount.volumes.liveness import Liveness
 from narmount.volumes.prefetch import VolumePrefetch
 from narmount.volumes.removals import Removals
-from narmount.volumes.request import MODES, Mode, VolumeRequest
+from narmount.volumes.request import MODES, VolumeRequest
 from narmount.volumes.statefiles import current_boot_id
 from narmount.volumes.states import States, Volume, overlay_source
 from narmount.volumes.targets import check_id, check_target, shown
@@ -66,7 +66,7 @@ class Volumes:
             cache: VolumePrefetch() for cache in stores
         }  # one that does not answer is not in the way of the others
         self._removals = Removals()
-        self._pulses = Pulses(stores)
+        self._liveness = Liveness(stores)
         self._usage: dict[str, tuple[float, int]] = {}
         self._counting = threading.Lock()
 
@@ -161,7 +161,7 @@ class Volumes:
             raise NoSuchVolume(f"there is no volume {volume_id} at {target}")
         return volume
 
-    def published(self) -> dict[Mode, int]:
+    def published(self) -> dict[str, int]:
         """How many are mounted, by mode."""
         targets = {mounted.target for mounted in mounts()}
         modes = [volume.mode for volume in self.list() if volume.target in targets]
@@ -255,7 +255,7 @@ class Volumes:
         if volume.mode == "ro":
             self._write_and_mount(volume, store_dir)
             return
-        with self._pulses.taken(volume.cache, self.control(volume.cache)):  # the kernel asks it for its statistics
+        with self._liveness.checked(volume.cache, self.control(volume.cache)):  # the kernel asks it for its statistics
             self._write_and_mount(volume, store_dir)
 
     def _write_and_mount(self, volume: Volume, store_dir: Path) -> None:

@@ -1,6 +1,5 @@
 """The command line of ``nar-serve csi``. ``narserve.program`` finds it by the entry point in pyproject.toml."""
 
-import json
 import logging
 import os
 import re
@@ -15,20 +14,17 @@ from pathlib import Path
 import click
 
 from narcore.errors import MountError, SettingsError
-from narmount.daemon.control import control_path, read_status
 from narmount.fuse.mountinfo import mounts
 from narmount.metrics import check_metrics, serve_metrics, volume_metrics
 from narmount.volumes import Volume, Volumes, Watcher
 from narmount.volumes.caches import parse_caches
+from narserve.commands.statusoutput import STATUS_SECONDS, cache_statuses, plugin_text, print_status
 from narserve.session.session import read_settings
 from narserve.terminal.exits import NO, TROUBLE
-from narserve.terminal.output import StandardOutput
 
 DRIVER_NAME = "store.nar-serve.dev"
 STATE_DIR = Path("/var/lib/nar-serve/csi")
 KUBELET_DIR = Path("/var/lib/kubelet")
-STATUS_SECONDS = 5.0  # so long --status waits for the plugin
-CACHE_SECONDS = 2.0  # and that for each of the mounts, which answer at once or hang
 
 # CSI, GetPluginInfoResponse.name: 63 characters of domain names.
 _DRIVER = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?")
@@ -116,7 +112,7 @@ def csi(
     directories = parse_caches(caches)
     volumes = Volumes(state_dir.absolute(), directories, settings.run_dir, within=kubelet_dir)
     if status:
-        _show(path, volumes, directories, settings.run_dir, as_json)
+        _show(path, volumes, directories, settings.run_dir, as_json=as_json)
         return
     node = node_id or socket.gethostname()
     if not _NODE.fullmatch(node):
@@ -140,19 +136,19 @@ def _run(
     registry: Path | None,
     metrics: str,
 ) -> None:
-    from narmount.csi.node import Plugin
+    from narmount.csi.node import CsiPlugin
     from narmount.csi.registration import registration_path, registration_server
-    from narmount.csi.server import Calls, csi_server
+    from narmount.csi.server import CsiCalls, csi_server
 
     log = logging.getLogger("narmount.csi")
     ending = _ending()
-    calls = Calls()
-    server = csi_server(path, Plugin(name, node_id, kubelet_dir, caches), volumes, calls)
+    calls = CsiCalls()
+    server = csi_server(path, CsiPlugin(name, node_id, kubelet_dir, caches), volumes, calls)
     with ExitStack() as stack:
         volumes.recover()
         volumes.warn_of_dead_caches()
         if metrics:
-            port = serve_metrics(metrics, lambda: [*volume_metrics(_published(volumes)), *calls.families()])
+            port = serve_metrics(metrics, lambda: [*volume_metrics(volumes.published()), *calls.families()])
             log.info("metrics at port %d", port)
         for cache in caches:
             watcher = Watcher(volumes, cache)
@@ -170,10 +166,6 @@ def _run(
     if calls.under_way():
         log.warning("calls that have not ended are left: %d", calls.under_way())
         os._exit(0)  # Python would wait for their threads, and they may wait for a mount that hangs
-
-
-def _published(volumes: Volumes) -> dict[str, int]:
-    return {str(mode): count for mode, count in volumes.published().items()}
 
 
 def _ending() -> threading.Event:
@@ -218,19 +210,15 @@ def _log_to_stderr() -> None:
 # --- the status
 
 
-def _show(path: Path, volumes: Volumes, caches: Mapping[str, Path], run_dir: Path, as_json: bool) -> None:
+def _show(path: Path, volumes: Volumes, caches: Mapping[str, Path], run_dir: Path, *, as_json: bool) -> None:
     targets = {mounted.target for mounted in mounts()}
     state = _state(path)
-    status: dict[str, object] = {
-        "endpoint": str(path),
-        "state": state,
-        "caches": [_cache_status(name, directory, run_dir) for name, directory in caches.items()],
+    lists = {
+        "caches": cache_statuses(caches, run_dir),
         "volumes": [_volume_status(volume, volume.target in targets) for volume in volumes.list()],
     }
-    out = StandardOutput()
-    text = json.dumps(status) + "\n" if as_json else _for_people(status)
-    out.write(text)
-    out.flush()
+    text = plugin_text(f"plugin {path}  {state}", lists, _volume_line)
+    print_status({"endpoint": str(path), "state": state, **lists}, text, as_json=as_json)
     if state != "ready":
         raise click.exceptions.Exit(NO if state == "not ready" else TROUBLE)
 
@@ -244,31 +232,11 @@ def _state(path: Path) -> str:
         return "does not answer"
 
 
-def _cache_status(name: str, directory: Path, run_dir: Path) -> dict[str, object]:
-    fields: dict[str, object] = {"name": name, "directory": str(directory)}
-    try:
-        found = read_status(control_path(run_dir, directory), CACHE_SECONDS)
-    except MountError as error:
-        return fields | {"error": str(error)}
-    return fields | {"mode": found.get("mode"), "stores": found.get("stores")}
-
-
 def _volume_status(volume: Volume, is_mounted: bool) -> dict[str, object]:
     fields = {"id": volume.id, "target": str(volume.target), "cache": volume.cache, "mode": volume.mode}
     return fields | {"group": volume.group, "mounted": is_mounted}
 
 
-def _for_people(status: Mapping[str, object]) -> str:
-    caches, volumes = status["caches"], status["volumes"]
-    assert isinstance(caches, list)
-    assert isinstance(volumes, list)
-    lines = [f"plugin {status['endpoint']}  {status['state']}"]
-    for cache in caches:
-        what = cache.get("error") or f"{cache['mode']}, {' '.join(map(str, cache['stores'] or ()))}"
-        lines.append(f"cache {cache['name']}  {cache['directory']}  {what}")
-    lines += [
-        f"volume {volume['id']}  {volume['cache']}, {volume['mode']}{'' if volume['mounted'] else ', not mounted'}  "
-        f"{volume['target']}"
-        for volume in volumes
-    ]
-    return "".join(f"{line}\n" for line in lines)
+def _volume_line(volume: Mapping[str, object]) -> str:
+    state = "" if volume["mounted"] else ", not mounted"
+    return f"volume {volume['id']}  {volume['cache']}, {volume['mode']}{state}  {volume['target']}"

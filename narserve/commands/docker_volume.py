@@ -5,7 +5,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,22 +12,18 @@ import click
 
 from api.telemetry.logs import configure_logging
 from narcore.errors import MountError
-from narmount.daemon.control import control_path, read_status
 from narmount.docker.app import create_docker_app
 from narmount.docker.driver import Driver
 from narmount.docker.records import Records
 from narmount.docker.service import Service, ask, block_signals, sole_owner, wait_for_signal
-from narmount.metrics import Family, check_metrics, serve_metrics, volume_metrics
+from narmount.metrics import check_metrics, serve_metrics, volume_metrics
 from narmount.volumes import Volumes, Watcher
 from narmount.volumes.caches import parse_caches
+from narserve.commands.statusoutput import STATUS_SECONDS, cache_statuses, local_time, plugin_text, print_status
 from narserve.session.session import read_settings
-from narserve.terminal.output import StandardOutput
 
 SOCKET = Path("/run/docker/plugins/nar-serve.sock")
 STATE_DIR = Path("/var/lib/nar-serve/docker")
-STATUS_SECONDS = 5.0  # so long --status waits for the plugin
-CACHE_SECONDS = 2.0  # and that for each of the mounts, which answer at once or hang
-
 
 HELP = f"""Store paths as volumes of Docker: a volume plugin, until a signal ends it.
 
@@ -86,7 +81,7 @@ def docker_volume(
     if as_json and not status:
         raise click.UsageError("--json goes with --status")
     if status:
-        _show(path, as_json)
+        _show(path, as_json=as_json)
         return
     if run_dir:
         os.environ["NAR_RUN_DIR"] = run_dir
@@ -115,13 +110,13 @@ def _run(path: Path, state_dir: Path, run_dir: Path, directories: Mapping[str, P
                 "pid": os.getpid(),
                 "since": since,
                 "state_dir": str(state_dir),
-                "caches": _cache_statuses(directories, run_dir),
+                "caches": cache_statuses(directories, run_dir),
                 "volumes": driver.status(),
             }
 
         app, calls = create_docker_app(driver, status)
         if metrics:
-            serve_metrics(metrics, lambda: _families(driver.published(), calls.counts()))
+            serve_metrics(metrics, lambda: [*volume_metrics(driver.published()), *calls.families()])
         for name in directories:
             watcher = Watcher(volumes, name)
             watcher.start()
@@ -137,51 +132,21 @@ def _log(text: str) -> None:
     logging.getLogger("narmount.docker").info("%s", text)
 
 
-def _cache_statuses(directories: Mapping[str, Path], run_dir: Path) -> list[dict[str, object]]:
-    """All at once: several that hang take no longer than one."""
-    with ThreadPoolExecutor(len(directories)) as executor:
-        return list(executor.map(lambda name: _cache_status(name, directories[name], run_dir), directories))
-
-
-def _cache_status(name: str, directory: Path, run_dir: Path) -> dict[str, object]:
-    fields: dict[str, object] = {"name": name, "directory": str(directory)}
-    try:
-        found = read_status(control_path(run_dir, directory), CACHE_SECONDS)
-    except MountError as error:
-        return fields | {"error": str(error)}
-    return fields | {"mode": found.get("mode"), "stores": found.get("stores")}
-
-
-def _families(published: Mapping[str, int], calls: Mapping[tuple[str, ...], float]) -> list[Family]:
-    help_text = "Calls of dockerd, by how they ended."
-    return [*volume_metrics(published), Family("nar_docker_calls", help_text, "counter", ("call", "outcome"), calls)]
-
-
 # --- the status
 
 
-def _show(path: Path, as_json: bool) -> None:
+def _show(path: Path, *, as_json: bool) -> None:
     answer = ask(path, STATUS_SECONDS)
     try:
         status = json.loads(answer)
-        text = _for_people(status)
+        title = f"process {status['pid']}, since {local_time(status['since'])}, volumes in {status['state_dir']}"
+        text = plugin_text(title, status, _volume_line)
+        if not status["volumes"]:
+            text += "no volumes; docker volume create -d nar-serve makes one\n"
     except (ValueError, KeyError, TypeError) as error:
         raise MountError(f"what answers at {path} is not nar-serve docker-volume of this version") from error
-    out = StandardOutput()
-    out.write(answer if as_json else text)
-    out.flush()
+    print_status(status, text, as_json=as_json)
 
 
-def _for_people(status: Mapping[str, list[dict[str, str]]]) -> str:
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(str(status["since"]))))
-    lines = [f"process {status['pid']}, since {since}, volumes in {status['state_dir']}"]
-    for cache in status["caches"]:
-        what = cache.get("error") or f"{cache['mode']}, {' '.join(cache['stores'])}"
-        lines.append(f"cache {cache['name']}  {cache['directory']}  {what}")
-    lines += [
-        f"volume {volume['name']}  {volume['mode']} of {volume['cache']}, {volume['users']} users"
-        for volume in status["volumes"]
-    ]
-    if not status["volumes"]:
-        lines.append("no volumes; docker volume create -d nar-serve makes one")
-    return "".join(f"{line}\n" for line in lines)
+def _volume_line(volume: Mapping[str, object]) -> str:
+    return f"volume {volume['name']}  {volume['mode']} of {volume['cache']}, {volume['users']} users"

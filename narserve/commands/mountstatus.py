@@ -1,7 +1,5 @@
 """What ``nar-serve mount --status`` shows: what the workers say of themselves, for people or for programs."""
 
-import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,10 +9,9 @@ from narcore.errors import MountError
 from narcore.sizes import human_size
 from narmount.daemon.control import control_path, is_abandoned, read_status
 from narmount.fuse.mountinfo import is_ours, mounts, ours_at
+from narserve.commands.statusoutput import STATUS_SECONDS, local_time, print_status
 from narserve.terminal.exits import TROUBLE, print_message
-from narserve.terminal.output import StandardOutput
 
-STATUS_SECONDS = 5.0
 UPGRADE = (
     "an earlier version of nar-serve started this mount; unmount it and mount it again, since its worker can't restart"
 )
@@ -33,14 +30,9 @@ def show_status(run_dir: Path, target: Path | None, *, as_json: bool) -> None:
         found = [_status_at(run_dir, target)]
     else:
         found = [_status(path, name) for path, name in _sockets(run_dir).items()]
-    out = StandardOutput()
-    if as_json:
-        out.write(json.dumps(found if target is None else found[0]).encode() + b"\n")
-    elif not found:
+    if not found and not as_json:
         print_message(_nothing(run_dir))
-    else:
-        out.write("\n".join(map(_for_people, found)))
-    out.flush()
+    print_status(found if target is None else found[0], "\n".join(map(_mount_text, found)), as_json=as_json)
     if any("error" in one for one in found):
         raise click.exceptions.Exit(TROUBLE)
 
@@ -97,7 +89,7 @@ def _is_earlier(cmdline: Path) -> bool:
     return any(argument.startswith(_EARLIER) for argument in arguments)
 
 
-def _for_people(status: Mapping[str, object]) -> str:
+def _mount_text(status: Mapping[str, object]) -> str:
     if "error" in status:
         label = "dead" if status.get("dead") else "no answer"
         return f"{status['target']}\n  {label:12} {status['error']}\n"
@@ -114,7 +106,7 @@ def _for_people(status: Mapping[str, object]) -> str:
         f"failed: {status.get('errors')}, interrupted by a signal: {status.get('interrupts')}",
     }
     if failed := _mapping(status, "last_error"):
-        rows["last failure"] = f"{_moment(failed.get('at'))}, {failed.get('text')}"
+        rows["last failure"] = f"{local_time(failed.get('at'))}, {failed.get('text')}"
     if status.get("early"):
         rows["early"] = "files are read before all of the archive has been verified"
     if upgrade := status.get("upgrade"):
@@ -127,12 +119,8 @@ def _for_people(status: Mapping[str, object]) -> str:
 
 
 def _since(status: Mapping[str, object]) -> str:
-    when, restarts = _moment(status.get("since")), status.get("restarts")
+    when, restarts = local_time(status.get("since")), status.get("restarts")
     return f"{when}; restarts of the worker: {restarts}" if restarts else when
-
-
-def _moment(seconds: object) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if isinstance(seconds, int | float) else "?"
 
 
 def _cache(cache: Mapping[str, object]) -> str:

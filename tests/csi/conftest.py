@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from narcore.errors import MountError
-from narmount.csi.node import Plugin
+from narmount.csi.node import CsiPlugin
 from narmount.csi.registration import registration_path, registration_server
-from narmount.csi.server import Calls, Server, csi_server
+from narmount.csi.server import CsiCalls, CsiServer, csi_server
 from narmount.daemon.control import control_path
 from narmount.daemon.controlserver import ControlServer
 from narmount.fuse import syscalls
@@ -34,8 +34,8 @@ class Running:
     volumes: Volumes
     call: Client
     registry: Path
-    calls: Calls
-    servers: tuple[Server, ...]
+    calls: CsiCalls
+    servers: tuple[CsiServer, ...]
     controls: dict[str, ControlServer]
     wanted: list[str]
 
@@ -76,11 +76,11 @@ def running(short: Path) -> Iterator[Running]:
     with contextlib.ExitStack() as stack:
         controls = {name: _mount(short, directory, wanted, stack) for name, directory in caches.items()}
         volumes = Volumes(short / "state", caches, short / "run", within=short / "kubelet")
-        calls = Calls()
+        calls = CsiCalls()
         path = short / "kubelet/plugins" / NAME / "csi.sock"
         registry = registration_path(short / "kubelet", NAME)
         servers = (
-            csi_server(path, Plugin(NAME, "node-1", short / "kubelet", caches), volumes, calls),
+            csi_server(path, CsiPlugin(NAME, "node-1", short / "kubelet", caches), volumes, calls),
             registration_server(registry, NAME, path, calls),
         )
         for server in servers:

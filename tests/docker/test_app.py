@@ -108,7 +108,7 @@ def test_what_dockerd_repeats_without_its_body(made: tuple[FlaskClient, DockerCa
         else:
             assert b"dockerd repeated it without its body; try again" in connection.getresponse().read()
         connection.close()
-        assert calls.counts()[endpoint, "error"] == 1
+        assert calls.families()[0].values[endpoint, "error"] == 1
     service.close()
 
 
@@ -221,11 +221,12 @@ def test_calls_are_counted(made: tuple[FlaskClient, DockerCalls]) -> None:
     client, calls = made
     call(client, "Create", Name="v")
     refused(client, "Create", Name="..")
-    assert {key: count for key, count in calls.counts().items() if count} == {
+    (family,) = calls.families()
+    assert {key: count for key, count in family.values.items() if count} == {
         ("Create", "ok"): 1,
         ("Create", "refused"): 1,
     }
-    assert set(calls.counts()) == {(name, end) for name in CALLS for end in OUTCOMES}
+    assert set(family.values) == {(name, end) for name in CALLS for end in OUTCOMES}
 
 
 def test_the_status_is_for_people(client: FlaskClient) -> None:

@@ -1,14 +1,22 @@
-"""What is wrong with a command line is told in one line, and nothing is started."""
+"""``nar-serve docker-volume`` at a terminal: invalid command lines, and --status."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from werkzeug.wrappers import Response
 
+from narmount.docker.app import create_docker_app
+from narmount.docker.driver import Driver
+from narmount.docker.records import Records
+from narmount.docker.service import Service
 from narserve import program
 from tests import ROOT
+from tests.docker.views import Views
 from tests.mount.mounting import environment, need_root
 
 
@@ -49,6 +57,42 @@ def test_options_that_are_refused(
     assert told in errors
     assert errors.count("\n") == 1
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("volumes", [0, 1])
+def test_the_status_has_a_line_for_each_cache_and_volume(
+    tmp_path: Path, volumes: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    driver = Driver(Views(), Records(tmp_path / "records"), tmp_path / "mounts", ("main",))
+    for number in range(volumes):
+        driver.create(f"v{number}", {"mode": "ro"})
+    caches = [
+        {"name": "main", "directory": "/srv/main", "mode": "passthrough", "stores": ["https://a.example", "file:///b"]},
+        {"name": "other", "directory": "/srv/other", "error": "nobody answers"},
+    ]
+    fields = {"pid": 42, "since": 86400.5, "state_dir": "/var/x", "caches": caches, "volumes": driver.status()}
+    service = Service(tmp_path / "p.sock")
+    service.start(create_docker_app(driver, lambda: fields)[0])
+    assert program.run([*command(tmp_path), "--status"]) == 0
+    assert capfd.readouterr().out.splitlines() == [
+        "process 42, since 1970-01-02 00:00:00, volumes in /var/x",
+        "cache main  /srv/main  passthrough, https://a.example file:///b",
+        "cache other  /srv/other  nobody answers",
+        "volume v0  ro of main, 0 users" if volumes else "no volumes; docker volume create -d nar-serve makes one",
+    ]
+    assert program.run([*command(tmp_path), "--status", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == fields
+    service.close()
+
+
+def test_the_status_of_another_program_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    service = Service(tmp_path / "p.sock")
+    service.start(Response(b"{}"))
+    assert program.run([*command(tmp_path), "--status"]) == 3
+    assert "is not nar-serve docker-volume of this version" in capfd.readouterr().err
+    service.close()
 
 
 def test_nobody_has_a_status(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_it_hangs_for_the_kernel_alone(place: Path, monkeypatch: pytest.MonkeyPa
         first = [threads.submit(volumes.publish, name, place / name, VolumeRequest("main")) for name in ("a", "b")]
         for _ in first:
             assert waiting.acquire(timeout=20)
-        with pytest.raises(CacheDead, match="does not answer, and 2 wait for it already"):
+        with pytest.raises(CacheDead, match="does not answer, and 2 calls are waiting for it already"):
             volumes.publish("c", place / "c", VolumeRequest("main"))
         volumes.publish("d", place / "d", VolumeRequest("other"))
         end.set()
