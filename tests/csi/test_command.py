@@ -33,7 +33,7 @@ def run(*options: str | Path) -> subprocess.CompletedProcess[str]:
         (["--cache", "x"], "--cache 'x' is not NAME=DIR; try --cache main=/srv/nix-store"),
         (["--cache", "=x"], "is not NAME=DIR"),
         (["--cache", "https://x=y"], "is not NAME=DIR"),
-        (["--cache", "a=/x", "--cache", "a=/y"], "--cache a is there twice"),
+        (["--cache", "a=/x", "--cache", "a=/y"], "--cache a is given twice"),
         (["--cache", "a=/x", "--driver-name", "a/b"], "--driver-name 'a/b' is not a domain name"),
         (["--cache", "a=/x", "--driver-name", "x" * 64], "is not a domain name"),
         (["--cache", "a=/x", "--endpoint", "tcp://:1"], "is not unix://PATH with an absolute path"),

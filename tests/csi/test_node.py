@@ -86,7 +86,7 @@ def test_prefetch_from_a_mount_that_does_not_answer(running: Running, caplog: py
     control_path(running.place / "run", running.place / "main").unlink()
     running.call.publish("a", running.target(), volume_context={"prefetch": HELLO})
     assert (running.target() / "hello").exists()
-    until(lambda: "volume a: nothing is fetched ahead: nobody answers" in caplog.text, "it is said")
+    until(lambda: "volume a: prefetch failed: nobody answers" in caplog.text, "it is said")
 
 
 @pytest.mark.parametrize(

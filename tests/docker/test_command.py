@@ -43,7 +43,7 @@ def run(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
         (("--cache=/mnt",), "is not NAME=DIR; try --cache main=/srv/nix-store"),
         (("--cache=main=",), "is not NAME=DIR"),
         (("--cache=../x=/mnt",), "is not NAME=DIR"),
-        (("--cache=a=/mnt", "--cache=a=/srv"), "--cache a is there twice"),
+        (("--cache=a=/mnt", "--cache=a=/srv"), "--cache a is given twice"),
         (("--cache=a=/mnt", "--metrics=nowhere"), "--metrics"),
         (("--cache=a=/mnt", "--json"), "--json goes with --status"),
     ],
