@@ -1,4 +1,4 @@
-"""What dockerd sends of a volume: its name, its options, and the id of a mount. They are checked here, once."""
+"""Checks of what dockerd sends: the name and the options of a volume, and the id of a mount."""
 
 import re
 from collections.abc import Sequence

@@ -25,30 +25,30 @@ from narserve.session.session import read_settings
 SOCKET = Path("/run/docker/plugins/nar-serve.sock")
 STATE_DIR = Path("/var/lib/nar-serve/docker")
 
-HELP = f"""Store paths as volumes of Docker: a volume plugin, until a signal ends it.
+HELP = f"""Run a volume plugin that gives Docker containers volumes of store paths, until a signal stops it.
 
 \b
   nar-serve mount --allow-other /srv/nix-store
   nar-serve docker-volume --cache main=/srv/nix-store
   docker run --rm --volume-driver nar-serve -v /nix/store debian /nix/store/<hash>-hello-2.12/bin/hello
 
-Each cache is a directory where nar-serve mount shows a binary cache; volumes are made of the first one, unless they are told of
+Each --cache is a directory where nar-serve mount shows a binary cache. A volume shows the first cache, unless its options name
 another. What a container writes stays in its volume.
 
 \b
-Options of volumes, behind docker volume create -d nar-serve:
-  -o cache=NAME       another cache than the first one
-  -o mode=ro          nothing can be written; run with -v NAME:/nix/store:ro,nocopy
-  -o group=GID        who may write besides root
-  -o prefetch=PATHS   store paths, with commas between them, to be fetched ahead with all that they refer to
+Options of docker volume create -d nar-serve:
+  -o cache=NAME       the cache to show; the default is the first
+  -o mode=ro          a read-only volume; use it with -v NAME:/nix/store:ro,nocopy
+  -o group=GID        the group that may write, besides root
+  -o prefetch=PATHS   store paths to fetch ahead with their closures, separated by commas
 
-It needs root, and to see the mounts of dockerd as they see it (no PrivateMounts= or the like in a unit). Volumes are kept in
-{STATE_DIR}; containers go on when this is stopped or started again.
+The plugin needs root, and must share its mounts with dockerd (no PrivateMounts= or similar in its systemd unit). Volumes are stored
+in {STATE_DIR}. Running containers are not affected when the plugin stops or restarts.
 """
 
 
-@click.command("docker-volume", short_help="Store paths as volumes of Docker, or show which there are.", help=HELP)
-@click.option("--cache", "caches", multiple=True, metavar="NAME=DIR", help="A mount to make volumes of; repeatable.")
+@click.command("docker-volume", short_help="Run a plugin for volumes of Docker, or show its status.", help=HELP)
+@click.option("--cache", "caches", multiple=True, metavar="NAME=DIR", help="A mount that volumes can show; repeatable.")
 @click.option(
     "--socket",
     "path",
@@ -64,10 +64,12 @@ It needs root, and to see the mounts of dockerd as they see it (no PrivateMounts
     show_default=True,
     help="The directory of the volumes.",
 )
-@click.option("--run-dir", metavar="DIR", help="Where the control sockets of mounts are.  [env: NAR_RUN_DIR]")
-@click.option("--metrics", metavar="[HOST]:PORT", default="", help="Serve /metrics for Prometheus there.")
-@click.option("--status", is_flag=True, help="Show the caches and volumes of the plugin that is running.")
-@click.option("--json", "as_json", is_flag=True, help="With --status: as a JSON object.")
+@click.option("--run-dir", metavar="DIR", help="The directory of the control sockets of mounts.  [env: NAR_RUN_DIR]")
+@click.option(
+    "--metrics", metavar="[HOST]:PORT", default="", help="Serve Prometheus metrics at /metrics of this address."
+)
+@click.option("--status", is_flag=True, help="Show the caches and volumes of the running plugin.")
+@click.option("--json", "as_json", is_flag=True, help="With --status: print a JSON object.")
 def docker_volume(
     caches: tuple[str, ...],
     path: Path,
@@ -88,7 +90,7 @@ def docker_volume(
     settings = read_settings((), None)
     directories = parse_caches(caches)
     if os.geteuid() != 0:
-        raise MountError("mounting volumes, and talking to dockerd, needs root; try sudo")
+        raise MountError("mounting volumes and serving dockerd need root; use sudo")
     if metrics:
         check_metrics(metrics)
     configure_logging(settings.log_format)
@@ -125,7 +127,7 @@ def _run(path: Path, state_dir: Path, run_dir: Path, directories: Mapping[str, P
         service.start(app)
         stack.callback(service.close)
         _log(f"volumes of {', '.join(f'{name} ({where})' for name, where in directories.items())} at {path}")
-        _log(f"{wait_for_signal().name}: stopping; containers that run go on")
+        _log(f"{wait_for_signal().name}: stopping; running containers keep their volumes")
 
 
 def _log(text: str) -> None:
@@ -142,9 +144,11 @@ def _show(path: Path, *, as_json: bool) -> None:
         title = f"process {status['pid']}, since {local_time(status['since'])}, volumes in {status['state_dir']}"
         text = plugin_text(title, status, _volume_line)
         if not status["volumes"]:
-            text += "no volumes; docker volume create -d nar-serve makes one\n"
+            text += "no volumes; create one: docker volume create -d nar-serve\n"
     except (ValueError, KeyError, TypeError) as error:
-        raise MountError(f"what answers at {path} is not nar-serve docker-volume of this version") from error
+        raise MountError(
+            f"the program at {path} is not nar-serve docker-volume of this version; restart the plugin"
+        ) from error
     print_status(status, text, as_json=as_json)
 
 

@@ -38,7 +38,7 @@ def run(*options: str | Path) -> subprocess.CompletedProcess[str]:
         (["--cache", "a=/x", "--driver-name", "x" * 64], "is not a domain name"),
         (["--cache", "a=/x", "--endpoint", "tcp://:1"], "is not unix://PATH with an absolute path"),
         (["--cache", "a=/x", "--endpoint", "unix://csi.sock"], "is not unix://PATH with an absolute path"),
-        (["--cache", "a=/x", "--node-id", "a b"], "--node-id 'a b' is not the name of a node"),
+        (["--cache", "a=/x", "--node-id", "a b"], "--node-id 'a b' is not a valid node name"),
         (["--cache", "a=/x", "--metrics", "x"], "--metrics"),
         (["--cache", "a=/x", "--json"], "--json goes with --status"),
         (["--nonsense"], "No such option"),
@@ -82,7 +82,7 @@ def test_it_ends_while_a_call_hangs(running: Running) -> None:
         finally:
             plugin.kill()
         assert plugin.stderr is not None
-        assert "calls that have not ended are left: 1" in plugin.stderr.read()
+        assert "1 calls are still running, and are abandoned" in plugin.stderr.read()
 
 
 def test_without_grpc() -> None:
@@ -129,7 +129,7 @@ def test_caches_are_named_by_their_real_paths(tmp_path: Path) -> None:
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "x.sock").write_text("mine")
-    with pytest.raises(SettingsError, match="is in the way"):
+    with pytest.raises(SettingsError, match="exists and is not a socket"):
         make_way(tmp_path / "x.sock")
     assert (tmp_path / "x.sock").read_text() == "mine"
 

@@ -189,7 +189,7 @@ def test_the_plugin_stops_and_starts(node: FakeNode) -> None:
 def test_another_plugin_of_that_name(node: FakeNode) -> None:
     done = node.run_csi()
     assert done.returncode == 2
-    assert "something listens at" in done.stderr
+    assert "another program listens at" in done.stderr
     with node.registered() as kubelet:
         assert kubelet.identity("Probe").ready.value
 

@@ -115,12 +115,12 @@ def test_prefetch_from_a_mount_that_does_not_answer(running: Running, caplog: py
         ({"volume_context": {"prefetch": f"{HELLO}/../x"}}, "not a store path"),
         ({"volume_context": {"prefetch": "x" * 5000}}, "not a store path"),
         ({"volume_context": {"prefetch": " ".join(f"{HELLO}{n}" for n in range(101))}}, "at most 100 store paths"),
-        ({"volume_capability": {"block": {}}}, "can't be a block device"),
-        ({"volume_capability": capability(mount_flags=["suid"])}, "mount options can't be chosen"),
+        ({"volume_capability": {"block": {}}}, "block volumes are not supported"),
+        ({"volume_capability": capability(mount_flags=["suid"])}, "mount options are not supported"),
         ({"volume_capability": {"access_mode": {"mode": 1}}}, "has no access_type"),
-        ({"volume_capability": {"mount": {}}}, "access mode 0 is not possible"),
-        ({"volume_capability": capability(MULTI_NODE_MULTI_WRITER)}, "access mode 5 is not possible"),
-        ({"volume_capability": capability(99)}, "access mode 99 is not possible"),
+        ({"volume_capability": {"mount": {}}}, "access mode 0 is not supported"),
+        ({"volume_capability": capability(MULTI_NODE_MULTI_WRITER)}, "access mode 5 is not supported"),
+        ({"volume_capability": capability(99)}, "access mode 99 is not supported"),
         (
             {"volume_capability": capability(MODE_SINGLE_NODE_READER_ONLY), "volume_context": {"mode": "overlay"}},
             "readOnly: true; remove one of them",
@@ -211,7 +211,7 @@ def test_trouble_with_the_disk(running: Running, monkeypatch: pytest.MonkeyPatch
 
         with monkeypatch.context() as patched:
             patched.setattr(os, "fsync", fail)
-            with refused(code, "the node has trouble with its disk"):
+            with refused(code, "disk error on the node"):
                 running.call.publish("a", running.target())
         assert running.below() == []
     running.call.publish("a", running.target())
@@ -222,7 +222,7 @@ def test_a_mistake_of_ours(running: Running, monkeypatch: pytest.MonkeyPatch, ca
         raise ZeroDivisionError("secret")
 
     monkeypatch.setattr(running.volumes, "publish", fail)
-    with refused("INTERNAL", "a mistake of nar-serve; the log of nar-serve csi says more"):
+    with refused("INTERNAL", "internal error of nar-serve; see the log of nar-serve csi"):
         running.call.publish("a", running.target())
     assert "ZeroDivisionError" in caplog.text
 
@@ -321,15 +321,15 @@ def test_registration(running: Running, caplog: pytest.LogCaptureFixture) -> Non
         info = call.registered()
         assert (info.type, info.name, info.endpoint) == ("CSIPlugin", NAME, str(endpoint))
         assert list(info.supported_versions) == ["1.0.0"]
-        assert f"kubelet has registered {NAME}" in caplog.text
+        assert f"kubelet registered {NAME}" in caplog.text
         call.registered(error="no such driver")
-        assert f"kubelet does not register {NAME}: no such driver; is the CSIDriver" in caplog.text
+        assert f"kubelet did not register {NAME}: no such driver; check that a CSIDriver" in caplog.text
     for path in (running.registry, endpoint):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, "who may connect may mount"
 
 
 def test_sockets_come_and_go(running: Running) -> None:
-    with pytest.raises(SettingsError, match=r"something listens at .* already"):
+    with pytest.raises(SettingsError, match=r"another program listens at .*; is nar-serve csi running already"):
         running.servers[1].start()
     running.servers[1].stop()
     assert not running.registry.exists()

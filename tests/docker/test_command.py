@@ -80,7 +80,7 @@ def test_the_status_has_a_line_for_each_cache_and_volume(
         "process 42, since 1970-01-02 00:00:00, volumes in /var/x",
         "cache main  /srv/main  passthrough, https://a.example file:///b",
         "cache other  /srv/other  nobody answers",
-        "volume v0  ro of main, 0 users" if volumes else "no volumes; docker volume create -d nar-serve makes one",
+        "volume v0  ro of main, 0 users" if volumes else "no volumes; create one: docker volume create -d nar-serve",
     ]
     assert program.run([*command(tmp_path), "--status", "--json"]) == 0
     assert json.loads(capfd.readouterr().out) == fields
@@ -98,7 +98,7 @@ def test_the_status_of_another_program_is_an_error(tmp_path: Path, capfd: pytest
 def test_nobody_has_a_status(tmp_path: Path) -> None:
     done = run(tmp_path, "--status")
     assert done.returncode == 3
-    assert "is nar-serve docker-volume running? --socket names another one" in done.stderr
+    assert "is nar-serve docker-volume running with this --socket?" in done.stderr
 
 
 def test_a_socket_that_can_not_be(tmp_path: Path) -> None:
@@ -106,4 +106,4 @@ def test_a_socket_that_can_not_be(tmp_path: Path) -> None:
     (tmp_path / "p.sock").write_text("precious")
     done = run(tmp_path, "--cache=main=/mnt")
     assert done.returncode == 2
-    assert "is there and is no socket; name another path, or move it away" in done.stderr
+    assert "exists and is not a socket; use another path, or move the file away" in done.stderr

@@ -77,20 +77,20 @@ def test_it_takes_the_place_of_one_that_was_killed(tmp_path: Path) -> None:
 def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "x.sock"
     path.write_text("precious")
-    with pytest.raises(SettingsError, match="is there and is no socket"):
+    with pytest.raises(SettingsError, match="exists and is not a socket"):
         Service(path).start(hello)
     assert path.read_text() == "precious"
 
 
 def test_a_path_that_is_too_long(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="too long a path for a socket"):
+    with pytest.raises(SettingsError, match="is too long for a socket"):
         Service(tmp_path / ("x" * 100)).start(hello)
 
 
 def test_state_has_one_owner(tmp_path: Path) -> None:
     with (
         sole_owner(tmp_path / "state"),
-        pytest.raises(SettingsError, match="another nar-serve docker-volume has its state in"),
+        pytest.raises(SettingsError, match="another nar-serve docker-volume uses"),
         sole_owner(tmp_path / "state"),
     ):
         pass

@@ -424,7 +424,7 @@ def test_a_status_of_nothing(command: Command) -> None:
 def test_a_mount_with_another_run_dir_is_not_nothing(command: Command) -> None:
     command.ok("--run-dir", command.directory / "other", command.target)
     said = command.ok("--status")
-    assert f"nothing is mounted with the NAR_RUN_DIR {command.run_dir}" in said
+    assert f"nothing is mounted with NAR_RUN_DIR={command.run_dir}" in said
     assert str(command.target) in said
     done = command("--status", command.target)
     assert (done.returncode, "it is mounted, but not with the NAR_RUN_DIR" in done.stdout) == (3, True), done
