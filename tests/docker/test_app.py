@@ -1,4 +1,4 @@
-"""What dockerd says and gets, and what others say."""
+"""The endpoints: calls of dockerd, and requests of other programs."""
 
 import http.client
 import json
@@ -19,7 +19,7 @@ from narmount.docker.records import Records
 from narmount.docker.service import Service
 from narmount.volumes.request import VolumeRequest
 from narmount.volumes.targets import ID_MAX
-from tests.docker.views import Views
+from tests.docker.fakevolumes import FakeVolumes
 
 PATH = f"/nix/store/{'0' * 32}-hello"
 CALLS = ("Create", "Mount", "Path", "Unmount", "Remove", "Get", "List", "Capabilities")
@@ -32,13 +32,13 @@ HOSTILE = (
 
 
 @pytest.fixture
-def views() -> Views:
-    return Views()
+def volumes() -> FakeVolumes:
+    return FakeVolumes()
 
 
 @pytest.fixture
-def made(views: Views, tmp_path: Path) -> tuple[FlaskClient, DockerCalls]:
-    driver = Driver(views, Records(tmp_path / "records"), tmp_path / "mounts", ("main", "other"))
+def made(volumes: FakeVolumes, tmp_path: Path) -> tuple[FlaskClient, DockerCalls]:
+    driver = Driver(volumes, Records(tmp_path / "records"), tmp_path / "mounts", ("main", "other"))
     app, calls = create_docker_app(driver, lambda: {"volumes": driver.status()})
     return app.test_client(), calls
 
@@ -49,7 +49,7 @@ def client(made: tuple[FlaskClient, DockerCalls]) -> FlaskClient:
 
 
 def call(client: FlaskClient, name: str, **body: object) -> dict[str, Any]:
-    """The answer to what has to go well."""
+    """Make a call that must succeed, and return its response."""
     answer = client.post(f"/VolumeDriver.{name}", json=body)
     assert answer.status_code == 200
     assert answer.content_type == "application/vnd.docker.plugins.v1.2+json"
@@ -59,7 +59,7 @@ def call(client: FlaskClient, name: str, **body: object) -> dict[str, Any]:
 
 
 def refused(client: FlaskClient, name: str, **body: object) -> str:
-    """Why it was."""
+    """Make a call that must be refused, and return the reason."""
     answer = client.post(f"/VolumeDriver.{name}", json=body)
     assert 400 <= answer.status_code < 500
     found = json.loads(answer.data)
@@ -67,12 +67,12 @@ def refused(client: FlaskClient, name: str, **body: object) -> str:
     return str(found["Err"])
 
 
-def test_activate(client: FlaskClient) -> None:
+def test_the_plugin_implements_volumes(client: FlaskClient) -> None:
     answer = client.post("/Plugin.Activate")
     assert answer.get_json(force=True) == {"Implements": ["VolumeDriver"]}
 
 
-def test_the_life_of_a_volume(client: FlaskClient, tmp_path: Path) -> None:
+def test_a_volume_is_created_mounted_and_removed(client: FlaskClient, tmp_path: Path) -> None:
     assert call(client, "Capabilities") == {"Capabilities": {"Scope": "local"}}
     assert call(client, "List") == {"Volumes": []}
     assert call(client, "Create", Name="v", Opts={"mode": "overlay", "prefetch": PATH}) == {}
@@ -92,8 +92,8 @@ def test_the_life_of_a_volume(client: FlaskClient, tmp_path: Path) -> None:
     assert "no such volume" in refused(client, "Get", Name="v")
 
 
-def test_what_dockerd_repeats_without_its_body(made: tuple[FlaskClient, DockerCalls], tmp_path: Path) -> None:
-    """To dockerd, an answer to Get that has no volume says that there is none: so it gets no answer at all."""
+def test_a_call_repeated_without_its_body_is_an_error(made: tuple[FlaskClient, DockerCalls], tmp_path: Path) -> None:
+    """Get closes the connection instead, since dockerd takes any response without a volume as "no such volume"."""
     client, calls = made
     service = Service(tmp_path / "x.sock")
     service.start(client.application)
@@ -114,14 +114,16 @@ def test_what_dockerd_repeats_without_its_body(made: tuple[FlaskClient, DockerCa
 
 @pytest.mark.parametrize("name", HOSTILE, ids=repr)
 @pytest.mark.parametrize("endpoint", NAMED)
-def test_hostile_names(client: FlaskClient, views: Views, tmp_path: Path, endpoint: str, name: object) -> None:
+def test_invalid_names_are_refused(
+    client: FlaskClient, volumes: FakeVolumes, tmp_path: Path, endpoint: str, name: object
+) -> None:
     assert refused(client, endpoint, Name=name, ID="one")
-    assert not views.asked
+    assert not volumes.requests
     assert list((tmp_path / "records").iterdir()) == []
 
 
 @pytest.mark.parametrize("identity", [None, "", 1, "x" * 257], ids=repr)
-def test_mounts_need_an_id(client: FlaskClient, identity: object) -> None:
+def test_mount_and_unmount_need_an_id(client: FlaskClient, identity: object) -> None:
     call(client, "Create", Name="v")
     for endpoint in ("Mount", "Unmount"):
         assert "no ID of a mount" in refused(client, endpoint, Name="v", ID=identity)
@@ -148,30 +150,30 @@ def test_mounts_need_an_id(client: FlaskClient, identity: object) -> None:
         ([], "Opts is not an object"),
     ],
 )
-def test_options_that_are_refused(client: FlaskClient, options: object, reason: str) -> None:
+def test_invalid_options_are_refused(client: FlaskClient, options: object, reason: str) -> None:
     assert reason in refused(client, "Create", Name="v", Opts=options)
     assert call(client, "List") == {"Volumes": []}
 
 
-def test_options_as_they_are_mounted(client: FlaskClient, views: Views) -> None:
+def test_a_volume_is_mounted_with_its_options(client: FlaskClient, volumes: FakeVolumes) -> None:
     other = PATH.replace("hello", "world")
     call(client, "Create", Name="v", Opts={"cache": "other", "group": "100", "prefetch": f"{PATH}, {other},{PATH}"})
     call(client, "Mount", Name="v", ID="one")
     names = tuple(path.removeprefix("/nix/store/") for path in (PATH, other))
-    assert views.asked == [VolumeRequest("other", "overlay", 100, names)]
+    assert volumes.requests == [VolumeRequest("other", "overlay", 100, names)]
 
 
 @pytest.mark.parametrize(
     "body", [b"{", b"\xff", b"null", b"[]", b'"x"', b"[" * 60_000, b"NaN", b'{"Name": "\\ud800"}'], ids=repr
 )
 @pytest.mark.parametrize("endpoint", NAMED)
-def test_bodies_that_are_none(client: FlaskClient, endpoint: str, body: bytes) -> None:
+def test_invalid_bodies_are_refused(client: FlaskClient, endpoint: str, body: bytes) -> None:
     answer = client.post(f"/VolumeDriver.{endpoint}", data=body)
     assert 400 <= answer.status_code < 500
     assert json.loads(answer.data)["Err"]
 
 
-def test_a_body_is_bounded(client: FlaskClient) -> None:
+def test_a_body_that_is_too_large_is_refused(client: FlaskClient) -> None:
     answer = client.post("/VolumeDriver.Create", data=b" " * (BODY_MAX + 1))
     assert answer.status_code == 413
     assert "exceeds 65536 bytes" in json.loads(answer.data)["Err"]
@@ -186,7 +188,7 @@ def test_a_body_is_bounded(client: FlaskClient) -> None:
         ("GET", "/../etc", 404),
     ],
 )
-def test_what_is_no_call(client: FlaskClient, method: str, path: str, status: int) -> None:
+def test_unknown_calls_are_refused(client: FlaskClient, method: str, path: str, status: int) -> None:
     answer = client.open(path, method=method)
     assert (answer.status_code, json.loads(answer.data)) == (
         status,
@@ -195,29 +197,29 @@ def test_what_is_no_call(client: FlaskClient, method: str, path: str, status: in
 
 
 @pytest.mark.parametrize(
-    ("failure", "told"),
+    ("failure", "message"),
     [
         (MountError("the cache is dead; start it again"), "the cache is dead; start it again"),
         (OSError(28, "No space left on device", "/secret"), "No space left on device; see the log of"),
         (ZeroDivisionError("secret"), "internal error; see the log of nar-serve docker-volume"),
     ],
 )
-def test_what_fails_is_told_without_a_traceback(
-    client: FlaskClient, views: Views, failure: Exception, told: str, caplog: pytest.LogCaptureFixture
+def test_an_error_is_reported_without_its_traceback(
+    client: FlaskClient, volumes: FakeVolumes, failure: Exception, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     call(client, "Create", Name="v")
-    views.fails = failure
+    volumes.fails = failure
     with caplog.at_level(logging.ERROR):
         answer = client.post("/VolumeDriver.Mount", json={"Name": "v", "ID": "one"})
     assert answer.status_code == 500
-    message = json.loads(answer.data)["Err"]
-    assert message.startswith(told)
-    assert "Traceback" not in message
-    assert "secret" not in message
+    error = json.loads(answer.data)["Err"]
+    assert error.startswith(message)
+    assert "Traceback" not in error
+    assert "secret" not in error
     assert str(failure) in caplog.text
 
 
-def test_calls_are_counted(made: tuple[FlaskClient, DockerCalls]) -> None:
+def test_calls_are_counted_by_outcome(made: tuple[FlaskClient, DockerCalls]) -> None:
     client, calls = made
     call(client, "Create", Name="v")
     refused(client, "Create", Name="..")
@@ -229,7 +231,7 @@ def test_calls_are_counted(made: tuple[FlaskClient, DockerCalls]) -> None:
     assert set(family.values) == {(name, end) for name in CALLS for end in OUTCOMES}
 
 
-def test_the_status_is_for_people(client: FlaskClient) -> None:
+def test_the_status_lists_the_volumes(client: FlaskClient) -> None:
     call(client, "Create", Name="v")
     (volume,) = client.get("/status").get_json(force=True)["volumes"]
     assert volume.pop("created")

@@ -16,7 +16,7 @@ from narmount.docker.records import Records
 from narmount.docker.service import Service
 from narserve import program
 from tests import ROOT
-from tests.docker.views import Views
+from tests.docker.fakevolumes import FakeVolumes
 from tests.mount.mounting import environment, need_root
 
 
@@ -37,7 +37,7 @@ def run(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ((), "--cache NAME=DIR is missing: DIR is where nar-serve mount shows a binary cache"),
         (("--cache=/mnt",), "is not NAME=DIR; try --cache main=/srv/nix-store"),
@@ -48,13 +48,13 @@ def run(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
         (("--cache=a=/mnt", "--json"), "--json goes with --status"),
     ],
 )
-def test_options_that_are_refused(
-    tmp_path: Path, options: tuple[str, ...], told: str, capfd: pytest.CaptureFixture[str]
+def test_invalid_options_are_errors_and_nothing_is_started(
+    tmp_path: Path, options: tuple[str, ...], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     need_root()
     assert program.run([*command(tmp_path), *options]) == 2
     errors = capfd.readouterr().err
-    assert told in errors
+    assert message in errors
     assert errors.count("\n") == 1
     assert os.listdir(tmp_path) == []
 
@@ -65,7 +65,7 @@ def test_the_status_has_a_line_for_each_cache_and_volume(
 ) -> None:
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
-    driver = Driver(Views(), Records(tmp_path / "records"), tmp_path / "mounts", ("main",))
+    driver = Driver(FakeVolumes(), Records(tmp_path / "records"), tmp_path / "mounts", ("main",))
     for number in range(volumes):
         driver.create(f"v{number}", {"mode": "ro"})
     caches = [
@@ -95,13 +95,13 @@ def test_the_status_of_another_program_is_an_error(tmp_path: Path, capfd: pytest
     service.close()
 
 
-def test_nobody_has_a_status(tmp_path: Path) -> None:
+def test_the_status_without_a_plugin_is_an_error(tmp_path: Path) -> None:
     done = run(tmp_path, "--status")
     assert done.returncode == 3
     assert "is nar-serve docker-volume running with this --socket?" in done.stderr
 
 
-def test_a_socket_that_can_not_be(tmp_path: Path) -> None:
+def test_a_file_at_the_path_of_the_socket_is_an_error(tmp_path: Path) -> None:
     need_root()
     (tmp_path / "p.sock").write_text("precious")
     done = run(tmp_path, "--cache=main=/mnt")

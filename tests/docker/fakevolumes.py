@@ -1,4 +1,4 @@
-"""Mounts that are only remembered: what the driver asks for, and what fails when it does."""
+"""Volumes that mount nothing, but record the calls of the driver and fail on request."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,16 +7,16 @@ from narmount.volumes.request import VolumeRequest
 
 
 class Killed(BaseException):
-    """As if by kill -9: nothing that comes later is done."""
+    """Stands for kill -9: as a BaseException, no error handler catches it."""
 
 
 @dataclass
-class Views:
-    """``mounted``: where which volume is. ``fails`` is raised by the next call."""
+class FakeVolumes:
+    """``mounted`` maps targets to ids, ``written`` has volumes with files, and the next call raises ``fails``."""
 
     mounted: dict[Path, str] = field(default_factory=dict)
     written: set[str] = field(default_factory=set)
-    asked: list[VolumeRequest] = field(default_factory=list)
+    requests: list[VolumeRequest] = field(default_factory=list)
     fails: BaseException | None = None
 
     def publish(
@@ -29,7 +29,7 @@ class Views:
     ) -> None:
         self._fail()
         assert keep
-        self.asked.append(request)
+        self.requests.append(request)
         self.mounted[target] = volume_id
         self.written.add(volume_id)
 
