@@ -33,11 +33,8 @@ from narmount.volumes.errors import (
 THREADS = 128  # a call takes milliseconds, unless a mount hangs; then there are threads for the volumes of other mounts
 CALLS_MAX = 512  # running and waiting calls; more than the pods of a node
 MESSAGE_MAX = 256 * 1024  # bytes; the largest field of the specification has 4 KiB of attributes
-ERROR_MAX = (
-    600  # characters of an error message; encoded, each takes at most 12 bytes, and gRPC accepts 8 KiB of headers
-)
+ERROR_MAX = 600  # characters of an error message; each takes up to 12 bytes encoded, and gRPC limits headers to 8 KiB
 STOP_SECONDS = 5.0  # how long running calls may take when the server stops
-
 
 Method = Callable[[Any], Any]
 
@@ -115,7 +112,7 @@ class CsiServer:
 
     def start(self) -> None:
         """Listen and answer calls. Raises SettingsError or MountError if it can't listen at its path."""
-        make_way(self._path)
+        prepare_socket(self._path)
         with _owner_only():
             try:
                 self._server.add_insecure_port(f"unix:{self._path}")
@@ -184,10 +181,10 @@ def is_ready(path: Path, timeout: float) -> bool:
             raise MountError(f"no answer at {path}; is nar-serve csi running?") from error
 
 
-def make_way(path: Path) -> None:
+def prepare_socket(path: Path) -> None:
     """Create the directory of a socket, and remove an abandoned socket. Raises SettingsError if a program listens there."""
     if len(os.fsencode(path)) > SOCKET_PATH_MAX:
-        raise SettingsError(f"{path} is too long for a socket: at most {SOCKET_PATH_MAX} bytes are possible")
+        raise SettingsError(f"{path} is too long for a socket; use a path of at most {SOCKET_PATH_MAX} bytes")
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)

@@ -29,7 +29,7 @@ MOUNTS_MAX = 10_000  # users of one volume; the kernel limits the mounts of a ma
 
 # How long a call waits for another call for the same volume. Mounting takes milliseconds, unless a mount hangs. dockerd gives up
 # after two minutes.
-TURN_SECONDS = 60
+LOCK_SECONDS = 60
 
 log = logging.getLogger("narmount.docker")
 
@@ -57,14 +57,14 @@ class Driver:
         self._mountpoints = mountpoints
         self._caches = caches
         self._known = {record.name: record for record in records.load()}
-        self._turns = _Turns()
+        self._locks = _VolumeLocks()
 
     # --- methods that change something
 
     def create(self, name: object, options: object) -> None:
         """Create a volume, unless it exists with the same options."""
         name, wanted = volume_name(name), parse_options(options, self._caches)
-        with self._turns.take(name):
+        with self._locks.locked(name):
             known = self._known.get(name)
             if known is not None and known.options != wanted:
                 raise VolumeConflict(
@@ -81,7 +81,7 @@ class Driver:
     def mount(self, name: object, identity: object, caller: str = UNKNOWN) -> Path:
         """Mount a volume for the user with the id ``identity``, and return where. ``caller`` is the process that asks."""
         name, identity = volume_name(name), mount_id(identity)
-        with self._turns.take(name):
+        with self._locks.locked(name):
             record = self._record(name)
             options, target = record.options, self._target(record)
             if options.cache not in self._caches:
@@ -105,7 +105,7 @@ class Driver:
     def unmount(self, name: object, identity: object) -> None:
         """Remove a user of a volume, and unmount the volume after its last user. What was written stays."""
         name, identity = volume_name(name), mount_id(identity)
-        with self._turns.take(name):
+        with self._locks.locked(name):
             record = self._record(name)
             others = {user: process for user, process in record.users.items() if user != identity}
             users = self._living_users(replace(record, users=others))
@@ -121,7 +121,7 @@ class Driver:
         dockerd.
         """
         name = volume_name(name)
-        with self._turns.take(name):
+        with self._locks.locked(name):
             record = self._known.get(name)
             if record is None:
                 return
@@ -223,29 +223,29 @@ class Driver:
         self._known[record.name] = record
 
 
-class _Turns:
+class _VolumeLocks:
     """One lock for each volume, so that calls for different volumes don't wait for each other."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._turns: dict[str, tuple[threading.Lock, int]] = {}
+        self._locks: dict[str, tuple[threading.Lock, int]] = {}  # each with the number of its users
 
     @contextmanager
-    def take(self, name: str) -> Iterator[None]:
-        """Lock a volume. Raises VolumeBusy after TURN_SECONDS."""
+    def locked(self, name: str) -> Iterator[None]:
+        """Lock a volume. Raises VolumeBusy after LOCK_SECONDS."""
         with self._lock:
-            turn, waiting = self._turns.get(name, (threading.Lock(), 0))
-            self._turns[name] = turn, waiting + 1
+            lock, users = self._locks.get(name, (threading.Lock(), 0))
+            self._locks[name] = lock, users + 1
         try:
-            if not turn.acquire(timeout=TURN_SECONDS):
+            if not lock.acquire(timeout=LOCK_SECONDS):
                 step = "check that its cache answers: nar-serve docker-volume --status"
                 raise VolumeBusy(f"another call for the volume {name} has been running for a minute; {step}")
             try:
                 yield
             finally:
-                turn.release()
+                lock.release()
         finally:
             with self._lock:
-                turn, waiting = self._turns.pop(name)
-                if waiting > 1:
-                    self._turns[name] = turn, waiting - 1
+                lock, users = self._locks.pop(name)
+                if users > 1:
+                    self._locks[name] = lock, users - 1

@@ -118,7 +118,7 @@ def _bound(path: Path) -> Iterator[socket.socket]:
 
 
 def _check_is_socket(path: Path) -> None:
-    """Raise SettingsError if the path exists and is not a socket, since it is not left over from an earlier run then."""
+    """Raise SettingsError if the path exists and is not a socket: only a socket can be left over from an earlier run."""
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise SettingsError(f"--socket {path} exists and is not a socket; use another path, or move the file away")

@@ -11,7 +11,7 @@ import pytest
 
 from narcore.errors import MountError, NarcoreError, SettingsError
 from narmount.csi.registration import registration_path
-from narmount.csi.server import code_of, make_way
+from narmount.csi.server import code_of, prepare_socket
 from narmount.volumes.caches import parse_caches
 from narserve import program
 from tests.csi.calling import client
@@ -132,7 +132,7 @@ def test_links_in_the_paths_of_caches_are_resolved(tmp_path: Path) -> None:
 def test_a_file_at_the_path_of_the_socket_is_kept(tmp_path: Path) -> None:
     (tmp_path / "x.sock").write_text("mine")
     with pytest.raises(SettingsError, match="exists and is not a socket"):
-        make_way(tmp_path / "x.sock")
+        prepare_socket(tmp_path / "x.sock")
     assert (tmp_path / "x.sock").read_text() == "mine"
 
 

@@ -284,7 +284,7 @@ def test_a_hanging_volume_does_not_delay_others(plugin: Plugin, monkeypatch: pyt
         publish(self, volume_id, target, request, keep=keep)
 
     monkeypatch.setattr(FakeVolumes, "publish", hang)
-    monkeypatch.setattr(driver_module, "TURN_SECONDS", 0.05)
+    monkeypatch.setattr(driver_module, "LOCK_SECONDS", 0.05)
     thread = threading.Thread(target=plugin.driver.mount, args=("stuck", "a"))
     thread.start()
     assert begun.wait(30)
