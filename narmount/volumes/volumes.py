@@ -267,9 +267,8 @@ class Volumes:
         if volume.mode == "ro":
             self._write_and_mount(volume, store_dir)
             return
-        with self._liveness.checked(
-            volume.cache, self.control(volume.cache)
-        ):  # the kernel asks the mount for its statistics
+        # The kernel asks the mount for its statistics.
+        with self._liveness.checked(volume.cache, self.control(volume.cache)):
             self._write_and_mount(volume, store_dir)
 
     def _write_and_mount(self, volume: Volume, store_dir: Path) -> None:
