@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 
 from narcore.errors import MountError
 
-STATE_MAX = (
-    4 << 20
-)  # bytes; a Docker volume with the most users (10,000), whose ids are of the greatest length, takes 2.6 MB
+# Bytes. A Docker volume with the most users (10,000), whose ids have the greatest length, takes 2.6 MB.
+STATE_MAX = 4 << 20
 PART = ".part"  # the suffix of a file that is not complete
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

@@ -74,9 +74,8 @@ class Watcher:
                     break
                 if names:
                     log.info("cache %s: %s appeared", self._cache, " ".join(names[:10]))
-                if (
-                    names or not was_connected
-                ):  # names that appeared before the connection was made may have been missed
+                # At the start, names that appeared before the connection was made may have been missed.
+                if names or not was_connected:
                     self._news.set()
                 was_connected = True
         except (MountError, OSError) as error:

@@ -13,6 +13,7 @@ from narmount.volumes import MODES, Mode, VolumeRequest, Volumes
 from tests.volumes.conftest import volumes_of
 from tests.volumes.test_volumes import below, left
 
+# Functions of os, which pathlib calls as well.
 STEPS = (
     "mkdir",
     "rmdir",
@@ -22,7 +23,7 @@ STEPS = (
     "fsync",
     "chown",
     "chmod",
-)  # functions of os, which pathlib calls as well
+)
 
 
 class Killed(BaseException):
