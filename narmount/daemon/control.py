@@ -18,7 +18,7 @@ from narcore.errors import MountError
 NAMES_MAX = 1000  # of one request, and of one line of news
 ANSWER_MAX = 4 << 20  # bytes of an answer that a client accepts
 
-_PATH_MAX = 107  # unix(7): sun_path, without the NUL
+SOCKET_PATH_MAX = 107  # bytes; unix(7): sun_path, without the NUL
 
 
 def control_path(run_dir: Path, target: Path) -> Path:
@@ -26,7 +26,7 @@ def control_path(run_dir: Path, target: Path) -> Path:
     absolute = os.path.abspath(target)  # noqa: PTH100  pathlib keeps ..
     digest = hashlib.sha256(os.fsencode(absolute)).hexdigest()
     path = run_dir / "mounts" / f"{digest[:16]}.sock"
-    if len(os.fsencode(path)) > _PATH_MAX:
+    if len(os.fsencode(path)) > SOCKET_PATH_MAX:
         raise MountError(f"{run_dir} is too long a path for sockets; NAR_RUN_DIR or --run-dir names a shorter one")
     return path
 
