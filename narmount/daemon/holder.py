@@ -49,9 +49,9 @@ _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class Holder:
     """Keeps a mount until it is unmounted."""
 
-    def __init__(self, held: MountHandover, ready_fd: int | None = None) -> None:
+    def __init__(self, handover: MountHandover, ready_fd: int | None = None) -> None:
         """``ready_fd``: where to say that the first worker is ready."""
-        self._held = held
+        self._handover = handover
         self._ready_fd = ready_fd
         self._worker: subprocess.Popen[bytes] | None = None
         self._pause = FIRST_PAUSE
@@ -63,7 +63,7 @@ class Holder:
         try:
             return self._keep()
         finally:
-            _remove_socket(self._held)
+            _remove_socket(self._handover)
 
     def _keep(self) -> int:
         answer = self._start()
@@ -72,9 +72,9 @@ class Holder:
         elif "error" in answer:
             _say(str(answer["error"]))
         elif "ready" in answer:
-            _say(f"{self._held.target} is mounted ({answer['mode']}); Ctrl-C or SIGTERM unmounts it")
+            _say(f"{self._handover.target} is mounted ({answer['mode']}); Ctrl-C or SIGTERM unmounts it")
         if "error" in answer:
-            _unmount(self._held.target)
+            _unmount(self._handover.target)
             return TROUBLE if answer["code"] != USAGE else USAGE
         while True:
             number = self._next_signal()
@@ -92,7 +92,7 @@ class Holder:
                 return 128 + number
             else:
                 self._stopping = True
-                _unmount(self._held.target)
+                _unmount(self._handover.target)
 
     def _next_signal(self) -> int:
         if self._stopping and not self._told:
@@ -101,7 +101,7 @@ class Holder:
                 return found.si_signo
             self._told = True
             step = "this ends with the last who uses it, and at once when it is told so again (Ctrl-C, SIGTERM)"
-            _say(f"{self._held.target} is unmounted, and still in use: {step}")
+            _say(f"{self._handover.target} is unmounted, and still in use: {step}")
         return signal.sigwait(_SIGNALS)
 
     def _reap(self) -> int | None:
@@ -115,12 +115,12 @@ class Holder:
         if status != STOPPED:
             _say(f"the worker ended with status {status}, and is replaced{self._lost()}")
             self._calm_down()
-        self._held = replace(self._held, generation=self._held.generation + 1)
+        self._handover = replace(self._handover, generation=self._handover.generation + 1)
         self._start()
         return None
 
     def _lost(self) -> str:
-        if self._held.resend:
+        if self._handover.resend:
             return ""
         return "; this kernel can't send its requests again (Linux 6.9 can): who waits for one has to be interrupted"
 
@@ -136,18 +136,18 @@ class Holder:
         reading, writing = os.pipe()
         self._started, self._replacing = time.monotonic(), False
         self._worker = subprocess.Popen(  # noqa: S603  ourselves
-            [sys.executable, "-m", "narmount.daemon.worker", self._held.to_json(), str(writing), str(os.getpid())],
-            pass_fds=(*self._held.descriptors, writing),
+            [sys.executable, "-m", "narmount.daemon.worker", self._handover.to_json(), str(writing), str(os.getpid())],
+            pass_fds=(*self._handover.descriptors, writing),
             stdin=subprocess.DEVNULL,
         )
         os.close(writing)
         with os.fdopen(reading) as answer:
-            if self._held.generation:
+            if self._handover.generation:
                 return {}
             text = answer.readline() if self._is_heard(reading) else ""
         found: dict[str, object] = json.loads(text) if text else {"error": "the worker did not start", "code": TROUBLE}
         if "ready" in found:
-            reason = self._held.plain_reason
+            reason = self._handover.no_passthrough_reason
             found |= {"mode": "plain" if reason else "passthrough", "reason": reason}
         return found
 
@@ -181,14 +181,14 @@ def mount(options: MountOptions) -> MountHandover:
     return MountHandover(
         device=fuse,
         listener=listener.detach(),
-        names=_memory("names"),
-        backings=_memory("backings"),
+        path_numbers=_memory("path-numbers"),
+        passthrough_files=_memory("passthrough-files"),
         generation=0,
         since=time.time(),
         minor=agreed.minor,
         passthrough=agreed.passthrough,
         resend=agreed.resend,
-        plain_reason=reason or _try_passthrough(fuse, options.cache_dir),
+        no_passthrough_reason=reason or _try_passthrough(fuse, options.cache_dir),
         target=options.target,
         control=control,
         control_inode=control.stat().st_ino,
@@ -248,11 +248,11 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-def _remove_socket(held: MountHandover) -> None:
+def _remove_socket(handover: MountHandover) -> None:
     """Unless it is a successor's, who has mounted at the same place when this one was out of sight."""
     with suppress(FileNotFoundError):
-        if held.control.stat().st_ino == held.control_inode:
-            held.control.unlink()
+        if handover.control.stat().st_ino == handover.control_inode:
+            handover.control.unlink()
 
 
 def _say(text: str) -> None:
@@ -263,18 +263,18 @@ def run(options: MountOptions) -> NoReturn:
     """Mount, and keep it mounted; ends the process. What goes wrong before it is mounted is told to ``ready_fd``."""
     _begin()
     try:
-        held = mount(options)
+        handover = mount(options)
     except (MountError, OSError) as error:
         _say(str(error))
         if options.ready_fd is not None:
             tell_ready(options.ready_fd, {"error": str(error), "code": TROUBLE})
         sys.exit(TROUBLE)
-    sys.exit(Holder(held, options.ready_fd).run())
+    sys.exit(Holder(handover, options.ready_fd).run())
 
 
-def take_over(held: MountHandover) -> NoReturn:
+def take_over(handover: MountHandover) -> NoReturn:
     """Turn this process, a worker whose holder has died, into the holder; its requests are for the worker that is started then."""
-    os.execv(sys.executable, [sys.executable, "-m", "narmount.daemon.holder", "--held", held.to_json()])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-m", "narmount.daemon.holder", "--handover", handover.to_json()])  # noqa: S606
 
 
 def _begin() -> None:
@@ -284,7 +284,7 @@ def _begin() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--held":
+    if sys.argv[1] == "--handover":
         _begin()
         sys.exit(Holder(MountHandover.from_json(sys.argv[2])).run())
     run(MountOptions.from_json(sys.argv[1]))

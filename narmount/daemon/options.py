@@ -42,14 +42,14 @@ class MountHandover:
 
     device: int
     listener: int
-    names: int
-    backings: int
+    path_numbers: int
+    passthrough_files: int
     generation: int
     since: float
     minor: int
     passthrough: bool
     resend: bool
-    plain_reason: str
+    no_passthrough_reason: str
     target: Path
     control: Path
     control_inode: int
@@ -61,7 +61,7 @@ class MountHandover:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        return self.device, self.listener, self.names, self.backings
+        return self.device, self.listener, self.path_numbers, self.passthrough_files
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str)

@@ -22,10 +22,10 @@ from narmount.daemon.holder import STOPPED, TROUBLE, UNMOUNTED, USAGE, take_over
 from narmount.daemon.options import MountHandover
 from narmount.daemon.ratelimit import LogRateLimit
 from narmount.files.filesystem import FileSystem
-from narmount.files.passthrough import Backings
-from narmount.files.pathnumbers import Names
+from narmount.files.passthrough import PassthroughFiles
+from narmount.files.pathnumbers import PathNumbers
 from narmount.files.prefetch import Prefetch
-from narmount.fuse.server import Server
+from narmount.fuse.server import FuseServer
 
 log = logging.getLogger("narmount")
 
@@ -35,38 +35,41 @@ ASK_AT_ONCE = 16  # names that were denied, asked for again in one tick
 
 
 class MountWorker:
-    def __init__(self, held: MountHandover, settings: Settings, holder: int) -> None:
+    def __init__(self, handover: MountHandover, settings: Settings, holder: int) -> None:
         """Raises SettingsError."""
-        self._held = held
+        self._handover = handover
         self._holder = holder  # not whoever is our parent by now
         self._settings = settings
         self._cache = BinaryCache.from_settings(
             settings, strict=not settings.mount_early, patience=float(settings.mount_deadline)
         )
-        names = Names(held.names)
-        self._names = names
-        self._backings = None if held.plain_reason else Backings(held.device, held.backings, held.generation + 1)
+        self._numbers = PathNumbers(handover.path_numbers)
+        self._passthrough = (
+            None
+            if handover.no_passthrough_reason
+            else PassthroughFiles(handover.device, handover.passthrough_files, handover.generation + 1)
+        )
         self._appeared: deque[str] = deque()
         self._appeared_last: list[str] = []
         self._files = FileSystem(
             self._cache,
-            names,
-            self._backings,
+            self._numbers,
+            self._passthrough,
             early=settings.mount_early,
-            prunes=held.agreed.prune,
+            prunes=handover.agreed.prune,
             notify=lambda code, body: self._server.notify(code, body),
             announce=self._appeared.append,
         )
-        self._server = Server(
-            held.device,
+        self._server = FuseServer(
+            handover.device,
             self._files,
-            held.agreed,
+            handover.agreed,
             deadline=float(settings.mount_deadline),
-            resumed=held.generation > 0,
+            resumed=handover.generation > 0,
         )
         self._prefetch = Prefetch(self._fetch_ahead)
         self._control = ControlServer(
-            socket.socket(fileno=held.listener), status=self.status, prefetch=self._prefetch.add
+            socket.socket(fileno=handover.listener), status=self.status, prefetch=self._prefetch.add
         )
         self._stopped = False
         self._closed = threading.Event()
@@ -78,7 +81,7 @@ class MountWorker:
         for of_the_terminal in (signal.SIGINT, signal.SIGHUP):  # for the holder, who has them as well
             signal.signal(of_the_terminal, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        if self._held.metrics:
+        if self._handover.metrics:
             self._serve_metrics()
 
     def run(self) -> int:
@@ -101,7 +104,7 @@ class MountWorker:
     def _serve_metrics(self) -> None:
         from narmount.metrics import mount_metrics, serve_metrics  # prometheus-client is an extra
 
-        serve_metrics(self._held.metrics, lambda: mount_metrics(self.status()))
+        serve_metrics(self._handover.metrics, lambda: mount_metrics(self.status()))
 
     # --- beside the requests
 
@@ -120,7 +123,7 @@ class MountWorker:
     def _watch_holder(self) -> None:
         if os.getppid() != self._holder:
             log.warning("the process that held the mount has died: this one takes its place")
-            take_over(replace(self._held, generation=self._held.generation + 1))
+            take_over(replace(self._handover, generation=self._handover.generation + 1))
 
     def _keep_up(self) -> None:
         self._announce()
@@ -129,7 +132,7 @@ class MountWorker:
             self._files.sweep()
 
     def _ask_again(self) -> None:
-        for name in self._files.denied.due()[:ASK_AT_ONCE]:
+        for name in self._files.missing_names.due()[:ASK_AT_ONCE]:
             with suppress(NarcoreError, OSError):  # a store that does not answer: the next time it may
                 self._files.look_for(name)
 
@@ -150,17 +153,17 @@ class MountWorker:
     # --- what it says of itself
 
     def status(self) -> dict[str, object]:
-        held, server, files = self._held, self._server, self._files
+        handover, server, files = self._handover, self._server, self._files
         return {
-            "target": str(held.target),
-            "mode": "plain" if held.plain_reason else "passthrough",
-            "mode_reason": held.plain_reason,
-            "resend": held.resend,
-            "kernel_minor": held.minor,
+            "target": str(handover.target),
+            "mode": "plain" if handover.no_passthrough_reason else "passthrough",
+            "mode_reason": handover.no_passthrough_reason,
+            "resend": handover.resend,
+            "kernel_minor": handover.minor,
             "worker_pid": os.getpid(),
             "holder_pid": self._holder,  # never whoever is our parent since it has died, such as init
-            "restarts": held.generation,
-            "since": held.since,
+            "restarts": handover.generation,
+            "since": handover.since,
             "stores": [substituter.url for substituter in self._cache.substituters],
             "cache": self._cache.disk_usage(),
             "early": self._settings.mount_early,
@@ -172,11 +175,11 @@ class MountWorker:
             "errors": server.errors,
             "last_error": server.last_error,
             "read_bytes": files.read_bytes,
-            "passthrough_opens": self._backings.opened if self._backings else 0,
-            "passthrough_files": len(self._backings) if self._backings else 0,
+            "passthrough_opens": self._passthrough.opened if self._passthrough else 0,
+            "passthrough_files": len(self._passthrough) if self._passthrough else 0,
             "open_nars": files.open_nars,
-            "paths_known": len(self._names),
-            "denied": len(files.denied),
+            "paths_known": len(self._numbers),
+            "denied": len(files.missing_names),
             "prefetch_pending": self._prefetch.pending,
         }
 
@@ -187,12 +190,12 @@ def _say_ready(fd: int, answer: dict[str, object]) -> None:
     os.close(fd)
 
 
-def main(held: MountHandover, ready: int, holder: int) -> int:
+def main(handover: MountHandover, ready: int, holder: int) -> int:
     logging.basicConfig(format="nar-serve: %(message)s", level=logging.INFO)
     logging.getLogger().handlers[0].addFilter(LogRateLimit())
     try:
         settings = Settings.from_environ(os.environ)
-        worker = MountWorker(held, settings, holder)
+        worker = MountWorker(handover, settings, holder)
         worker.start()
     except SettingsError as error:
         _say_ready(ready, {"error": str(error), "code": USAGE})

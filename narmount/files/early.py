@@ -9,6 +9,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 
 from narcore.binarycache import BinaryCache
@@ -16,7 +17,7 @@ from narcore.errors import NarcoreError
 from narcore.formats.listing import NarListing
 from narcore.lookup.pathinfo import PathInfo
 from narcore.nars.cachednar import ArrivingNar
-from narmount.files.pathnumbers import Names
+from narmount.files.pathnumbers import PathNumbers
 from narmount.fuse import protocol
 from narmount.fuse.protocol import Notify
 from narmount.fuse.server import Slow
@@ -28,15 +29,13 @@ BLOCK = 1 << 20  # those who wait for bytes of the same block wait together
 OnEnd = Callable[[int, bool], None]
 
 
+@dataclass(slots=True)
 class _Arrival:
-    __slots__ = ("available", "closed", "lock", "nar", "nodes")
-
-    def __init__(self, nar: ArrivingNar) -> None:
-        self.nar = nar
-        self.available = 0
-        self.nodes: set[int] = set()  # of which something was given out
-        self.lock = threading.Lock()
-        self.closed = False
+    nar: ArrivingNar
+    available: int = 0
+    nodes: set[int] = field(default_factory=set)  # of which something was given out
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    closed: bool = False
 
     def wait_for(self, stop: int) -> None:
         try:
@@ -48,15 +47,15 @@ class _Arrival:
             self.available = max(self.available, available)
 
 
-class Early:
+class EarlyReads:
     """The NARs on their way, by row. Thread-safe."""
 
     def __init__(
-        self, cache: BinaryCache, names: Names, *, notify: Callable[[Notify, bytes], None], on_end: OnEnd
+        self, cache: BinaryCache, numbers: PathNumbers, *, notify: Callable[[Notify, bytes], None], on_end: OnEnd
     ) -> None:
         """``on_end`` gets the row of a NAR that has arrived, and whether it is what was promised."""
         self._cache = cache
-        self._names = names
+        self._numbers = numbers
         self._notify = notify
         self._on_end = on_end
         self._lock = threading.Lock()
@@ -91,9 +90,9 @@ class Early:
 
     def _finish(self, row: int, info: PathInfo, arrival: _Arrival) -> None:
         try:
-            right = self.identity(info, arrival.nar.finish()) == self._names.identity(row)
+            right = self.identity(info, arrival.nar.finish()) == self._numbers.identity(row)
         except NarcoreError as error:
-            log.warning("%s: %s", self._names.base_name(row), error)
+            log.warning("%s: %s", self._numbers.base_name(row), error)
             right = False
         with self._lock:
             del self._arrivals[row]
@@ -105,6 +104,6 @@ class Early:
             self._take_back(row, arrival.nodes)
 
     def _take_back(self, row: int, nodes: set[int]) -> None:
-        log.warning("%s is not what was promised: what was read of it is taken back", self._names.base_name(row))
+        log.warning("%s is not what was promised: what was read of it is taken back", self._numbers.base_name(row))
         for node_id in nodes:
             self._notify(Notify.INVAL_INODE, protocol.INVAL_INODE.pack(node_id, 0, -1))

@@ -32,11 +32,11 @@ from narcore.formats.names import to_bytes, to_text
 from narcore.formats.storepath import HASH_PART_LENGTH, is_base_name
 from narcore.lookup.pathinfo import PathInfo
 from narcore.nars.cachednar import OpenNar
-from narmount.files.early import Early
-from narmount.files.missingnames import DeniedNames
+from narmount.files.early import EarlyReads
+from narmount.files.missingnames import MissingNames
 from narmount.files.opennars import OpenNars
-from narmount.files.passthrough import PLAIN, Backings
-from narmount.files.pathnumbers import Names, TooManyNames
+from narmount.files.passthrough import PLAIN, PassthroughFiles
+from narmount.files.pathnumbers import PathNumbers, TooManyPaths
 from narmount.fuse import protocol
 from narmount.fuse.protocol import ROOT_ID, Notify, Opcode, Open
 from narmount.fuse.server import Slow
@@ -92,13 +92,13 @@ class OpenPath:
 
 
 class FileSystem:
-    """Answers requests. Thread-safe. ``backings``: none where the kernel does not read files itself."""
+    """Answers requests. Thread-safe. ``passthrough``: None where the kernel does not read files itself."""
 
     def __init__(
         self,
         cache: BinaryCache,
-        names: Names,
-        backings: Backings | None,
+        numbers: PathNumbers,
+        passthrough: PassthroughFiles | None,
         *,
         early: bool,
         prunes: bool,
@@ -110,17 +110,17 @@ class FileSystem:
         ``prunes``: the kernel knows how to forget what it is told to.
         """
         self._cache = cache
-        self._names = names
-        self._backings = backings
-        self._early = Early(cache, names, notify=notify, on_end=self._arrived) if early else None
+        self._numbers = numbers
+        self._passthrough = passthrough
+        self._early = EarlyReads(cache, numbers, notify=notify, on_end=self._arrived) if early else None
         self._prunes = prunes
         self._notify = notify
         self._announce = announce
         self._paths: LruMemory[int, OpenPath] = LruMemory(LISTINGS_MAX)
-        self._missing: LruMemory[str, bool] = LruMemory(10_000)
+        self._recently_missing: LruMemory[str, bool] = LruMemory(10_000)
         self._nars = OpenNars()
         self._lock = threading.Lock()
-        self.denied = DeniedNames()
+        self.missing_names = MissingNames()
         self.lookups: Counter[str] = Counter()
         self.read_bytes = 0
         self._handlers: dict[int, Callable[[int, memoryview], bytes]] = {
@@ -133,7 +133,7 @@ class FileSystem:
             Opcode.STATFS: self._status,
             Opcode.IOCTL: self._no_ioctl,
         }
-        if backings is not None:
+        if passthrough is not None:
             self._handlers[Opcode.OPEN] = self._open
             self._handlers[Opcode.RELEASE] = self._release
 
@@ -151,14 +151,14 @@ class FileSystem:
         return handler(node_id, body)
 
     def forget(self, node_ids: list[int]) -> None:
-        if self._backings is not None:
-            self._backings.forgotten(node_ids)
+        if self._passthrough is not None:
+            self._passthrough.forget(node_ids)
 
     def sweep(self) -> None:
         """Now and then: let go of what is not used."""
         self._nars.sweep()
-        if self._backings is not None:
-            left = self._backings.sweep()
+        if self._passthrough is not None:
+            left = self._passthrough.sweep()
             if left and self._prunes:
                 self._notify(Notify.PRUNE, protocol.prune(left))
 
@@ -194,16 +194,16 @@ class FileSystem:
         except FileNotInStore:
             info = None
         if info is None or info.narinfo.store_path.base_name != base_name:
-            self._missing.put(base_name, True, seconds=MISSING_SECONDS)
-            self.denied.add(base_name)
+            self._recently_missing.put(base_name, True, seconds=MISSING_SECONDS)
+            self.missing_names.add(base_name)
             self._count("miss")
             return None
         return info
 
     def _is_there(self, base_name: str) -> None:
         self._count("hit")
-        self._missing.discard(base_name)
-        if self.denied.discard(base_name):
+        self._recently_missing.discard(base_name)
+        if self.missing_names.discard(base_name):
             self._announce(base_name)
 
     def _is_promised(self, info: PathInfo) -> bool:
@@ -223,8 +223,8 @@ class FileSystem:
         accessor = self._cache.open(info)
         base_name, listing = info.narinfo.store_path.base_name, accessor.listing
         identity = self._early.identity(info, listing) if self._early else _identity(info, listing.root.kind)
-        listed = self._names.row(base_name)
-        if listed is not None and not self._names.is_seen(listed):
+        listed = self._numbers.row(base_name)
+        if listed is not None and not self._numbers.is_seen(listed):
             listed = None
         row = self._row(info, identity, seen=True)
         found = OpenPath(row, base_name, info, listing, accessor.is_verified)
@@ -235,8 +235,10 @@ class FileSystem:
 
     def _row(self, info: PathInfo, identity: str, *, seen: bool) -> int:
         try:
-            return self._names.add(info.narinfo.store_path.base_name, identity, self._cache.to_record(info), seen=seen)
-        except TooManyNames as error:
+            return self._numbers.add(
+                info.narinfo.store_path.base_name, identity, self._cache.to_record(info), seen=seen
+            )
+        except TooManyPaths as error:
             raise OSError(errno.ENFILE, str(error)) from error
 
     def _remember(self, path: OpenPath) -> None:
@@ -255,7 +257,7 @@ class FileSystem:
         if found is not None:
             return found
         try:
-            newest = self._names.is_newest(row)
+            newest = self._numbers.is_newest(row)
         except KeyError:
             newest = False
         if not newest:  # there is another one of that name by now: the kernel looks the name up again
@@ -263,13 +265,13 @@ class FileSystem:
         raise self._reopening(row)
 
     def _reopening(self, row: int) -> Slow:
-        base_name = self._names.base_name(row)
-        what = "listing" if self._names.is_seen(row) else "path"  # mostly on disk, or mostly not
+        base_name = self._numbers.base_name(row)
+        what = "listing" if self._numbers.is_seen(row) else "path"  # mostly on disk, or mostly not
         return Slow((what, base_name), partial(self._reopen, row, base_name), partial(self._progress, None))
 
     def _reopen(self, row: int, base_name: str) -> None:
         """Out of what is known of it, so that no store is needed for what is on disk; else as if it was never looked up."""
-        info = self._cache.from_record(self._names.record(row))
+        info = self._cache.from_record(self._numbers.record(row))
         try:
             if info is not None:
                 self._open_path(info)
@@ -325,17 +327,19 @@ class FileSystem:
         text = name.decode("ascii", "replace")
         if not is_base_name(text):
             return protocol.no_entry(FOREVER)
-        row = self._names.row(text)
+        row = self._numbers.row(text)
         if row is not None:
             path = self._paths.get(row)
             if path is not None:
                 return _entry(path, path.listing.root)
-            if self._missing.get(text):  # it was there, and is not any more
+            if self._recently_missing.get(text):  # it was there, and is not any more
                 return protocol.no_entry(0)
-            if _is_directory(self._names.identity(row)):
+            if _is_directory(self._numbers.identity(row)):
                 return protocol.entry(row << 32 | 1, 0, protocol.attributes(row << 32 | 1, _DIRECTORY, 0))
             raise self._reopening(row)
-        if self._missing.get(text):  # for no time: the kernel would hide from overlays that the name is there now
+        if self._recently_missing.get(
+            text
+        ):  # for no time: the kernel would hide from overlays that the name is there now
             return protocol.no_entry(0)
         raise Slow(("name", text), partial(self._look_for_counted, text), partial(self._progress, None))
 
@@ -362,7 +366,7 @@ class FileSystem:
 
     def _status(self, node_id: int, body: memoryview) -> bytes:
         """As of a file system without a free byte: nothing can be written."""
-        return protocol.STATFS.pack(0, 0, 0, len(self._names), 0, 4096, 255, 4096, 0)
+        return protocol.STATFS.pack(0, 0, 0, len(self._numbers), 0, 4096, 255, 4096, 0)
 
     def _no_ioctl(self, node_id: int, body: memoryview) -> bytes:
         raise OSError(errno.ENOTTY, "no ioctl is known here")
@@ -397,7 +401,7 @@ class FileSystem:
 
     def _root_records(self, start: int, *, plus: bool) -> Iterator[bytes]:
         """The store paths that have been looked up, in that order; of one that has left our memory, the name alone."""
-        for row, base_name in self._names.newest(start + 1):
+        for row, base_name in self._numbers.newest(start + 1):
             path, name = self._paths.get(row), base_name.encode("ascii")
             if path is not None:
                 yield _record(path, path.listing.root, row + 2, name, plus=plus)
@@ -409,13 +413,13 @@ class FileSystem:
 
     def _open(self, node_id: int, body: memoryview) -> bytes:
         """Only where the kernel can read files itself; else that there is nothing to open was said once, and is known."""
-        assert self._backings is not None
+        assert self._passthrough is not None
         path, (_, length) = self._contents(node_id)
         if length < PASSTHROUGH_SIZE:
             return _OPENED_PLAIN
         if not path.verified:
-            self._backings.add(node_id, None)
-        opened = self._backings.open(node_id)
+            self._passthrough.add(node_id, None)
+        opened = self._passthrough.open(node_id)
         if opened is None:
             raise self._unpacking(path, node_id)
         handle, number = opened
@@ -424,10 +428,10 @@ class FileSystem:
         return protocol.OPENED.pack(handle, Open.PASSTHROUGH, number)
 
     def _release(self, node_id: int, body: memoryview) -> bytes:
-        assert self._backings is not None
+        assert self._passthrough is not None
         handle, *_ = protocol.RELEASE.unpack_from(body)
         if handle:
-            self._backings.released(node_id, handle)
+            self._passthrough.release(node_id, handle)
         return b""
 
     def _unpacking(self, path: OpenPath, node_id: int) -> Slow:
@@ -446,15 +450,15 @@ class FileSystem:
         return Slow(("file", path.base_name, node.index), unpack, progress)
 
     def _unpack(self, nar: OpenNar, node: Node, node_id: int) -> None:
-        assert self._backings is not None
+        assert self._passthrough is not None
         try:
             fd = nar.open_unpacked(node)
         except CacheFailure:  # no room for it: it is read as if there were no passthrough
-            self._backings.add(node_id, None)
+            self._passthrough.add(node_id, None)
             return
         try:
             nar.drop_pages(node.nar_offset, node.nar_offset + node.size)
-            self._backings.add(node_id, fd, nar.unpacked_file(node, fd))
+            self._passthrough.add(node_id, fd, nar.unpacked_file(node, fd))
         finally:
             os.close(fd)
 
@@ -467,22 +471,22 @@ class FileSystem:
         return self._read_nar(path, node_id, nar_offset + offset, nar_offset + stop)
 
     def _read_nar(self, path: OpenPath, node_id: int, start: int, stop: int) -> bytes:
-        held = self._nars.acquire(path.row)
-        if held is None:
+        entry = self._nars.acquire(path.row)
+        if entry is None:
             if self._early is not None and not path.verified:
                 data = self._early.read(path.row, path.info, node_id, start, stop)
                 self.read_bytes += stop - start
                 return data
             raise self._fetching(path)
         try:
-            data = held.nar.read(start, stop)
+            data = entry.nar.read(start, stop)
             if stop // DROP_BLOCK > start // DROP_BLOCK:
-                held.nar.drop_pages(start // DROP_BLOCK * DROP_BLOCK, stop // DROP_BLOCK * DROP_BLOCK)
+                entry.nar.drop_pages(start // DROP_BLOCK * DROP_BLOCK, stop // DROP_BLOCK * DROP_BLOCK)
         except CacheFailure:  # it was changed or cut, and is removed: fetch it again
             self._nars.drop(path.row)
             raise self._fetching(path) from None
         finally:
-            self._nars.release(held)
+            self._nars.release(entry)
         self.read_bytes += stop - start
         return data
 

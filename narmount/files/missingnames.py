@@ -8,6 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 
 # What a test run waits for is published in the minutes after it was first looked for; what was a mistake never is.
 NAMES_MAX = 256
@@ -16,22 +17,20 @@ LONGEST_SECONDS = 300.0
 GIVE_UP_SECONDS = 24 * 3600.0
 
 
-class _Denied:
-    __slots__ = ("due", "pause", "since")
-
-    def __init__(self, now: float) -> None:
-        self.since = now
-        self.pause = FIRST_SECONDS
-        self.due = now + self.pause
+@dataclass(slots=True)
+class _MissingName:
+    since: float
+    due: float
+    pause: float
 
 
-class DeniedNames:
+class MissingNames:
     """Thread-safe; the names that were denied last are remembered."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._names: OrderedDict[str, _Denied] = OrderedDict()
+        self._names: OrderedDict[str, _MissingName] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._names)
@@ -40,7 +39,8 @@ class DeniedNames:
         """It was not there just now."""
         with self._lock:
             if name not in self._names:
-                self._names[name] = _Denied(self._clock())
+                now = self._clock()
+                self._names[name] = _MissingName(now, now + FIRST_SECONDS, FIRST_SECONDS)
             if len(self._names) > NAMES_MAX:
                 self._names.popitem(last=False)
 
@@ -53,11 +53,11 @@ class DeniedNames:
         """Those to ask for now. Each is due again later, after twice the time."""
         now = self._clock()
         with self._lock:
-            for name in [name for name, denied in self._names.items() if now - denied.since > GIVE_UP_SECONDS]:
+            for name in [name for name, missing in self._names.items() if now - missing.since > GIVE_UP_SECONDS]:
                 del self._names[name]
-            found = [name for name, denied in self._names.items() if denied.due <= now]
+            found = [name for name, missing in self._names.items() if missing.due <= now]
             for name in found:
-                denied = self._names[name]
-                denied.pause = min(2 * denied.pause, LONGEST_SECONDS)
-                denied.due = now + denied.pause
+                missing = self._names[name]
+                missing.pause = min(2 * missing.pause, LONGEST_SECONDS)
+                missing.due = now + missing.pause
         return found

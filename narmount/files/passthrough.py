@@ -14,6 +14,7 @@ import struct
 import threading
 from collections import OrderedDict
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 from narmount.fuse import device
@@ -26,7 +27,7 @@ _RECORD = struct.Struct("=Qq")
 _FILE_MAX = 1 << 20  # bytes; then what is gone is left out
 
 
-class Kept(Protocol):
+class CachedFile(Protocol):
     """A file in the cache."""
 
     def is_evicted(self) -> bool: ...
@@ -35,18 +36,16 @@ class Kept(Protocol):
         """Let it count as used just now."""
 
 
-class _Backing:
-    __slots__ = ("inherited", "kept", "number", "opens", "used")
-
-    def __init__(self, number: int, kept: Kept | None = None, *, inherited: bool = False) -> None:
-        self.number = number
-        self.kept = kept
-        self.opens = 0
-        self.used = False  # since the last sweep
-        self.inherited = inherited
+@dataclass(slots=True)
+class _PassthroughFile:
+    number: int
+    cached: CachedFile | None = None
+    opens: int = 0
+    used: bool = False  # since the last sweep
+    inherited: bool = False
 
 
-class Backings:
+class PassthroughFiles:
     """``fuse`` is the device, ``fd`` the file to remember by. Thread-safe."""
 
     def __init__(self, fuse: int, fd: int, generation: int) -> None:
@@ -55,7 +54,7 @@ class Backings:
         self._handle = generation << 32
         self._generation = generation
         self._lock = threading.Lock()
-        self._nodes: OrderedDict[int, _Backing] = OrderedDict()
+        self._nodes: OrderedDict[int, _PassthroughFile] = OrderedDict()
         self.opened = 0
         self._end = 0  # of the file
         self._restore()
@@ -66,85 +65,85 @@ class Backings:
     def open(self, node_id: int) -> tuple[int, int] | None:
         """A file handle and the number of the file, or PLAIN; None if the node has none yet."""
         with self._lock:
-            backing = self._nodes.get(node_id)
-            if backing is None:
+            file = self._nodes.get(node_id)
+            if file is None:
                 return None
-            backing.opens += 1
-            backing.used = True
+            file.opens += 1
+            file.used = True
             self._nodes.move_to_end(node_id)
             self._handle += 1
-            self.opened += backing.number != PLAIN
-            return self._handle, backing.number
+            self.opened += file.number != PLAIN
+            return self._handle, file.number
 
-    def add(self, node_id: int, fd: int | None, kept: Kept | None = None) -> None:
+    def add(self, node_id: int, fd: int | None, cached: CachedFile | None = None) -> None:
         """Let the node be read from the open file ``fd``, which is ``kept``, or through us if it is None. Raises OSError."""
         with self._lock:
             if node_id in self._nodes:
                 return
             number = PLAIN if fd is None else device.open_backing(self._fuse, fd)
-            self._note(node_id, number)
-            self._nodes[node_id] = _Backing(number, kept)
-            idle = [node for node, backing in self._nodes.items() if not backing.opens and not backing.inherited]
+            self._record(node_id, number)
+            self._nodes[node_id] = _PassthroughFile(number, cached)
+            idle = [node for node, file in self._nodes.items() if not file.opens and not file.inherited]
             for node in idle[: max(0, len(idle) - IDLE_MAX)]:
                 self._remove(node)
 
-    def released(self, node_id: int, handle: int) -> None:
+    def release(self, node_id: int, handle: int) -> None:
         if handle >> 32 != self._generation:
             return
         with self._lock:
-            backing = self._nodes.get(node_id)
-            if backing is None:
+            file = self._nodes.get(node_id)
+            if file is None:
                 return
-            backing.opens -= 1
-            if backing.number == PLAIN and not backing.opens and not backing.inherited:
+            file.opens -= 1
+            if file.number == PLAIN and not file.opens and not file.inherited:
                 self._remove(node_id)  # the next time there may be room
 
-    def forgotten(self, node_ids: list[int]) -> None:
+    def forget(self, node_ids: list[int]) -> None:
         """The kernel has dropped these nodes: none of them is open."""
         if not self._nodes:
             return
         with self._lock:
             for node_id in node_ids:
-                backing = self._nodes.get(node_id)
-                if backing is not None and not backing.opens:
+                file = self._nodes.get(node_id)
+                if file is not None and not file.opens:
                     self._remove(node_id)
 
     def sweep(self) -> list[int]:
         """Let go of what was evicted and is not open. The nodes that are left of an earlier worker, for the kernel to forget."""
         with self._lock:
             known = dict(self._nodes)
-        for node_id, backing in known.items():
-            if backing.kept is None:
+        for node_id, file in known.items():
+            if file.cached is None:
                 continue
-            if backing.opens or backing.used:
-                backing.used = False
-                backing.kept.touch()
-            if backing.kept.is_evicted():
-                self._let_go(node_id, backing)
-        return [node_id for node_id, backing in known.items() if backing.inherited and not backing.opens]
+            if file.opens or file.used:
+                file.used = False
+                file.cached.touch()
+            if file.cached.is_evicted():
+                self._let_go(node_id, file)
+        return [node_id for node_id, file in known.items() if file.inherited and not file.opens]
 
-    def _let_go(self, node_id: int, backing: _Backing) -> None:
+    def _let_go(self, node_id: int, file: _PassthroughFile) -> None:
         with self._lock:
-            if self._nodes.get(node_id) is backing and not backing.opens:
+            if self._nodes.get(node_id) is file and not file.opens:
                 self._remove(node_id)
 
     def _remove(self, node_id: int) -> None:
-        backing = self._nodes.pop(node_id)
-        self._note(node_id, _GONE)
-        if backing.number != PLAIN:
+        file = self._nodes.pop(node_id)
+        self._record(node_id, _GONE)
+        if file.number != PLAIN:
             with suppress(OSError):  # the connection is gone, and all of them with it
-                device.close_backing(self._fuse, backing.number)
+                device.close_backing(self._fuse, file.number)
 
-    def _note(self, node_id: int, number: int) -> None:
+    def _record(self, node_id: int, number: int) -> None:
         self._end += os.pwrite(self._fd, _RECORD.pack(node_id, number), self._end)
         if self._end > _FILE_MAX:
-            self._shorten()
+            self._compact()
 
     def _restore(self) -> None:
-        numbers = self._noted()
-        self._nodes = OrderedDict((node, _Backing(number, inherited=True)) for node, number in numbers.items())
+        numbers = self._recorded()
+        self._nodes = OrderedDict((node, _PassthroughFile(number, inherited=True)) for node, number in numbers.items())
 
-    def _noted(self) -> dict[int, int]:
+    def _recorded(self) -> dict[int, int]:
         """What is in the file, in the order in which it was noted; and where the next record goes."""
         data = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
         self._end = len(data) // _RECORD.size * _RECORD.size  # one that was never finished is written over
@@ -155,10 +154,10 @@ class Backings:
                 numbers[node_id] = number
         return numbers
 
-    def _shorten(self) -> None:
+    def _compact(self) -> None:
         """Killed in the midst of it, it is read right all the same: no record is moved towards the end, so each is either among
         what was written or where it was, and what is left behind is what was noted last.
         """
-        records = b"".join(_RECORD.pack(*record) for record in self._noted().items())
+        records = b"".join(_RECORD.pack(*record) for record in self._recorded().items())
         self._end = os.pwrite(self._fd, records, 0)
         os.ftruncate(self._fd, self._end)

@@ -22,11 +22,11 @@ ROWS_MAX = 200_000
 _PROMISED, _SEEN = "?", "."
 
 
-class TooManyNames(Exception):
+class TooManyPaths(Exception):
     """The table is full."""
 
 
-class Names:
+class PathNumbers:
     """The table in the file ``fd``. Thread-safe, and safe among processes that have the file open."""
 
     def __init__(self, fd: int) -> None:
@@ -97,7 +97,7 @@ class Names:
                 self._promised.discard(newest)
             return
         if len(self._rows) >= ROWS_MAX:
-            raise TooManyNames(f"more than {ROWS_MAX} store paths were looked up in this mount")
+            raise TooManyPaths(f"more than {ROWS_MAX} store paths were looked up in this mount")
         line = f"{_SEEN if seen else _PROMISED}{base_name} {identity} {record}\n"
         os.pwrite(self._fd, line.encode("ascii"), self._starts[-1])
         self._take_in(line)

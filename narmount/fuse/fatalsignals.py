@@ -23,7 +23,7 @@ def _bit(number: int) -> int:
 _DEADLY = ~sum(map(_bit, _HARMLESS))
 
 
-def is_dying(thread_id: int) -> bool:
+def has_fatal_signal(thread_id: int) -> bool:
     """Whether a signal is pending that ends the thread; also if it is gone, or can't be seen: 0, from another pid namespace."""
     try:
         status = Path(f"/proc/{thread_id}/status").read_text(errors="replace")

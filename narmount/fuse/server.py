@@ -24,7 +24,7 @@ from typing import Protocol
 
 from narcore.errors import NarcoreError
 from narmount.fuse import protocol
-from narmount.fuse.fatalsignals import is_dying
+from narmount.fuse.fatalsignals import has_fatal_signal
 from narmount.fuse.protocol import Agreed, Notify, Opcode
 
 log = logging.getLogger("narmount")
@@ -89,7 +89,7 @@ class _Job:
     waiting: dict[int, _Waiting] = field(default_factory=dict)
 
 
-class Server:
+class FuseServer:
     """Serves one connection, from one process. ``resumed``: another worker has served it before."""
 
     def __init__(
@@ -335,14 +335,14 @@ class Server:
                 if len(self._ahead) > AHEAD_MAX:
                     self._ahead.popitem(last=False)
         if known:
-            self._let_go_the_dying()
+            self._answer_killed()
 
-    def _let_go_the_dying(self) -> None:
+    def _answer_killed(self) -> None:
         with self._lock:
             self._interrupted &= self._waiting.keys()
             waiting = [self._jobs[self._waiting[unique]].waiting[unique] for unique in self._interrupted]
         for each in waiting:
-            if is_dying(each.thread_id) and self._forget(each.unique):
+            if has_fatal_signal(each.thread_id) and self._forget(each.unique):
                 self._send(each.unique, errno.EINTR)
 
     def _forget(self, unique: int) -> bool:
@@ -378,7 +378,7 @@ class Server:
         for waiting in overdue:
             self._refuse(waiting.unique, errno.EIO)
         if self._interrupted:
-            self._let_go_the_dying()
+            self._answer_killed()
         if done:
             self._ended.set()
 

@@ -23,12 +23,12 @@ from tests.mount.samples import base
 
 
 @pytest.fixture
-def held(tmp_path: Path) -> Iterator[MountHandover]:
+def handover(tmp_path: Path) -> Iterator[MountHandover]:
     """A mount whose kernel asks for nothing."""
     with ExitStack() as stack:
         reading, writing = os.pipe()
-        names, backings = os.memfd_create("names"), os.memfd_create("backings")
-        for fd in (reading, writing, names, backings):
+        path_numbers, passthrough_files = os.memfd_create("names"), os.memfd_create("backings")
+        for fd in (reading, writing, path_numbers, passthrough_files):
             stack.callback(os.close, fd)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(tmp_path / "control"))
@@ -36,14 +36,14 @@ def held(tmp_path: Path) -> Iterator[MountHandover]:
         yield MountHandover(
             device=reading,
             listener=listener.detach(),
-            names=names,
-            backings=backings,
+            path_numbers=path_numbers,
+            passthrough_files=passthrough_files,
             generation=0,
             since=0.0,
             minor=45,
             passthrough=False,
             resend=True,
-            plain_reason="a test",
+            no_passthrough_reason="a test",
             target=tmp_path,
             control=tmp_path / "control",
             control_inode=0,
@@ -57,21 +57,21 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_a_holder_that_dies_is_replaced_while_the_store_of_a_denied_name_hangs(
-    held: MountHandover, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    handover: MountHandover, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, answer, taken_over = threading.Event(), threading.Event(), threading.Event()
     monkeypatch.setattr(worker, "TICK_SECONDS", 0.01)
     monkeypatch.setattr(missingnames, "FIRST_SECONDS", 0.0)
-    monkeypatch.setattr(worker, "take_over", lambda held: taken_over.set())
+    monkeypatch.setattr(worker, "take_over", lambda handover: taken_over.set())
     holder = os.getppid()
-    one = MountWorker(held, settings, holder)
+    one = MountWorker(handover, settings, holder)
 
     def hang(name: str) -> None:
         asked.set()
         answer.wait()
 
     monkeypatch.setattr(one._files, "look_for", hang)
-    one._files.denied.add(base("one"))
+    one._files.missing_names.add(base("one"))
     one.start_upkeep()
     try:
         assert asked.wait(15)
@@ -84,9 +84,9 @@ def test_a_holder_that_dies_is_replaced_while_the_store_of_a_denied_name_hangs(
 
 
 def test_a_name_is_announced_when_the_kernel_has_had_a_tick_to_read_older_answers(
-    held: MountHandover, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    handover: MountHandover, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, announced = MountWorker(held, settings, os.getppid()), list[str]()
+    one, announced = MountWorker(handover, settings, os.getppid()), list[str]()
     monkeypatch.setattr(one._control, "announce", announced.extend)
     one._appeared.append("late")
     one._keep_up()
@@ -98,10 +98,10 @@ def test_a_name_is_announced_when_the_kernel_has_had_a_tick_to_read_older_answer
 
 
 def test_what_was_evicted_is_let_go_soon_where_somebody_waits(
-    held: MountHandover, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    handover: MountHandover, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be for its room on the disk."""
-    one, sweeps = MountWorker(held, settings, os.getppid()), list[int]()
+    one, sweeps = MountWorker(handover, settings, os.getppid()), list[int]()
     monkeypatch.setattr(one._files, "sweep", lambda: sweeps.append(one._ticks))
     for _ in range(2 * worker.SWEEP_TICKS):
         one._keep_up()
@@ -113,7 +113,7 @@ def test_what_was_evicted_is_let_go_soon_where_somebody_waits(
 
 
 def test_a_holder_that_is_told_to_end_just_when_the_first_worker_is_ready_ends(
-    held: MountHandover, monkeypatch: pytest.MonkeyPatch
+    handover: MountHandover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The signal is taken by then: nobody would send it again."""
     ended: list[int] = []
@@ -130,5 +130,5 @@ def test_a_holder_that_is_told_to_end_just_when_the_first_worker_is_ready_ends(
 
     monkeypatch.setattr(subprocess, "Popen", begin)
     monkeypatch.setattr(signal, "sigtimedwait", lambda signals, seconds: signals[0])
-    assert "error" in Holder(held)._start()
+    assert "error" in Holder(handover)._start()
     assert ended == [signal.SIGKILL]

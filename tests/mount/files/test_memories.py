@@ -12,8 +12,8 @@ from narcore.errors import StoreUnavailable
 from narmount.daemon.ratelimit import LogRateLimit
 from narmount.files import missingnames, prefetch
 from narmount.files import passthrough as module
-from narmount.files.missingnames import DeniedNames
-from narmount.files.passthrough import PLAIN, Backings
+from narmount.files.missingnames import MissingNames
+from narmount.files.passthrough import PLAIN, PassthroughFiles
 from narmount.files.prefetch import Prefetch
 
 
@@ -26,7 +26,7 @@ class Clock:
 
 def test_denied_names_are_asked_for_less_and_less_often() -> None:
     clock = Clock()
-    names = DeniedNames(clock)
+    names = MissingNames(clock)
     names.add("a")
     times = []
     for second in range(0, 2000):
@@ -39,7 +39,7 @@ def test_denied_names_are_asked_for_less_and_less_often() -> None:
 
 
 def test_the_last_denied_names_are_remembered() -> None:
-    names = DeniedNames()
+    names = MissingNames()
     for number in range(missingnames.NAMES_MAX + 5):
         names.add(str(number))
     assert len(names) == missingnames.NAMES_MAX
@@ -79,43 +79,43 @@ def fd() -> Iterator[int]:
 
 
 def test_a_file_is_registered_once_and_kept_for_the_next_open(device: Device, fd: int) -> None:
-    backings = Backings(-1, fd, 1)
-    assert backings.open(7) is None
-    backings.add(7, 0)
-    backings.add(7, 0)
-    first, second = backings.open(7), backings.open(7)
+    files = PassthroughFiles(-1, fd, 1)
+    assert files.open(7) is None
+    files.add(7, 0)
+    files.add(7, 0)
+    first, second = files.open(7), files.open(7)
     assert first is not None
     assert second is not None
     assert first[1] == second[1] == 1
     assert first[0] != second[0]
     for handle, _ in (first, second):
-        backings.released(7, handle)
-    assert backings.open(7) == (second[0] + 1, 1)
+        files.release(7, handle)
+    assert files.open(7) == (second[0] + 1, 1)
 
 
 def test_a_file_read_through_us_may_be_passed_through_when_it_was_closed(device: Device, fd: int) -> None:
-    backings = Backings(-1, fd, 1)
-    backings.add(7, None)
-    opened = backings.open(7)
+    files = PassthroughFiles(-1, fd, 1)
+    files.add(7, None)
+    opened = files.open(7)
     assert opened is not None
     assert opened[1] == PLAIN
-    backings.released(7, opened[0])
-    assert backings.open(7) is None
+    files.release(7, opened[0])
+    assert files.open(7) is None
 
 
 def test_what_is_open_stays_and_what_is_idle_goes(device: Device, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "IDLE_MAX", 2)
-    backings = Backings(-1, fd, 1)
-    backings.add(1, 0)
-    opened = backings.open(1)
+    files = PassthroughFiles(-1, fd, 1)
+    files.add(1, 0)
+    opened = files.open(1)
     assert opened is not None
     for node in range(2, 9):
-        backings.add(node, 0)
+        files.add(node, 0)
     assert device.open == {1, 7, 8}
-    backings.forgotten([1, 7, 99])  # the first is open again, whatever the kernel has forgotten
+    files.forget([1, 7, 99])  # the first is open again, whatever the kernel has forgotten
     assert device.open == {1, 8}
-    backings.released(1, opened[0])
-    backings.forgotten([1])
+    files.release(1, opened[0])
+    files.forget([1])
     assert device.open == {8}
 
 
@@ -132,76 +132,76 @@ class Kept:
 
 
 def test_what_was_evicted_goes_when_nobody_has_it_open(device: Device, fd: int) -> None:
-    backings, idle, used = Backings(-1, fd, 1), Kept(), Kept()
-    backings.add(1, 0, idle)
-    backings.add(2, 0, used)
-    backings.add(3, None)
-    opened = backings.open(2)
+    files, idle, used = PassthroughFiles(-1, fd, 1), Kept(), Kept()
+    files.add(1, 0, idle)
+    files.add(2, 0, used)
+    files.add(3, None)
+    opened = files.open(2)
     assert opened is not None
     for turn in range(1, 4):
-        assert backings.sweep() == []
+        assert files.sweep() == []
         assert (idle.touched, used.touched, device.open) == (0, turn, {1, 2})
     idle.evicted = used.evicted = True
-    backings.sweep()
+    files.sweep()
     assert device.open == {2}
-    backings.released(2, opened[0])
-    backings.sweep()
+    files.release(2, opened[0])
+    files.sweep()
     assert device.open == set()
     assert (idle.touched, used.touched) == (0, 4)
 
 
 def test_what_was_opened_and_closed_between_two_sweeps_was_used(device: Device, fd: int) -> None:
-    backings, kept = Backings(-1, fd, 1), Kept()
-    backings.add(1, 0, kept)
-    opened = backings.open(1)
+    files, kept = PassthroughFiles(-1, fd, 1), Kept()
+    files.add(1, 0, kept)
+    opened = files.open(1)
     assert opened is not None
-    backings.released(1, opened[0])
+    files.release(1, opened[0])
     for _ in range(2):
-        backings.sweep()
+        files.sweep()
         assert kept.touched == 1
 
 
 def test_what_an_earlier_worker_has_left_is_for_the_kernel_to_forget(device: Device, fd: int) -> None:
-    before = Backings(-1, fd, 1)
+    before = PassthroughFiles(-1, fd, 1)
     before.add(1, 0, Kept())
     before.add(2, 0, Kept())
-    after = Backings(-1, fd, 2)
+    after = PassthroughFiles(-1, fd, 2)
     after.add(3, 0, Kept())
     after.open(2)
     assert after.sweep() == [1]
-    after.forgotten([1])
+    after.forget([1])
     assert after.sweep() == []
     assert device.open == {2, 3}
 
 
 def test_the_next_worker_takes_over(device: Device, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = Backings(-1, fd, 1)
+    before = PassthroughFiles(-1, fd, 1)
     before.add(1, 0)
     before.add(2, 0)
     opened = before.open(1)
     monkeypatch.setattr(module, "IDLE_MAX", 1)
     assert opened is not None
-    after = Backings(-1, fd, 2)
+    after = PassthroughFiles(-1, fd, 2)
     assert len(after) == 2
-    after.released(1, opened[0])  # opened by the other: how often is not known
+    after.release(1, opened[0])  # opened by the other: how often is not known
     again = after.open(1)
     assert again is not None
     assert again[1] == opened[1]
     for node in (3, 4, 5):
         after.add(node, 0)
     assert device.open >= {1, 2, 5}  # what was there before stays until the kernel forgets it
-    after.forgotten([1, 2])
+    after.forget([1, 2])
     assert device.open == {1, 5}
 
 
 def test_the_file_to_remember_by_stays_small(device: Device, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_FILE_MAX", 1000)
-    backings = Backings(-1, fd, 1)
+    files = PassthroughFiles(-1, fd, 1)
     for node in range(1000):
-        backings.add(node, 0)
-        backings.forgotten([node - 1])
+        files.add(node, 0)
+        files.forget([node - 1])
         assert os.fstat(fd).st_size < 1200
-    assert len(Backings(-1, fd, 2)) == 1
+    assert len(PassthroughFiles(-1, fd, 2)) == 1
 
 
 def test_killed_while_the_file_is_made_shorter(device: Device, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,25 +210,25 @@ def test_killed_while_the_file_is_made_shorter(device: Device, fd: int, monkeypa
 
     monkeypatch.setattr(module, "_FILE_MAX", 320)
     monkeypatch.setattr(os, "ftruncate", killed)
-    backings = Backings(-1, fd, 1)
+    files = PassthroughFiles(-1, fd, 1)
     node = 0
 
     def use_more_and_more() -> None:
         nonlocal node
         while True:
             node += 1
-            backings.add(node, 0)
-            backings.forgotten([node - 3])
+            files.add(node, 0)
+            files.forget([node - 3])
 
     with pytest.raises(InterruptedError):
         use_more_and_more()
     os.pwrite(fd, b"torn", os.fstat(fd).st_size)
-    after = Backings(-1, fd, 2)
+    after = PassthroughFiles(-1, fd, 2)
     there = [each for each in range(1, node + 1) if after.open(each) is not None]
     assert there in ([node - 3, node - 2, node - 1, node], [node - 2, node - 1, node])
     monkeypatch.undo()
-    after.forgotten([node])
-    assert len(Backings(-1, fd, 3)) == len(there)  # it is open
+    after.forget([node])
+    assert len(PassthroughFiles(-1, fd, 3)) == len(there)  # it is open
 
 
 @pytest.mark.parametrize("written", range(6))
@@ -236,12 +236,12 @@ def test_killed_while_the_shorter_file_is_written(
     device: Device, fd: int, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
     """The kernel may end a write anywhere when the process is killed."""
-    backings = Backings(-1, fd, 1)
+    files = PassthroughFiles(-1, fd, 1)
     for node in range(1, 6):
-        backings.add(node, 0)
-    backings.forgotten([2])
+        files.add(node, 0)
+    files.forget([2])
     for node in (1, 3, 1):  # used: in the order of their use, they go to the end
-        backings.open(node)
+        files.open(node)
     whole = os.pwrite
 
     def killed(fd: int, data: bytes, offset: int) -> int:
@@ -253,9 +253,9 @@ def test_killed_while_the_shorter_file_is_written(
     monkeypatch.setattr(module, "_FILE_MAX", 0)
     monkeypatch.setattr(os, "pwrite", killed)
     with pytest.raises(InterruptedError):
-        backings.add(6, 0)
+        files.add(6, 0)
     monkeypatch.undo()
-    after = Backings(-1, fd, 2)
+    after = PassthroughFiles(-1, fd, 2)
     assert {node: opened[1] for node in range(1, 8) if (opened := after.open(node))} == {1: 1, 3: 3, 4: 4, 5: 5, 6: 6}
 
 

@@ -16,9 +16,9 @@ import pytest
 
 from narcore.errors import StoreUnavailable
 from narmount.fuse import protocol
-from narmount.fuse.fatalsignals import is_dying
+from narmount.fuse.fatalsignals import has_fatal_signal
 from narmount.fuse.protocol import Agreed, Notify, Opcode
-from narmount.fuse.server import Server, Slow
+from narmount.fuse.server import FuseServer, Slow
 
 NEW, OLD = Agreed(45, False, True), Agreed(38, False, False)
 
@@ -91,8 +91,8 @@ def kernel() -> Iterator[Kernel]:
 @contextmanager
 def serving(
     kernel: Kernel, files: Files, agreed: Agreed = NEW, *, deadline: float = 10.0, resumed: bool = False
-) -> Iterator[Server]:
-    server = Server(kernel.device, files, agreed, deadline=deadline, resumed=resumed)
+) -> Iterator[FuseServer]:
+    server = FuseServer(kernel.device, files, agreed, deadline=deadline, resumed=resumed)
     thread = threading.Thread(target=server.serve)
     thread.start()
     yield server
@@ -196,9 +196,9 @@ def blocked_in_the_kernel(*, deadly: bool) -> Iterator[int]:
 @pytest.mark.parametrize("deadly", [False, True])
 def test_which_signals_end_a_process(*, deadly: bool) -> None:
     for pid in blocked_in_the_kernel(deadly=deadly):
-        assert is_dying(pid) == deadly
-    assert is_dying(pid)  # it is gone
-    assert is_dying(0)  # of another namespace
+        assert has_fatal_signal(pid) == deadly
+    assert has_fatal_signal(pid)  # it is gone
+    assert has_fatal_signal(0)  # of another namespace
 
 
 def test_a_failure_is_an_error_for_all_and_for_a_moment(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
