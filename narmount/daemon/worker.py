@@ -25,6 +25,8 @@ from narmount.files.filesystem import FileSystem
 from narmount.files.passthrough import PassthroughFiles
 from narmount.files.pathnumbers import PathNumbers
 from narmount.files.prefetch import Prefetch
+from narmount.files.storepaths import StorePaths
+from narmount.fuse.protocol import Notify
 from narmount.fuse.server import FuseServer
 
 log = logging.getLogger("narmount")
@@ -43,7 +45,6 @@ class MountWorker:
         self._cache = BinaryCache.from_settings(
             settings, strict=not settings.mount_early, patience=float(settings.mount_deadline)
         )
-        self._numbers = PathNumbers(handover.path_numbers)
         self._passthrough = (
             None
             if handover.no_passthrough_reason
@@ -51,14 +52,15 @@ class MountWorker:
         )
         self._appeared: deque[str] = deque()
         self._appeared_last: list[str] = []
-        self._files = FileSystem(
+        self._paths = StorePaths(
             self._cache,
-            self._numbers,
-            self._passthrough,
+            PathNumbers(handover.path_numbers),
             early=settings.mount_early,
-            prunes=handover.agreed.prune,
-            notify=lambda code, body: self._server.notify(code, body),
+            notify=self._notify,
             announce=self._appeared.append,
+        )
+        self._files = FileSystem(
+            self._cache, self._paths, self._passthrough, prunes=handover.agreed.prune, notify=self._notify
         )
         self._server = FuseServer(
             handover.device,
@@ -106,6 +108,9 @@ class MountWorker:
 
         serve_metrics(self._handover.metrics, lambda: mount_metrics(self.status()))
 
+    def _notify(self, code: Notify, body: bytes) -> None:
+        self._server.notify(code, body)
+
     # --- beside the requests
 
     def start_upkeep(self) -> None:
@@ -132,9 +137,9 @@ class MountWorker:
             self._files.sweep()
 
     def _ask_again(self) -> None:
-        for name in self._files.missing_names.due()[:ASK_AT_ONCE]:
+        for name in self._paths.missing_names.due()[:ASK_AT_ONCE]:
             with suppress(NarcoreError, OSError):  # a store that does not answer: the next time it may
-                self._files.look_for(name)
+                self._paths.look_for(name)
 
     def _announce(self) -> None:
         """Tell whoever watches which names had appeared by the last tick: by now the kernel has every older answer."""
@@ -144,7 +149,7 @@ class MountWorker:
             self._control.announce(names)
 
     def _fetch_ahead(self, base_name: str) -> PathInfo | None:
-        found = self._files.find(base_name)
+        found = self._paths.find(base_name)
         if found is None:
             return None
         self._cache.open_fetched(found.info).close()
@@ -153,7 +158,7 @@ class MountWorker:
     # --- what it says of itself
 
     def status(self) -> dict[str, object]:
-        handover, server, files = self._handover, self._server, self._files
+        handover, server, files, paths = self._handover, self._server, self._files, self._paths
         return {
             "target": str(handover.target),
             "mode": "plain" if handover.no_passthrough_reason else "passthrough",
@@ -169,7 +174,7 @@ class MountWorker:
             "early": self._settings.mount_early,
             "deadline": self._settings.mount_deadline,
             "counts": server.counts(),
-            "lookups": dict(files.lookups),
+            "lookups": dict(paths.lookups),
             "waiting": server.waiting,
             "interrupts": server.interrupts,
             "errors": server.errors,
@@ -178,8 +183,8 @@ class MountWorker:
             "passthrough_opens": self._passthrough.opened if self._passthrough else 0,
             "passthrough_files": len(self._passthrough) if self._passthrough else 0,
             "open_nars": files.open_nars,
-            "paths_known": len(self._numbers),
-            "denied": len(files.missing_names),
+            "paths_known": len(paths),
+            "denied": len(paths.missing_names),
             "prefetch_pending": self._prefetch.pending,
         }
 

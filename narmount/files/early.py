@@ -19,7 +19,7 @@ from narcore.lookup.pathinfo import PathInfo
 from narcore.nars.cachednar import ArrivingNar
 from narmount.files.pathnumbers import PathNumbers
 from narmount.fuse import protocol
-from narmount.fuse.protocol import Notify
+from narmount.fuse.protocol import Notify, NotifyKernel
 from narmount.fuse.server import Slow
 
 log = logging.getLogger("narmount")
@@ -50,9 +50,7 @@ class _Arrival:
 class EarlyReads:
     """The NARs on their way, by row. Thread-safe."""
 
-    def __init__(
-        self, cache: BinaryCache, numbers: PathNumbers, *, notify: Callable[[Notify, bytes], None], on_end: OnEnd
-    ) -> None:
+    def __init__(self, cache: BinaryCache, numbers: PathNumbers, *, notify: NotifyKernel, on_end: OnEnd) -> None:
         """``on_end`` gets the row of a NAR that has arrived, and whether it is what was promised."""
         self._cache = cache
         self._numbers = numbers

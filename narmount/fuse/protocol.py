@@ -7,6 +7,7 @@ All numbers are in the machine's byte order.
 import enum
 import stat
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from narcore.errors import MountError
@@ -67,6 +68,10 @@ class Notify(enum.IntEnum):
     INVAL_INODE = 2
     RESEND = 7
     PRUNE = 9
+
+
+NotifyKernel = Callable[[Notify, bytes], None]
+"""Sends the kernel a notification with this body."""
 
 
 class Open(enum.IntFlag):

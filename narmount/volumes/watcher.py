@@ -11,7 +11,7 @@ from narmount.volumes.volumes import Volumes
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds between two tries to reach the mount
 FLUSH_PAUSE = 0.5  # news come in bursts, and each flush remounts every overlay
 
-# The kernel, and look-ups that are under way, may deny a name for so long after it is there (narmount.files.filesystem:
+# The kernel, and look-ups that are under way, may deny a name for so long after it is there (narmount.files.storepaths:
 # MISSING_SECONDS, twice). Who looks for it all the time makes an overlay believe that, for ever; so it is flushed once more.
 SETTLE_SECONDS = 5.0
 

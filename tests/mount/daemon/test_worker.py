@@ -70,8 +70,8 @@ def test_a_holder_that_dies_is_replaced_while_the_store_of_a_denied_name_hangs(
         asked.set()
         answer.wait()
 
-    monkeypatch.setattr(one._files, "look_for", hang)
-    one._files.missing_names.add(base("one"))
+    monkeypatch.setattr(one._paths, "look_for", hang)
+    one._paths.missing_names.add(base("one"))
     one.start_upkeep()
     try:
         assert asked.wait(15)
