@@ -14,19 +14,19 @@ from contextlib import suppress
 from pathlib import Path
 
 from narcore.errors import MountError
+from narmount.fuse.mountinfo import absolute
 
 NAMES_MAX = 1000  # of one request, and of one line of news
 ANSWER_MAX = 4 << 20  # bytes of an answer that a client accepts
 
-_PATH_MAX = 107  # unix(7): sun_path, without the NUL
+SOCKET_PATH_MAX = 107  # unix(7): sun_path, without the NUL
 
 
 def control_path(run_dir: Path, target: Path) -> Path:
     """Where the socket of the mount at ``target`` is. Raises MountError if it would be too long for a socket."""
-    absolute = os.path.abspath(target)  # noqa: PTH100  pathlib keeps ..
-    digest = hashlib.sha256(os.fsencode(absolute)).hexdigest()
+    digest = hashlib.sha256(os.fsencode(absolute(target))).hexdigest()
     path = run_dir / "mounts" / f"{digest[:16]}.sock"
-    if len(os.fsencode(path)) > _PATH_MAX:
+    if len(os.fsencode(path)) > SOCKET_PATH_MAX:
         raise MountError(f"{run_dir} is too long a path for sockets; NAR_RUN_DIR or --run-dir names a shorter one")
     return path
 
@@ -114,17 +114,15 @@ def _connected(path: Path, timeout: float | None) -> socket.socket:
     connection.settimeout(timeout)
     try:
         connection.connect(str(path))
-    except FileNotFoundError as error:
-        connection.close()
-        raise MountError(f"nobody answers at {path}; is nar-serve mount running for that directory?") from error
-    except ConnectionRefusedError as error:
-        connection.close()
-        raise MountError(
-            f"nobody answers at {path}: nar-serve mount has died; run it again for that directory"
-        ) from error
     except OSError as error:
         connection.close()
-        raise _silent(path, f"can't be reached: {error.strerror or error}") from error
+        if isinstance(error, FileNotFoundError):
+            step = "; is nar-serve mount running for that directory?"
+        elif isinstance(error, ConnectionRefusedError):
+            step = ": nar-serve mount has died; run it again for that directory"
+        else:
+            raise _silent(path, f"can't be reached: {error.strerror or error}") from error
+        raise MountError(f"nobody answers at {path}{step}") from error
     return connection
 
 

@@ -28,7 +28,7 @@ from typing import NoReturn
 from narcore.errors import MountError
 from narmount.daemon.control import control_path
 from narmount.daemon.options import MountHandover, MountOptions
-from narmount.fuse import device, protocol, syscalls
+from narmount.fuse import device, protocol
 
 UNMOUNTED, STOPPED = 0, 75  # how a worker ends: nothing is left to be served; or it was told to
 USAGE, TROUBLE = 2, 3  # or it could not begin
@@ -113,16 +113,16 @@ class Holder:
         if status == UNMOUNTED:
             return 0
         if status != STOPPED:
-            _say(f"the worker ended with status {status}, and is replaced{self._lost()}")
+            lost = (
+                "; this kernel can't send its requests again (Linux 6.9 can): who waits for one has to be interrupted"
+            )
+            _say(
+                f"the worker ended with status {status}, and is replaced{'' if self._handover.agreed.resend else lost}"
+            )
             self._calm_down()
         self._handover = replace(self._handover, generation=self._handover.generation + 1)
         self._start()
         return None
-
-    def _lost(self) -> str:
-        if self._handover.resend:
-            return ""
-        return "; this kernel can't send its requests again (Linux 6.9 can): who waits for one has to be interrupted"
 
     def _calm_down(self) -> None:
         if time.monotonic() - self._started > STEADY_SECONDS:
@@ -147,8 +147,7 @@ class Holder:
             text = answer.readline() if self._is_heard(reading) else ""
         found: dict[str, object] = json.loads(text) if text else {"error": "the worker did not start", "code": TROUBLE}
         if "ready" in found:
-            reason = self._handover.no_passthrough_reason
-            found |= {"mode": "plain" if reason else "passthrough", "reason": reason}
+            found |= {"mode": self._handover.mode, "reason": self._handover.no_passthrough_reason}
         return found
 
     def _is_heard(self, reading: int) -> bool:
@@ -170,7 +169,7 @@ def mount(options: MountOptions) -> MountHandover:
     listener = _listen(control)
     try:
         reason = device.may_pass_through(options.cache_dir) if options.passthrough else "it is turned off"
-        fuse = _open(options)
+        fuse = device.mount(options.target, allow_other=options.allow_other)
         agreed, answer = protocol.agree(os.read(fuse, protocol.BUFFER_SIZE), passthrough=not reason)
         os.write(fuse, answer)
     except BaseException:
@@ -181,27 +180,17 @@ def mount(options: MountOptions) -> MountHandover:
     return MountHandover(
         device=fuse,
         listener=listener.detach(),
-        path_numbers=_memory("path-numbers"),
-        passthrough_files=_memory("passthrough-files"),
+        path_numbers=os.memfd_create("path-numbers"),
+        passthrough_files=os.memfd_create("passthrough-files"),
         generation=0,
         since=time.time(),
-        minor=agreed.minor,
-        passthrough=agreed.passthrough,
-        resend=agreed.resend,
+        agreed=agreed,
         no_passthrough_reason=reason or _try_passthrough(fuse, options.cache_dir),
         target=options.target,
         control=control,
         control_inode=control.stat().st_ino,
         metrics=options.metrics,
     )
-
-
-def _open(options: MountOptions) -> int:
-    if not device.may_mount():
-        return device.mount_as_user(options.target, allow_other=options.allow_other)
-    fuse = device.open_device()
-    syscalls.mount_fuse(fuse, options.target, allow_other=options.allow_other)
-    return fuse
 
 
 def _try_passthrough(fuse: int, cache_dir: Path) -> str:
@@ -217,22 +206,14 @@ def _try_passthrough(fuse: int, cache_dir: Path) -> str:
 
 
 def _unmount(target: Path) -> None:
-    with suppress(MountError):  # somebody else has done it
-        if device.may_mount():
-            syscalls.unmount(target, lazy=True)
-        else:
-            device.unmount_as_user(target, lazy=True)
+    with suppress(MountError):  # it was unmounted by somebody else
+        device.unmount(target, lazy=True)
 
 
 def tell_ready(fd: int, answer: dict[str, object]) -> None:
     with suppress(BrokenPipeError):
         os.write(fd, json.dumps(answer).encode() + b"\n")
     os.close(fd)
-
-
-def _memory(name: str) -> int:
-    """A file without a place, which a child inherits."""
-    return os.memfd_create(name)
 
 
 def _listen(path: Path) -> socket.socket:

@@ -1,6 +1,5 @@
 """The process that answers the requests of one mount. The holder starts it, and another one in its place when it ends."""
 
-import json
 import logging
 import os
 import signal
@@ -18,7 +17,7 @@ from narcore.errors import NarcoreError, SettingsError
 from narcore.lookup.pathinfo import PathInfo
 from narcore.settings import Settings
 from narmount.daemon.controlserver import ControlServer
-from narmount.daemon.holder import STOPPED, TROUBLE, UNMOUNTED, USAGE, take_over
+from narmount.daemon.holder import STOPPED, TROUBLE, UNMOUNTED, USAGE, take_over, tell_ready
 from narmount.daemon.options import MountHandover
 from narmount.daemon.ratelimit import LogRateLimit
 from narmount.files.filesystem import FileSystem
@@ -59,9 +58,7 @@ class MountWorker:
             notify=self._notify,
             announce=self._appeared.append,
         )
-        self._files = FileSystem(
-            self._cache, self._paths, self._passthrough, prunes=handover.agreed.prune, notify=self._notify
-        )
+        self._files = FileSystem(self._cache, self._paths, self._passthrough, self._notify)
         self._server = FuseServer(
             handover.device,
             self._files,
@@ -161,10 +158,10 @@ class MountWorker:
         handover, server, files, paths = self._handover, self._server, self._files, self._paths
         return {
             "target": str(handover.target),
-            "mode": "plain" if handover.no_passthrough_reason else "passthrough",
+            "mode": handover.mode,
             "mode_reason": handover.no_passthrough_reason,
-            "resend": handover.resend,
-            "kernel_minor": handover.minor,
+            "resend": handover.agreed.resend,
+            "kernel_minor": handover.agreed.minor,
             "worker_pid": os.getpid(),
             "holder_pid": self._holder,  # never whoever is our parent since it has died, such as init
             "restarts": handover.generation,
@@ -189,12 +186,6 @@ class MountWorker:
         }
 
 
-def _say_ready(fd: int, answer: dict[str, object]) -> None:
-    with suppress(BrokenPipeError):  # only of the first worker it is asked
-        os.write(fd, json.dumps(answer).encode() + b"\n")
-    os.close(fd)
-
-
 def main(handover: MountHandover, ready: int, holder: int) -> int:
     logging.basicConfig(format="nar-serve: %(message)s", level=logging.INFO)
     logging.getLogger().handlers[0].addFilter(LogRateLimit())
@@ -203,12 +194,12 @@ def main(handover: MountHandover, ready: int, holder: int) -> int:
         worker = MountWorker(handover, settings, holder)
         worker.start()
     except SettingsError as error:
-        _say_ready(ready, {"error": str(error), "code": USAGE})
+        tell_ready(ready, {"error": str(error), "code": USAGE})
         return USAGE
     except NarcoreError as error:
-        _say_ready(ready, {"error": str(error), "code": TROUBLE})
+        tell_ready(ready, {"error": str(error), "code": TROUBLE})
         return TROUBLE
-    _say_ready(ready, {"ready": True, "stores": len(settings.cache_urls)})
+    tell_ready(ready, {"ready": True, "stores": len(settings.cache_urls)})
     code = worker.run()
     if code == UNMOUNTED:
         worker.close()

@@ -50,15 +50,12 @@ class FileSystem:
         cache: BinaryCache,
         paths: StorePaths,
         passthrough: PassthroughFiles | None,
-        *,
-        prunes: bool,
         notify: NotifyKernel,
     ) -> None:
-        """``passthrough`` is None where the kernel can't read files itself. ``prunes``: the kernel forgets nodes on request."""
+        """``passthrough`` is None where the kernel can't read files itself."""
         self._cache = cache
         self._paths = paths
         self._passthrough = passthrough
-        self._prunes = prunes
         self._notify = notify
         self._nars = OpenNars()
         self.read_bytes = 0
@@ -99,10 +96,8 @@ class FileSystem:
     def sweep(self) -> None:
         """Close what has not been used for a while. To be called every few seconds."""
         self._nars.sweep()
-        if self._passthrough is not None:
-            inherited = self._passthrough.sweep()
-            if inherited and self._prunes:
-                self._notify(Notify.PRUNE, protocol.prune(inherited))
+        if self._passthrough is not None and (inherited := self._passthrough.sweep()):
+            self._notify(Notify.PRUNE, protocol.prune(inherited))
 
     def close(self) -> None:
         self._nars.close()
@@ -121,7 +116,7 @@ class FileSystem:
 
     def _look_up_path(self, name: bytes) -> bytes:
         if name == LINKS:
-            return protocol.entry(LINKS_ID, FOREVER, protocol.attributes(LINKS_ID, _DIRECTORY, 0))
+            return protocol.entry(LINKS_ID, FOREVER, _directory_attributes(LINKS_ID))
         base_name = name.decode("ascii", "replace")
         if not is_base_name(base_name):
             return protocol.no_entry(FOREVER)
@@ -130,7 +125,7 @@ class FileSystem:
             return protocol.no_entry(0)
         if isinstance(found, OpenPath):
             return _entry(found, found.listing.root)
-        return protocol.entry(root_id(found), 0, protocol.attributes(root_id(found), _DIRECTORY, 0))
+        return protocol.entry(root_id(found), 0, _directory_attributes(root_id(found)))
 
     def _directory(self, node_id: int) -> tuple[OpenPath, Node]:
         path, node = self._paths.node(node_id)
@@ -139,10 +134,10 @@ class FileSystem:
         return path, node
 
     def _get_attributes(self, node_id: int, body: memoryview) -> bytes:
-        if node_id == ROOT_ID:
-            return protocol.attr_answer(ROOT_SECONDS, protocol.attributes(ROOT_ID, _DIRECTORY, 0))
-        if node_id == LINKS_ID:
-            return protocol.attr_answer(FOREVER, protocol.attributes(LINKS_ID, _DIRECTORY, 0))
+        if node_id in (ROOT_ID, LINKS_ID):
+            return protocol.attr_answer(
+                FOREVER if node_id == LINKS_ID else ROOT_SECONDS, _directory_attributes(node_id)
+            )
         path, node = self._paths.node(node_id)
         return protocol.attr_answer(path.seconds, _attributes(node_id, node))
 
@@ -288,6 +283,10 @@ def mode(node: Node) -> int:
     if node.kind is Kind.SYMLINK:
         return stat.S_IFLNK | 0o777
     return stat.S_IFREG | (0o555 if node.executable else 0o444)
+
+
+def _directory_attributes(node_id: int) -> bytes:
+    return protocol.attributes(node_id, _DIRECTORY, 0)
 
 
 def _attributes(node_id: int, node: Node) -> bytes:

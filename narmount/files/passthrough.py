@@ -54,10 +54,11 @@ class PassthroughFiles:
         self._handle = generation << 32
         self._generation = generation
         self._lock = threading.Lock()
-        self._nodes: OrderedDict[int, _PassthroughFile] = OrderedDict()
-        self.opened = 0
         self._end = 0  # of the file
-        self._restore()
+        self._nodes = OrderedDict(
+            (node, _PassthroughFile(number, inherited=True)) for node, number in self._recorded().items()
+        )
+        self.opened = 0
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -138,10 +139,6 @@ class PassthroughFiles:
         self._end += os.pwrite(self._fd, _RECORD.pack(node_id, number), self._end)
         if self._end > _FILE_MAX:
             self._compact()
-
-    def _restore(self) -> None:
-        numbers = self._recorded()
-        self._nodes = OrderedDict((node, _PassthroughFile(number, inherited=True)) for node, number in numbers.items())
 
     def _recorded(self) -> dict[int, int]:
         """What is in the file, in the order in which it was noted; and where the next record goes."""

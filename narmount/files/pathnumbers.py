@@ -9,6 +9,7 @@ another NAR of the same name, or a listing that turned out to be wrong, takes an
 The record (a line of ASCII) is what is known of the path: a next worker needs no store to go on with what is on disk.
 """
 
+import errno
 import fcntl
 import os
 import threading
@@ -22,7 +23,7 @@ ROWS_MAX = 200_000
 _PROMISED, _SEEN = "?", "."
 
 
-class TooManyPaths(Exception):
+class TooManyPaths(OSError):
     """The table is full."""
 
 
@@ -97,7 +98,7 @@ class PathNumbers:
                 self._promised.discard(newest)
             return
         if len(self._rows) >= ROWS_MAX:
-            raise TooManyPaths(f"more than {ROWS_MAX} store paths were looked up in this mount")
+            raise TooManyPaths(errno.ENFILE, f"more than {ROWS_MAX} store paths were looked up in this mount")
         line = f"{_SEEN if seen else _PROMISED}{base_name} {identity} {record}\n"
         os.pwrite(self._fd, line.encode("ascii"), self._starts[-1])
         self._take_in(line)

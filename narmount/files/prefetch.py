@@ -25,7 +25,7 @@ class Prefetch:
         self._queue: deque[str] = deque()
         self._seen: set[str] = set()  # since the queue was empty
         self._busy = 0
-        self._threads: list[threading.Thread] = []
+        self._threads = 0
 
     @property
     def pending(self) -> int:
@@ -36,13 +36,9 @@ class Prefetch:
         with self._changed:
             for name in base_names:
                 self._add(name)
-            if not self._threads:
-                self._threads = [
-                    threading.Thread(target=self._run, name=f"prefetch-{number}", daemon=True)
-                    for number in range(THREADS)
-                ]
-                for thread in self._threads:
-                    thread.start()
+            for number in range(self._threads, THREADS):
+                threading.Thread(target=self._run, name=f"prefetch-{number}", daemon=True).start()
+            self._threads = THREADS
             self._changed.notify_all()
 
     def _add(self, name: str) -> None:

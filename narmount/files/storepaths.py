@@ -17,6 +17,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,7 +29,7 @@ from narcore.formats.storepath import HASH_PART_LENGTH
 from narcore.lookup.pathinfo import PathInfo
 from narmount.files.early import EarlyReads
 from narmount.files.missingnames import MissingNames
-from narmount.files.pathnumbers import PathNumbers, TooManyPaths
+from narmount.files.pathnumbers import PathNumbers
 from narmount.fuse import protocol
 from narmount.fuse.protocol import ROOT_ID, Notify, NotifyKernel
 from narmount.fuse.server import Slow
@@ -112,7 +113,7 @@ class StorePaths:
     def find(self, base_name: str) -> OpenPath | None:
         """Look a store path up, and fetch what is needed to show what is in it. Waits for the stores.
 
-        Returns None if no store has it. Raises NarcoreError, and OSError if the table of path numbers is full.
+        Returns None if no store has it. Raises NarcoreError, and TooManyPaths.
         """
         info = self._path_info(base_name)
         if info is None:
@@ -239,12 +240,8 @@ class StorePaths:
         return found
 
     def _row(self, info: PathInfo, identity: str, *, seen: bool) -> int:
-        try:
-            return self._numbers.add(
-                info.narinfo.store_path.base_name, identity, self._cache.to_record(info), seen=seen
-            )
-        except TooManyPaths as error:
-            raise OSError(errno.ENFILE, str(error)) from error
+        record = self._cache.to_record(info)
+        return self._numbers.add(info.narinfo.store_path.base_name, identity, record, seen=seen)
 
     def _remember(self, path: OpenPath) -> None:
         self._paths.put(path.row, path, weight=len(path.listing) + PATH_WEIGHT)
@@ -261,13 +258,10 @@ class StorePaths:
         found = self._paths.get(row)
         if found is not None:
             return found
-        try:
-            newest = self._numbers.is_newest(row)
-        except KeyError:
-            newest = False
-        if not newest:  # the name has another row by now: on ESTALE the kernel looks the name up again
-            raise _stale()
-        raise self._reopening(row)
+        with suppress(KeyError):
+            if self._numbers.is_newest(row):
+                raise self._reopening(row)
+        raise _stale()  # the name has another row by now: on ESTALE the kernel looks the name up again
 
     def _reopening(self, row: int) -> Slow:
         base_name = self._numbers.base_name(row)

@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 
 from narcore.errors import MountError
+from narmount.fuse import syscalls
 from narmount.fuse.mountinfo import mount_of
-from narmount.fuse.syscalls import MAX_READ, SOURCE, in_initial_user_namespace
 
 DEVICE = "/dev/fuse"
 FUSERMOUNT = "fusermount3"
@@ -61,9 +61,26 @@ def open_device() -> int:
         raise MountError(f"can't open {DEVICE}: {error.strerror}; modprobe fuse loads it") from error
 
 
+def mount(target: Path, *, allow_other: bool) -> int:
+    """Mount a FUSE file system with the privileges that this process has, and return the open device. Raises MountError."""
+    if not may_mount():
+        return mount_as_user(target, allow_other=allow_other)
+    fd = open_device()
+    syscalls.mount_fuse(fd, target, allow_other=allow_other)
+    return fd
+
+
+def unmount(target: Path, *, lazy: bool = False) -> None:
+    """Undo `mount`; see `syscalls.unmount`. Raises MountError."""
+    if may_mount():
+        syscalls.unmount(target, lazy=lazy)
+    else:
+        unmount_as_user(target, lazy=lazy)
+
+
 def mount_as_user(target: Path, *, allow_other: bool) -> int:
     """Have fusermount3, which is set-user-ID, mount ``target``; the open device. Raises MountError."""
-    options = f"ro,nosuid,nodev,fsname={SOURCE},subtype={SOURCE},default_permissions,max_read={MAX_READ}"
+    options = f"ro,nosuid,nodev,fsname={syscalls.SOURCE},subtype={syscalls.SOURCE},default_permissions,max_read={syscalls.MAX_READ}"
     if allow_other:
         options += ",allow_other"
     ours, theirs = socket.socketpair()
@@ -128,10 +145,8 @@ def _received(channel: socket.socket) -> int | None:
 def _failure(what: str, done: subprocess.CompletedProcess[bytes]) -> MountError:
     lines = done.stderr.decode(errors="replace").split("\n")
     said = next((line.strip() for line in lines if line.strip()), f"{FUSERMOUNT} ended with {done.returncode}")
-    for sign, step in _STEPS.items():
-        if sign in said:
-            return MountError(f"{what}: {said[:500]}; {step}")
-    return MountError(f"{what}: {said[:500]}")
+    step = next((f"; {step}" for sign, step in _STEPS.items() if sign in said), "")
+    return MountError(f"{what}: {said[:500]}{step}")
 
 
 def may_pass_through(cache_dir: Path) -> str:
@@ -139,7 +154,7 @@ def may_pass_through(cache_dir: Path) -> str:
 
     The directory need not be there yet. The kernel has the last word, when a file is opened: see ``open_backing``.
     """
-    if not in_initial_user_namespace():
+    if not syscalls.in_initial_user_namespace():
         return "it is not for user namespaces"
     if not may_mount():
         return "it needs root (CAP_SYS_ADMIN)"

@@ -16,11 +16,7 @@ _HARMLESS = (
 _SETS = ("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt")
 
 
-def _bit(number: int) -> int:
-    return 1 << (number - 1)
-
-
-_DEADLY = ~sum(map(_bit, _HARMLESS))
+_FATAL = ~sum(1 << number - 1 for number in _HARMLESS)
 
 
 def has_fatal_signal(thread_id: int) -> bool:
@@ -32,4 +28,4 @@ def has_fatal_signal(thread_id: int) -> bool:
     fields = dict(line.split(":\t", 1) for line in status.split("\n") if ":\t" in line)
     thread, process, blocked, ignored, caught = (int(fields.get(name, "0"), 16) for name in _SETS)
     # One that ends all threads has become a SIGKILL of each by now (kernel/signal.c: complete_signal), unless it dumps core.
-    return bool((thread | process) & ~blocked & ~ignored & ~caught & _DEADLY)
+    return bool((thread | process) & ~blocked & ~ignored & ~caught & _FATAL)

@@ -59,12 +59,14 @@ def mountinfo_lines(path: Path) -> list[bytes]:
 
 
 def mounts_at(target: Path) -> list[Mount]:
-    """Those at ``target``, the one that is seen last.
+    """Return the mounts at ``target``. The last one is on top of the others."""
+    path = absolute(target)
+    return [mount for mount in mounts() if mount.target == path]
 
-    The path is made absolute by its text alone: following its links could ask a file system that does not answer.
-    """
-    absolute = Path(os.path.abspath(target))  # noqa: PTH100  pathlib keeps ..
-    return [mount for mount in mounts() if mount.target == absolute]
+
+def absolute(path: Path) -> Path:
+    """Make the path absolute by its text alone: following links could ask a file system that does not answer."""
+    return Path(os.path.abspath(path))  # noqa: PTH100  pathlib keeps ..
 
 
 def ours_at(target: Path) -> Mount | None:

@@ -45,6 +45,8 @@ AHEAD_MAX = 1000  # far more than there are threads that could be about to have 
 # The rest is for the file system. Looked up by number: this is asked for each request, and an enum's member takes its time.
 _OURS = frozenset(map(int, (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.DESTROY)))
 
+_NAMES = {opcode.value: opcode.name.lower() for opcode in Opcode}
+
 Key = tuple[object, ...]
 
 
@@ -56,7 +58,7 @@ class Slow(Exception):
     """
 
     def __init__(self, key: Key, work: Callable[[], None], progress: Callable[[], int] = lambda: 0) -> None:
-        super().__init__(key)
+        super().__init__(" ".join(map(str, key)))
         self.key = key
         self.work = work
         self.progress = progress
@@ -144,6 +146,9 @@ class FuseServer:
             self._ended.set()
 
     def notify(self, code: Notify, body: bytes = b"") -> None:
+        """Send the kernel a notification, unless the kernel does not know this one."""
+        if code == Notify.PRUNE and not self._agreed.prune:
+            return
         try:
             os.write(self._fd, protocol.notification(code, body))
         except OSError as error:
@@ -157,13 +162,10 @@ class FuseServer:
 
     def counts(self) -> dict[str, int]:
         """Requests so far, by the names of their opcodes."""
-        total: Counter[int] = Counter()
-        for counter in self._counts:
-            total.update(counter.copy())
-        names = {opcode.value: opcode.name.lower() for opcode in Opcode}
         found: Counter[str] = Counter()
-        for opcode, count in total.items():
-            found[names.get(opcode, "other")] += count
+        for counter in self._counts:
+            for opcode, count in counter.copy().items():
+                found[_NAMES.get(opcode, "other")] += count
         return dict(sorted(found.items()))
 
     # --- reading
@@ -219,7 +221,7 @@ class FuseServer:
             if tries < TRIES:
                 self._defer(slow, _Waiting(unique, thread_id, opcode, node_id, bytes(body), tries, self._clock()))
                 return
-            log.warning("%s: what is fetched is gone again before it can be used", _named(slow.key))
+            log.warning("%s: what is fetched is gone again before it can be used", slow)
             self._refuse(unique, errno.EIO)
         except OSError as error:
             self._refuse(unique, error.errno or errno.EIO)
@@ -274,22 +276,22 @@ class FuseServer:
             slow.work()
         except OSError as error:
             failure = error.errno if error.errno in (errno.ESTALE, errno.ENFILE) else errno.EIO
-            self._say(slow.key, error.strerror or str(error))
+            self._report(slow, error.strerror or str(error))
         except NarcoreError as error:
             failure = errno.EIO
-            self._say(slow.key, str(error))
+            self._report(slow, str(error))
         except Exception:
             failure = errno.EIO
-            log.exception("%s", _named(slow.key))
+            log.exception("%s", slow)
         for waiting in self._end_job(slow.key, failed=bool(failure)):
             if failure:
                 self._refuse(waiting.unique, failure)
             else:
                 self._retry(waiting)
 
-    def _say(self, key: Key, why: str) -> None:
+    def _report(self, slow: Slow, why: str) -> None:
         """To the log, and for who asks what has failed: a process is told no more than "Input/output error"."""
-        text = f"{_named(key)}: {why}"
+        text = f"{slow}: {why}"
         log.warning("%s", text)
         self.last_error = {"at": time.time(), "text": text}
 
@@ -371,7 +373,7 @@ class FuseServer:
                     del job.waiting[waiting.unique]
                     self._waiting.pop(waiting.unique, None)
                 if late:
-                    self._say(key, f"nothing has come for {self._deadline:g} s")
+                    self._report(job.slow, f"nothing has come for {self._deadline:g} s")
                     self._remember(key, failed=True)
                 overdue += late
             done = self._draining and not self._jobs
@@ -381,7 +383,3 @@ class FuseServer:
             self._answer_killed()
         if done:
             self._ended.set()
-
-
-def _named(key: Key) -> str:
-    return " ".join(map(str, key))

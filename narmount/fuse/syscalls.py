@@ -68,8 +68,8 @@ def bind_read_only(source: Path, target: Path) -> None:
     try:
         _mount(None, target, None, MS_BIND | MS_REMOUNT | MS_RDONLY | _SAFE, None)  # a bind takes no flags at first
     except OSError as error:
-        with suppress(OSError):
-            _unmount(target, MNT_DETACH)
+        with suppress(MountError):
+            unmount(target, lazy=True)
         raise _failure(f"{what} read-only", error) from error
 
 
@@ -110,7 +110,8 @@ def unmount(target: Path, *, lazy: bool = False) -> None:
     Raises MountError, also if nothing is mounted there.
     """
     try:
-        _unmount(target, MNT_DETACH if lazy else 0)
+        if _libc.umount2(_bytes(target), (MNT_DETACH if lazy else 0) | UMOUNT_NOFOLLOW):
+            _raise_errno()
     except OSError as error:
         if error.errno == errno.EINVAL:
             raise MountError(f"can't unmount {target}: nothing is mounted there") from error
@@ -128,14 +129,7 @@ def in_initial_user_namespace() -> bool:
 
 def _mount(source: str | None, target: Path, fs_type: str | None, flags: int, options: str | None) -> None:
     """Raises OSError."""
-    arguments = (_bytes(source), _bytes(target), _bytes(fs_type), flags, _bytes(options))
-    if _libc.mount(*arguments):
-        _raise_errno()
-
-
-def _unmount(target: Path, flags: int) -> None:
-    """Raises OSError."""
-    if _libc.umount2(_bytes(target), flags | UMOUNT_NOFOLLOW):
+    if _libc.mount(_bytes(source), _bytes(target), _bytes(fs_type), flags, _bytes(options)):
         _raise_errno()
 
 

@@ -13,7 +13,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 
 import click
 
@@ -21,8 +21,8 @@ from narcore.errors import MountError, SettingsError
 from narcore.settings import Settings
 from narmount.daemon.control import control_path, is_abandoned, make_run_dir
 from narmount.daemon.options import MountOptions
-from narmount.fuse import device, syscalls
-from narmount.fuse.mountinfo import Mount, ours_at
+from narmount.fuse import device
+from narmount.fuse.mountinfo import Mount, absolute, ours_at
 from narmount.metrics import check_metrics
 from narserve.commands.mountstatus import mode_text, show_status
 from narserve.session.session import read_settings
@@ -129,7 +129,7 @@ def mount(
     with _alone(options.run_dir):
         _prepare(options, settings)
         if foreground:
-            _become_holder(options)
+            os.execv(sys.executable, _holder_command(options))  # noqa: S606  without what the command line has imported
         _start_holder(options, log_file)
 
 
@@ -138,8 +138,8 @@ def mount(
 
 def _real(directory: Path) -> Path:
     """The path without links, as mountinfo has it. What is mounted at ``directory`` itself is not touched."""
-    absolute = Path(os.path.abspath(directory))  # noqa: PTH100  pathlib keeps ..
-    target = Path(os.path.realpath(absolute.parent)) / absolute.name
+    path = absolute(directory)
+    target = Path(os.path.realpath(path.parent)) / path.name
     try:
         link = os.readlink(target)  # noqa: PTH115  Path.readlink says the same less plainly
     except OSError:  # no link
@@ -250,15 +250,10 @@ def _holder_command(options: MountOptions) -> list[str]:
     return [sys.executable, "-m", "narmount.daemon.holder", options.to_json()]
 
 
-def _become_holder(options: MountOptions) -> NoReturn:
-    """The holder is a small process, without what the command line has imported."""
-    os.execv(sys.executable, _holder_command(options))  # noqa: S606
-
-
 def _start_holder(options: MountOptions, log_file: str | None) -> None:
     """Start it, and wait until it is mounted."""
     reading, writing = os.pipe()
-    with os.fdopen(reading, "rb") as ready, _log(log_file) as log:
+    with os.fdopen(reading, "rb") as ready, Path(log_file or os.devnull).open("ab") as log:
         holder = subprocess.Popen(  # noqa: S603
             _holder_command(replace(options, ready_fd=writing)),
             pass_fds=(writing,),
@@ -280,10 +275,6 @@ def _start_holder(options: MountOptions, log_file: str | None) -> None:
         raise click.exceptions.Exit(code if isinstance(code, int) else TROUBLE)
     holder.returncode = 0  # it goes on without us, and that needs no warning
     print_message(f"{options.target} is mounted: {_summary(answer)}")
-
-
-def _log(log_file: str | None) -> BinaryIO:
-    return Path(log_file or os.devnull).open("ab")
 
 
 def _answer(ready: BinaryIO) -> dict[str, object]:
@@ -339,10 +330,7 @@ def _unmount(run_dir: Path, target: Path, *, lazy: bool) -> None:
 
 def _detach(target: Path, *, lazy: bool) -> None:
     try:
-        if device.may_mount():
-            syscalls.unmount(target, lazy=lazy)
-        else:
-            device.unmount_as_user(target, lazy=lazy)
+        device.unmount(target, lazy=lazy)
     except MountError as error:
         is_busy = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EBUSY
         if is_busy and not lazy:

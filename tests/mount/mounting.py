@@ -266,7 +266,7 @@ def resident(path: Path) -> int:
     return sum(page & 1 for page in pages.raw) * mmap.PAGESIZE
 
 
-def until(condition: Callable[[], T], what: str, seconds: float = 15) -> T:
+def until(condition: Callable[[], T], what: str = "the condition", seconds: float = 15) -> T:
     """What ``condition`` gives, as soon as that is true."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):

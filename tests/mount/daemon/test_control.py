@@ -6,7 +6,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from narmount.daemon.control import (
 )
 from narmount.daemon.controlserver import CONNECTIONS_MAX, REQUEST_MAX, WATCHERS_MAX, ControlServer
 from tests import builders
+from tests.mount.mounting import until
 
 SECONDS = 10.0
 NAME = builders.store_path("hello-2.12").base_name
@@ -77,13 +78,6 @@ def running(tmp_path: Path) -> Iterator[Running]:
     yield one
     one.server.close()
     one.listener.close()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def watching(running: Running) -> Iterator[list[str]]:

@@ -19,6 +19,7 @@ from narmount.daemon.holder import Holder
 from narmount.daemon.options import MountHandover
 from narmount.daemon.worker import MountWorker
 from narmount.files import missingnames
+from narmount.fuse.protocol import Agreed
 from tests.mount.samples import base
 
 
@@ -40,9 +41,7 @@ def handover(tmp_path: Path) -> Iterator[MountHandover]:
             passthrough_files=passthrough_files,
             generation=0,
             since=0.0,
-            minor=45,
-            passthrough=False,
-            resend=True,
+            agreed=Agreed(minor=45, passthrough=False, resend=True),
             no_passthrough_reason="a test",
             target=tmp_path,
             control=tmp_path / "control",
@@ -54,6 +53,10 @@ def handover(tmp_path: Path) -> Iterator[MountHandover]:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return Settings.from_environ({"NAR_CACHE_URL": "http://127.0.0.1:1", "NAR_CACHE_DIR": str(tmp_path / "cache")})
+
+
+def test_a_handover_reaches_the_next_process_unchanged(handover: MountHandover) -> None:
+    assert MountHandover.from_json(handover.to_json()) == handover
 
 
 def test_a_holder_that_dies_is_replaced_while_the_store_of_a_denied_name_hangs(

@@ -19,6 +19,7 @@ from narmount.fuse import protocol
 from narmount.fuse.fatalsignals import has_fatal_signal
 from narmount.fuse.protocol import Agreed, Notify, Opcode
 from narmount.fuse.server import FuseServer, Slow
+from tests.mount.mounting import until
 
 NEW, OLD = Agreed(45, False, True), Agreed(38, False, False)
 
@@ -272,6 +273,16 @@ def test_a_worker_that_takes_over_asks_for_what_was_read(kernel: Kernel) -> None
         assert kernel.answer() == (2 | 1 << 63, 0, b"found ")
 
 
+@pytest.mark.parametrize(("agreed", "sent"), [(NEW, [Notify.PRUNE, Notify.INVAL_INODE]), (OLD, [Notify.INVAL_INODE])])
+def test_the_kernel_gets_no_notification_that_it_does_not_know(
+    kernel: Kernel, agreed: Agreed, sent: list[Notify]
+) -> None:
+    server = FuseServer(kernel.device, Files(), agreed, deadline=10.0)
+    server.notify(Notify.PRUNE, protocol.prune([5]))
+    server.notify(Notify.INVAL_INODE, protocol.INVAL_INODE.pack(5, 0, -1))
+    assert [-kernel.answer()[1] for _ in sent] == sent
+
+
 def test_where_nothing_is_sent_again_killed_processes_are_let_go(kernel: Kernel) -> None:
     with serving(kernel, Files(), OLD, resumed=True):
         kernel.ask(Opcode.LOOKUP, 100)
@@ -281,10 +292,3 @@ def test_where_nothing_is_sent_again_killed_processes_are_let_go(kernel: Kernel)
         kernel.interrupt(102)  # was read by this one
         kernel.ask(Opcode.LOOKUP, 104)
         assert kernel.answer()[0] == 104
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
