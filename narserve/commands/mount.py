@@ -24,7 +24,7 @@ from narmount.daemon.options import MountOptions
 from narmount.fuse import device
 from narmount.fuse.mountinfo import Mount, absolute, ours_at
 from narmount.metrics import check_metrics
-from narserve.commands.mountstatus import mode_text, show_status
+from narserve.commands.mountstatus import earlier_holders, mode_text, show_status
 from narserve.session.session import read_settings
 from narserve.terminal.exits import TROUBLE, print_error, print_message
 
@@ -326,6 +326,9 @@ def _unmount(run_dir: Path, target: Path, *, lazy: bool) -> None:
         print_message(
             f"{target} is unmounted; its processes end when nothing uses it any more, such as an overlay or a container"
         )
+        for pid in earlier_holders(str(target)):
+            step = f"if it does not end, its worker can't start: kill -KILL {pid}"
+            print_message(f"an earlier version of nar-serve started process {pid}; {step}")
 
 
 def _detach(target: Path, *, lazy: bool) -> None:
