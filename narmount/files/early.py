@@ -1,8 +1,8 @@
-"""Reading of a NAR before it has been verified, for who chose that (NAR_MOUNT_EARLY).
+"""Reads of a NAR before it has been verified (NAR_MOUNT_EARLY).
 
-Look-ups are served by the store's listing, which is not signed, and reads wait for just the bytes that they need of the NAR on its
-way. If it then turns out to be another one than was promised, or its listing is, everything that was given out is taken back as
-far as that goes: the kernel drops the pages at once and the names within a second, and whoever reads on gets EIO.
+Lookups use the store's listing, which is not signed, and reads wait only for the bytes that they need of the NAR in flight. If the
+NAR or its listing turns out to be wrong, what was shown is withdrawn as far as possible: the kernel drops the pages immediately and
+the names within a second, and further reads get EIO.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from narmount.fuse.server import Slow
 
 log = logging.getLogger("narmount")
 
-BLOCK = 1 << 20  # those who wait for bytes of the same block wait together
+BLOCK = 1 << 20  # requests for bytes of the same block share one wait
 
 OnEnd = Callable[[int, bool], None]
 
@@ -33,14 +33,15 @@ OnEnd = Callable[[int, bool], None]
 class _Arrival:
     nar: ArrivingNar
     available: int = 0
-    nodes: set[int] = field(default_factory=set)  # of which something was given out
+    nodes: set[int] = field(default_factory=set)  # nodes that were read
     lock: threading.Lock = field(default_factory=threading.Lock)
     closed: bool = False
 
     def wait_for(self, stop: int) -> None:
+        """Wait until the first ``stop`` bytes of the NAR are there."""
         try:
             available = self.nar.wait_for(stop)
-        except ValueError:  # all of it has arrived meanwhile, and it is closed: who waits looks again
+        except ValueError:  # the NAR is complete and was closed meanwhile; the request is tried again
             if not self.closed:
                 raise
         else:
@@ -48,10 +49,10 @@ class _Arrival:
 
 
 class EarlyReads:
-    """The NARs on their way, by row. Thread-safe."""
+    """NARs in flight, by row. Thread-safe."""
 
     def __init__(self, cache: BinaryCache, numbers: PathNumbers, *, notify: NotifyKernel, on_end: OnEnd) -> None:
-        """``on_end`` gets the row of a NAR that has arrived, and whether it is what was promised."""
+        """``on_end`` is called with the row of a NAR that has arrived, and whether NAR and listing are right."""
         self._cache = cache
         self._numbers = numbers
         self._notify = notify
@@ -61,14 +62,14 @@ class EarlyReads:
 
     @staticmethod
     def identity(info: PathInfo, listing: NarListing) -> str:
-        """Tells one NAR with one listing from any other."""
+        """Return what identifies this NAR with this listing."""
         sha256 = hashlib.sha256(info.narinfo.nar_hash.nix32.encode())
         for chunk in listing.json_chunks():
             sha256.update(chunk)
         return sha256.hexdigest()[:32]
 
     def read(self, row: int, info: PathInfo, node_id: int, start: int, stop: int) -> bytes:
-        """Bytes ``start`` to ``stop`` of the NAR. Raises Slow until they are there."""
+        """Return the bytes from ``start`` to ``stop`` of the NAR. Raises Slow until they are there."""
         arrival = self._arrivals.get(row)
         if arrival is None:
             raise Slow(("early", info.narinfo.store_path.base_name), partial(self._begin, row, info))
@@ -88,20 +89,20 @@ class EarlyReads:
 
     def _finish(self, row: int, info: PathInfo, arrival: _Arrival) -> None:
         try:
-            right = self.identity(info, arrival.nar.finish()) == self._numbers.identity(row)
+            is_right = self.identity(info, arrival.nar.finish()) == self._numbers.identity(row)
         except NarcoreError as error:
-            log.warning("%s: %s", self._numbers.base_name(row), error)
-            right = False
+            log.warning("%s: %s; fetching the NAR failed", self._numbers.base_name(row), error)
+            is_right = False
         with self._lock:
             del self._arrivals[row]
         with arrival.lock:
             arrival.closed = True
             arrival.nar.close()
-        self._on_end(row, right)
-        if not right:
-            self._take_back(row, arrival.nodes)
+        self._on_end(row, is_right)
+        if not is_right:
+            self._withdraw(row, arrival.nodes)
 
-    def _take_back(self, row: int, nodes: set[int]) -> None:
-        log.warning("%s is not what was promised: what was read of it is taken back", self._numbers.base_name(row))
+    def _withdraw(self, row: int, nodes: set[int]) -> None:
+        log.warning("%s: not what its store promised; dropping what was read of it", self._numbers.base_name(row))
         for node_id in nodes:
             self._notify(Notify.INVAL_INODE, protocol.INVAL_INODE.pack(node_id, 0, -1))

@@ -1,7 +1,7 @@
-"""Names that were looked up and are in no store: asked for again now and then, since they may be published any moment.
+"""Names that were looked up and that no store has. They are looked up again now and then, since they may be published at any time.
 
-An overlay on top of the mount remembers that a name is not there for as long as it likes, and never asks again. So whoever mounts
-such overlays has to be told when one of these names has appeared.
+An overlay on top of the mount remembers missing names indefinitely and never looks them up again. So the program that mounts such
+overlays has to be told when one of these names appears.
 """
 
 import threading
@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# What a test run waits for is published in the minutes after it was first looked for; what was a mistake never is.
+# A path that a test run waits for is published within minutes after its first lookup. A mistyped name is never published.
 NAMES_MAX = 256
 FIRST_SECONDS = 5.0
 LONGEST_SECONDS = 300.0
@@ -25,7 +25,7 @@ class _MissingName:
 
 
 class MissingNames:
-    """Thread-safe; the names that were denied last are remembered."""
+    """The most recent missing names. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -36,7 +36,7 @@ class MissingNames:
         return len(self._names)
 
     def add(self, name: str) -> None:
-        """It was not there just now."""
+        """Remember a name that no store has."""
         with self._lock:
             if name not in self._names:
                 now = self._clock()
@@ -45,12 +45,12 @@ class MissingNames:
                 self._names.popitem(last=False)
 
     def discard(self, name: str) -> bool:
-        """It is there; whether it had been denied."""
+        """Forget a name that a store has. Returns whether it was missing."""
         with self._lock:
             return self._names.pop(name, None) is not None
 
     def due(self) -> list[str]:
-        """Those to ask for now. Each is due again later, after twice the time."""
+        """Return the names to look up again now. Each is due again after twice the time."""
         now = self._clock()
         with self._lock:
             for name in [name for name, missing in self._names.items() if now - missing.since > GIVE_UP_SECONDS]:

@@ -1,4 +1,4 @@
-"""The NARs on disk that are held open, so that a read takes one system call."""
+"""Cached NARs that stay open, so that a read takes one system call."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from narcore.nars.cachednar import OpenNar
 
-# Each takes a descriptor (256 are a quarter of what a process may have), and keeps the space on disk of one that was evicted.
+# Each one takes a descriptor (256 are a quarter of the default limit), and an evicted NAR takes up disk space while it is open.
 OPEN_MAX = 256
 IDLE_SECONDS = 30.0
 
@@ -22,7 +22,7 @@ class _Entry:
 
 
 class OpenNars:
-    """By row. Thread-safe: what is dropped is closed when the last who reads from it has released it."""
+    """Open NARs by row. Thread-safe: a dropped NAR is closed when its last reader has released it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -33,7 +33,7 @@ class OpenNars:
         return len(self._entries)
 
     def acquire(self, row: int) -> _Entry | None:
-        """To be released."""
+        """Return the open NAR of a row, or None. The caller has to `release` it."""
         with self._lock:
             entry = self._entries.get(row)
             if entry is not None:
@@ -60,7 +60,7 @@ class OpenNars:
             self._drop(row)
 
     def sweep(self) -> None:
-        """Let go of those that were evicted or that nobody has read from for a while; those that stay count as used."""
+        """Close NARs that were evicted or not read for a while. Marks the others as used in the cache."""
         with self._lock:
             oldest = self._clock() - IDLE_SECONDS
             for row, entry in list(self._entries.items()):

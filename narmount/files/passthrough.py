@@ -1,12 +1,12 @@
-"""The files that the kernel reads instead of asking us (FUSE_PASSTHROUGH), by the numbers that it knows them by.
+"""Files that the kernel reads itself (FUSE_PASSTHROUGH), by the backing ids that it gave them.
 
-A node must not be opened on one file while it is open on another, nor be passed through while it is open and read through us: the
-kernel refuses that. So what a node was opened as is remembered for as long as it is open, in a file that a next worker inherits.
-How often it was opened by processes that an earlier worker has served is not known: such a node is kept until the kernel forgets
-it, which it is asked to where it can be (`sweep`).
+The kernel refuses to open a node on one file while the node is open on another, or to pass a node through while it is open and read
+through the worker. So the backing id of an open node is recorded in a memory file, which the next worker inherits. A worker does
+not know how often processes have opened a node under an earlier worker: such a node stays until the kernel forgets it, and `sweep`
+tells which nodes the kernel should forget.
 
-A file that was evicted from the cache keeps its space on the disk for as long as the kernel has it. So what is in use is touched,
-lest it be evicted, and what was evicted is let go of as soon as nobody has it open.
+A file that was evicted from the cache takes up space on the disk until the kernel closes it. So files in use are touched, to
+protect them from eviction, and an evicted file is closed as soon as no process has it open.
 """
 
 import os
@@ -19,21 +19,21 @@ from typing import Protocol
 
 from narmount.fuse import device
 
-IDLE_MAX = 256  # kept for the next open
+IDLE_MAX = 256  # files that are not open, but may be opened again
 
-PLAIN = 0  # read through us, since there was no room for a file, say
-_GONE = -1
+PLAIN = 0  # instead of a backing id: the node is read through the worker, for example since the disk is full
+_REMOVED = -1
 _RECORD = struct.Struct("=Qq")
-_FILE_MAX = 1 << 20  # bytes; then what is gone is left out
+_FILE_MAX = 1 << 20  # bytes; a longer file is compacted
 
 
 class CachedFile(Protocol):
-    """A file in the cache."""
+    """A file of the disk cache."""
 
     def is_evicted(self) -> bool: ...
 
     def touch(self) -> None:
-        """Let it count as used just now."""
+        """Mark the file as used now."""
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class _PassthroughFile:
 
 
 class PassthroughFiles:
-    """``fuse`` is the device, ``fd`` the file to remember by. Thread-safe."""
+    """The nodes that are passed through. ``fuse`` is the device and ``fd`` the file of records. Thread-safe."""
 
     def __init__(self, fuse: int, fd: int, generation: int) -> None:
         self._fuse = fuse
@@ -54,7 +54,7 @@ class PassthroughFiles:
         self._handle = generation << 32
         self._generation = generation
         self._lock = threading.Lock()
-        self._end = 0  # of the file
+        self._end = 0  # of the records
         self._nodes = OrderedDict(
             (node, _PassthroughFile(number, inherited=True)) for node, number in self._recorded().items()
         )
@@ -64,7 +64,7 @@ class PassthroughFiles:
         return len(self._nodes)
 
     def open(self, node_id: int) -> tuple[int, int] | None:
-        """A file handle and the number of the file, or PLAIN; None if the node has none yet."""
+        """Return a file handle and the backing id or PLAIN; None if the node has not been added."""
         with self._lock:
             file = self._nodes.get(node_id)
             if file is None:
@@ -77,7 +77,10 @@ class PassthroughFiles:
             return self._handle, file.number
 
     def add(self, node_id: int, fd: int | None, cached: CachedFile | None = None) -> None:
-        """Let the node be read from the open file ``fd``, which is ``kept``, or through us if it is None. Raises OSError."""
+        """Let the kernel read the node from the open file ``fd`` of the cache, or through the worker if it is None.
+
+        Raises OSError if the kernel refuses the file.
+        """
         with self._lock:
             if node_id in self._nodes:
                 return
@@ -89,6 +92,7 @@ class PassthroughFiles:
                 self._remove(node)
 
     def release(self, node_id: int, handle: int) -> None:
+        """A process has closed the file handle."""
         if handle >> 32 != self._generation:
             return
         with self._lock:
@@ -97,10 +101,10 @@ class PassthroughFiles:
                 return
             file.opens -= 1
             if file.number == PLAIN and not file.opens and not file.inherited:
-                self._remove(node_id)  # the next time there may be room
+                self._remove(node_id)  # the next time the disk may have room
 
     def forget(self, node_ids: list[int]) -> None:
-        """The kernel has dropped these nodes: none of them is open."""
+        """The kernel has forgotten these nodes. One that is open has been opened again since."""
         if not self._nodes:
             return
         with self._lock:
@@ -110,29 +114,29 @@ class PassthroughFiles:
                     self._remove(node_id)
 
     def sweep(self) -> list[int]:
-        """Let go of what was evicted and is not open. The nodes that are left of an earlier worker, for the kernel to forget."""
+        """Close evicted files that are not open. Returns the nodes of earlier workers, which the kernel should forget."""
         with self._lock:
-            known = dict(self._nodes)
-        for node_id, file in known.items():
+            nodes = dict(self._nodes)
+        for node_id, file in nodes.items():
             if file.cached is None:
                 continue
             if file.opens or file.used:
                 file.used = False
                 file.cached.touch()
             if file.cached.is_evicted():
-                self._let_go(node_id, file)
-        return [node_id for node_id, file in known.items() if file.inherited and not file.opens]
+                self._remove_if_closed(node_id, file)
+        return [node_id for node_id, file in nodes.items() if file.inherited and not file.opens]
 
-    def _let_go(self, node_id: int, file: _PassthroughFile) -> None:
+    def _remove_if_closed(self, node_id: int, file: _PassthroughFile) -> None:
         with self._lock:
             if self._nodes.get(node_id) is file and not file.opens:
                 self._remove(node_id)
 
     def _remove(self, node_id: int) -> None:
         file = self._nodes.pop(node_id)
-        self._record(node_id, _GONE)
+        self._record(node_id, _REMOVED)
         if file.number != PLAIN:
-            with suppress(OSError):  # the connection is gone, and all of them with it
+            with suppress(OSError):  # the connection has ended, which closes all files
                 device.close_backing(self._fuse, file.number)
 
     def _record(self, node_id: int, number: int) -> None:
@@ -141,19 +145,21 @@ class PassthroughFiles:
             self._compact()
 
     def _recorded(self) -> dict[int, int]:
-        """What is in the file, in the order in which it was noted; and where the next record goes."""
+        """Read the records: the number of each node, in the order of the records. Sets where the next record goes."""
         data = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
-        self._end = len(data) // _RECORD.size * _RECORD.size  # one that was never finished is written over
+        self._end = len(data) // _RECORD.size * _RECORD.size  # an incomplete record is overwritten
         numbers: dict[int, int] = {}
         for node_id, number in _RECORD.iter_unpack(data[: self._end]):
             numbers.pop(node_id, None)
-            if number != _GONE:
+            if number != _REMOVED:
                 numbers[node_id] = number
         return numbers
 
     def _compact(self) -> None:
-        """Killed in the midst of it, it is read right all the same: no record is moved towards the end, so each is either among
-        what was written or where it was, and what is left behind is what was noted last.
+        """Leave out the records that are not valid any more.
+
+        If the process is killed meanwhile, the file is still read correctly: records only move towards the beginning, so each one
+        is either in the part that was written or at its old place, and the last records come last.
         """
         records = b"".join(_RECORD.pack(*record) for record in self._recorded().items())
         self._end = os.pwrite(self._fd, records, 0)

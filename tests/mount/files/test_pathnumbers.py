@@ -24,7 +24,7 @@ def test_a_store_path_keeps_its_row_in_every_worker(fd: int) -> None:
     second = PathNumbers(fd)
     assert [second.row(A), second.row(B), second.row(C)] == [1, 2, None]
     assert second.add(C, "c", "") == 3
-    assert first.base_name(3) == C  # which the first has not added
+    assert first.base_name(3) == C  # added by the second
     for names in (first, second):
         assert [names.base_name(row) for row in (1, 2, 3)] == [A, B, C]
         assert [names.record(row) for row in (1, 2, 3)] == ["{}", '{"x": 1}', ""]
@@ -34,7 +34,7 @@ def test_a_store_path_keeps_its_row_in_every_worker(fd: int) -> None:
                 ask(row)
 
 
-def test_what_is_another_takes_another_row(fd: int) -> None:
+def test_another_identity_takes_another_row(fd: int) -> None:
     names = PathNumbers(fd)
     added = [names.add(A, "one", "1"), names.add(B, "b", ""), names.add(A, "two", "2"), names.add(A, "two", "2")]
     assert added == [1, 2, 3, 3]
@@ -46,7 +46,7 @@ def test_what_is_another_takes_another_row(fd: int) -> None:
     assert list(again.newest(3)) == [(3, A)]
 
 
-def test_a_line_that_was_never_finished_is_written_over(fd: int) -> None:
+def test_an_incomplete_line_is_overwritten(fd: int) -> None:
     PathNumbers(fd).add(A, "a", "")
     os.pwrite(fd, B[:7].encode(), os.fstat(fd).st_size)
     names = PathNumbers(fd)
@@ -55,7 +55,7 @@ def test_a_line_that_was_never_finished_is_written_over(fd: int) -> None:
     assert PathNumbers(fd).base_name(2) == C
 
 
-def test_the_table_is_bounded(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_rows_is_limited(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ROWS_MAX", 2)
     names = PathNumbers(fd)
     names.add(A, "a", ""), names.add(B, "b", "")
