@@ -1,4 +1,4 @@
-"""The process that answers the requests of one mount. The holder starts it, and another one in its place when it ends."""
+"""The process that answers the requests of one mount. The holder starts it, and starts another one when it ends."""
 
 import logging
 import os
@@ -32,14 +32,16 @@ log = logging.getLogger("narmount")
 
 TICK_SECONDS = 1.0
 SWEEP_TICKS = 5
-ASK_AT_ONCE = 16  # names that were denied, asked for again in one tick
+LOOKUPS_PER_TICK = 16  # of missing names
 
 
 class MountWorker:
+    """Everything that answers the requests of a mount: file system, request loop, control socket, and upkeep."""
+
     def __init__(self, handover: MountHandover, settings: Settings, holder: int) -> None:
         """Raises SettingsError."""
         self._handover = handover
-        self._holder = holder  # not whoever is our parent by now
+        self._holder = holder  # not os.getppid(), which changes when the holder dies
         self._settings = settings
         self._cache = BinaryCache.from_settings(
             settings, strict=not settings.mount_early, patience=float(settings.mount_deadline)
@@ -66,7 +68,7 @@ class MountWorker:
             deadline=float(settings.mount_deadline),
             resumed=handover.generation > 0,
         )
-        self._prefetch = Prefetch(self._fetch_ahead)
+        self._prefetch = Prefetch(self._fetch)
         self._control = ControlServer(
             socket.socket(fileno=handover.listener), status=self.status, prefetch=self._prefetch.add
         )
@@ -75,16 +77,16 @@ class MountWorker:
         self._ticks = 0
 
     def start(self) -> None:
-        """What may fail. Raises SettingsError."""
+        """Set up signals and metrics. Raises SettingsError if the metrics can't be served."""
         signal.signal(signal.SIGTERM, self._stop)
-        for of_the_terminal in (signal.SIGINT, signal.SIGHUP):  # for the holder, who has them as well
-            signal.signal(of_the_terminal, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGHUP):  # the terminal sends them to the holder too, which handles them
+            signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if self._handover.metrics:
             self._serve_metrics()
 
     def run(self) -> int:
-        """Answer requests until there are none any more. How it ended: UNMOUNTED or STOPPED."""
+        """Answer requests until the end. Returns UNMOUNTED or STOPPED."""
         self._control.start()
         self.start_upkeep()
         self._server.serve()
@@ -111,8 +113,8 @@ class MountWorker:
     # --- beside the requests
 
     def start_upkeep(self) -> None:
-        """On threads of their own: whatever waits for a store or for the disk, the holder is looked after."""
-        for task in (self._watch_holder, self._keep_up, self._ask_again):
+        """Start upkeep. Each task has its own thread: waiting for a store or the disk must not delay the watch over the holder."""
+        for task in (self._watch_holder, self._maintain, self._look_up_missing):
             threading.Thread(target=self._every_tick, args=(task,), name=task.__name__, daemon=True).start()
 
     def _every_tick(self, do: Callable[[], None]) -> None:
@@ -120,39 +122,40 @@ class MountWorker:
             try:
                 do()
             except Exception:
-                log.exception("upkeep of the mount")
+                log.exception("upkeep of the mount failed; trying again")
 
     def _watch_holder(self) -> None:
         if os.getppid() != self._holder:
-            log.warning("the process that held the mount has died: this one takes its place")
+            log.warning("the holder of the mount has died; this worker becomes the holder")
             take_over(replace(self._handover, generation=self._handover.generation + 1))
 
-    def _keep_up(self) -> None:
+    def _maintain(self) -> None:
         self._announce()
         self._ticks += 1
-        if self._ticks % SWEEP_TICKS == 0 or self._server.waiting:  # for room, say, that what was evicted still takes
+        # While a request waits, sweep more often: it may need disk space that evicted files still take.
+        if self._ticks % SWEEP_TICKS == 0 or self._server.waiting:
             self._files.sweep()
 
-    def _ask_again(self) -> None:
-        for name in self._paths.missing_names.due()[:ASK_AT_ONCE]:
-            with suppress(NarcoreError, OSError):  # a store that does not answer: the next time it may
+    def _look_up_missing(self) -> None:
+        for name in self._paths.missing_names.due()[:LOOKUPS_PER_TICK]:
+            with suppress(NarcoreError, OSError):  # a store does not answer; the name is looked up again later
                 self._paths.look_for(name)
 
     def _announce(self) -> None:
-        """Tell whoever watches which names had appeared by the last tick: by now the kernel has every older answer."""
+        """Tell watchers which names had appeared by the last tick: by now the kernel has read all older answers."""
         names, self._appeared_last = self._appeared_last, [self._appeared.popleft() for _ in range(len(self._appeared))]
         if names:
-            log.info("published meanwhile: %s", " ".join(names))
+            log.info("appeared in a store: %s", " ".join(names))
             self._control.announce(names)
 
-    def _fetch_ahead(self, base_name: str) -> PathInfo | None:
+    def _fetch(self, base_name: str) -> PathInfo | None:
         found = self._paths.find(base_name)
         if found is None:
             return None
         self._cache.open_fetched(found.info).close()
         return found.info
 
-    # --- what it says of itself
+    # --- status
 
     def status(self) -> dict[str, object]:
         handover, server, files, paths = self._handover, self._server, self._files, self._paths
@@ -163,7 +166,7 @@ class MountWorker:
             "resend": handover.agreed.resend,
             "kernel_minor": handover.agreed.minor,
             "worker_pid": os.getpid(),
-            "holder_pid": self._holder,  # never whoever is our parent since it has died, such as init
+            "holder_pid": self._holder,  # not os.getppid(), which may be init by now
             "restarts": handover.generation,
             "since": handover.since,
             "stores": [substituter.url for substituter in self._cache.substituters],
@@ -208,5 +211,5 @@ def main(handover: MountHandover, ready: int, holder: int) -> int:
 
 if __name__ == "__main__":
     status = main(MountHandover.from_json(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
-    # At once: threads that read the device or wait for a store are not waited for. What they had read is sent again.
+    # Exit without joining the threads that read the device or wait for a store. The kernel sends their requests again.
     os._exit(status)

@@ -1,4 +1,4 @@
-"""What a worker does beside the requests, which none of them may hold up; and what the holder takes for its beginning."""
+"""The upkeep of a worker, which no request may block, and the start of a worker by the holder."""
 
 import os
 import signal
@@ -25,10 +25,10 @@ from tests.mount.samples import base
 
 @pytest.fixture
 def handover(tmp_path: Path) -> Iterator[MountHandover]:
-    """A mount whose kernel asks for nothing."""
+    """A mount whose kernel sends no requests."""
     with ExitStack() as stack:
         reading, writing = os.pipe()
-        path_numbers, passthrough_files = os.memfd_create("names"), os.memfd_create("backings")
+        path_numbers, passthrough_files = os.memfd_create("path-numbers"), os.memfd_create("passthrough-files")
         for fd in (reading, writing, path_numbers, passthrough_files):
             stack.callback(os.close, fd)
         listener = socket.socket(socket.AF_UNIX)
@@ -59,7 +59,7 @@ def test_a_handover_reaches_the_next_process_unchanged(handover: MountHandover) 
     assert MountHandover.from_json(handover.to_json()) == handover
 
 
-def test_a_holder_that_dies_is_replaced_while_the_store_of_a_denied_name_hangs(
+def test_a_dead_holder_is_replaced_while_the_lookup_of_a_missing_name_hangs(
     handover: MountHandover, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, answer, taken_over = threading.Event(), threading.Event(), threading.Event()
@@ -80,45 +80,45 @@ def test_a_holder_that_dies_is_replaced_while_the_store_of_a_denied_name_hangs(
         assert asked.wait(15)
         monkeypatch.setattr(os, "getppid", lambda: 1)
         assert taken_over.wait(15)
-        assert one.status()["holder_pid"] == holder, "not init, which is our parent since"
+        assert one.status()["holder_pid"] == holder, "not init, which is the parent now"
     finally:
         answer.set()
         one.close()
 
 
-def test_a_name_is_announced_when_the_kernel_has_had_a_tick_to_read_older_answers(
+def test_a_name_is_announced_one_tick_after_it_appeared(
     handover: MountHandover, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, announced = MountWorker(handover, settings, os.getppid()), list[str]()
     monkeypatch.setattr(one._control, "announce", announced.extend)
     one._appeared.append("late")
-    one._keep_up()
+    one._maintain()
     assert announced == []
     for _ in range(2):
-        one._keep_up()
+        one._maintain()
         assert announced == ["late"]
     one.close()
 
 
-def test_what_was_evicted_is_let_go_soon_where_somebody_waits(
+def test_every_tick_sweeps_while_a_request_waits(
     handover: MountHandover, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be for its room on the disk."""
+    """The request may need the disk space of evicted files."""
     one, sweeps = MountWorker(handover, settings, os.getppid()), list[int]()
     monkeypatch.setattr(one._files, "sweep", lambda: sweeps.append(one._ticks))
     for _ in range(2 * worker.SWEEP_TICKS):
-        one._keep_up()
+        one._maintain()
     assert sweeps == [worker.SWEEP_TICKS, 2 * worker.SWEEP_TICKS]
     one._server._waiting[1] = ("path", "x")
-    one._keep_up()
+    one._maintain()
     assert sweeps[2:] == [2 * worker.SWEEP_TICKS + 1]
     one.close()
 
 
-def test_a_holder_that_is_told_to_end_just_when_the_first_worker_is_ready_ends(
+def test_a_signal_just_before_the_first_worker_is_ready_ends_the_holder(
     handover: MountHandover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The signal is taken by then: nobody would send it again."""
+    """The holder has consumed the signal by then, and nobody would send it again."""
     ended: list[int] = []
 
     def begin(command: list[str], **_: Any) -> SimpleNamespace:
