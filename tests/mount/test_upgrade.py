@@ -1,4 +1,4 @@
-"""A mount that runs through an upgrade from the earlier module layout is reported by --status."""
+"""--status reports mounts that were started by a version with the earlier module layout."""
 
 import json
 from pathlib import Path
@@ -80,7 +80,7 @@ def test_status_of_a_silent_mount_shows_what_to_do_instead_of_the_error(
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_status_shows_what_to_do(
+def test_status_shows_what_to_do_in_text_and_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes], *, as_json: bool
 ) -> None:
     proc = fake_proc(tmp_path, "narcore.mount.holder", "narcore.mount.worker")
