@@ -164,31 +164,26 @@ class ControlServer:
 
     def _answer(self, connection: "_Connection", text: bytes) -> None:
         try:
-            request = _parse(text)
-            if request.get("do") == "watch":
-                self._watch(connection)
-                return
-            self._finish(connection, self._do(request))
+            self._finish(connection, self._do(connection, _parse(text)))
         except _BadRequest as error:
             self._finish(connection, {"error": str(error)})
         except Exception:
             log.exception("a request on the control socket failed")
             self._finish(connection, {"error": "internal error; the log of the mount has the details"})
 
-    def _do(self, request: dict[str, object]) -> dict[str, object]:
+    def _do(self, connection: "_Connection", request: dict[str, object]) -> dict[str, object]:
         match request.get("do"):
             case "status":
                 return self._status()
             case "prefetch":
                 self._prefetch(_names(request.get("names")))
                 return {}
+            case "watch":
+                if sum(each.watching for each in self._connections) >= WATCHERS_MAX:
+                    raise _BadRequest(f"{WATCHERS_MAX} clients are watching already, which is the limit")
+                connection.watching = True
+                return {"names": []}
         raise _BadRequest('"do" has to be one of status, watch, prefetch')
-
-    def _watch(self, connection: "_Connection") -> None:
-        if sum(each.watching for each in self._connections) >= WATCHERS_MAX:
-            raise _BadRequest(f"{WATCHERS_MAX} clients are watching already, which is the limit")
-        connection.watching = connection.answered = True
-        self._send(connection, encode_line({"names": []}))
 
     def _finish(self, connection: "_Connection", answer: dict[str, object]) -> None:
         connection.answered = True

@@ -196,12 +196,10 @@ def main(handover: MountHandover, ready: int, holder: int) -> int:
         settings = Settings.from_environ(os.environ)
         worker = MountWorker(handover, settings, holder)
         worker.start()
-    except SettingsError as error:
-        tell_ready(ready, {"error": str(error), "code": USAGE})
-        return USAGE
     except NarcoreError as error:
-        tell_ready(ready, {"error": str(error), "code": TROUBLE})
-        return TROUBLE
+        code = USAGE if isinstance(error, SettingsError) else TROUBLE
+        tell_ready(ready, {"error": str(error), "code": code})
+        return code
     tell_ready(ready, {"ready": True, "stores": len(settings.cache_urls)})
     code = worker.run()
     if code == UNMOUNTED:

@@ -104,7 +104,7 @@ class PassthroughFiles:
                 self._remove(node_id)  # the next time the disk may have room
 
     def forget(self, node_ids: list[int]) -> None:
-        """The kernel has forgotten these nodes. One that is open has been opened again since."""
+        """Drop these nodes, which the kernel has forgotten, except those that have been opened again."""
         if not self._nodes:
             return
         with self._lock:
@@ -124,13 +124,8 @@ class PassthroughFiles:
                 file.used = False
                 file.cached.touch()
             if file.cached.is_evicted():
-                self._remove_if_closed(node_id, file)
+                self.forget([node_id])
         return [node_id for node_id, file in nodes.items() if file.inherited and not file.opens]
-
-    def _remove_if_closed(self, node_id: int, file: _PassthroughFile) -> None:
-        with self._lock:
-            if self._nodes.get(node_id) is file and not file.opens:
-                self._remove(node_id)
 
     def _remove(self, node_id: int) -> None:
         file = self._nodes.pop(node_id)

@@ -86,7 +86,7 @@ def is_ours(mounted: Mount) -> bool:
 
 def mount_of(path: Path) -> Mount:
     """Return the mount that ``path`` is in, which has to be absolute and without links. Raises LookupError without a root mount."""
-    holding = [mount for mount in mounts() if path == mount.target or mount.target in path.parents]
+    holding = [mount for mount in mounts() if path.is_relative_to(mount.target)]
     deepest = max((len(mount.target.parts) for mount in holding), default=0)
     return [mount for mount in holding if len(mount.target.parts) == deepest][-1]
 

@@ -80,7 +80,7 @@ class Open(enum.IntFlag):
 
 
 class Flag(enum.IntFlag):
-    """Features that kernel and file system agree on in INIT."""
+    """Features that this file system wants, if the kernel offers them in INIT."""
 
     ASYNC_READ = 1 << 0
     DO_READDIRPLUS = 1 << 13
@@ -93,20 +93,6 @@ class Flag(enum.IntFlag):
     INIT_EXT = 1 << 30
     PASSTHROUGH = 1 << 37  # Linux 6.9
     HAS_RESEND = 1 << 39  # Linux 6.9
-
-
-_WANTED = (
-    Flag.ASYNC_READ
-    | Flag.DO_READDIRPLUS
-    | Flag.READDIRPLUS_AUTO
-    | Flag.NO_OPEN_SUPPORT
-    | Flag.PARALLEL_DIROPS
-    | Flag.MAX_PAGES
-    | Flag.CACHE_SYMLINKS
-    | Flag.NO_OPENDIR_SUPPORT
-    | Flag.INIT_EXT
-    | Flag.HAS_RESEND
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +119,7 @@ def agree(request: bytes, *, passthrough: bool) -> tuple[Agreed, bytes]:
             f"the kernel has FUSE {major}.{minor}; Linux 3.15 or newer is needed (FUSE {MAJOR}.{MINOR_MIN})"
         )
     offered = Flag(low | (high << 32 if low & Flag.INIT_EXT else 0))
-    flags = offered & (_WANTED | Flag.PASSTHROUGH if passthrough else _WANTED)
+    flags = Flag(offered & (sum(Flag) if passthrough else sum(Flag) - Flag.PASSTHROUGH))
     depth = 1 if Flag.PASSTHROUGH in flags else 0  # levels of file systems below: only that of the backing files
     body = INIT_OUT.pack(
         MAJOR, min(minor, MINOR), readahead, flags & 0xFFFFFFFF, MAX_BACKGROUND, MAX_BACKGROUND * 3 // 4, MAX_WRITE,

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -156,16 +156,13 @@ def _real_path(directory: Path) -> Path:
 def _cache_dir(settings: Settings, target: Path) -> Path:
     """Return the cache directory, without links. Raises SettingsError if there is none, or if the mount would hide it."""
     if settings.cache_dir is None:
-        step = "--cache-dir DIR names one"
-        raise SettingsError(f"a mount needs the disk cache, which NAR_CACHE_DIR=off turns off; {step}")
+        raise SettingsError(
+            "a mount needs the disk cache, which NAR_CACHE_DIR=off turns off; --cache-dir DIR names one"
+        )
     found = Path(os.path.realpath(settings.cache_dir))
-    if _hides(target, found):
+    if found.is_relative_to(target):
         raise SettingsError(f"the mount would hide the cache at {found}; --cache-dir DIR names another one")
     return found
-
-
-def _hides(target: Path, path: Path) -> bool:
-    return target == path or target in path.parents
 
 
 def _check_not_hidden(options: MountOptions) -> None:
@@ -175,10 +172,10 @@ def _check_not_hidden(options: MountOptions) -> None:
     """
     program = {sys.executable, os.path.realpath(sys.executable), sys.prefix, sys.base_prefix, __file__}
     for path in sorted(program):
-        if _hides(options.target, Path(path)):
+        if Path(path).is_relative_to(options.target):
             step = "mount at another directory, or use a nar-serve that is installed elsewhere"
             raise MountError(f"the mount would hide {path}, which nar-serve needs; {step}")
-    if _hides(options.target, options.run_dir):
+    if options.run_dir.is_relative_to(options.target):
         raise MountError(f"the mount would hide {options.run_dir}; NAR_RUN_DIR or --run-dir names another directory")
 
 
@@ -281,7 +278,8 @@ def _start_holder(options: MountOptions, log_file: str | None) -> None:
         code = answer.get("code")
         raise click.exceptions.Exit(code if isinstance(code, int) else TROUBLE)
     holder.returncode = 0  # it keeps running; this avoids a ResourceWarning
-    print_message(f"{options.target} is mounted: {_summary(answer)}")
+    mode, stores = mode_text(answer.get("mode"), answer.get("reason")), answer.get("stores")
+    print_message(f"{options.target} is mounted: {mode}, {stores} {'store' if stores == 1 else 'stores'}")
 
 
 def _read_report(ready: BinaryIO) -> dict[str, object]:
@@ -306,21 +304,12 @@ def _stop(holder: "subprocess.Popen[bytes]") -> None:
         holder.wait()
 
 
-def _summary(answer: Mapping[str, object]) -> str:
-    parts = [mode_text(answer.get("mode"), answer.get("reason"))]
-    stores = answer.get("stores")
-    if isinstance(stores, int):
-        parts.append("1 store" if stores == 1 else f"{stores} stores")
-    return ", ".join(parts)
-
-
 # --- unmounting
 
 
 def _unmount(run_dir: Path, target: Path, *, lazy: bool) -> None:
     if ours_at(target) is None:
-        step = "nar-serve mount --status shows what is mounted"
-        raise MountError(f"nar-serve is not mounted at {target}; {step}")
+        raise MountError(f"nar-serve is not mounted at {target}; nar-serve mount --status shows what is mounted")
     _detach(target, lazy=lazy)
     socket_file = control_path(run_dir, target)
     # After the holder has ended, the target can be mounted again. If the mount is in use, this can take any time.
