@@ -114,7 +114,7 @@ class Holder:
         if status == UNMOUNTED:
             return 0
         if status != STOPPED:
-            lost = "; programs whose requests it had read hang until they are killed (Linux 6.9 sends these requests again)"
+            lost = "; programs whose requests it had read hang until they get a signal (Linux 6.9 sends the requests again)"
             _say(
                 f"the worker ended with status {status}; starting another{'' if self._handover.agreed.resend else lost}"
             )

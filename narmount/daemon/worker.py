@@ -39,7 +39,7 @@ class MountWorker:
     """Everything that answers the requests of a mount: file system, request loop, control socket, and upkeep."""
 
     def __init__(self, handover: MountHandover, settings: Settings, holder: int) -> None:
-        """Raises SettingsError."""
+        """``holder`` is the process id of the holder. Raises SettingsError if the settings can't be used."""
         self._handover = handover
         self._holder = holder  # not os.getppid(), which changes when the holder dies
         self._settings = settings

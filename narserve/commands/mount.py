@@ -59,9 +59,8 @@ and limits apply here too.
 
 
 @click.command(short_help="Mount all store paths as a file system, or show what is mounted.", help=HELP)
-@click.argument(
-    "directory", metavar="DIR", required=False, type=Path
-)  # not click.Path, which accesses the path: a mount may hang
+# Not click.Path, which accesses the path: a mount may hang.
+@click.argument("directory", metavar="DIR", required=False, type=Path)
 @click.option("--foreground", is_flag=True, help="Stay in the foreground.")
 @click.option(
     "--store", "stores", multiple=True, metavar="URL", help="A binary cache; repeatable.  [env: NAR_CACHE_URL]"
