@@ -13,8 +13,8 @@ from typing import NoReturn
 
 import click
 
-from narcore import __version__
 from narcore.errors import NarcoreError
+from narcore.version import __version__
 from narserve.terminal.exits import EXIT_CODES, exit_code_of, exit_code_of_usage, log_to_stderr, print_error
 
 HELP = """Look into Nix binary caches, and take files out of them, without Nix.

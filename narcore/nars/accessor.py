@@ -7,7 +7,10 @@ business of whoever made the accessor; nobody above it asks.
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from narcore.errors import InOtherStorePath, NotADirectory
 from narcore.formats.listing import Kind, NarListing, Node
+from narcore.formats.resolve import Elsewhere, Found, resolve
+from narcore.formats.storepath import StorePath
 
 
 class NarBytes(Protocol):
@@ -29,23 +32,55 @@ class NarAccessor:
     """The files of one NAR."""
 
     def __init__(
-        self, listing: NarListing, read_node: ReadNode, *, is_verified: bool, is_cached: Callable[[], bool]
+        self,
+        store_path: StorePath,
+        listing: NarListing,
+        read_node: ReadNode,
+        *,
+        is_verified: bool,
+        is_cached: Callable[[], bool],
     ) -> None:
         """``read_node`` gives bytes of a regular file, from one place in it to another. ``is_verified``: the listing is the
         NAR's own, and not just what its store says.
         """
+        self.store_path = store_path
         self.listing = listing
         self.is_verified = is_verified
         self._read_node = read_node
-        self._at_hand = is_cached
+        self._is_cached = is_cached
 
     @property
     def is_cached(self) -> bool:
         """Whether the NAR is in the disk cache, complete and verified: reading costs no download."""
-        return self._at_hand()
+        return self._is_cached()
 
-    def read(self, node: Node, start: int = 0, stop: int | None = None) -> NarBytes:
-        """Bytes ``start`` to ``stop`` (default: the end) of a regular file. Raises ValueError for a range that it has not."""
+    def node(self, path: str) -> Node:
+        """Return the file, directory or link at ``path``, relative to the store path; "" is the store path itself.
+
+        Links are followed, so the node is a link only if nothing else is. Raises PathError: NoSuchNode, NotADirectory, SymlinkLoop,
+        OutsideStore, or InOtherStorePath for a link into another store path.
+        """
+        outcome = resolve(self.listing, self.store_path, path)
+        while not isinstance(outcome, Found):
+            if isinstance(outcome, Elsewhere):
+                raise InOtherStorePath(f"{path!r} leads to {outcome.path}", outcome.path)
+            outcome = resolve(self.listing, self.store_path, outcome.path)
+        return outcome.node
+
+    def children(self, path: str = "") -> Iterator[Node]:
+        """Yield the entries of the directory at ``path``, in the byte order of their names. Raises PathError as `node` does."""
+        directory = self.node(path)
+        if directory.kind is not Kind.DIRECTORY:
+            raise NotADirectory(f"{path!r} is not a directory")
+        yield from self.listing.children(directory)
+
+    def read(self, file: Node | str, start: int = 0, stop: int | None = None) -> NarBytes:
+        """Read bytes ``start`` up to ``stop`` (default: the end) of a regular file, given as a node or as its path.
+
+        The bytes are fetched while the result is iterated over. Raises ValueError for a part that the file does not have,
+        PathError as `node` does. Iterating raises StoreError, CompressionError and IntegrityError.
+        """
+        node = self.node(file) if isinstance(file, str) else file
         stop = node.size if stop is None else stop
         if node.kind is not Kind.REGULAR or not 0 <= start <= stop <= node.size:
             raise ValueError(f"no bytes {start} to {stop} in a {node.kind} of {node.size} bytes")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from narcore import __version__
 from narcore.errors import MountError
+from narcore.version import __version__
 from narmount.csi.attributes import Attributes
 from narmount.csi.schema import (
     CSI,

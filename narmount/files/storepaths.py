@@ -218,7 +218,7 @@ class StorePaths:
         if nar is not None:
             nar.close()
             return False
-        if self._cache.promised_kind(info) is not Kind.DIRECTORY:
+        if self._cache.unverified_kind(info) is not Kind.DIRECTORY:
             return False
         self._row(info, _identity(info, Kind.DIRECTORY), seen=False)
         return True

@@ -12,7 +12,6 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from narcore import __version__
 from narcore.errors import (
     FileNotInStore,
     IntegrityError,
@@ -31,6 +30,7 @@ from narcore.formats.narinfo import NarInfo
 from narcore.formats.storepath import StorePath
 from narcore.nars.accessor import NarAccessor
 from narcore.sizes import CHUNK_SIZE
+from narcore.version import __version__
 
 TIMEOUT = (5.0, 60.0)  # to connect; between bytes. An instance may have to fetch a whole NAR before the first one.
 LISTING_LIMIT = 256 << 20
@@ -80,7 +80,7 @@ class Instance:
         finally:
             response.close()
         return store_path, NarAccessor(
-            listing, _Files(self, store_path, listing).read, is_verified=False, is_cached=lambda: False
+            store_path, listing, _Files(self, store_path, listing).read, is_verified=False, is_cached=lambda: False
         )
 
     def narinfo(self, hash_part: str) -> NarInfo:

@@ -34,7 +34,7 @@ def api() -> Iterator[RuntimeApi]:
 def answer(api: RuntimeApi, application: Application) -> tuple[Any, list[bytes], FunctionError | None]:
     """The prelude, the chunks, and how it failed, for one request."""
     invocation = Invocation(event_of(HttpRequest("GET", "/x", [("Host", "example.org")])))
-    api.waiting.put(invocation)
+    api.pending.put(invocation)
     runtime = Runtime(api.address)
 
     def run() -> None:
@@ -51,7 +51,7 @@ def answer(api: RuntimeApi, application: Application) -> tuple[Any, list[bytes],
     except FunctionError as error:
         failure = error
     thread.join()
-    given = next((part.given for part in parts if isinstance(part, Prelude)), None)
+    given = next((part.fields for part in parts if isinstance(part, Prelude)), None)
     return given, [part for part in parts if isinstance(part, bytes)], failure
 
 

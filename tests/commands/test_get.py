@@ -183,7 +183,11 @@ class Recorder:
         self.reads: list[tuple[str, int, int]] = []
         self._nar = nar(tree)
         self.accessor = NarAccessor(
-            NarListing.from_events(parse_nar([self._nar])), self._read, is_verified=True, is_cached=lambda: False
+            store_path("x"),
+            NarListing.from_events(parse_nar([self._nar])),
+            self._read,
+            is_verified=True,
+            is_cached=lambda: False,
         )
 
     def _read(self, node: Node, start: int, stop: int) -> NarBytes:

@@ -150,7 +150,7 @@ def test_a_server_does_not_load_it() -> None:
 def test_what_an_instance_refuses_is_told_in_its_own_words(cli: InProcess, instance: Front) -> None:
     done = cli("ls", f"{instance.url}/nix/store/{HASH}")
     assert (done.code, len(done.err.splitlines())) == (1, 1)
-    assert "None of the caches that are asked has it" in done.err
+    assert "None of the configured caches has it" in done.err
 
 
 # --- arguments

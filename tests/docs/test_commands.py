@@ -25,7 +25,7 @@ from tests import ROOT
 from tests.docs.conftest import PACKAGE, Published
 from tests.docs.documents import Block, Document, documents
 
-RUNS = ("sh", "sh server", "python")
+RUNS = ("sh", "sh server", "pycon")
 MARKS = ("sh network", "sh account", "sh cluster", "sh root", "sh long")
 OTHER = ("text", "yaml", "json", "nix", "vcl", "mermaid")
 
@@ -53,7 +53,11 @@ class Reader:
             self._starts(block)
             return
         text = self.filled_in(block.text)
-        command = [sys.executable, "-c", text] if block.info == "python" else _bash(text)
+        if block.info == "pycon":
+            (self.directory / "block").write_text(text)
+            command = [sys.executable, "-m", "doctest", str(self.directory / "block")]
+        else:
+            command = _bash(text)
         done = subprocess.run(
             command,
             cwd=self.directory / "checkout",

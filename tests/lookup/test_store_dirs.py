@@ -128,8 +128,8 @@ def test_the_page_lists_them(app: Flask, closure: Closure) -> None:
     get(app, closure.base)
     page = get(app, "/", Accept="text/html").text
     assert page.index(closure.usual.as_uri()) < page.index(closure.alt.as_uri())
-    assert f"{closure.alt.as_uri()}</code>, for <code>{ALT}</code>" in page
-    assert f"{closure.usual.as_uri()}</code>, for <code>/nix/store</code>" in page
+    assert f"{closure.alt.as_uri()}</code> for <code>{ALT}</code>" in page
+    assert f"{closure.usual.as_uri()}</code> for <code>/nix/store</code>" in page
     robots = get(app, "/robots.txt").text
     assert f"Disallow: {ALT}/" in robots
     assert "Disallow: /nix/store/" in robots

@@ -45,9 +45,9 @@ HEADER, *LINES = (line.split() for line in TABLE.strip().splitlines())
 EXPECTED = {(line[0], second): cell for line in LINES for second, cell in zip(HEADER, line[1:], strict=True)}
 
 SAYS = {
-    502: {"Some of the caches could not be asked": "502", "trusted public keys": "sig"},
-    504: {"Some of the caches are too slow": "504"},
-    404: {"None of the caches that are asked has it": "404"},
+    502: {"Some caches are unavailable": "502", "trusted public keys": "sig"},
+    504: {"Some caches timed out": "504"},
+    404: {"None of the configured caches has it": "404"},
 }
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from narcore import __version__
 from narcore.errors import FileNotInStore, StoreForbidden, StoreTimeout, StoreUnavailable
 from narcore.stores import read_file
+from narcore.version import __version__
 from tests.stores.conftest import OpenHttp, Serve
 from tests.stores.flaky_server import Act, FlakyFile, Request, Step, answer, head
 

@@ -9,9 +9,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from narcore import __version__
 from narcore.errors import FileNotInStore, SettingsError, StoreError, StoreForbidden, StoreUnavailable
 from narcore.stores.cafile import ca_file
+from narcore.version import __version__
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig

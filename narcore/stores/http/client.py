@@ -26,12 +26,12 @@ import requests
 import urllib3.exceptions
 from requests.adapters import HTTPAdapter
 
-from narcore import __version__
 from narcore.errors import StoreError, StoreForbidden, StoreTimeout, StoreUnavailable
 from narcore.stores.cafile import CA_VARIABLES, ca_file
 from narcore.stores.http import guard
 from narcore.stores.http.retry import Pauses, parse_retry_after
 from narcore.stores.http.urls import StoreUrl, redirect_target, without_query
+from narcore.version import __version__
 
 MAX_REDIRECTS = 5
 POOL_SIZE = 64  # connections kept for reuse; more are opened when needed, and closed after use
