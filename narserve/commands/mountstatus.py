@@ -45,7 +45,7 @@ def _status_at(run_dir: Path, target: Path) -> dict[str, object]:
     except MountError as error:
         is_missing = isinstance(error.__cause__, FileNotFoundError)
         why = _why_missing(run_dir, target) if is_missing else str(error)
-        return {"target": str(target), "dead": is_abandoned(path), "error": why}
+        return with_upgrade({"target": str(target), "dead": is_abandoned(path), "error": why})
 
 
 def _why_missing(run_dir: Path, target: Path) -> str:
@@ -75,27 +75,42 @@ def _status(path: Path, name: str) -> dict[str, object]:
     try:
         return with_upgrade(read_status(path, STATUS_SECONDS))
     except MountError as error:
-        return {"target": name, "dead": is_abandoned(path), "error": str(error)}
+        return with_upgrade({"target": name, "dead": is_abandoned(path), "error": str(error)})
 
 
 def with_upgrade(status: dict[str, object], proc: Path = Path("/proc")) -> dict[str, object]:
-    """Add ``upgrade``, the next step, to the status of a mount whose holder or worker runs the earlier module layout."""
-    pids = [pid for pid in (status.get("holder_pid"), status.get("worker_pid")) if isinstance(pid, int)]
-    return {**status, "upgrade": UPGRADE} if any(_is_earlier(proc / str(pid) / "cmdline") for pid in pids) else status
+    """Add ``upgrade``, what to do, to the status of a mount whose holder or worker has the earlier module layout.
+
+    A mount that does not answer names no processes: its holder is found by its command line.
+    """
+    if "error" in status:
+        is_earlier = bool(earlier_holders(str(status["target"]), proc))
+    else:
+        pids = (status.get("holder_pid"), status.get("worker_pid"))
+        is_earlier = any(_has_argument(proc / str(pid) / "cmdline", _EARLIER) for pid in pids)
+    return {**status, "upgrade": UPGRADE} if is_earlier else status
 
 
-def _is_earlier(cmdline: Path) -> bool:
+def earlier_holders(target: str, proc: Path = Path("/proc")) -> list[int]:
+    """Return the process ids of holders that an earlier version started for ``target``. Their options are an argument in JSON."""
+    option = f'"target": {json.dumps(target)}'.encode()
+    found = [path for path in proc.glob("[0-9]*/cmdline") if _has_argument(path, _EARLIER + b"holder", option)]
+    return [int(path.parent.name) for path in found]
+
+
+def _has_argument(cmdline: Path, prefix: bytes, text: bytes = b"") -> bool:
+    """Return whether an argument of the process begins with ``prefix``, and ``text`` is in its command line."""
     try:
-        arguments = cmdline.read_bytes().split(b"\0")
+        data = cmdline.read_bytes()
     except OSError:  # the process has ended, or /proc is mounted with hidepid
         return False
-    return any(argument.startswith(_EARLIER) for argument in arguments)
+    return text in data and any(argument.startswith(prefix) for argument in data.split(b"\0"))
 
 
 def _mount_text(status: Mapping[str, object]) -> str:
     if "error" in status:
         label = "dead" if status.get("dead") else "no answer"
-        return f"{status['target']}\n  {label:12} {status['error']}\n"
+        return f"{status['target']}\n  {label:12} {status.get('upgrade') or status['error']}\n"
     rows = {
         "mode": mode_text(status.get("mode"), status.get("mode_reason")),
         "stores": " ".join(map(str, _list(status, "stores"))),
