@@ -1,5 +1,6 @@
 """``nar-serve mount --status``: shows what the workers of mounts report, as text or as JSON."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
