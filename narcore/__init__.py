@@ -1,11 +1,21 @@
 """The library of nar-serve: reads every file of every store path of a Nix binary cache. No Flask, no FUSE, no terminal.
 
-A package imports only from those below it in this table.
+::
+
+    from narcore import BinaryCache
+
+    with BinaryCache.connect("https://cache.nixos.org") as cache:
+        nar = cache.open(cache.path_info("/nix/store/<hash>-hello-2.12"))
+        readme = b"".join(nar.read("share/doc/README"))
+
+The public names are those of ``__all__``; ``narcore.errors`` has the exceptions. Importing ``narcore`` alone loads none of them.
+
+A module imports only from modules below it in this table.
 
 ===================================  =============================================================================================
 ``binarycache``                      ``BinaryCache``: the one object that every front end holds
 ``export``                           writes a binary cache
-``settings``                         the environment variables, checked once at the start
+``settings``                         the environment variables, checked once at startup
 ``archive/``                         a subtree as tar, zip or NAR
 ``nars/``                            PathInfo -> bytes: the disk cache, a fill, a part of the remote file, or a stream
 ``lookup/``                          hash part -> PathInfo: substituters, circuit breaker, trust, content addresses
@@ -18,4 +28,58 @@ A package imports only from those below it in this table.
 ===================================  =============================================================================================
 """
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from narcore.version import __version__
+
+if TYPE_CHECKING:
+    from narcore.binarycache import BinaryCache
+    from narcore.errors import NarcoreError
+    from narcore.export import write_binary_cache
+    from narcore.formats.listing import Kind, NarListing, Node
+    from narcore.formats.narinfo import NarInfo
+    from narcore.formats.storepath import StorePath
+    from narcore.lookup.pathinfo import PathInfo, Trust
+    from narcore.nars.accessor import NarAccessor, NarBytes
+    from narcore.settings import Settings
+
+__all__ = [
+    "BinaryCache",
+    "Kind",
+    "NarAccessor",
+    "NarBytes",
+    "NarInfo",
+    "NarListing",
+    "NarcoreError",
+    "Node",
+    "PathInfo",
+    "Settings",
+    "StorePath",
+    "Trust",
+    "__version__",
+    "write_binary_cache",
+]
+
+_MODULES = {
+    "BinaryCache": "binarycache",
+    "Kind": "formats.listing",
+    "NarAccessor": "nars.accessor",
+    "NarBytes": "nars.accessor",
+    "NarInfo": "formats.narinfo",
+    "NarListing": "formats.listing",
+    "NarcoreError": "errors",
+    "Node": "formats.listing",
+    "PathInfo": "lookup.pathinfo",
+    "Settings": "settings",
+    "StorePath": "formats.storepath",
+    "Trust": "lookup.pathinfo",
+    "write_binary_cache": "export",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name at its first use (PEP 562): ``narcore.errors`` alone must not load the rest."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'narcore' has no attribute {name!r}")
+    return getattr(import_module(f"narcore.{_MODULES[name]}"), name)

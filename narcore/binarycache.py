@@ -2,10 +2,13 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import as_completed
 from functools import partial
+from pathlib import Path
+from types import TracebackType
 from typing import Self
 
 from narcore.cache.narcache import FILL_PATIENCE, NarCache
@@ -21,11 +24,12 @@ from narcore.errors import (
     NarTooLarge,
     SettingsError,
     StoreError,
+    StorePathError,
 )
 from narcore.formats.listing import Kind, NarListing
 from narcore.formats.narinfo import NarInfo
 from narcore.formats.signature import PublicKey
-from narcore.formats.storepath import DEFAULT_STORE_DIR
+from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath, is_hash_part
 from narcore.lookup.addressproof import AddressProof
 from narcore.lookup.lookup import Lookup, Strategy
 from narcore.lookup.pathinfo import PathInfo, Trust
@@ -41,20 +45,20 @@ from narcore.trace import Trace, silent
 
 log = logging.getLogger("narcore")
 
-# A listing has about 80 bytes an entry, and one of more than 200,000 entries is not parsed (MEMORY_MAX in formats/listing.py): what
-# is larger than this is read out of the NAR, entry by entry.
+# A listing has about 80 bytes per entry, and a listing of more than 200,000 entries is not parsed (MEMORY_MAX in
+# formats/listing.py). In place of a larger listing, the NAR itself is read, entry by entry.
 LISTING_LIMIT = 16 << 20
 
-# How often a NAR is fetched that was evicted before it could be opened. Once is bad luck; in a cache that has room for a few of the
-# NARs that are being read, it happens several times in a row.
+# How many times a NAR is fetched if it is evicted before it can be opened. One eviction is bad luck; several in a row happen in a
+# cache with space for only a few of the NARs that are being read.
 FETCH_TRIES = 10
 
-# In entries, which take about 50 bytes each.
+# In listing entries, which take about 50 bytes each.
 LISTING_MEMORY = 300_000
 
 
 class BinaryCache:
-    """Store paths out of one or several stores, asked in order. Thread-safe."""
+    """Store paths of one or several stores, which are asked in order. Thread-safe."""
 
     def __init__(
         self,
@@ -73,7 +77,7 @@ class BinaryCache:
         )
         self._cache = cache
         self._strict = strict
-        # Strict serves out of the cache only, so what does not fit there never will be. By the names of the settings.
+        # Strict mode serves only cached NARs, so no NAR larger than the cache. The keys are the names of the settings.
         limits = {"NAR_MAX_NAR_SIZE": max_nar_size, "NAR_CACHE_SIZE": cache.limit if cache and strict else None}
         self._limits = [(limit, name) for name, limit in limits.items() if limit is not None]
         self._lookup = Lookup(self.substituters, strategy=strategy, trusted_keys=trusted_keys, trace=trace, clock=clock)
@@ -88,9 +92,10 @@ class BinaryCache:
     def from_settings(
         cls, settings: Settings, *, trace: Trace = silent, strict: bool | None = None, patience: float | None = None
     ) -> Self:
-        """``strict`` takes the place of what the settings say; ``patience`` is how many seconds a fill waits for its turn.
+        """Create a BinaryCache from the settings.
 
-        Raises SettingsError for a URL that is not a store's, and where strict has no cache directory to serve from.
+        ``strict`` overrides NAR_VERIFY; ``patience`` is how many seconds a fill waits for its turn. Raises SettingsError if a
+        URL is not the URL of a store, or if strict is set and there is no cache directory to serve from.
         """
         strict = settings.verify == "strict" if strict is None else strict
         try:
@@ -109,36 +114,62 @@ class BinaryCache:
             trace=trace,
         )
 
+    @classmethod
+    def connect(
+        cls, *urls: str, trusted_public_keys: str | None = None, cache_dir: str | os.PathLike[str] | None = None
+    ) -> Self:
+        """Open the stores of these URLs (default: https://cache.nixos.org), without any setting of the environment.
+
+        ``trusted_public_keys`` is written as in nix.conf; without it, signatures are checked only if cache.nixos.org is the only
+        store. NARs are cached in ``cache_dir``, or not at all. Raises SettingsError.
+        """
+        environ = {"NAR_CACHE_DIR": "off" if cache_dir is None else str(Path(cache_dir).absolute())}
+        if urls:
+            environ["NAR_CACHE_URL"] = " ".join(urls)
+        if trusted_public_keys is not None:
+            environ["NAR_TRUSTED_PUBLIC_KEYS"] = trusted_public_keys
+        return cls.from_settings(Settings.from_environ(environ))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def close(self) -> None:
+        """End the downloads of this process and close the connections to the stores."""
         if self._cache is not None:
             self._cache.close()
         for substituter in self.substituters:
             substituter.store.close()
 
-    # --- what the stores are
+    # --- the stores
 
     def store_dirs(self, *, ask: bool = True) -> tuple[str, ...]:
-        """The store dirs of the stores, each once, in the stores' order; ``/nix/store`` for one that does not answer (soon).
+        """Return the store dirs of the stores, without duplicates, in the stores' order.
 
-        Without ``ask``, as far as they are known: nothing is waited for.
+        ``/nix/store`` stands for a store that does not answer in time. Without ``ask``, stores that have not answered yet are not
+        waited for.
         """
-        self._lookup.introduce(wait=ask)
+        self._lookup.request_cache_infos(wait=ask)
         return tuple(dict.fromkeys(each.store_dir or DEFAULT_STORE_DIR for each in self.substituters))
 
     def may_have(self, store_dir: str) -> bool:
-        """Whether a store is of that store dir, or does not say of which it is."""
+        """Return whether a store has that store dir, or has not declared its store dir."""
         if any(each.store_dir == store_dir for each in self.substituters):
             return True
-        self._lookup.introduce(wait=True)
+        self._lookup.request_cache_infos(wait=True)
         return any(each.store_dir in (None, store_dir) for each in self.substituters)
 
     def in_order(self) -> list[Substituter]:
-        """The stores in the order in which they are asked, as far as that is known. Does not wait for any."""
-        self._lookup.introduce(wait=False)
+        """Return the stores in the order in which they are asked, as far as it is known. Does not wait for any store."""
+        self._lookup.request_cache_infos(wait=False)
         return self._lookup.substituters()
 
     def check_ready(self) -> None:
-        """Whether some store answers. Raises the last one's StoreError or CacheInfoError if none does."""
+        """Return once any store answers. Raises StoreError or CacheInfoError, that of the last store to fail, if none does."""
         error: NarcoreError | None = None
         for answer in as_completed([call_in_background(each.check) for each in self.substituters]):
             try:
@@ -152,16 +183,22 @@ class BinaryCache:
 
     # --- a store path
 
-    def path_info(self, hash_part: str, store_dir: str = DEFAULT_STORE_DIR) -> PathInfo:
-        """The narinfo of the path with that hash part, and where it is from.
+    def path_info(self, path: str, store_dir: str = DEFAULT_STORE_DIR) -> PathInfo:
+        """Return the narinfo of a store path and the store that gave it.
 
-        Raises FileNotInStore if every store of that store dir answered that it has none, else what went wrong
-        (StoreError, NarInfoError, UntrustedSignature).
+        ``path`` is a full store path, or the hash part of one in ``store_dir``. Raises StorePathError if it is neither,
+        FileNotInStore if every store of that store dir answered that it has no such path, otherwise what went wrong: StoreError,
+        NarInfoError, UntrustedSignature.
         """
-        return self._lookup.find(hash_part, store_dir)
+        if path.startswith("/"):
+            store_path = StorePath.parse(path)
+            return self._lookup.find(store_path.hash_part, store_path.store_dir)
+        if not is_hash_part(path):
+            raise StorePathError(f"{path[:300]!r} is not a store path and not the hash of one")
+        return self._lookup.find(path, store_dir)
 
     def path_info_anywhere(self, hash_part: str) -> PathInfo:
-        """As ``path_info``, in the first of the store dirs that has such a path. FileNotInStore only if none has."""
+        """Like ``path_info``, in the first store dir that has the path. Raises FileNotInStore only if none has it."""
         failure: NarcoreError | None = None
         for store_dir in self.store_dirs():
             try:
@@ -170,17 +207,17 @@ class BinaryCache:
                 failure = failure or missing
             except NarcoreError as other:
                 failure = other if failure is None or isinstance(failure, FileNotInStore) else failure
-        raise failure or FileNotInStore("there is no store")
+        raise failure or FileNotInStore("no store is configured")
 
     def to_record(self, info: PathInfo) -> str:
-        """All that is known of a store path, in a line of ASCII, for a process with the same settings: see `from_record`."""
+        """Serialize a PathInfo as one line of ASCII, for a process with the same settings: see `from_record`."""
         store_dir, text = info.narinfo.store_path.store_dir, info.narinfo.to_text()
         return json.dumps({"narinfo": text, "store_dir": store_dir, "store": info.store.url, "trust": info.trust})
 
     def from_record(self, record: str) -> PathInfo | None:
-        """What was known of a store path; None if the store that it was from is asked no more.
+        """Restore a PathInfo from `to_record`; None if its store is no longer configured.
 
-        It is trusted: a record has to be stored where nobody else writes. Raises NarInfoError.
+        The record is trusted, so store it where nobody else can write. Raises NarInfoError if its narinfo is invalid.
         """
         known = json.loads(record)
         narinfo = NarInfo.parse(known["narinfo"].encode(), known["store_dir"])
@@ -188,17 +225,19 @@ class BinaryCache:
         store = next((store for store in stores if store.url == known["store"]), None)
         return PathInfo(narinfo, store, Trust(known["trust"])) if store is not None else None
 
-    # --- what is in it
+    # --- the contents of a store path
 
     def open(self, info: PathInfo) -> NarAccessor:
-        """The files of the path. Its listing is made available now, its bytes when they are read.
+        """Return an accessor to the files of the path. The listing is read now, the contents later, on demand.
 
-        Raises NarTooLarge, HashMismatch if the contents are not those of the path's content address, and what fetching raises.
+        Raises NarTooLarge if the NAR exceeds a limit, HashMismatch if the contents don't match the path's content address, and the
+        errors of fetching.
         """
         self._check_size(info)
         self._proof.check(info)
         known = self._known(info)
         return NarAccessor(
+            info.narinfo.store_path,
             known.listing,
             partial(self._source.read, info, known),
             is_verified=known.verified,
@@ -206,13 +245,18 @@ class BinaryCache:
         )
 
     def nar(self, info: PathInfo) -> Iterator[bytes]:
-        """The whole NAR, fetched from its store now, and neither read from the disk cache nor cached there.
+        """Fetch the whole NAR from its store, bypassing the disk cache.
 
-        Its last bytes come only when all have been checked. Reading raises StoreError, CompressionError and IntegrityError. Close
-        it if it is not read to its end.
+        The last bytes are returned only after the whole NAR was verified. Iteration raises StoreError, CompressionError and
+        IntegrityError. Close the iterator if it is not read to its end.
         """
         self._proof.check(info)
         return self._streams.open(info)
+
+    def verify(self, info: PathInfo) -> None:
+        """Fetch the whole NAR from its store and check its size and hash. Raises what reading `nar` raises."""
+        for _chunk in self.nar(info):
+            pass
 
     def _is_cached(self, info: PathInfo) -> bool:
         return self._cache is not None and self._cache.is_cached(info.nar_key)
@@ -221,14 +265,14 @@ class BinaryCache:
         size = info.narinfo.nar_size
         for limit, setting in self._limits:
             if size > limit:
-                raise NarTooLarge(f"the NAR has {size} bytes, and {limit} at most are unpacked here ({setting})")
+                raise NarTooLarge(f"the NAR has {size} bytes; the limit here is {limit} bytes ({setting})")
 
-    # --- NARs in the disk cache, to be held open
+    # --- cached NARs that stay open
 
     def open_cached(self, info: PathInfo) -> OpenNar | None:
-        """The cached NAR, complete and verified; None if it is not cached. To be closed.
+        """Return the cached NAR, complete and verified; None if it is not cached. The caller closes it.
 
-        Raises what `open` raises for one that may not be served.
+        Raises the errors of `open` if the NAR may not be served.
         """
         self._check_size(info)
         nar = self._cache.open(info.nar_key) if self._cache else None
@@ -242,46 +286,46 @@ class BinaryCache:
         return OpenNar(self._cache, info.nar_key, nar)
 
     def open_fetched(self, info: PathInfo) -> OpenNar:
-        """The cached NAR, fetched first if needed; a fill under way is joined. Waits for it. To be closed.
+        """Return the cached NAR, after fetching it or waiting for a running fill if needed. The caller closes it.
 
-        Raises what `open` raises, and CacheFailure if it can't be cached.
+        Raises the errors of `open`, and CacheFailure if the NAR can't be cached.
         """
         for _ in range(FETCH_TRIES):
             nar = self.open_cached(info)
             if nar is not None:
                 return nar
             self._source.fetch(info)
-        raise CacheFailure("a NAR is evicted each time as soon as it has been fetched; the cache is too small")
+        raise CacheFailure("the NAR is evicted each time before it can be opened; the cache is too small")
 
     def open_arriving(self, info: PathInfo) -> ArrivingNar:
-        """The NAR on its way into the disk cache, to be read before it is verified, unless we are strict. To be closed.
+        """Return the NAR that a fill is fetching, readable before it is verified unless the cache is strict. The caller closes it.
 
-        Joins the fill under way, or begins one, also of a NAR that is on disk (see `open_cached`). Raises what `open` raises, and
-        CacheFailure if it can't be cached.
+        Joins a running fill or starts one, even if the NAR is cached (see `open_cached`). Raises the errors of `open`, and
+        CacheFailure if the NAR can't be cached.
         """
         self._check_size(info)
         self._proof.check(info)
         return self._source.open_arriving(info)
 
     def bytes_fetched(self, info: PathInfo) -> int:
-        """How many bytes of the NAR the fill under way in this process has got; 0 if there is none. Waits for nothing."""
+        """Return how many bytes this process's running fill of the NAR has received; 0 if there is none. Does not block."""
         return self._cache.bytes_fetched(info.nar_key) if self._cache else 0
 
     def disk_usage(self) -> dict[str, object] | None:
-        """Where the disk cache is, how many bytes are in it, and how many may be; None if there is none. Raises CacheFailure."""
+        """Return the disk cache's directory, its size and its limit in bytes; None without a cache. Raises CacheFailure."""
         if self._cache is None:
             return None
         used = sum(entry.size for entry in self._cache.entries())
         return {"directory": str(self._cache.layout.directory), "bytes": used, "limit": self._cache.limit}
 
     def total_bytes_fetched(self) -> int:
-        """How many bytes all fills of this process have got, ever: as long as something comes, it grows."""
+        """Return how many bytes all fills of this process have received so far; it grows while a fill makes progress."""
         return self._cache.total_bytes_fetched() if self._cache else 0
 
     # --- listings
 
-    def promised_kind(self, info: PathInfo) -> Kind | None:
-        """What the path is by the listing of its store, which nobody has signed; None if the store has no (fitting) one."""
+    def unverified_kind(self, info: PathInfo) -> Kind | None:
+        """Return the path's kind by the store's listing, which is not signed; None if the store has no matching listing."""
         listing = self._stored_listing(info)
         return listing.root.kind if listing else None
 
@@ -289,7 +333,7 @@ class BinaryCache:
         key = (info.store.url, info.narinfo.nar_hash.nix32)
         known = self._listings.get(key)
         if known is None or not known.verified:
-            # A verified listing takes the place of the store's word as soon as there is one.
+            # A verified listing replaces the store's listing as soon as it is available.
             cached = self._cache.listing(info.nar_key) if self._cache else None
             if cached is not None:
                 known = KnownListing(cached, verified=True)
@@ -306,14 +350,14 @@ class BinaryCache:
         return known
 
     def _learn_listing(self, info: PathInfo, listing: NarListing) -> None:
-        """In place of a wrong one of the store, which would keep the path out of reach where there is no disk cache."""
+        """Replace a wrong listing of the store: without a disk cache, the path could otherwise never be read."""
         self._remember_listing((info.store.url, info.narinfo.nar_hash.nix32), KnownListing(listing, verified=True))
 
     def _remember_listing(self, key: tuple[str, str], known: KnownListing) -> None:
         self._listings.put(key, known, weight=len(known.listing))
 
     def _stored_listing(self, info: PathInfo) -> NarListing | None:
-        """The ``.ls`` of the store, or None if it has none that fits: then the NAR can still tell."""
+        """Return the store's ``.ls`` file; None if there is none that matches. The listing then comes from the NAR."""
         narinfo = info.narinfo
         if self._lookup.is_paused(info):
             return None
@@ -325,20 +369,18 @@ class BinaryCache:
 
 
 def _open_cache(settings: Settings, *, strict: bool, patience: float, trace: Trace) -> NarCache | None:
-    """The disk cache, or None if it is off, or can't be used and need not be."""
+    """Return the disk cache; None if it is off, or if it is unusable and not required. Raises SettingsError if it is required."""
     directory = settings.cache_dir
     if directory is None:
         if strict:
-            raise SettingsError(
-                "what is served out of the disk cache only needs one, and NAR_CACHE_DIR=off turns it off"
-            )
+            raise SettingsError("serving only verified NARs needs a disk cache, and NAR_CACHE_DIR=off turns it off")
         return None
     size, max_fills = settings.cache_size.in_bytes, settings.max_fills
     try:
         return NarCache(directory, size=size, max_fills=max_fills, patience=patience, trace=trace)
     except CacheFailure as error:
         if strict:
-            who = "NAR_VERIFY=strict" if settings.verify == "strict" else "this"  # a mount asks for it by itself
-            raise SettingsError(f"{who} needs a cache directory, and {directory}: {error}") from error
+            requester = "NAR_VERIFY=strict" if settings.verify == "strict" else "this"  # a mount sets strict itself
+            raise SettingsError(f"{requester} needs a cache directory, and {directory}: {error}") from error
         log.warning("caching is off: %s: %s", directory, error)
         return None

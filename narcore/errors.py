@@ -3,32 +3,32 @@
 ::
 
     NarcoreError
-    ├ FormatError (ValueError)     bytes or text that break a specification; ``where`` says at what offset, line or field
+    ├ FormatError (ValueError)     bytes or text that break a specification; ``where`` names the offset, line or field
     │  ├ NarError  ├ NarInfoError  ├ CacheInfoError  ├ ListingError  ├ StorePathError  └ HashError
-    ├ IntegrityError               well-formed, but not what was promised
+    ├ IntegrityError               well-formed, but not the bytes that the narinfo describes
     │  ├ HashMismatch  ├ SizeMismatch  └ UntrustedSignature
     ├ CompressionError
     │  ├ UnknownCompression  ├ TruncatedStream  └ CorruptStream
-    ├ StoreError                   a binary cache store did not give what was asked for
+    ├ StoreError                   a binary cache store did not return the requested file
     │  ├ FileNotInStore  ├ StoreForbidden  ├ RangeNotSupported
     │  └ StoreUnavailable
-    │     ├ StoresUnavailable      several stores: some could not be asked, and the others don't have it
+    │     ├ StoresUnavailable      several stores: some could not be asked, and the others don't have the path
     │     └ StoreTimeout           └ StoresTimeout
-    ├ PathError                    the store path is there, but what the path inside it names can't be served
-    │  ├ NoSuchNode  ├ NotADirectory  ├ SymlinkLoop  └ OutsideStore
-    ├ CapacityError                nothing is wrong, there is just no room or no turn for it now
-    │  └ CacheFailure              it can't be cached: the disk is full, read-only, gone
-    ├ MountError                   a file system can't be mounted, or nobody answers for a mount
-    ├ NarTooLarge                  larger than this installation is set up to unpack
-    └ SettingsError (ValueError)   a setting that can't be used
+    ├ PathError                    the store path exists, but the path inside it can't be served
+    │  ├ NoSuchNode  ├ NotADirectory  ├ SymlinkLoop  ├ OutsideStore  └ InOtherStorePath
+    ├ CapacityError                a limit is reached for the moment: try again later
+    │  └ CacheFailure              a NAR can't be cached: the disk is full, read-only or missing
+    ├ MountError                   a file system can't be mounted, or no process answers for a mount
+    ├ NarTooLarge                  larger than this installation is configured to unpack
+    └ SettingsError (ValueError)   an invalid setting
 
-Messages are written for the person who reads them in a log. They never hold a password; what a client is told is decided by
+Messages are written for the log. They never contain a password. The messages that clients get are decided by
 ``api/errors.py``.
 """
 
 
 class NarcoreError(Exception):
-    """The root of the tree: catch this to catch everything that is raised on purpose."""
+    """Base class of all exceptions that the project raises on purpose."""
 
 
 class FormatError(NarcoreError, ValueError):
@@ -43,43 +43,43 @@ class FormatError(NarcoreError, ValueError):
 
 
 class NarError(FormatError):
-    """Not a NAR, or one that breaks a rule of the format."""
+    """The data is not a NAR, or breaks a rule of the format."""
 
 
 class NarInfoError(FormatError):
-    """A narinfo that lacks a field, or holds one that can't be read, or is about another store path."""
+    """A narinfo that lacks a field, has an invalid field, or describes another store path."""
 
 
 class CacheInfoError(FormatError):
-    """A nix-cache-info that can't be read."""
+    """An invalid nix-cache-info file."""
 
 
 class ListingError(FormatError):
-    """A NAR listing that can't be read, or does not fit its NAR."""
+    """A NAR listing that is invalid or does not match its NAR."""
 
 
 class StorePathError(FormatError):
-    """Not a store path."""
+    """The text is not a store path."""
 
 
 class HashError(FormatError):
-    """Not a hash in any of Nix's notations."""
+    """The text is not a hash in any of Nix's notations."""
 
 
 class IntegrityError(NarcoreError):
-    """Well-formed, but not what was promised."""
+    """Well-formed data that is not what the narinfo or the content address describes."""
 
 
 class HashMismatch(IntegrityError):
-    """The bytes hash to something else than the narinfo says."""
+    """The bytes have another hash than the expected one."""
 
 
 class SizeMismatch(IntegrityError):
-    """There are more or fewer bytes than the narinfo says."""
+    """There are more or fewer bytes than expected."""
 
 
 class UntrustedSignature(IntegrityError):
-    """No signature of the narinfo is a good one by a trusted key."""
+    """The narinfo has no valid signature by a trusted key."""
 
 
 class CompressionError(NarcoreError):
@@ -87,71 +87,79 @@ class CompressionError(NarcoreError):
 
 
 class UnknownCompression(CompressionError):
-    """A compression that is not known, or not supported; the message holds its name."""
+    """An unknown or unsupported compression; the message contains its name."""
 
 
 class TruncatedStream(CompressionError):
-    """The stream ends before its end."""
+    """The compressed stream ends too early."""
 
 
 class CorruptStream(CompressionError):
-    """The codec refuses the bytes."""
+    """The compressed stream contains invalid data."""
 
 
 class StoreError(NarcoreError):
-    """A binary cache store did not give what was asked for."""
+    """A binary cache store did not return the requested file."""
 
 
 class FileNotInStore(StoreError):
-    """The store answered: it has no such file."""
+    """The store answered that it does not have the file."""
 
 
 class StoreForbidden(StoreError):
-    """The file may not be asked for here: it would leave the store, or the store refuses the credentials."""
+    """The file may not be requested: its name leads out of the store, or the store refuses the credentials."""
 
 
 class RangeNotSupported(StoreError):
-    """The store can't give a part of this file; ask for the whole."""
+    """The store can't return a part of this file; request the whole file instead."""
 
 
 class StoreUnavailable(StoreError):
-    """The store can't be reached, fails, or breaks off; trying later may help."""
+    """The store can't be reached, fails, or breaks off its response; trying later may help."""
 
 
 class StoreTimeout(StoreUnavailable):
-    """The store is too slow."""
+    """The store timed out."""
 
 
 class StoresUnavailable(StoreUnavailable):
-    """Of several stores, some could not be asked, and the others have no such path."""
+    """Some of several stores could not be asked, and the others don't have the path."""
 
 
 class StoresTimeout(StoreTimeout):
-    """Of several stores, some were too slow, and the others have no such path."""
+    """Some of several stores timed out, and the others don't have the path."""
 
 
 class PathError(NarcoreError):
-    """The store path is there, but the path inside it leads nowhere that can be served."""
+    """The store path exists, but the path inside it can't be served."""
 
 
 class NoSuchNode(PathError):
-    """There is nothing at that path."""
+    """Nothing exists at the path."""
 
 
 class NotADirectory(PathError):
-    """The path goes on behind a regular file."""
+    """The path continues after a regular file."""
 
 
 class SymlinkLoop(PathError):
-    """Following the links does not come to an end."""
+    """Following the symbolic links does not end."""
 
 
 class OutsideStore(PathError):
-    """A link leads out of the store."""
+    """A symbolic link leads out of the store."""
+
+
+class InOtherStorePath(PathError):
+    """A link leads into another store path; ``path`` is the absolute path there."""
+
+    def __init__(self, message: str, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class CapacityError(NarcoreError):
-    """No room or no turn now; ``retry_after`` is in seconds."""
+    """A limit is reached for the moment; try again after ``retry_after`` seconds."""
 
     def __init__(self, message: str, *, retry_after: int = 5) -> None:
         super().__init__(message)
@@ -159,19 +167,19 @@ class CapacityError(NarcoreError):
 
 
 class CacheFailure(CapacityError):
-    """A NAR can't be cached: the disk is full or failing, the directory can't be written. Other sources may help."""
+    """A NAR can't be cached: the disk is full or failing, or the directory is not writable. Other sources may work."""
 
 
 class MountError(NarcoreError):
-    """A file system can't be mounted, or nobody answers for a mount; the message says what failed and the next step."""
+    """A file system can't be mounted, or no process answers for a mount; the message names the failure and the next step."""
 
 
 class NarTooLarge(NarcoreError):
-    """A NAR above the size that this installation is set up to unpack."""
+    """The NAR is larger than this installation is configured to unpack."""
 
 
 class SettingsError(NarcoreError, ValueError):
-    """A setting that can't be used; the message names it and says what would do."""
+    """An invalid setting; the message names it and gives valid values."""
 
 
 def how_to_install(extra: str) -> str:

@@ -1,6 +1,6 @@
-"""Write a binary cache: what ``nix copy --to file://`` does, for trees of the file system.
+"""Writes trees of the file system to a binary cache, as ``nix copy --to file://`` does.
 
-The store paths are those that ``nix store add-path`` would give them.
+The store paths are those that ``nix store add-path`` creates.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ STORE_DIR = "/nix/store"
 
 
 def dump(path: Path) -> Iterator[NarEvent]:
-    """The events of a file system tree, in the NAR's order. Raises OSError, and ValueError for a socket, a device or the like."""
+    """Yield the events of a file system tree in NAR order. Raises OSError, and ValueError for a socket, a device or the like."""
     pending: list[tuple[Path, bytes] | DirectoryEnd] = [(path, b"")]
     while pending:
         step = pending.pop()
@@ -46,20 +46,21 @@ def dump(path: Path) -> Iterator[NarEvent]:
                 (here / child, os.fsencode(child)) for child in sorted(os.listdir(here), key=os.fsencode, reverse=True)
             )
         elif stat.S_ISLNK(mode):
-            yield Symlink(name, os.fsencode(os.readlink(here)))  # noqa: PTH115  pathlib's would drop ./ and //
+            yield Symlink(name, os.fsencode(os.readlink(here)))  # noqa: PTH115  Path.readlink() drops ./ and //
         elif stat.S_ISREG(mode):
             yield from _file_events(here, name, executable=bool(mode & stat.S_IXUSR))
         else:
-            raise ValueError(f"{here} is neither a file nor a directory nor a link")
+            raise ValueError(f"{here} is not a file, a directory or a symbolic link")
 
 
 def write_binary_cache(
     directory: Path, paths: Mapping[str, Path], *, secret_key: SecretKey | None = None, compression: str = "zstd"
 ) -> list[StorePath]:
-    """Pack each tree (store path's name -> where it is) into the binary cache at ``directory``, made where it lacks.
+    """Pack trees into the binary cache at ``directory``, which is created if missing. Return their store paths.
 
-    Writes ``nix-cache-info``, and a NAR, a narinfo (signed with ``secret_key``) and a listing a tree; ``compression`` is
-    ``none`` or ``zstd``. References are found as Nix does it: by the hash parts of the paths before it that a tree contains.
+    ``paths`` maps the name of each store path to its tree. For each tree a NAR, a listing and a narinfo (signed with
+    ``secret_key``) are written, and ``nix-cache-info`` once; ``compression`` is ``none`` or ``zstd``. A tree's references are the
+    paths before it whose hash parts occur in its NAR, as in Nix.
     """
     (directory / "nar").mkdir(parents=True, exist_ok=True)
     (directory / "nix-cache-info").write_text(
@@ -103,7 +104,7 @@ def _write_path(
 
 
 class _Packing:
-    """What is learned about a NAR while its bytes go by: their hash, and which of the ``known`` paths they refer to."""
+    """Computes the hash of a NAR and its references to the ``known`` paths while its bytes pass through."""
 
     def __init__(self, known: list[StorePath]) -> None:
         self.known = known
@@ -117,7 +118,7 @@ class _Packing:
             sink.write(chunk)
             window = tail + chunk
             self.references.update(path for path in self.known if path.hash_part.encode() in window)
-            tail = window[-31:]  # one byte less than a hash part: one that is split between two chunks is found, too
+            tail = window[-31:]  # one byte less than a hash part, so that a hash part split between two chunks is found
             yield chunk
 
 
@@ -129,7 +130,7 @@ def _compressor(compression: str, file: BinaryIO) -> Iterator[BinaryIO]:
         with zstandard.ZstdCompressor().stream_writer(file, closefd=False) as sink:
             yield sink
     else:
-        raise ValueError(f"this writes NARs of compression none or zstd, not {compression!r}")
+        raise ValueError(f"compression {compression!r} is not supported; use none or zstd")
 
 
 def _file_events(path: Path, name: bytes, *, executable: bool) -> Iterator[NarEvent]:
@@ -142,5 +143,5 @@ def _file_events(path: Path, name: bytes, *, executable: bool) -> Iterator[NarEv
 
 
 def source_path(name: str, nar_hash: NixHash, references: Iterable[StorePath] = ()) -> StorePath:
-    """The store path of a tree with that NarHash."""
+    """Return the store path of a tree with that NarHash."""
     return ContentAddress("nar", nar_hash).store_path(name, (reference.base_name for reference in references))

@@ -1,4 +1,4 @@
-"""The settings, read from the environment and checked once, at the start."""
+"""The settings, read from the environment and checked once, at startup."""
 
 import difflib
 import os
@@ -44,8 +44,8 @@ NAMES = frozenset(
     }
 )
 
-# Set by the platforms themselves; there, only the temp dir can be written to. It is of some 512 MB and for this program
-# alone, so its share is a large one.
+# The platforms set these variables. On these platforms only the temporary directory is writable. It has about 512 MB and belongs
+# to this program alone, so the cache may take a large share of it.
 SERVERLESS = ("VERCEL", "AWS_LAMBDA_FUNCTION_NAME")
 
 Network = IPv4Network | IPv6Network
@@ -58,21 +58,21 @@ _PERCENT = re.compile(r"([0-9]{1,3})%")
 
 @dataclass(frozen=True, slots=True)
 class CacheSize:
-    """How large the disk cache may grow: bytes, or a share of the file system that it is on."""
+    """The size limit of the disk cache: in bytes, or as a percentage of its file system."""
 
     amount: int = 0
     percent: int = 10
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """``20G`` (powers of 1024) or ``10%``. Raises SettingsError."""
+        """Parse ``20G`` (powers of 1024) or ``10%``. Raises SettingsError if ``text`` is neither."""
         match = _PERCENT.fullmatch(text)
         if match and 0 < int(match[1]) <= 100:
             return cls(percent=int(match[1]))
         return cls(amount=_size("NAR_CACHE_SIZE", text, also="10%"), percent=0)
 
     def in_bytes(self, directory: Path) -> int:
-        """Raises OSError."""
+        """Return the limit in bytes for a cache at ``directory``. Raises OSError if the file system can't be queried."""
         if self.amount:
             return self.amount
         status = os.statvfs(directory)
@@ -81,7 +81,7 @@ class CacheSize:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What can be chosen from outside. ``host`` empty means every interface; ``cache_urls`` is never empty."""
+    """All settings of an installation. An empty ``host`` means every interface; ``cache_urls`` is never empty."""
 
     host: str = ""
     port: int = 8383
@@ -109,19 +109,17 @@ class Settings:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Self:
-        """Read the environment. An empty variable counts as not set.
+        """Read the settings from the environment. An empty variable counts as not set.
 
-        Raises SettingsError, with one line that names the variable, what it holds and what would do.
+        Raises SettingsError, with one line that names the variable, its value and valid values.
         """
         given = {name: value.strip() for name, value in environ.items() if value.strip()}
         host, port = _address(given)
         cache_dir, verify = _cache_dir(given), _one_of("NAR_VERIFY", VERIFY_MODES, given)
         if verify == "strict" and cache_dir is None:
-            raise SettingsError(
-                "NAR_VERIFY=strict serves out of the disk cache only, and NAR_CACHE_DIR=off turns it off"
-            )
+            raise SettingsError("NAR_VERIFY=strict needs the disk cache, and NAR_CACHE_DIR=off turns it off")
         if "NAR_OFFLOAD_URL" in given and cache_dir is None:
-            raise SettingsError("NAR_OFFLOAD_URL offers what is in the disk cache, and NAR_CACHE_DIR=off turns it off")
+            raise SettingsError("NAR_OFFLOAD_URL needs the disk cache, and NAR_CACHE_DIR=off turns it off")
         return cls(
             host=host,
             port=port,
@@ -150,14 +148,17 @@ class Settings:
 
 
 def _address(given: Mapping[str, str]) -> tuple[str, int]:
-    """HTTP_ADDR wins over PORT."""
+    """Return host and port; HTTP_ADDR takes precedence over PORT."""
     if "HTTP_ADDR" not in given:
         return "", _port("PORT", given.get("PORT", "8383"))
     return parse_address("HTTP_ADDR", given["HTTP_ADDR"])
 
 
 def parse_address(name: str, text: str) -> tuple[str, int]:
-    """``host:port``, ``:port`` (an empty host) or ``[v6]:port``. Raises SettingsError, which begins with ``name``."""
+    """Parse ``host:port``, ``:port`` (an empty host) or ``[v6]:port``.
+
+    Raises SettingsError, with a message that begins with ``name``, if ``text`` is none of these.
+    """
     host, colon, port = text.rpartition(":")
     if not colon or not _HOST.fullmatch(host):
         raise SettingsError(f"{name}={text!r} is not host:port; try 127.0.0.1:8383, [::1]:8383 or :8383")
@@ -166,44 +167,44 @@ def parse_address(name: str, text: str) -> tuple[str, int]:
 
 def _port(name: str, text: str) -> int:
     if not (_NUMBER.fullmatch(text) and int(text) <= 65535):
-        raise SettingsError(f"{name}: {text!r} is not a port; it is a number from 0 to 65535 (0: any free one)")
+        raise SettingsError(f"{name}: {text!r} is not a port; use a number from 0 to 65535 (0: any free port)")
     return int(text)
 
 
 def _cache_urls(given: Mapping[str, str]) -> tuple[str, ...]:
-    """NAR_CACHE_URL, or NIX_CACHE_URL as the ancestor calls it; the URLs themselves are checked by who opens them."""
+    """Return the URLs of NAR_CACHE_URL, or of NIX_CACHE_URL, its name in the Go program. They are checked when they are opened."""
     text = given.get("NAR_CACHE_URL") or given.get("NIX_CACHE_URL") or DEFAULT_CACHE_URL
     return tuple(dict.fromkeys(text.split()))
 
 
 def _domain(text: str) -> str:
-    """A host name, to which labels of 32 characters are put in front. Lower case, as it is compared."""
+    """Return the host name below which store paths have labels of 32 characters, in lower case for comparisons."""
     name = text.lower().strip(".")
     if text and not re.fullmatch(r"[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})*", name):
-        raise SettingsError(f"DOMAIN={text!r} is not a host name; it is one such as nar.example.org, without a port")
+        raise SettingsError(f"DOMAIN={text!r} is not a host name; use a name such as nar.example.org, without a port")
     return name
 
 
 def _trusted_public_keys(given: Mapping[str, str]) -> tuple[PublicKey, ...]:
-    """White space between them, as in nix.conf. For the default store its own key is known."""
+    """Parse keys separated by white space, as in nix.conf. The default store's own key applies if it is the only store."""
     urls = {url.partition("?")[0].rstrip("/").lower() for url in _cache_urls(given)}
     default = DEFAULT_PUBLIC_KEY if urls == {DEFAULT_CACHE_URL} else ""
     try:
         return parse_public_keys(given.get("NAR_TRUSTED_PUBLIC_KEYS", default))
     except FormatError as error:
-        raise SettingsError(f"NAR_TRUSTED_PUBLIC_KEYS: {error}; a key is <name>:<base64>") from error
+        raise SettingsError(f"NAR_TRUSTED_PUBLIC_KEYS: {error}; write each key as <name>:<base64>") from error
 
 
 Choice = TypeVar("Choice", bound=str)
 
 
 def _one_of(name: str, choices: tuple[Choice, ...], given: Mapping[str, str]) -> Choice:
-    """The first choice is the default."""
+    """Return the value of the variable, which must be one of ``choices``; the first choice is the default."""
     text = given.get(name, choices[0])
     for choice in choices:
         if text == choice:
             return choice
-    raise SettingsError(f"{name}={text!r} is not known; it is one of {', '.join(choices)}")
+    raise SettingsError(f"{name}={text!r} is not valid; use one of {', '.join(choices)}")
 
 
 def _count(name: str, text: str) -> int:
@@ -215,16 +216,16 @@ def _count(name: str, text: str) -> int:
 def _switch(name: str, given: Mapping[str, str]) -> bool:
     text = given.get(name, "off")
     if text not in SWITCH:
-        raise SettingsError(f"{name}={text!r} is not known; it is on (1) or off (0)")
+        raise SettingsError(f"{name}={text!r} is not valid; use on (1) or off (0)")
     return SWITCH[text]
 
 
 def _networks(name: str, text: str) -> tuple[Network, ...]:
-    """Addresses and networks (CIDR), with white space or commas between them."""
+    """Parse addresses and networks (CIDR), separated by white space or commas."""
     try:
         return tuple(ip_network(word) for word in text.replace(",", " ").split())
     except ValueError as error:
-        raise SettingsError(f"{name}: {error}; it is addresses or networks, such as 127.0.0.1 or 10.0.0.0/8") from error
+        raise SettingsError(f"{name}: {error}; use addresses or networks, such as 127.0.0.1 or 10.0.0.0/8") from error
 
 
 def _size(name: str, text: str, *, also: str = "") -> int:
@@ -232,7 +233,7 @@ def _size(name: str, text: str, *, also: str = "") -> int:
     size = int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ") if match else 0
     if not size:
         raise SettingsError(
-            f"{name}={text!r} is not a size; it is bytes, such as 500M or 20G" + (f", or {also}" if also else "")
+            f"{name}={text!r} is not a size; use bytes, such as 500M or 20G" + (f", or {also}" if also else "")
         )
     return size
 
@@ -249,7 +250,7 @@ def _offload_url(text: str) -> str:
     except SettingsError as error:
         raise SettingsError(f"NAR_OFFLOAD_URL: {error}") from error
     if bucket.scheme != "s3":
-        raise SettingsError(f"NAR_OFFLOAD_URL={str(bucket)!r} is not a bucket of S3; write s3://bucket/prefix")
+        raise SettingsError(f"NAR_OFFLOAD_URL={str(bucket)!r} is not an S3 bucket; write s3://bucket/prefix")
     return text
 
 
@@ -258,7 +259,7 @@ def _is_serverless(given: Mapping[str, str]) -> bool:
 
 
 def _cache_dir(given: Mapping[str, str]) -> Path | None:
-    """NAR_CACHE_DIR; by default where the platform, the service manager or the user has such things."""
+    """Return NAR_CACHE_DIR, or the cache directory of the platform, of the service manager or of the user; None if it is off."""
     chosen = given.get("NAR_CACHE_DIR")
     if chosen == "off":
         return None
@@ -273,15 +274,18 @@ def _cache_dir(given: Mapping[str, str]) -> Path | None:
 
 
 def _run_dir(given: Mapping[str, str]) -> Path:
-    """NAR_RUN_DIR: for sockets and state that need not outlive a reboot. By default where the service manager, the system or
-    the user has such things.
+    """Return NAR_RUN_DIR, the directory for sockets and state that need not survive a reboot.
+
+    The default is the runtime directory of the service manager, of the system or of the user.
     """
     if "NAR_RUN_DIR" in given:
         return Path(given["NAR_RUN_DIR"]).absolute()
-    service = given.get("RUNTIME_DIRECTORY", "").partition(":")[0]  # systemd.exec(5): several are separated by colons
+    service = given.get("RUNTIME_DIRECTORY", "").partition(":")[
+        0
+    ]  # systemd.exec(5): colons separate several directories
     if service.startswith("/"):
         return Path(service)
-    if os.geteuid() == 0 and os.access("/run", os.W_OK):  # the root of a user namespace may not write there
+    if os.geteuid() == 0 and os.access("/run", os.W_OK):  # root in a user namespace may have no write access
         return Path("/run/nar-serve")
     if given.get("XDG_RUNTIME_DIR", "").startswith("/"):
         return Path(given["XDG_RUNTIME_DIR"]) / "nar-serve"
@@ -290,4 +294,4 @@ def _run_dir(given: Mapping[str, str]) -> Path:
 
 def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name, NAMES, n=1)
-    return f"{name} is not a setting and does nothing" + (f"; did you mean {near[0]}?" if near else "")
+    return f"{name} is not a setting and has no effect" + (f"; did you mean {near[0]}?" if near else "")

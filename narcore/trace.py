@@ -1,23 +1,23 @@
-"""Named events, fired where something happens; whoever wants metrics or logs listens.
+"""Named events for metrics and logs.
 
-There is no metrics library here: a listener is any callable that takes the event's name and its fields. Events are fired on
-the thread where they happen, so a listener must be quick and must not raise.
+narcore uses no metrics library: a listener is any callable that takes an event's name and its fields. A listener is called on
+the thread that fires the event, so it must be quick and must not raise.
 
 ==================  ==============================================  =====================================================
 event               fields                                          fired when
 ==================  ==============================================  =====================================================
 ``narinfo``         hash_part, hit                                  a narinfo was looked up
-``listing``         nar_hash, source: nar, store                    a listing was made available
-``nar``             nar_hash, bytes, source: disk, fill, range,     bytes of a NAR were asked for
+``listing``         nar_hash, source: nar, store                    a listing was read
+``nar``             nar_hash, bytes, source: disk, fill, range,     bytes of a NAR were requested
                     stream
-``cache.hit``       nar_hash, nar_size                              a NAR was opened that is on disk
-``cache.miss``      the same                                        a fill was begun
-``cache.join``      the same                                        a fill under way got one more reader
-``cache.fill``      the same                                        a fill has ended, and the NAR is on disk
-``cache.failure``   the same                                        a fill has failed
-``cache.evict``     the same                                        a NAR went, to make room
-``fetch``           store, what: info, narinfo, listing, nar;       a file of a store was read, or could not be; fired when
-                    outcome: whole, left, missing, error;           it is closed. ``left`` was closed before its end.
+``cache.hit``       nar_hash, nar_size                              a cached NAR was opened
+``cache.miss``      the same                                        a fill started
+``cache.join``      the same                                        a reader joined a running fill
+``cache.fill``      the same                                        a fill completed, and the NAR is cached
+``cache.failure``   the same                                        a fill failed
+``cache.evict``     the same                                        a NAR was evicted to free space
+``fetch``           store, what: info, narinfo, listing, nar;       a file of a store was closed after a complete, partial or
+                    outcome: whole, left, missing, error;           failed read. ``left``: it was closed before its end.
                     bytes, seconds, error (a class's name, or "")
 ==================  ==============================================  =====================================================
 """

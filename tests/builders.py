@@ -1,13 +1,13 @@
-"""Values for tests: trees of literals, their NARs, listings, narinfos, and whole binary caches in memory.
+"""Test data: trees as Python literals, their NARs, listings and narinfos, and whole binary caches in memory.
 
 ::
 
     tree = {"bin": {"hello": exe(b"#!/bin/sh\\n")}, "lib": link("../x"), "README": b"text"}
     nar(tree)                               # NAR bytes
-    listing(tree)                           # the .ls of it, as a dict
+    listing(tree)                           # its .ls file, as a dict
     binary_cache({"hello-2.12": tree})      # {"nix-cache-info": b"...", ...}, the files of a MemoryStore
 
-A tree is ``bytes`` (a regular file), ``exe(bytes)``, ``link(target)``, or a dict of names (``str`` or ``bytes``) to
+A tree is ``bytes`` (a regular file), ``exe(bytes)``, ``link(target)``, or a dict from names (``str`` or ``bytes``) to
 trees.
 """
 
@@ -50,33 +50,33 @@ Tree = bytes | Exe | Link | Mapping[str, "Tree"] | Mapping[bytes, "Tree"]
 
 
 def exe(data: bytes) -> Exe:
-    """An executable file with these contents."""
+    """Return an executable file with these contents."""
     return Exe(data)
 
 
 def link(target: str | bytes) -> Link:
-    """A symbolic link to ``target``."""
+    """Return a symbolic link to ``target``."""
     return Link(as_bytes(target))
 
 
 def as_bytes(name: str | bytes) -> bytes:
-    """A name or target as it stands in a NAR."""
+    """Return a name or target as in a NAR."""
     return name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
 
 
 def as_text(name: str | bytes) -> str:
-    """A name or target as everything above the NAR speaks of it."""
+    """Return a name or target as in a listing."""
     return name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")
 
 
 def entries(tree: Tree) -> list[tuple[bytes, Tree]]:
-    """The entries of a directory in byte order, which is the order that a NAR has them in."""
+    """Return the entries of a directory in byte order, the order of NARs."""
     assert isinstance(tree, Mapping)
     return sorted((as_bytes(name), child) for name, child in tree.items())
 
 
 def events(tree: Tree, name: bytes = b"") -> Iterator[NarEvent]:
-    """The events of ``tree``, without the End."""
+    """Yield the events of ``tree``, without End."""
     match tree:
         case Link(target):
             yield Symlink(name, target)
@@ -93,20 +93,20 @@ def events(tree: Tree, name: bytes = b"") -> Iterator[NarEvent]:
 
 
 def nar(tree: Tree) -> bytes:
-    """The NAR of ``tree``."""
+    """Return the NAR of ``tree``."""
     return b"".join(write_nar(events(tree)))
 
 
 def listing(tree: Tree, *, offsets: bool = True) -> dict[str, Any]:
-    """The ``.ls`` of ``tree``; without narOffset as harmonia writes it.
+    """Return the ``.ls`` file of ``tree``; without ``offsets`` it has no narOffset, like those of harmonia.
 
-    Reckoned from the grammar of a NAR, not by narcore: so a test that compares with it says something.
+    The offsets are computed from the grammar of NARs without narcore, so that tests can compare narcore's offsets with them.
     """
     return {"version": 1, "root": _Offsets(offsets).node(tree)}
 
 
 class _Offsets:
-    """Walks a tree and keeps count of the bytes that its NAR has so far."""
+    """Walks a tree and counts the bytes of its NAR."""
 
     def __init__(self, shown: bool) -> None:
         self._shown = shown
@@ -153,18 +153,18 @@ def _string_size(string: bytes) -> int:
 
 
 def listing_json(tree: Tree, *, offsets: bool = True) -> bytes:
-    """`listing` in JSON, the raw bytes of names that are not UTF-8 in it, as Nix 2.8 writes them."""
+    """Return `listing` as JSON. Names that are not UTF-8 are raw bytes in it, as Nix 2.8 writes them."""
     text = json.dumps(listing(tree, offsets=offsets), ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "surrogateescape")
 
 
 def hash_part(name: str) -> str:
-    """The hash part that `binary_cache` gives to the store path called ``name``: always the same one."""
+    """Return the hash part that `binary_cache` gives to the store path with that name; it is always the same."""
     return nixbase32.encode(hashlib.sha256(name.encode()).digest()[:20])
 
 
 def store_path(name: str, store_dir: str = DEFAULT_STORE_DIR) -> StorePath:
-    """The store path that `binary_cache` gives to ``name``: a link can hold it before there is a cache."""
+    """Return the store path that `binary_cache` gives to ``name``, for example as the target of a link."""
     return StorePath(store_dir, hash_part(name), name)
 
 
@@ -178,7 +178,7 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "br": lambda raw: bytes(brotli.compress(raw, quality=1)),
     "lz4": lambda raw: bytes(lz4.frame.compress(raw)),
 }
-"""The compressions that a cache in memory can have, by the names of a narinfo."""
+"""The compressions of a cache in memory, by their names in narinfos."""
 
 
 def nar_info(
@@ -190,7 +190,7 @@ def nar_info(
     secret_key: SecretKey | None = None,
     url: str | None = None,
 ) -> NarInfo:
-    """The narinfo of a NAR, with the hashes and sizes that are right for it, signed if there is a key."""
+    """Return the narinfo of a NAR, with correct hashes and sizes, signed if there is a key."""
     packed = COMPRESS[compression](archive)
     file_hash = NixHash("sha256", hashlib.sha256(packed).digest())
     info = NarInfo(
@@ -217,10 +217,10 @@ def binary_cache(
     secret_key: SecretKey | None = None,
     store_dir: str = DEFAULT_STORE_DIR,
 ) -> dict[str, bytes]:
-    """The files of a binary cache that holds ``trees``, by their names relative to its URL.
+    """Return the files of a binary cache with ``trees``, by their names relative to its URL.
 
-    A key of ``trees`` is the name of a store path (``hello-2.12``); its hash part is `hash_part` of that name. Change
-    the result as a test needs it: it is an ordinary dict.
+    A key of ``trees`` is the name of a store path (``hello-2.12``); its hash part is `hash_part` of that name. The result is an
+    ordinary dict, which a test may change.
     """
     files = {"nix-cache-info": f"StoreDir: {store_dir}\nWantMassQuery: 1\nPriority: 40\n".encode()}
     for name, tree in trees.items():

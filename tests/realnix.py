@@ -1,4 +1,4 @@
-"""A real Nix for tests: with a store, a key and settings of its own, no daemon, no network, nothing under /nix."""
+"""A real Nix for tests, with its own store, key and settings; without a daemon or network access, and with nothing in /nix."""
 
 import os
 import shutil
@@ -18,13 +18,13 @@ KEY_NAME = "test-1"
 
 @dataclass(frozen=True)
 class RealNix:
-    """Nix, and what it writes below ``root``: ``key.sk`` and ``key.pk``, a store, and a binary cache."""
+    """A Nix installation with its files below ``root``: ``key.sk`` and ``key.pk``, a store, and a binary cache."""
 
     root: Path
 
     @classmethod
     def start(cls, root: Path) -> "RealNix":
-        """A new one. Skips the test where there is no Nix, but not in CI."""
+        """Create an installation below ``root``. Skips the test if Nix is not installed, but not in CI."""
         if shutil.which("nix") is None and not os.environ.get("CI"):
             pytest.skip("Nix is not installed")
         nix = cls(root)
@@ -51,7 +51,7 @@ class RealNix:
         return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def import_path(self, base_name: str, nar: bytes, references: Iterable[str]) -> None:
-        """Add a NAR under a store path of our choice, with references, as ``nix-store --export`` would have written it."""
+        """Add a NAR with a chosen store path and references, in the format of ``nix-store --export``."""
         own, *others = (f"{DEFAULT_STORE_DIR}/{name}".encode() for name in (base_name, *sorted(set(references))))
         exported = [_u64(1), nar, _u64(0x4558494E), _string(own), _u64(len(others)), *map(_string, others)]
         exported += [_string(b""), _u64(0), _u64(0)]  # no deriver, no signature, no other path
@@ -61,7 +61,7 @@ class RealNix:
         self.run("nix", "store", "sign", "-k", self.root / "key.sk", "--all")
 
     def copy_all(self, parameters: str = "compression=xz&write-nar-listing=1") -> None:
-        """Write all that is in the store into the binary cache."""
+        """Copy all store paths into the binary cache."""
         self.run("nix", "copy", "--all", "--from", self.store, "--to", f"file://{self.cache}?{parameters}")
 
 

@@ -1,4 +1,4 @@
-"""Which module may import which: the import table of ARCHITECTURE.md, and no cycle anywhere."""
+"""The import table of ARCHITECTURE.md: which modules may import which modules, without cycles."""
 
 import ast
 import graphlib
@@ -10,10 +10,10 @@ import pytest
 
 from tests import ROOT
 
-# The modules of each package, from the bottom to the top: each may import itself and every line above its own.
+# The modules of each package from bottom to top. A module may import itself and everything in the lines above its own.
 ORDER = {
     "narcore": (
-        ("errors", "trace", "sizes"),
+        ("errors", "trace", "sizes", "version"),
         ("concurrency",),
         ("formats",),
         ("streams",),
@@ -53,13 +53,14 @@ ORDER = {
     ),
 }
 
-# What a package, or a part of one, may import of narcore. narcore's own order decides for narcore, but stores know no formats.
+# The modules of narcore that a package or a part of it may import. In narcore ORDER decides, but stores may not import formats.
 LIBRARY = (
     "narcore.binarycache",
     "narcore.settings",
     "narcore.errors",
     "narcore.trace",
     "narcore.sizes",
+    "narcore.version",
     "narcore.concurrency",
     "narcore.formats",
     "narcore.lookup.pathinfo",
@@ -71,7 +72,7 @@ MAY_IMPORT = {
     "api.offload": (*LIBRARY, "narcore.archive", "narcore.stores.buckets"),
     "narmount": (*LIBRARY, "narcore.nars.cachednar"),
     "narserve": ("api", "narmount", "narcore"),
-    "narserve.awslambda": ("api", "narcore"),  # is packed for Lambda with these alone
+    "narserve.awslambda": ("api", "narcore"),  # is packed for Lambda with these packages only
 }
 FORBIDDEN = {"narcore.stores": ("narcore.formats",)}
 
@@ -90,7 +91,7 @@ SOURCES = {
 
 
 def imported(module: str) -> Iterator[str]:
-    """The full names of what the module imports, at its top or later; ``a.b`` for ``from a import b`` if that is a module."""
+    """Yield the full names of the module's imports, at its top or inside; ``a.b`` for ``from a import b`` if it is a module."""
     for node in ast.walk(SOURCES[module]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -101,12 +102,12 @@ def imported(module: str) -> Iterator[str]:
 
 
 def is_below(name: str, *parents: str) -> bool:
-    """Whether ``name`` is one of the modules, or in one of the packages, ``parents``."""
+    """Return whether ``name`` is one of the modules ``parents``, or is in one of these packages."""
     return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
 
 
 def allowed(module: str) -> tuple[str, ...]:
-    """The modules and packages that the table lets ``module`` import."""
+    """Return the modules and packages that ``module`` may import."""
     package, _, rest = module.partition(".")
     part = rest.partition(".")[0]
     lines = ORDER[package]
@@ -118,33 +119,33 @@ def allowed(module: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("module", SOURCES)
-def test_a_module_imports_only_what_the_table_allows(module: str) -> None:
-    ours = {name for name in imported(module) if is_below(name, *ORDER)} - {"narcore"}  # narcore alone: its version
+def test_a_module_imports_only_allowed_modules(module: str) -> None:
+    ours = {name for name in imported(module) if is_below(name, *ORDER)}
     assert not {name for name in ours if not is_below(name, *allowed(module))}
     assert not {
         name
         for name in ours
-        for part, not_these in FORBIDDEN.items()
-        if is_below(module, part) and is_below(name, *not_these)
+        for part, forbidden in FORBIDDEN.items()
+        if is_below(module, part) and is_below(name, *forbidden)
     }
     if is_below(module, "narcore"):
         assert not {name for name in imported(module) if is_below(name, *WEB)}
 
 
-def test_no_modules_import_each_other() -> None:
+def test_imports_have_no_cycles() -> None:
     graph = {module: {name for name in imported(module) if name in SOURCES and name != module} for module in SOURCES}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if is_below(name, *PURE)])
-def test_a_pure_module_opens_nothing_and_waits_for_nothing(module: str) -> None:
+def test_a_pure_module_does_no_input_or_output(module: str) -> None:
     assert not {name for name in imported(module) if is_below(name, *IMPURE)}
     calls = (node.func for node in ast.walk(SOURCES[module]) if isinstance(node, ast.Call))
     assert "open" not in {call.id for call in calls if isinstance(call, ast.Name)}
 
 
-def test_a_start_imports_nothing_heavy() -> None:
-    """Optional libraries, and those that few requests need, would slow down the cold start of a function."""
+def test_the_wsgi_entry_imports_no_heavy_libraries() -> None:
+    """Optional libraries, and libraries that few requests need, would slow down the cold start of a serverless function."""
     program = f"import sys, api.index; print(*sorted(set({HEAVY}) & sys.modules.keys()))"
     environ = {"NAR_CACHE_DIR": "off"}
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environ, capture_output=True, check=True)

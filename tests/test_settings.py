@@ -19,7 +19,7 @@ from narcore.settings import DEFAULT_CACHE_URL, DEFAULT_PUBLIC_KEY, NAMES, SERVE
 ONE, OTHER = SecretKey.generate("one-1").public_key, SecretKey.generate("other").public_key
 
 
-def test_nothing_set() -> None:
+def test_an_empty_environment_gives_the_defaults() -> None:
     settings = Settings.from_environ({})
     assert settings.cache_urls == (DEFAULT_CACHE_URL,)
     assert [str(key) for key in settings.trusted_public_keys] == [DEFAULT_PUBLIC_KEY]
@@ -34,15 +34,15 @@ def test_nothing_set() -> None:
         (f"{ONE} {ONE}", (ONE, ONE)),
     ],
 )
-def test_trusted_public_keys(text: str, keys: tuple[object, ...]) -> None:
+def test_trusted_public_keys_are_separated_by_white_space(text: str, keys: tuple[object, ...]) -> None:
     assert Settings.from_environ({"NAR_TRUSTED_PUBLIC_KEYS": text}).trusted_public_keys == keys
 
 
-def test_the_key_of_the_default_store_is_for_that_store_alone() -> None:
+def test_the_default_key_applies_only_to_the_default_store() -> None:
     for urls in ("https://cache.example", f"{DEFAULT_CACHE_URL} https://cache.example"):
         assert Settings.from_environ({"NAR_CACHE_URL": urls}).trusted_public_keys == ()
     given_keys = Settings.from_environ({"NAR_TRUSTED_PUBLIC_KEYS": str(ONE)}).trusted_public_keys
-    assert given_keys == (ONE,)  # instead of the default one, not beside it
+    assert given_keys == (ONE,)  # the default key is replaced
 
 
 @pytest.mark.parametrize(
@@ -57,9 +57,9 @@ def test_the_key_of_the_default_store_is_for_that_store_alone() -> None:
         f"weak:{'A' * 43}=",
         SecretKey.generate("secret").to_text(),
     ],
-    ids=["a name", "no key", "a space behind the name", "commas", "rubbish behind it", "cut", "weak", "a secret key"],
+    ids=["a name", "no key", "space after the name", "commas", "trailing text", "truncated", "weak", "a secret key"],
 )
-def test_a_key_that_is_none_ends_the_start(text: str) -> None:
+def test_an_invalid_key_is_refused_without_showing_it(text: str) -> None:
     with pytest.raises(SettingsError, match="NAR_TRUSTED_PUBLIC_KEYS") as caught:
         Settings.from_environ({"NAR_TRUSTED_PUBLIC_KEYS": text})
     secret = text.partition(":")[2]
@@ -70,12 +70,12 @@ def test_a_key_that_is_none_ends_the_start(text: str) -> None:
     ("user", "writable", "environ", "directory"),
     [
         (0, True, {"XDG_RUNTIME_DIR": "/run/user/0"}, "/run/nar-serve"),
-        (0, False, {"XDG_RUNTIME_DIR": "/run/user/1000"}, "/run/user/1000/nar-serve"),  # the root of a user namespace
+        (0, False, {"XDG_RUNTIME_DIR": "/run/user/1000"}, "/run/user/1000/nar-serve"),  # root in a user namespace
         (1000, False, {"XDG_RUNTIME_DIR": "/run/user/1000"}, "/run/user/1000/nar-serve"),
         (1000, False, {"XDG_RUNTIME_DIR": "relative"}, f"{gettempdir()}/nar-serve-run-1000"),
     ],
 )
-def test_where_sockets_are(
+def test_the_run_dir_depends_on_the_user(
     user: int, writable: bool, environ: dict[str, str], directory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: user)
@@ -84,12 +84,12 @@ def test_where_sockets_are(
     assert Settings.from_environ(environ).run_dir == Path(directory)
 
 
-def test_a_misspelt_name_is_warned_of() -> None:
+def test_a_misspelled_name_gives_a_warning() -> None:
     (warning,) = Settings.from_environ({"NAR_TRUSTED_PUBLIC_KEY": str(ONE)}).warnings
     assert "NAR_TRUSTED_PUBLIC_KEYS" in warning
 
 
-# Each setting: what it is given, and what comes of it, or what the one line that ends the start has to say besides its name.
+# For each setting: valid values and their result, and invalid values and what the error must contain besides the name.
 
 PROXIES = ("127.0.0.1", "10.0.0.0/8", "::1")
 GOOD: list[tuple[dict[str, str], str, object]] = [
@@ -170,29 +170,29 @@ BAD: list[tuple[dict[str, str], str]] = [
 
 
 @pytest.mark.parametrize(("environ", "name", "value"), GOOD, ids=lambda value: str(value)[:40])
-def test_good_values(environ: dict[str, str], name: str, value: object) -> None:
+def test_a_valid_value_is_read(environ: dict[str, str], name: str, value: object) -> None:
     settings = Settings.from_environ(environ)
     assert getattr(settings, name) == value
     assert not settings.warnings
 
 
-@pytest.mark.parametrize(("environ", "would_do"), BAD, ids=lambda value: str(value)[:60])
-def test_bad_values(environ: dict[str, str], would_do: str) -> None:
+@pytest.mark.parametrize(("environ", "hint"), BAD, ids=lambda value: str(value)[:60])
+def test_an_invalid_value_is_refused_with_a_hint(environ: dict[str, str], hint: str) -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.from_environ(environ)
-    said = str(caught.value)
+    message = str(caught.value)
     ((name, value), *_) = environ.items()
-    assert said.startswith(name)
-    assert would_do in said
-    assert "\n" not in said
-    # What was given is shown, in the place where it is wrong; but of a key only its name, and of a URL what is no secret.
+    assert message.startswith(name)
+    assert hint in message
+    assert "\n" not in message
+    # The message shows the invalid part of the value, but no key except for its name, and no secret in a URL.
     if name not in ("NAR_TRUSTED_PUBLIC_KEYS", "NAR_OFFLOAD_URL"):
-        assert repr(value.rpartition(":")[2])[1:-1] in said
+        assert repr(value.rpartition(":")[2])[1:-1] in message
 
 
-def test_every_setting_is_in_the_tables() -> None:
-    tried = {name for environ in [row[0] for row in GOOD] + [row[0] for row in BAD] for name in environ}
-    assert tried >= NAMES | {"PORT", "HTTP_ADDR", "DOMAIN", "NIX_CACHE_URL"}
+def test_every_setting_is_tested() -> None:
+    tested = {name for environ in [row[0] for row in GOOD] + [row[0] for row in BAD] for name in environ}
+    assert tested >= NAMES | {"PORT", "HTTP_ADDR", "DOMAIN", "NIX_CACHE_URL"}
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_every_setting_is_in_the_tables() -> None:
         ("NAR_XYZZY", ""),
     ],
 )
-def test_unknown_names_are_logged_at_the_start(name: str, meant: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_names_are_logged_at_startup(name: str, meant: str, caplog: pytest.LogCaptureFixture) -> None:
     settings = Settings.from_environ({name: "x", "NAR_CACHE_DIR": "off"})
     create_app(settings)
     (line,) = caplog.messages
@@ -213,7 +213,7 @@ def test_unknown_names_are_logged_at_the_start(name: str, meant: str, caplog: py
 
 
 @pytest.mark.parametrize(
-    ("environ", "said"),
+    ("environ", "start"),
     [
         ({"NAR_TRUSTED_PUBLIC_KEYS": "x"}, "nar-serve: NAR_TRUSTED_PUBLIC_KEYS: "),
         ({"NAR_CACHE_URL": "ftp://x"}, "nar-serve: NAR_CACHE_URL: not a store URL: 'ftp://x'"),
@@ -222,16 +222,16 @@ def test_unknown_names_are_logged_at_the_start(name: str, meant: str, caplog: py
         ({"NAR_CACHE_STRATEGY": "x"}, "nar-serve: NAR_CACHE_STRATEGY='x' "),
     ],
 )
-def test_a_bad_setting_ends_the_start_with_one_line(environ: dict[str, str], said: str) -> None:
+def test_an_invalid_setting_stops_the_startup_with_one_line(environ: dict[str, str], start: str) -> None:
     environ = {"PATH": os.environ["PATH"], "NAR_CACHE_DIR": "off"} | environ
     done = subprocess.run([sys.executable, "-c", "import api.index"], env=environ, capture_output=True, check=False)
-    assert done.returncode == 3  # with another one gunicorn would try for ever
+    assert done.returncode == 3  # with any other status, gunicorn would restart the worker forever
     (line,) = (line for line in done.stderr.decode().splitlines() if "is not set" not in line)
-    assert line.startswith(said)
+    assert line.startswith(start)
     assert "secret" not in line
 
 
-def test_what_is_not_checked_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_is_logged_if_signatures_are_not_checked(caplog: pytest.LogCaptureFixture) -> None:
     create_app(Settings.from_environ({"NAR_CACHE_DIR": "off"}))
     assert not caplog.messages
     create_app(Settings.from_environ({"NAR_CACHE_DIR": "off", "NAR_CACHE_URL": f"{DEFAULT_CACHE_URL} https://x"}))
@@ -239,7 +239,7 @@ def test_what_is_not_checked_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert line.startswith("NAR_TRUSTED_PUBLIC_KEYS is not set")
 
 
-# What the texts of settings are made of, so that some of them are nearly right.
+# Parts of values, so that some generated values are nearly valid.
 words = st.sampled_from(
     ["https://x", "?trusted=true", " ", ":", "8383", "[::1]", "10%", "20G", "off", "strict", "parallel", "json", ".", "a", "-",
      "\u00e9", "\u0664", "\udcff", "%", "0", str(ONE)]
@@ -258,13 +258,13 @@ environs = st.dictionaries(
 def test_any_environment_is_read_or_refused(environ: dict[str, str]) -> None:
     try:
         settings = Settings.from_environ(environ)
-    except SettingsError as refusal:
-        said = str(refusal)
+    except SettingsError as error:
+        message = str(error)
     else:
         check(settings)
         return
-    assert "\n" not in said
-    assert any(name in said for name in environ)
+    assert "\n" not in message
+    assert any(name in message for name in environ)
 
 
 def check(settings: Settings) -> None:
@@ -297,7 +297,7 @@ def test_any_store_url_is_opened_or_refused(url: str) -> None:
     ("query", "priority", "trusted"),
     [("", 50, False), ("?priority=0&trusted=1", 0, True), ("?trusted=true&priority=7&x=y", 7, True)],
 )
-def test_what_a_store_url_says_to_us(query: str, priority: int, trusted: bool) -> None:
+def test_query_parameters_of_a_store_url_are_read(query: str, priority: int, trusted: bool) -> None:
     substituter = Substituter.open(f"/cache{query}")
     assert (substituter.priority, substituter.trusted, substituter.url) == (priority, trusted, "file:///cache")
 
@@ -305,6 +305,6 @@ def test_what_a_store_url_says_to_us(query: str, priority: int, trusted: bool) -
 @pytest.mark.parametrize(
     "query", ["priority=-1", "priority=high", "priority=1e3", "priority=\u0664", "trusted=yes", "trusted=", "trusted"]
 )
-def test_what_a_store_url_can_not_say(query: str) -> None:
+def test_an_invalid_query_parameter_of_a_store_url_is_refused(query: str) -> None:
     with pytest.raises(SettingsError, match=query.partition("=")[0]):
         Substituter.open(f"https://cache.example?{query}")

@@ -1,7 +1,7 @@
-"""Programs that some tests need and that don't belong into the project's own environment.
+"""Programs for some tests that don't belong into the project's environment.
 
-Each is installed once, from its registry, into the user's cache directory, under a hash of what it is made from;
-``NAR_SERVE_TOOLS_DIR`` moves that directory. Where one can't be had, its tests skip, but not in CI.
+Each program is installed once from its registry, into a directory of the user's cache whose name has a hash of its requirements.
+``NAR_SERVE_TOOLS_DIR`` selects another directory. If a program can't be installed, its tests are skipped, but not in CI.
 """
 
 import fcntl
@@ -29,59 +29,59 @@ VERCEL_RUNTIME, AWSLAMBDARIC = "vercel-runtime==0.24.1", "awslambdaric==4.2.2"
 
 @cache
 def vercel_python() -> Path:
-    """A Python 3.12 or newer with Vercel's runtime and what the project depends on, as a deployment there has it."""
+    """Return a Python 3.12 or newer with Vercel's runtime and the project's dependencies, like a deployment on Vercel."""
     python = _python_for_vercel()
     if python is None:
         _missing("vercel-runtime needs Python 3.12 or newer, and there is none on PATH or in pyenv")
-    depends = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    return _venv("vercel", python, [VERCEL_RUNTIME, *depends])
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    return _venv("vercel", python, [VERCEL_RUNTIME, *dependencies])
 
 
 @cache
 def moto_server() -> Path:
-    """The program ``moto_server``: S3 on this machine. Its environment has boto3 as well."""
+    """Return the program ``moto_server``, a local S3 server. Its environment also has boto3."""
     return _venv("moto", sys.executable, [MOTO, "flask", "flask-cors"]).with_name("moto_server")
 
 
 @cache
 def lambda_python() -> Path:
-    """A Python as Lambda has it: with the runtime client, and without anything that the project depends on."""
+    """Return a Python like Lambda's: with the runtime client, and without the project's dependencies."""
     return _venv("lambda", sys.executable, [AWSLAMBDARIC])
 
 
 @cache
 def cfn_lint() -> Path:
-    """The program ``cfn-lint``."""
+    """Return the program ``cfn-lint``."""
     return _venv("cfn-lint", sys.executable, [CFN_LINT]).with_name("cfn-lint")
 
 
 @cache
 def kubernetes_validate() -> Path:
-    """The program ``kubernetes-validate``, which has the schemas of the Kubernetes versions with it: 100 MB."""
+    """Return the program ``kubernetes-validate``, which contains the schemas of the Kubernetes versions: 100 MB."""
     return _venv("kubernetes-validate", sys.executable, [KUBERNETES_VALIDATE]).with_name("kubernetes-validate")
 
 
 @cache
 def osls() -> Path:
-    """The program ``osls``, which reads a serverless.yml. Needs npm."""
+    """Return the program ``osls``, which reads a serverless.yml. Needs npm."""
     return _npm_package("osls", OSLS) / "node_modules/.bin/osls"
 
 
 @cache
 def axe() -> Path:
-    """axe-core, which looks for what keeps people from using a page: the script that runs in it. Needs npm."""
+    """Return the script of axe-core, which runs in a page and finds accessibility problems. Needs npm."""
     return _npm_package("axe", AXE) / "node_modules/axe-core/axe.min.js"
 
 
 def _npm_package(name: str, requirement: str) -> Path:
-    """The directory that npm has installed a package below."""
+    """Return the directory in which npm has installed a package."""
     if shutil.which("npm") is None:
         _missing(f"{name} needs npm")
 
     def install(directory: Path) -> None:
         _run("npm", "install", "--prefix", directory, "--no-audit", "--no-fund", "--silent", requirement)
 
-    return _made(name, [requirement], install)
+    return _installed(name, [requirement], install)
 
 
 def _python_for_vercel() -> str | None:
@@ -92,7 +92,7 @@ def _python_for_vercel() -> str | None:
 
 
 def _is_new_enough(python: str) -> bool:
-    """Run, not only found: pyenv leaves names on PATH that start nothing."""
+    """Run the interpreter instead of only looking for it: pyenv leaves programs on PATH that don't start."""
     code = "import sys; sys.exit(sys.version_info < (3, 12))"
     try:
         return subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
@@ -101,7 +101,7 @@ def _is_new_enough(python: str) -> bool:
 
 
 def _venv(name: str, python: str, requirements: list[str]) -> Path:
-    """The interpreter of an environment with these packages."""
+    """Return the interpreter of an environment with these packages."""
 
     def install(directory: Path) -> None:
         _run(python, "-m", "venv", "--copies", directory)
@@ -109,11 +109,11 @@ def _venv(name: str, python: str, requirements: list[str]) -> Path:
         _run(*pip, *requirements)
 
     version = subprocess.run([python, "-VV"], capture_output=True, text=True, check=True).stdout
-    return _made(name, [version, *requirements], install) / "bin/python"
+    return _installed(name, [version, *requirements], install) / "bin/python"
 
 
-def _made(name: str, parts: list[str], install: Callable[[Path], None]) -> Path:
-    """The directory for what ``install`` makes, made by one process at a time, and again if it was interrupted."""
+def _installed(name: str, parts: list[str], install: Callable[[Path], None]) -> Path:
+    """Return the directory of what ``install`` installs, by one process at a time, and again if it was interrupted."""
     home = Path(os.environ.get("NAR_SERVE_TOOLS_DIR") or _user_cache() / "nar-serve-tools")
     home.mkdir(parents=True, exist_ok=True)
     directory = home / f"{name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"

@@ -1,4 +1,4 @@
-"""The nodes of a subtree in the NAR's order, and the contents of its files out of one read over all of them."""
+"""The nodes of a subtree in NAR order, and the contents of its files from a single read over all of them."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from narcore.nars.accessor import NarAccessor, NarBytes
 
 
 def walk(listing: NarListing, node: Node, name: str) -> Iterator[tuple[str, Node]]:
-    """Every node of the subtree with its path, which begins with ``name``; a directory comes before what is in it."""
+    """Yield every node of the subtree with its path, which begins with ``name``. A directory comes before its entries."""
     yield name, node
     open_directories = [(name, listing.children(node))]
     while open_directories:
@@ -24,10 +24,10 @@ def walk(listing: NarListing, node: Node, name: str) -> Iterator[tuple[str, Node
 
 
 class Contents:
-    """The files' contents, each taken once and in order. Close it."""
+    """The contents of the files, each read once and in order. Must be closed."""
 
     def __init__(self, accessor: NarAccessor, node: Node) -> None:
-        """Reads the first bytes at once, so that what fails from the start fails here; nothing if no file has a byte."""
+        """Read the first bytes immediately, so that early errors are raised here. Reads nothing if all files are empty."""
         first, last = _ends(accessor.listing, node)
         self._bytes: NarBytes | None = accessor.read_span(first, last) if first and last else None
         self._chunks = iter(self._bytes) if self._bytes else iter(())
@@ -41,14 +41,14 @@ class Contents:
                 raise
 
     def of(self, file: Node) -> Iterator[bytes]:
-        """The contents of ``file``, which is the next one with any."""
+        """Yield the contents of ``file``, which must be the next non-empty file, or empty."""
         if file.size:
             self._skip(file.nar_offset)
-        left = file.size
-        while left:
-            chunk = self._next()[:left]
+        remaining = file.size
+        while remaining:
+            chunk = self._next()[:remaining]
             self._consume(len(chunk))
-            left -= len(chunk)
+            remaining -= len(chunk)
             yield chunk
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ class Contents:
 
 
 def _ends(listing: NarListing, node: Node) -> tuple[Node | None, Node | None]:
-    """The first and the last file that has any bytes."""
+    """Return the first and the last non-empty file."""
     first = last = None
     for _path, entry in walk(listing, node, ""):
         if entry.size:

@@ -1,4 +1,4 @@
-"""A subtree as a NAR of its own."""
+"""A subtree as a NAR."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from narcore.nars.accessor import NarAccessor
 
 
 def nar(accessor: NarAccessor, node: Node, name: str) -> Iterator[bytes]:
-    """The NAR of ``node``; that has no name for its root, so ``name`` plays no part. Raises what reading raises."""
+    """Yield the NAR of ``node``. A NAR has no name for its root, so ``name`` is ignored. Raises the errors of reading."""
     contents = Contents(accessor, node)
     try:
         yield from write_nar(_events(accessor.listing, node, contents))
@@ -20,9 +20,8 @@ def nar(accessor: NarAccessor, node: Node, name: str) -> Iterator[bytes]:
 
 
 def _events(listing: NarListing, root: Node, contents: Contents) -> Iterator[NarEvent]:
-    open_directories = [
-        iter((root,))
-    ]  # the first is none: what is left open are iterators, however many entries there are
+    # One iterator per open directory, which takes little memory however many entries there are; the first is not a directory.
+    open_directories = [iter((root,))]
     while open_directories:
         node = next(open_directories[-1], None)
         if node is None:

@@ -12,7 +12,7 @@ _TYPES = {Kind.REGULAR: tarfile.REGTYPE, Kind.DIRECTORY: tarfile.DIRTYPE, Kind.S
 
 
 def tar(accessor: NarAccessor, node: Node, name: str) -> Iterator[bytes]:
-    """The archive of ``node``, whose path in it is ``name``. Raises from the iterator what reading raises."""
+    """Yield the archive of ``node``, whose path in it is ``name``. The iterator raises the errors of reading."""
     contents = Contents(accessor, node)
     try:
         size = 0
@@ -29,7 +29,7 @@ def tar(accessor: NarAccessor, node: Node, name: str) -> Iterator[bytes]:
 
 
 def tar_size(listing: NarListing, node: Node, name: str) -> int:
-    """How many bytes the archive will have."""
+    """Return the size of the archive in bytes."""
     size = sum(len(_header(path, entry)) + _padded(entry.size) for path, entry in walk(listing, node, name))
     return size + _end(size)
 
@@ -51,6 +51,6 @@ def _padded(size: int) -> int:
 
 
 def _end(size: int) -> int:
-    """Two blocks of zeros, and more up to a whole record."""
+    """Return the size of the end: two blocks of zeros, and padding to a whole record."""
     end = 2 * tarfile.BLOCKSIZE
     return end + -(size + end) % tarfile.RECORDSIZE

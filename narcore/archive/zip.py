@@ -1,7 +1,7 @@
-"""A subtree as a zip archive (PKWARE's APPNOTE.TXT; section numbers are of it).
+"""A subtree as a zip archive (PKWARE's APPNOTE.TXT, to which the section numbers refer).
 
-Not by zipfile: it keeps an object for each member up to the end, and what the central directory needs of one are twelve bytes,
-since the listing has the rest.
+The standard zipfile module is not used because it holds an object for each member until the end. The central directory needs only
+twelve bytes per member here, because the listing has the rest.
 """
 
 import stat
@@ -15,23 +15,23 @@ from narcore.formats.listing import Kind, Node
 from narcore.formats.names import to_bytes
 from narcore.nars.accessor import NarAccessor
 
-_VERSION, _VERSION_64 = 20, 45  # 4.4.3: what a reader has to know
+_VERSION, _VERSION_64 = 20, 45  # 4.4.3: the version that a reader must support
 _UNIX = 3
 _SIZES_FOLLOW, _UTF_8 = 0x08, 0x800  # 4.4.4
 _STORED = 0
-_DOS_TIME, _DOS_DATE = 0, 1 << 5 | 1  # 1 January 1980, the earliest there is
-_LIMIT = 2**31 - 1  # some readers take the fields for signed
+_DOS_TIME, _DOS_DATE = 0, 1 << 5 | 1  # 1 January 1980, the earliest possible date
+_LIMIT = 2**31 - 1  # some readers treat the fields as signed
 _FULL_32, _FULL_16 = 2**32 - 1, 2**16 - 1
 
-# Info-ZIP's extended timestamp, which is local to no time zone and goes back to 1970: only the modification time, 1 s.
+# Info-ZIP's extended timestamp, which does not depend on the time zone and begins in 1970: only the modification time, 1 s.
 _TIME = struct.pack("<HHBi", 0x5455, 5, 1, 1)
 
 
 def zip_archive(accessor: NarAccessor, node: Node, name: str) -> Iterator[bytes]:
-    """The archive of ``node``, whose path in it is ``name``. Raises from the iterator what reading raises.
+    """Yield the archive of ``node``, whose path in it is ``name``. The iterator raises the errors of reading.
 
-    Files are stored as they are: deflating takes ten times as long as all the rest. Names are UTF-8 in a zip; bytes of one that are
-    none are spelled as in a URL, ``%FF``.
+    Files are stored uncompressed: deflating takes ten times as long as everything else. Names are UTF-8 in a zip; other bytes
+    are percent-encoded as in a URL, ``%FF``.
     """
     offsets, checksums = array("Q"), array("I")
     position = 0
@@ -72,7 +72,7 @@ def _size(node: Node) -> int:
 
 
 def _local_header(path: str, node: Node) -> bytes:
-    """4.3.7. The check sum is not known yet, so the sizes stand behind the data, too (4.4.4, bit 3)."""
+    """Return the local header, 4.3.7. The checksum is not known yet, so a descriptor follows the data (4.4.4, bit 3)."""
     name, flags = _name(path, node)
     large = _size(node) > _LIMIT
     extra = _TIME + (struct.pack("<HHQQ", 1, 16, 0, 0) if large else b"")
@@ -82,12 +82,12 @@ def _local_header(path: str, node: Node) -> bytes:
 
 
 def _descriptor(size: int, checksum: int) -> bytes:
-    """4.3.9; its sizes have 64 bits if the local header has an extra field of 64 bits."""
+    """Return the data descriptor, 4.3.9. Its sizes have 64 bits if the local header has a 64-bit extra field."""
     return struct.pack("<4sLQQ" if size > _LIMIT else "<4sLLL", b"PK\x07\x08", checksum, size, size)
 
 
 def _central_record(path: str, node: Node, offset: int, checksum: int) -> bytes:
-    """4.3.12. What does not fit stands in the extra field (4.5.3), in this order."""
+    """Return the record in the central directory, 4.3.12. Large values go to the extra field (4.5.3), in this order."""
     name, flags = _name(path, node)
     size = _size(node)
     large = [*([size, size] if size > _LIMIT else []), *([offset] if offset > _LIMIT else [])]
@@ -113,25 +113,25 @@ def _central_record(path: str, node: Node, offset: int, checksum: int) -> bytes:
 
 
 def _end(count: int, directory_size: int, offset: int) -> bytes:
-    """4.3.14 to 4.3.16."""
+    """Return the end of the central directory, 4.3.14 to 4.3.16."""
     large = b""
     if count > _FULL_16 or directory_size > _LIMIT or offset > _LIMIT:
         sizes = (count, count, directory_size, offset)
         large = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, _VERSION_64, _VERSION_64, 0, 0, *sizes)
         large += struct.pack("<4sLQL", b"PK\x06\x07", 0, offset + directory_size, 1)
-    shown = min(count, _FULL_16)
+    count_16 = min(count, _FULL_16)
     sizes_32 = (min(directory_size, _FULL_32), min(offset, _FULL_32))
-    return large + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, shown, shown, *sizes_32, 0)
+    return large + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count_16, count_16, *sizes_32, 0)
 
 
 def _name(path: str, node: Node) -> tuple[bytes, int]:
-    """How the archive has the path, and the flags that go with it."""
-    text = _spelled_out(path) + ("/" if node.kind is Kind.DIRECTORY else "")
+    """Return the path as bytes, and the flags that match it."""
+    text = _percent_encoded(path) + ("/" if node.kind is Kind.DIRECTORY else "")
     return text.encode(), _SIZES_FOLLOW | (0 if text.isascii() else _UTF_8)
 
 
 def _attributes(node: Node) -> int:
-    """The mode as Unix has it, above what MS-DOS has: a directory."""
+    """Return the Unix mode in the upper half, and the MS-DOS attributes, the directory flag, in the lower half."""
     match node.kind:
         case Kind.DIRECTORY:
             return (stat.S_IFDIR | 0o555) << 16 | 0x10
@@ -141,5 +141,5 @@ def _attributes(node: Node) -> int:
             return (stat.S_IFREG | (0o555 if node.executable else 0o444)) << 16
 
 
-def _spelled_out(path: str) -> str:
+def _percent_encoded(path: str) -> str:
     return "".join(f"%{ord(char) - 0xDC00:02X}" if "\udc80" <= char <= "\udcff" else char for char in path)

@@ -1,11 +1,11 @@
-"""Building blocks for threads and iterators. Knows nothing of Nix, HTTP or files.
+"""Building blocks for threads and iterators, independent of Nix, HTTP and files.
 
 ::
 
-    lru            LruMemory: a memory of limited weight, whose entries may expire
+    lru            LruMemory: a cache of limited weight, whose entries may expire
     singleflight   SingleFlight: concurrent calls with the same key share one call
     readahead      ReadAhead: a thread produces the next chunks
     background     WorkQueue: work in one background thread; call_in_background: one call with a result
     hashing        BackgroundSha256: SHA-256 in a thread of its own
-    closing        Stage, stage, close: iterators that close what they read from
+    closing        Stage, stage, close: iterators that close their sources
 """

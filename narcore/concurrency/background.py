@@ -1,4 +1,4 @@
-"""Calls in threads that the caller does not wait for: a queue of work, and a single call with a result."""
+"""Background threads: a queue of work, and a single call with a result."""
 
 import threading
 from collections import deque
@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 
 class WorkQueue(Generic[T]):
-    """Passes each item to ``work``, one after the other, in a thread that ends when the queue is empty. Thread-safe.
+    """Passes items to ``work``, one after the other, in a thread that ends when the queue is empty. Thread-safe.
 
-    ``work`` must not raise. ``name`` is the thread's.
+    ``work`` must not raise. ``name`` is the name of the thread.
     """
 
     def __init__(self, name: str, work: Callable[[T], None]) -> None:
@@ -44,16 +44,16 @@ class WorkQueue(Generic[T]):
 
 
 def call_in_background(call: Callable[[], T]) -> Future[T]:
-    """Call it in a new daemon thread, which does not keep the process alive; the result or error comes in the Future.
+    """Run ``call`` in a new daemon thread, which does not keep the process alive; the Future gets its result or error.
 
-    Raises RuntimeError if the system has no more threads.
+    Raises RuntimeError if the system can't start another thread.
     """
     future: Future[T] = Future()
 
     def run() -> None:
         try:
             result = call()
-        except BaseException as error:  # noqa: BLE001  it is raised again in the thread that waits
+        except BaseException as error:  # noqa: BLE001  raised again in the thread that waits for the result
             future.set_exception(error)
         else:
             future.set_result(result)

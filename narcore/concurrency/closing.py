@@ -1,8 +1,8 @@
 """Closing an iterator and the source that it reads from.
 
-A generator that was never started runs no ``finally`` block when it is closed. WSGI servers do just that when a client
-leaves before the first byte, and then the connection at the far end would stay open. So every iterator that
-reads from another one is a `Stage`.
+A generator that was never started runs no ``finally`` block when it is closed. WSGI servers close it in this state when a client
+disconnects before the first byte, and the connection to the store would stay open. So every iterator that reads from another
+iterator is a `Stage`.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -13,7 +13,7 @@ P = ParamSpec("P")
 
 
 def close(source: object) -> None:
-    """Call ``source.close()``, if there is such a method."""
+    """Call ``source.close()`` if the method exists."""
     method = getattr(source, "close", None)
     if method is not None:
         method()
@@ -22,24 +22,24 @@ def close(source: object) -> None:
 class Stage(Iterator[bytes]):
     """An iterator of chunks that closes its source when it ends, fails or is closed, even if it was never started."""
 
-    __slots__ = ("_flow", "_source")
+    __slots__ = ("_chunks", "_source")
 
     def __init__(self, body: Iterator[bytes], source: object) -> None:
-        self._flow = _closing_behind(body, source)
+        self._chunks = _closing(body, source)
         self._source = source
 
     def __next__(self) -> bytes:
-        return next(self._flow)
+        return next(self._chunks)
 
     def close(self) -> None:
-        """Close the stage and its source; a second call does no harm."""
+        """Close the stage and its source. Further calls have no effect."""
         try:
-            self._flow.close()
+            self._chunks.close()
         finally:
             close(self._source)
 
 
-def _closing_behind(body: Iterator[bytes], source: object) -> Generator[bytes, None, None]:
+def _closing(body: Iterator[bytes], source: object) -> Generator[bytes, None, None]:
     try:
         yield from body
     finally:
@@ -49,7 +49,7 @@ def _closing_behind(body: Iterator[bytes], source: object) -> Generator[bytes, N
 def stage(
     body: Callable[Concatenate[Iterable[bytes], P], Iterator[bytes]],
 ) -> Callable[Concatenate[Iterable[bytes], P], Iterator[bytes]]:
-    """Make a `Stage` of a generator function, whose first argument is the source."""
+    """Turn a generator function, whose first argument is the source, into a function that returns a `Stage`."""
 
     @wraps(body)
     def start(source: Iterable[bytes], /, *args: P.args, **kwargs: P.kwargs) -> Iterator[bytes]:

@@ -1,19 +1,19 @@
 """SHA-256 in a thread of its own.
 
-Hashing takes about as long as decompressing zstd does; both release the interpreter's lock, so a thread that only hashes
-makes them run at the same time.
+Hashing takes about as long as decompressing zstd. Both release the interpreter's lock, so a thread that only hashes makes them run
+in parallel.
 """
 
 import hashlib
 import queue
 import threading
 
-# Chunks on the way to the hashing thread. With chunks of 256 KiB this bounds the memory to 2 MiB a stream.
+# How many chunks wait for the hashing thread. With chunks of 256 KiB this limits the memory to 2 MiB per stream.
 QUEUE_LENGTH = 8
 
 
 class BackgroundSha256:
-    """``update`` and ``digest`` as hashlib's. The thread is started at the first update and ends with ``digest`` or ``close``."""
+    """A hasher like hashlib's. Its thread starts at the first ``update`` and ends with ``digest`` or ``close``."""
 
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
@@ -27,12 +27,12 @@ class BackgroundSha256:
         self._queue.put(data)
 
     def digest(self) -> bytes:
-        """The digest of all that was given to ``update``; waits for the thread."""
+        """Return the digest of all data passed to ``update``. Waits for the thread."""
         self.close()
         return self._sha256.digest()
 
     def close(self) -> None:
-        """End the thread; a stream that is given up must not leave one behind."""
+        """End the thread. Required if the stream is abandoned, so that no thread is left."""
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()

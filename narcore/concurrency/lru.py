@@ -1,4 +1,4 @@
-"""A memory of limited weight: the least recently used entry is dropped first, and an entry may expire."""
+"""A cache of limited weight: the least recently used entry is evicted first, and entries may expire."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ V = TypeVar("V")
 
 
 class LruMemory(Generic[K, V]):
-    """Thread-safe. A value heavier than ``max_weight`` is kept alone, so that it is not fetched for each use of it."""
+    """An LRU cache. Thread-safe. A value above ``max_weight`` is cached alone, so that it is not fetched for every use."""
 
     def __init__(self, max_weight: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_weight = max_weight
@@ -21,7 +21,7 @@ class LruMemory(Generic[K, V]):
         self._weight = 0
 
     def get(self, key: K) -> V | None:
-        """The value, unless there is none or its time is over."""
+        """Return the value; None if there is none or it has expired."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:

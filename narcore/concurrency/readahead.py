@@ -1,4 +1,4 @@
-"""Read-ahead: a thread produces the next chunks while the caller works on the last ones.
+"""Read-ahead: a thread produces the next chunks while the caller works on the previous ones.
 
 Decompressing and writing take about the same time, and both release the interpreter's lock.
 """
@@ -9,12 +9,15 @@ from collections.abc import Iterator
 
 from narcore.concurrency.closing import close
 
-# With chunks of 256 KiB this bounds the memory to 1 MiB a stream.
+# With chunks of 256 KiB this limits the memory to 1 MiB per stream.
 QUEUE_LENGTH = 4
 
 
 class ReadAhead(Iterator[bytes]):
-    """The chunks of ``source``, read by a thread that starts with the first one, and closes it. Errors come in their place."""
+    """The chunks of ``source``, read by a thread that starts at the first read and closes the source at the end.
+
+    An error of the source is raised after the chunks before it.
+    """
 
     def __init__(self, source: Iterator[bytes]) -> None:
         self._source = source
@@ -33,7 +36,7 @@ class ReadAhead(Iterator[bytes]):
         return chunk
 
     def _take(self) -> bytes | None:
-        """The next chunk, or None once the end has come."""
+        """Return the next chunk; None at the end."""
         if self._end is None:
             item = self._queue.get()
             if isinstance(item, bytes):
@@ -42,20 +45,20 @@ class ReadAhead(Iterator[bytes]):
         return None
 
     def close(self) -> None:
-        """Give up the rest. Waits for the chunk that is being read."""
+        """Abandon the remaining chunks. Waits for the chunk that is being read."""
         self._stop = True
         if self._thread is None:
             close(self._source)
             return
         while self._take() is not None:
-            pass  # there is no more than a queue of them
+            pass  # at most a full queue of them remains
         self._thread.join()
 
     def _run(self) -> None:
         end: BaseException = StopIteration()
         try:
             self._read()
-        except BaseException as error:  # noqa: BLE001  it is raised where the chunks are read
+        except BaseException as error:  # noqa: BLE001  raised again in the thread that reads the chunks
             end = error
         self._queue.put(end)
 

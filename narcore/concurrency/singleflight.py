@@ -11,39 +11,39 @@ V = TypeVar("V")
 
 
 class SingleFlight(Generic[K, V]):
-    """Calls with the same key that overlap in time share one call. Nothing is remembered after it has ended."""
+    """Shares one call among concurrent calls with the same key. Results are not cached."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._flights: dict[K, Future[V]] = {}
+        self._calls: dict[K, Future[V]] = {}
 
     def do(self, key: K, call: Callable[[], V]) -> V:
-        """The result of ``call``, or of the one that is under way for ``key``; its error is raised for everyone."""
+        """Return the result of ``call``, or of the running call for ``key``. An error is raised in all callers."""
         with self._lock:
-            flight = self._flights.get(key)
-            leads = flight is None
-            if flight is None:
-                flight = self._flights[key] = Future()
-        if leads:
-            self._fly(key, flight, call)
-            return flight.result()
-        error = flight.exception()
+            future = self._calls.get(key)
+            is_first = future is None
+            if future is None:
+                future = self._calls[key] = Future()
+        if is_first:
+            self._run(key, future, call)
+            return future.result()
+        error = future.exception()
         if error is not None:
-            raise copy.copy(error)  # each its own: a shared one would collect the traceback of each
-        return flight.result()
+            raise copy.copy(error)  # a copy per caller: a shared error would collect the tracebacks of all callers
+        return future.result()
 
-    def _fly(self, key: K, flight: Future[V], call: Callable[[], V]) -> None:
+    def _run(self, key: K, future: Future[V], call: Callable[[], V]) -> None:
         try:
             result = call()
         except BaseException as error:
-            self._land(key)
-            flight.set_exception(error)
+            self._remove(key)
+            future.set_exception(error)
             if not isinstance(error, Exception):
                 raise
         else:
-            self._land(key)
-            flight.set_result(result)
+            self._remove(key)
+            future.set_result(result)
 
-    def _land(self, key: K) -> None:
+    def _remove(self, key: K) -> None:
         with self._lock:
-            del self._flights[key]
+            del self._calls[key]

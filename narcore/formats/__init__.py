@@ -1,23 +1,22 @@
-"""What bytes mean. Pure: no I/O, no clock, no environment, no threads.
+"""The file formats of binary caches. Pure: no I/O, no clock, no environment, no threads.
 
 ::
 
     nixbase32        the digits of Nix's hashes
     nixhash          NixHash: sha256:<hex, nix base 32 or base 64>, or SRI
-    storepath        StorePath: /nix/store/<hash part>-<name>; splitting a path into it and what is below
-    narinfo          NarInfo: what a cache knows of a store path; Quirk: what is odd about it; its fingerprint
+    storepath        StorePath: /nix/store/<hash part>-<name>; splits a path into the store path and the rest
+    narinfo          NarInfo: what a cache publishes about a store path; Quirk: its unusual properties
     narinfo_json     NarInfo as JSON, with the names of nix path-info
     cacheinfo        CacheInfo: nix-cache-info
     signature        Signature, PublicKey, SecretKey: Ed25519
     contentaddress   ContentAddress: the CA field, and the store path that follows from it
     derivation       Derivation: a .drv file
-    listing          NarListing, Node, ListingBuilder: what is in a NAR, and where (.ls files)
+    listing          NarListing, Node, ListingBuilder: the files in a NAR and their offsets (.ls files)
     listing_json     reads the JSON of .ls files
-    resolve          what a path in a listing leads to
+    resolve          resolves a path in a listing, following links
     names            NAR names as text and as bytes
-    nar/             the archive itself: grammar, events, parser, writer
+    nar/             the archive format: grammar, events, parser, writer
 
-Each value has ``parse`` and its inverse, is checked when it is made, and raises a FormatError, or the subclass of it
-that belongs to the format, for anything else. Import from the modules: this file stays empty of names, so that a
-program loads what it needs.
+Each class has ``parse`` and its inverse, checks its values on construction, and raises FormatError, or the format's subclass of
+it, for invalid input. Import from the modules: this file defines no names, so that a program loads only what it needs.
 """

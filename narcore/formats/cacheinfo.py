@@ -1,4 +1,4 @@
-"""``nix-cache-info``, the file by which a binary cache introduces itself (Nix: src/libstore/binary-cache-store.cc)."""
+"""``nix-cache-info``, the file in which a binary cache describes itself (Nix: src/libstore/binary-cache-store.cc)."""
 
 import re
 from dataclasses import dataclass
@@ -12,9 +12,10 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
 
 @dataclass(frozen=True, slots=True)
 class CacheInfo:
-    """What a cache says of itself; the defaults are what its absence means.
+    """The description of a binary cache; a missing field has its default.
 
-    CacheInfoError on construction if ``store_dir`` can't be one. Lower ``priority`` goes first; None if it names none.
+    A cache with a lower ``priority`` is asked first; None if it declares no priority. Raises CacheInfoError on construction if
+    ``store_dir`` is not a valid store dir.
     """
 
     store_dir: str = DEFAULT_STORE_DIR
@@ -29,9 +30,9 @@ class CacheInfo:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Read the file. As in Nix, lines without a colon and unknown keys are ignored; the last of equal keys counts.
+        """Read the file. As in Nix, lines without a colon and unknown keys are ignored; the last of repeated keys counts.
 
-        CacheInfoError: not UTF-8, HTML (an error page sent with status 200), or a value that can't be read.
+        Raises CacheInfoError if it is not UTF-8, is HTML (an error page with status 200), or has an invalid value.
         """
         try:
             text = data.decode("utf-8")
@@ -47,7 +48,7 @@ class CacheInfo:
         )
 
     def to_text(self) -> str:
-        """The file as Nix writes it; what was not set is left out."""
+        """Return the file as Nix writes it; unset fields are omitted."""
         text = f"StoreDir: {self.store_dir}\n"
         if self.want_mass_query:
             text += "WantMassQuery: 1\n"

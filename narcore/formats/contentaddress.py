@@ -9,8 +9,8 @@
            | "output:out"                        inner = sha256("fixed:out:" ["r:"] hash ":"), for all others
 
 (Nix: src/libstore/content-address.cc, and makeStorePath, makeFixedOutputPath and makeTextPath in src/libstore/store-api.cc;
-digits are base 16 there, references full paths in order.) Such a path needs no signature: its own name vouches for its
-references and, once they were hashed, for its contents.
+there, digits are base 16, and references are sorted full paths.) Such a path needs no signature: its name authenticates its
+references and, once the contents have been hashed, its contents.
 """
 
 import hashlib
@@ -26,17 +26,18 @@ from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath
 
 Method = Literal["flat", "nar", "text"]
 
-_PREFIXES: dict[str, Method] = {"fixed:r:": "nar", "fixed:": "flat", "text:": "text"}  # the longer of two comes first
+# If two prefixes match, the longer one comes first.
+_PREFIXES: dict[str, Method] = {"fixed:r:": "nar", "fixed:": "flat", "text:": "text"}
 _OF_METHOD = {method: prefix for prefix, method in _PREFIXES.items()}
 _WHERE = "content address"
 
 
 @dataclass(frozen=True, slots=True)
 class ContentAddress:
-    """What was hashed, and the hash: of a NAR (``nar``), or of the bytes of a single file (``flat``, ``text``).
+    """A hash, and what was hashed: a NAR (``nar``), or the bytes of a single file (``flat``, ``text``).
 
-    FormatError on construction for a ``text`` that is not by sha256. If a path refers to itself, its ``nar`` hash is not that
-    of the NAR as it is: see `refers_to_itself`.
+    Raises FormatError on construction for a ``text`` hash other than sha256. If a path refers to itself, its ``nar`` hash is not
+    the hash of the unmodified NAR: see `refers_to_itself`.
     """
 
     method: Method
@@ -44,26 +45,26 @@ class ContentAddress:
 
     def __post_init__(self) -> None:
         if self.method == "text" and self.hash.algorithm != "sha256":
-            raise FormatError(f"a text by {self.hash.algorithm} instead of sha256", where=_WHERE)
+            raise FormatError(f"a text address uses {self.hash.algorithm} instead of sha256", where=_WHERE)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read the CA field, its digits in base 16, nix base 32 or base 64.
+        """Read the CA field, with digits in base 16, nix base 32 or base 64.
 
-        FormatError for all else, also for what newer Nix knows: git trees and BLAKE3 can't be checked here.
+        Raises FormatError for anything else, including the kinds of newer versions of Nix: git trees and BLAKE3 are not supported.
         """
         for prefix, method in _PREFIXES.items():
             if text.startswith(prefix):
                 return cls(method, _hash(text.removeprefix(prefix)))
-        raise FormatError(f"of an unknown kind: {text[:32]!r}", where=_WHERE)
+        raise FormatError(f"unknown kind: {text[:32]!r}", where=_WHERE)
 
     def __str__(self) -> str:
-        """As Nix writes it."""
+        """Return the address as Nix writes it."""
         return _OF_METHOD[self.method] + self.hash.to_nix32()
 
     @property
     def is_by_nar_hash(self) -> bool:
-        """Whether this is the hash that a narinfo has as its NarHash, too."""
+        """Whether this hash is also the narinfo's NarHash."""
         return self.method == "nar" and self.hash.algorithm == "sha256"
 
     def store_path(
@@ -74,10 +75,11 @@ class ContentAddress:
         self_reference: bool = False,
         store_dir: str = DEFAULT_STORE_DIR,
     ) -> StorePath:
-        """The store path of what has this address.
+        """Return the store path of the contents with this address.
 
-        ``references`` are base names, in any order, without the path's own, for which ``self_reference`` stands. FormatError
-        for those that Nix does not allow: a text can't refer to itself, and only a text and a NAR by sha256 can refer at all.
+        ``references`` are base names in any order, without the path's own base name: ``self_reference`` says whether the path
+        refers to itself. Raises FormatError for references that Nix does not allow: a text can't refer to itself, and only a text
+        and a NAR hashed by sha256 can have references.
         """
         others = [f"{store_dir}/{reference}" for reference in sorted(set(references))]
         if self.method == "text" and not self_reference:
@@ -87,25 +89,25 @@ class ContentAddress:
                 ["source", *others, *(["self"] if self_reference else [])], self.hash, store_dir, name
             )
         if others or self_reference:
-            raise FormatError(f"what has the address {self} can't have these references", where=_WHERE)
+            raise FormatError(f"contents with the address {self} can't have these references", where=_WHERE)
         fixed = _OF_METHOD[self.method].replace("fixed:", "fixed:out:")
         inner = hashlib.sha256(f"{fixed}{self.hash.algorithm}:{self.hash.digest.hex()}:".encode()).digest()
         return _make_store_path(["output", "out"], NixHash("sha256", inner), store_dir, name)
 
 
 def refers_to_itself(narinfo: NarInfo) -> bool:
-    """Whether the path is among its own references.
+    """Return whether the path is among its own references.
 
-    The hash of such a path was taken before the path was known: of its NAR with zeros where the path's hash part stands.
+    The hash of such a path is computed before the path is known, from its NAR with zeros in place of the path's hash part.
     """
     return narinfo.store_path.base_name in narinfo.references
 
 
 def is_address_of(narinfo: NarInfo) -> bool:
-    """Whether the narinfo's store path is the one that its CA, name and references give, so that it needs no signature.
+    """Return whether the narinfo's store path follows from its CA, name and references, so that it needs no signature.
 
-    Where CA and NarHash are hashes of the same bytes, they must be the same. Where they are not, the NarHash is the cache's
-    word alone, and the contents have to be checked as well: see `contents_unproved`.
+    If CA and NarHash are hashes of the same bytes, they must be equal. If not, the NarHash is not authenticated, and the contents
+    have to be checked as well: see `contents_unproved`.
     """
     if narinfo.ca is None:
         return False
@@ -120,9 +122,10 @@ def is_address_of(narinfo: NarInfo) -> bool:
 
 
 def contents_unproved(narinfo: NarInfo) -> bool:
-    """Whether, for a narinfo that `is_address_of` vouches for, a NAR with the right NarHash can still be a wrong one.
+    """Return whether the contents need a check of their own, for a narinfo that `is_address_of` accepts.
 
-    Then ``streams.contentcheck.addressed`` has to see it, whole, before any byte is trusted.
+    If so, a NAR can have the right NarHash and still not match the address. ``streams.contentcheck.addressed`` then has to check
+    the whole NAR before any byte of it is trusted.
     """
     return narinfo.ca is not None and _needs_contents(ContentAddress.parse(narinfo.ca), narinfo)
 
@@ -132,9 +135,9 @@ def _needs_contents(address: ContentAddress, narinfo: NarInfo) -> bool:
 
 
 def _hash(text: str) -> NixHash:
-    """A hash behind its algorithm and a colon; SRI, which NixHash reads too, is none of a content address's notations."""
+    """Parse ``<algorithm>:<digits>``. SRI is refused: NixHash reads it, but content addresses never use it."""
     if ":" not in text:
-        raise FormatError("no algorithm in front of the hash", where=_WHERE)
+        raise FormatError("no algorithm before the hash", where=_WHERE)
     try:
         return NixHash.parse(text)
     except FormatError as error:

@@ -1,7 +1,7 @@
-"""Derivations: what Nix builds, as its ``.drv`` files say it (Nix: src/libstore/derivations.cc, parseDerivation).
+"""Derivations, the ``.drv`` files that describe Nix builds (Nix: src/libstore/derivations.cc, parseDerivation).
 
 A file is one ATerm: ``Derive([outputs],[input derivations],[input sources],"system","builder",[arguments],[environment])``, without
-white space. Nix's newer form ``DrvWithVersion(...)``, of an experimental feature, is not read.
+white space. The newer form ``DrvWithVersion(...)``, which belongs to an experimental feature of Nix, is not supported.
 """
 
 import re
@@ -13,7 +13,7 @@ from narcore.errors import FormatError
 from narcore.formats.names import to_text
 
 SIZE_MAX = 16 << 20
-"""Of a file that is read: the largest known have some 3 MB."""
+"""The size limit of a file in bytes: the largest known files have about 3 MB."""
 
 _STRING = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)"', re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
@@ -25,7 +25,10 @@ T = TypeVar("T")
 
 
 class DerivationOutput(NamedTuple):
-    """``path`` is "" where only the build tells; ``hash_algorithm`` and ``hash`` are "" unless the output is fixed by them."""
+    """An output of a derivation.
+
+    ``path`` is "" if only the build determines it; ``hash_algorithm`` and ``hash`` are "" unless they fix the output.
+    """
 
     name: str
     path: str
@@ -34,7 +37,7 @@ class DerivationOutput(NamedTuple):
 
 
 class Input(NamedTuple):
-    """Another derivation, and which of its outputs are needed."""
+    """Another derivation, and the outputs of it that are needed."""
 
     path: str
     outputs: tuple[str, ...]
@@ -42,7 +45,7 @@ class Input(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """One derivation. Text is UTF-8 with surrogateescape; the environment is in the file's order, which Nix sorts."""
+    """One derivation. Text is UTF-8 with surrogateescape; the environment keeps the order of the file, in which Nix sorts it."""
 
     outputs: tuple[DerivationOutput, ...]
     input_derivations: tuple[Input, ...]
@@ -54,9 +57,9 @@ class Derivation:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Read a ``.drv`` file. FormatError, with the offset, if it is none or has more than SIZE_MAX bytes."""
+        """Read a ``.drv`` file. Raises FormatError, with the offset, if it is invalid or has more than SIZE_MAX bytes."""
         if len(data) > SIZE_MAX:
-            raise FormatError(f"a derivation of more than {SIZE_MAX} bytes")
+            raise FormatError(f"the derivation has more than {SIZE_MAX} bytes")
         reader = _Reader(to_text(data))
         reader.expect("Derive(")
         outputs = reader.list(reader.output)
@@ -77,7 +80,7 @@ class Derivation:
         return cls(outputs, input_derivations, input_sources, system, builder, arguments, environment)
 
     def to_text(self) -> str:
-        """The derivation as Nix writes it."""
+        """Return the derivation as Nix writes it."""
         parts = (
             _list(_tuple(*map(_quoted, output)) for output in self.outputs),
             _list(_tuple(_quoted(path), _list(map(_quoted, names))) for path, names in self.input_derivations),
@@ -91,7 +94,7 @@ class Derivation:
 
 
 class _Reader:
-    """The text, and how far it is read."""
+    """The text of a file, and the position up to which it has been read."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -99,17 +102,17 @@ class _Reader:
 
     def expect(self, literal: str) -> None:
         if not self._text.startswith(literal, self._position):
-            raise FormatError(f"no {literal!r} where one has to be", where=f"offset {self._position}")
+            raise FormatError(f"expected {literal!r}", where=f"offset {self._position}")
         self._position += len(literal)
 
     def expect_end(self) -> None:
         if self._position != len(self._text):
-            raise FormatError("something behind the end", where=f"offset {self._position}")
+            raise FormatError("data after the end", where=f"offset {self._position}")
 
     def string(self) -> str:
         match = _STRING.match(self._text, self._position)
         if match is None:
-            raise FormatError("no string where one has to be", where=f"offset {self._position}")
+            raise FormatError("expected a string", where=f"offset {self._position}")
         self._position = match.end()
         return _ESCAPE.sub(lambda escape: _UNESCAPED.get(escape[1], escape[1]), match[1])
 

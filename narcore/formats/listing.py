@@ -1,10 +1,10 @@
-"""NAR listings: what is in a NAR and at which offset, without its contents (the ``.ls`` files of a binary cache).
+"""NAR listings: the names, types, sizes and offsets of the files in a NAR (the ``.ls`` files of a binary cache).
 
-A listing may hold a million entries, so there is no object an entry: a NarListing is a few columns, and a Node is made
-when one is asked for. An ``.ls`` file is not signed. Hence its offsets are never believed but computed, which takes
-nothing but the tree, and the size of the NAR that comes out has to be the narinfo's.
+A listing may have a million entries, so entries are not stored as objects: a NarListing consists of a few columns, and a Node is
+created on demand. An ``.ls`` file is not signed, so its offsets are computed rather than trusted: they follow from the tree alone.
+The NAR size that results has to equal the narinfo's.
 
-Names and targets are bytes in a NAR and ``str`` here: UTF-8 with surrogateescape, so that any bytes survive.
+Names and targets are bytes in a NAR and ``str`` here: UTF-8 with surrogateescape, which preserves any bytes.
 """
 
 import enum
@@ -22,29 +22,29 @@ from narcore.formats.nar import wire
 from narcore.formats.nar.events import Data, DirectoryEnd, End, NarEvent, Regular, Symlink
 
 NODES_MAX = 2**22
-"""Entries of one listing: ten times what the largest known packages have, and some 200 MB as columns."""
+"""The limit of entries in one listing: ten times as many as the largest known packages have; about 200 MB as columns."""
 
 MEMORY_MAX = 160 << 20
-"""Bytes of memory that reading an ``.ls`` file may take, reckoned on the safe side: it really takes 100 MiB at most."""
+"""How many bytes of memory reading an ``.ls`` file may take. The estimate is conservative: actual use is at most 100 MiB."""
 
 _JSON_CHUNK = 64 * 1024
 
-# How many bytes of a NAR lie where, for an entry in a directory: its name and contents, padded, come on top.
+# The sizes of the fixed parts of a directory entry in a NAR; the padded name and contents come in addition.
 _HEAD = len(wire.ENTRY) + 8 + len(wire.NODE)
 _REGULAR = len(wire.REGULAR) + 8
 _EXECUTABLE = len(wire.EXECUTABLE) + 8
 _SYMLINK = len(wire.SYMLINK) + 8
 _DIRECTORY = len(wire.DIRECTORY)
 _CLOSE = len(wire.CLOSE_ENTRY)
-# The root is counted as if it were an entry with an empty name; this is how far off that is before and behind it.
+# The root is counted as if it were an entry with an empty name; these are the differences before and after it.
 _BEFORE_ROOT = len(wire.ROOT) - _HEAD
-_BEHIND_ROOT = len(wire.CLOSE) - _CLOSE
+_AFTER_ROOT = len(wire.CLOSE) - _CLOSE
 
 _CONTENTS = wire.token(b"contents")
 
 
 class Kind(enum.StrEnum):
-    """The type of a node, by its name in listings."""
+    """The type of a node, as listings name it."""
 
     REGULAR = "regular"
     DIRECTORY = "directory"
@@ -57,10 +57,10 @@ _KINDS = (Kind.REGULAR, Kind.REGULAR, Kind.DIRECTORY, Kind.SYMLINK)
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node of a listing. What does not apply to its kind is 0, False or "".
+    """One node of a listing. Fields that don't apply to its kind are 0, False or "".
 
-    ``name`` is "" for the root. ``size`` and ``nar_offset`` are bytes: the contents of a regular file are those of the
-    NAR from ``nar_offset`` to ``nar_offset + size``. ``index`` is its place in its own listing.
+    ``name`` is "" for the root. ``size`` and ``nar_offset`` are in bytes: the contents of a regular file are the bytes of the
+    NAR from ``nar_offset`` to ``nar_offset + size``. ``index`` is the node's row in its listing.
     """
 
     index: int
@@ -73,57 +73,56 @@ class Node:
 
 
 class _Columns:
-    """The nodes in the order of the NAR, a row each; 25 bytes a row, besides names and targets."""
+    """The nodes in NAR order, one row each; 25 bytes per row, plus names and targets."""
 
     __slots__ = ("children", "kinds", "name_ends", "names", "sizes", "starts", "targets")
 
     def __init__(self) -> None:
         self.kinds = bytearray()
-        self.names = bytearray()  # all of them, end to end
+        self.names = bytearray()  # all names, concatenated
         self.name_ends = array("I")
-        self.sizes = array("Q")  # of contents in bytes; of a directory in entries; of a target in bytes
-        self.starts = array(
-            "Q"
-        )  # of contents in the NAR; of a directory's entries in ``children``; of a target in ``targets``
-        self.children = array("I")  # rows; those of one directory stand together, in byte order of their names
+        self.sizes = array("Q")  # a file's contents in bytes; a directory's number of entries; a target in bytes
+        # The offset of a file's contents in the NAR; of a directory's entries in ``children``; of a target in ``targets``.
+        self.starts = array("Q")
+        self.children = array("I")  # rows; the entries of a directory are adjacent, in byte order of their names
         self.targets = bytearray()
 
 
 class NarListing:
-    """The tree in a NAR of ``nar_size`` bytes; ``len()`` is the number of its nodes, the root included."""
+    """The tree in a NAR of ``nar_size`` bytes; ``len()`` is the number of its nodes, including the root."""
 
     __slots__ = ("_columns", "_sums", "nar_size")
 
     def __init__(self, columns: _Columns, nar_size: int) -> None:
         self._columns = columns
-        self._sums: array[int] | None = (
-            None  # of the contents up to each row, that one left out; made when it is asked for
-        )
+        # For each row, the size of all file contents before it; computed on demand.
+        self._sums: array[int] | None = None
         self.nar_size = nar_size
 
     @classmethod
     def parse(cls, data: bytes, *, nar_size: int) -> "NarListing":
-        """Read an ``.ls`` file, already decompressed, that is said to be of a NAR of ``nar_size`` bytes.
+        """Read a decompressed ``.ls`` file for a NAR of ``nar_size`` bytes.
 
-        ListingError: it breaks the format or a NAR's rules, is not complete, does not fit ``nar_size`` or its own offsets,
-        or reading it would take more memory than that of some 200,000 entries does: the NAR itself can be read in little.
+        Raises ListingError if the file breaks the format or a rule of NARs, is not complete, does not match ``nar_size`` or its own
+        offsets, or if reading it would take more memory than a listing of about 200,000 entries. (Reading the NAR itself takes
+        little memory.)
         """
         if listing_json.memory_needed(data) > MEMORY_MAX:
-            raise ListingError("it takes too much memory to be read")
+            raise ListingError("reading the listing would take too much memory")
         listing = cls.from_events(listing_json.events(data))
         if listing.nar_size != nar_size:
-            raise ListingError(f"the listing is of a NAR of {listing.nar_size} bytes, and this one has {nar_size}")
+            raise ListingError(f"the listing describes a NAR of {listing.nar_size} bytes instead of {nar_size}")
         return listing
 
     @classmethod
     def from_events(cls, events: Iterable[NarEvent]) -> "NarListing":
-        """The listing of a NAR whose events these are; see `ListingBuilder`."""
+        """Return the listing of the NAR with these events; see `ListingBuilder`."""
         builder = ListingBuilder()
         builder.add_all(events)
         return builder.finish()
 
     def __eq__(self, other: object) -> bool:
-        """Whether both are of the same tree, to the last name, size and target."""
+        """Whether both describe the same tree, including all names, sizes and targets."""
         if not isinstance(other, NarListing):
             return NotImplemented
         return self.nar_size == other.nar_size and all(
@@ -137,7 +136,7 @@ class NarListing:
 
     @property
     def nbytes(self) -> int:
-        """About how many bytes of memory this listing takes."""
+        """The approximate memory use of this listing in bytes."""
         columns = self._columns
         of_sums: int = self._sums.__sizeof__() if self._sums is not None else 0
         of_columns: int = sum(getattr(columns, name).__sizeof__() for name in columns.__slots__)
@@ -145,19 +144,19 @@ class NarListing:
 
     @property
     def root(self) -> Node:
-        """The node that the store path itself is."""
+        """The node of the store path itself."""
         return self._node(0)
 
     def node(self, index: int) -> Node:
-        """The node with that ``index``. Raises IndexError if there are not so many."""
+        """Return the node with that ``index``. Raises IndexError if the listing has no such node."""
         if not 0 <= index < len(self):
             raise IndexError(f"no node {index} in a listing of {len(self)}")
         return self._node(index)
 
     def contents(self, index: int) -> tuple[int, int] | None:
-        """Where the contents of the node with that ``index`` begin in the NAR, and their length; None if it is no regular file.
+        """Return the NAR offset and the length of the contents of node ``index``; None if it is not a regular file.
 
-        As in `node`, but quicker than that. Raises IndexError.
+        Faster than `node`. Raises IndexError if the listing has no such node.
         """
         columns = self._columns
         if not 0 <= index < len(columns.kinds):
@@ -165,30 +164,30 @@ class NarListing:
         return (columns.starts[index], columns.sizes[index]) if columns.kinds[index] < _DIRECTORY_NODE else None
 
     def children(self, node: Node, start: int = 0) -> Iterator[Node]:
-        """The entries of a directory in byte order of their names, from the ``start``-th on; nothing for other nodes."""
+        """Yield the entries of a directory in byte order of their names, starting with entry ``start``; nothing for other nodes."""
         return map(self._node, map(self._columns.children.__getitem__, self._places(node.index)[start:]))
 
     def child(self, node: Node, name: str) -> Node | None:
-        """The entry of that name, or None; also if ``node`` is no directory, or no NAR can hold such a name."""
+        """Return the entry with that name; None if there is none, ``node`` is not a directory, or the name is invalid in a NAR."""
         try:
-            wanted = to_bytes(name)
+            raw_name = to_bytes(name)
         except UnicodeEncodeError:
             return None
         rows, places = self._columns.children, self._places(node.index)
-        place = bisect_left(rows, wanted, places.start, places.stop, key=self._raw_name)
-        if place == places.stop or self._raw_name(rows[place]) != wanted:
+        place = bisect_left(rows, raw_name, places.start, places.stop, key=self._raw_name)
+        if place == places.stop or self._raw_name(rows[place]) != raw_name:
             return None
         return self._node(rows[place])
 
     def count(self, node: Node) -> int:
-        """How many entries a directory has; 0 for other nodes."""
+        """Return the number of entries of a directory; 0 for other nodes."""
         return len(self._places(node.index))
 
     def total_size(self, node: Node) -> int:
-        """The bytes of all regular files at the node and below it.
+        """Return the total size in bytes of all regular files at the node and below it.
 
-        A subtree's rows stand together, so this is a difference of two sums. The first call for a listing makes those:
-        8 bytes a row, and some 5 ms for 100,000.
+        The rows of a subtree are adjacent, so the result is a difference of two sums. The first call on a listing computes the
+        sums, which take 8 bytes per row, and about 5 ms for 100,000 rows.
         """
         sums = self._sums
         if sums is None:
@@ -200,18 +199,18 @@ class NarListing:
         return sums[self._last_row(node.index) + 1] - sums[node.index]
 
     def _last_row(self, row: int) -> int:
-        """The last row of the subtree that begins at ``row``: its last entry's last entry, and so on down."""
+        """Return the last row of the subtree that begins at ``row``: the last entry of its last entry, and so on."""
         columns = self._columns
         while columns.kinds[row] == _DIRECTORY_NODE and columns.sizes[row]:
             row = columns.children[columns.starts[row] + columns.sizes[row] - 1]
         return row
 
     def json_chunks(self, node: Node | None = None, recursive: bool = True) -> Iterator[bytes]:
-        """The ``.ls`` file of a node (the root if None) and what is below it, in chunks of some 64 KiB.
+        """Yield the ``.ls`` file of a node (the root if None) and everything below it, in chunks of about 64 KiB.
 
-        Not recursive: one level, with child directories as ``{"type":"directory"}``. The order of fields is Nix's;
-        bytes that are no UTF-8 become ``\\udc80`` to ``\\udcff``. Offsets are those in the whole NAR, so `parse` reads
-        back only the recursive listing of the root.
+        If not recursive, it contains one level, with child directories as ``{"type":"directory"}``. The order of fields is Nix's;
+        bytes that are not UTF-8 become ``\\udc80`` to ``\\udcff``. Offsets are relative to the whole NAR, so `parse` reads only
+        the recursive listing of the root.
         """
         parts: list[str] = []
         size = 0
@@ -248,7 +247,7 @@ class NarListing:
         yield "}"
 
     def _json_head(self, row: int) -> str:
-        """A node as JSON; of a directory what stands in front of its entries."""
+        """Return a node as JSON; for a directory, the part before its entries."""
         columns = self._columns
         kind = columns.kinds[row]
         if kind == _DIRECTORY_NODE:
@@ -280,7 +279,7 @@ class NarListing:
         return to_text(self._columns.targets[start : start + self._columns.sizes[row]])
 
     def _places(self, row: int) -> range:
-        """Where the entries of a node stand in ``children``."""
+        """Return the positions of a node's entries in ``children``."""
         columns = self._columns
         if columns.kinds[row] != _DIRECTORY_NODE:
             return range(0)
@@ -292,11 +291,11 @@ class NarListing:
 
 
 class ListingBuilder:
-    """Makes a listing of the events of one NAR, while they come.
+    """Builds a listing from the events of one NAR while they arrive.
 
-    The events must be valid in themselves and in order, as NarParser gives them and NarWriter demands them. Data may
-    lack, and so may End and a Regular's ``nar_offset`` (0): they are computed, and checked where they are there. Any
-    ListingError leaves the builder useless.
+    The events must be valid and in order, as NarParser produces them and NarWriter requires them. Data, End and a Regular's
+    ``nar_offset`` (0) may be missing: sizes and offsets are computed, and compared with those given. Don't use the builder after a
+    ListingError.
     """
 
     __slots__ = ("_columns", "_open", "_position", "_siblings")
@@ -304,25 +303,24 @@ class ListingBuilder:
     def __init__(self) -> None:
         self._columns = _Columns()
         self._position = _BEFORE_ROOT  # in the NAR
-        self._siblings = array(
-            "I"
-        )  # the rows of the entries so far, of the directory that is open; outermost: the root's
-        self._open: list[tuple[int, array[int]]] = []  # for each open directory its row, and the siblings around it
+        # The rows of the entries so far of the current directory; outside of any directory: the row of the root.
+        self._siblings = array("I")
+        self._open: list[tuple[int, array[int]]] = []  # for each open directory, its row and the siblings before it
 
     def add(self, event: NarEvent) -> None:
-        """Take one event; `add_all` is faster for many."""
+        """Add one event; `add_all` is faster for several events."""
         self.add_all((event,))
 
     def add_all(self, events: Iterable[NarEvent]) -> None:
-        """Take the next events, any number of them."""
+        """Add the next events, any number of them."""
         try:
             self._add_all(events)
         except OverflowError as error:
             raise ListingError("a size or an offset is out of bounds") from error
 
     def _add_all(self, events: Iterable[NarEvent]) -> None:
-        # One loop over local names, and long for that: a NAR may have hundreds of thousands of entries, and this runs
-        # for each of them, beside the parser and the hashing.
+        # One long loop over local names, for speed: a NAR may have hundreds of thousands of entries, and this loop runs for each of
+        # them, in addition to parsing and hashing.
         columns, siblings, position = self._columns, self._siblings, self._position
         kinds, names, name_ends = columns.kinds, columns.names, columns.name_ends
         sizes, starts = columns.sizes, columns.starts
@@ -370,9 +368,9 @@ class ListingBuilder:
         self._siblings, self._position = siblings, position
 
     def _close(self, entries: "array[int]") -> "array[int]":
-        """End the innermost directory, which has ``entries``; gives its siblings."""
+        """End the innermost directory, which has ``entries``; return its siblings."""
         if not self._open:
-            raise ListingError("a directory ends that never began")
+            raise ListingError("a directory ends that did not begin")
         columns = self._columns
         row, siblings = self._open.pop()
         columns.sizes[row] = len(entries)
@@ -382,19 +380,19 @@ class ListingBuilder:
 
     @staticmethod
     def _check_end(nar_size: int, position: int) -> None:
-        if nar_size != position + _BEHIND_ROOT:
-            raise ListingError(f"the tree takes {position + _BEHIND_ROOT} bytes of NAR, and not {nar_size}")
+        if nar_size != position + _AFTER_ROOT:
+            raise ListingError(f"the tree takes {position + _AFTER_ROOT} bytes as a NAR instead of {nar_size}")
 
     def finish(self) -> NarListing:
-        """The listing. ListingError if the events so far are not one whole tree."""
+        """Return the listing. Raises ListingError if the events so far are not one complete tree."""
         if self._open or len(self._siblings) != 1:
-            raise ListingError("not one whole tree")
-        return NarListing(self._columns, self._position + _BEHIND_ROOT)
+            raise ListingError("not one complete tree")
+        return NarListing(self._columns, self._position + _AFTER_ROOT)
 
 
 def contents_prefix(node: Node) -> bytes:
-    """What stands in the NAR right in front of the ``nar_offset`` of a regular file: the contents tag and the length.
+    """Return the bytes before the contents of a regular file in the NAR: the contents tag and the length.
 
-    An offset out of an ``.ls`` file is right only if these bytes are there.
+    The offset in an ``.ls`` file is right only if these bytes stand directly before it.
     """
     return _CONTENTS + wire.U64.pack(node.size)

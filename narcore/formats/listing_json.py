@@ -1,12 +1,12 @@
-"""Reading of ``.ls`` files: from JSON to the events of the NAR that it describes.
+"""Parses ``.ls`` files: from JSON to the events of the NAR that a file describes.
 
-``{"version":1,"root":node}``, a node being one of these (Nix: src/libutil/nar-listing.cc); other fields are ignored::
+``{"version":1,"root":node}``, where a node is one of these (Nix: src/libutil/nar-listing.cc); other fields are ignored::
 
     {"type":"regular","size":N,"executable":bool?,"narOffset":N?}
     {"type":"directory","entries":{name:node}}
     {"type":"symlink","target":s}
 
-Bytes that are no UTF-8 may stand there as they are, as Nix 2.8 writes them, or escaped as ``\\udc80`` to ``\\udcff``.
+Bytes that are not UTF-8 may appear unescaped, as Nix 2.8 writes them, or escaped as ``\\udc80`` to ``\\udcff``.
 """
 
 import json
@@ -20,20 +20,21 @@ from narcore.formats.nar.events import Directory, DirectoryEnd, NarEvent, Regula
 
 
 def events(data: bytes) -> Iterator[NarEvent]:
-    """The events of the NAR, in its order and within its rules, without Data and End.
+    """Yield the events of the NAR in NAR order, without Data and End.
 
-    ``nar_offset`` is what the file says, or 0. ListingError if the file breaks the format, is not complete, or is of
-    something that no NAR can hold.
+    ``nar_offset`` is the value in the file, or 0. Raises ListingError if the file breaks the format, is not complete, or
+    describes a tree that a NAR can't contain.
     """
     return _events(_root(data))
 
 
 def memory_needed(data: bytes) -> int:
-    """How many bytes of memory reading the file takes at most, by what stands in it: measured, with all kinds of JSON.
+    """Return the most memory, in bytes, that reading the file can take, estimated from its characters.
 
-    An honest listing takes half of that. Without a look at it, one of 32 MiB could take 900: ``{},{},{},...``
+    The factors were measured with all kinds of JSON. A well-formed listing takes half of the result. Without this check, a file of
+    32 MiB could take 900 MiB: ``{},{},{},...``
     """
-    a_character = 2 if data.isascii() and b"\\" not in data else 12  # one that Latin-1 lacks widens all of its text
+    a_character = 2 if data.isascii() and b"\\" not in data else 12  # one non-Latin-1 character widens the whole string
     counts = (250, b"{"), (80, b"["), (60, b","), (30, b'"')
     return a_character * len(data) + sum(size * data.count(mark) for size, mark in counts)
 
@@ -43,7 +44,7 @@ def _root(data: bytes) -> object:
     try:
         listing = json.loads(to_text(data))
     except (ValueError, RecursionError) as error:  # ValueError also for integers of thousands of digits
-        raise ListingError("not JSON that can be read") from error
+        raise ListingError("invalid JSON") from error
     if not isinstance(listing, dict):
         raise ListingError("not a JSON object")
     version = listing.get("version")
@@ -53,12 +54,12 @@ def _root(data: bytes) -> object:
 
 
 def _events(root: object) -> Iterator[NarEvent]:
-    # Without recursion: how deep it goes is up to whoever wrote the file.
+    # Not recursive, because the author of the file decides how deep it is nested.
     pending: list[Iterator[tuple[bytes, object]]] = [iter([(b"", root)])]
     while pending:
         for name, node in pending[-1]:
             if not isinstance(node, dict):
-                raise ListingError("a node that is no JSON object", where=shown(name))
+                raise ListingError("a node is not a JSON object", where=shown(name))
             kind = node.get("type")
             if kind == "regular":
                 yield _regular(name, node)
@@ -69,7 +70,7 @@ def _events(root: object) -> Iterator[NarEvent]:
                 pending.append(_entries(name, node.get("entries"), len(pending)))
                 break
             else:
-                raise ListingError("no type, or an unknown one", where=shown(name))
+                raise ListingError("missing or unknown type", where=shown(name))
         else:
             pending.pop()
             if pending:
@@ -78,14 +79,14 @@ def _events(root: object) -> Iterator[NarEvent]:
 
 def _regular(name: bytes, node: dict[str, object]) -> Regular:
     size, executable, nar_offset = node.get("size"), node.get("executable", False), node.get("narOffset")
-    if type(size) is not int or not 0 <= size <= wire.SIZE_MAX:  # not isinstance: True is an int as well
-        raise ListingError("no size, or a bad one", where=shown(name))
+    if type(size) is not int or not 0 <= size <= wire.SIZE_MAX:  # isinstance would accept True as an int
+        raise ListingError("missing or invalid size", where=shown(name))
     if not isinstance(executable, bool):
         raise ListingError("executable is not true or false", where=shown(name))
     if nar_offset is None:
         return Regular(name, executable, size)
     if type(nar_offset) is not int or nar_offset <= 0:
-        raise ListingError("a bad narOffset", where=shown(name))
+        raise ListingError("invalid narOffset", where=shown(name))
     return Regular(name, executable, size, nar_offset)
 
 
@@ -97,9 +98,9 @@ def _checked_target(name: bytes, target: object) -> bytes:
 
 
 def _entries(name: bytes, entries: object, depth: int) -> Iterator[tuple[bytes, object]]:
-    """The entries of the directory ``name``, which are at ``depth``, as a NAR has them: bytes, in order, checked."""
+    """Return the entries of the directory ``name``, which are at ``depth``: with names as bytes, sorted and checked."""
     if not isinstance(entries, dict):
-        raise ListingError("a directory without entries: the listing is not complete", where=shown(name))
+        raise ListingError("a directory has no entries field: the listing is not complete", where=shown(name))
     if entries and depth > wire.DEPTH_MAX:
         raise ListingError(f"nested deeper than {wire.DEPTH_MAX}", where=shown(name))
     members = sorted(((_encoded(key, name), node) for key, node in entries.items()), key=itemgetter(0))
@@ -113,13 +114,13 @@ def _entries(name: bytes, entries: object, depth: int) -> Iterator[tuple[bytes, 
 
 def _encoded(text: object, name: bytes) -> bytes:
     if not isinstance(text, str):
-        raise ListingError("no target, or a bad one", where=shown(name))
+        raise ListingError("missing or invalid target", where=shown(name))
     try:
         return to_bytes(text)
-    except UnicodeEncodeError as error:  # an escaped surrogate that stands for no byte
-        raise ListingError("text that stands for no bytes", where=shown(name)) from error
+    except UnicodeEncodeError as error:  # an escaped surrogate outside of \udc80 to \udcff
+        raise ListingError("the text can't be encoded as bytes", where=shown(name)) from error
 
 
 def shown(name: bytes) -> str:
-    """A node for a message, by its own name: its whole path would have to be kept for that."""
+    """Return the name of a node for a message: its full path is not tracked."""
     return f"entry {name!r}" if name else "root"

@@ -1,8 +1,8 @@
-"""narinfos: what a binary cache knows of one store path (Nix: src/libstore/nar-info.cc).
+"""narinfos: what a binary cache publishes about one store path (Nix: src/libstore/nar-info.cc).
 
-Lines of ``Key: value``. Caches differ from what Nix writes today: what is odd but clear is read and noted as a
-``Quirk``, what is wrong is refused. Only StorePath, NarHash, NarSize and References are signed; the rest is the cache's
-word alone.
+A narinfo has lines of ``Key: value``. Not every cache writes them as Nix does today: unusual but unambiguous input is accepted and
+recorded as a ``Quirk``, invalid input is refused. Only StorePath, NarHash, NarSize and References are signed; the other fields are
+not authenticated.
 """
 
 import enum
@@ -17,7 +17,7 @@ from narcore.formats.nixhash import NixHash, Notation, notation_of
 from narcore.formats.signature import PublicKey, Signature
 from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath, is_base_name
 
-LINES_MAX = 1000  # Nix writes ten or so; only Sig repeats by design
+LINES_MAX = 1000  # Nix writes about ten; only Sig may be repeated
 REFERENCES_MAX = 50_000
 SIZE_MAX = 2**63 - 1
 
@@ -26,33 +26,33 @@ _SIZE = re.compile(r"[0-9]{1,19}")  # as many digits as SIZE_MAX has
 _SINGLE = frozenset(
     ("StorePath", "URL", "Compression", "FileHash", "FileSize", "NarHash", "NarSize", "Deriver", "System")
 )
-_ONCE = frozenset(("References", "CA"))  # Nix refuses a second one; of the others it takes the last
+_ONCE = frozenset(("References", "CA"))  # Nix refuses a second line; of repeated other fields it takes the last
 _KNOWN = _SINGLE | _ONCE | {"Sig"}
 
 
 class Quirk(enum.Flag):
-    """What was odd in a narinfo, and read all the same."""
+    """Unusual properties of a narinfo that was accepted."""
 
     NONE = 0
     NO_REFERENCES = enum.auto()
-    """There is no References line: taken as none."""
+    """There is no References line; it counts as empty."""
     NO_COMPRESSION = enum.auto()
-    """Compression is absent or empty: that means bzip2."""
+    """Compression is missing or empty, which means bzip2."""
     HEX_HASH = enum.auto()
     BASE64_HASH = enum.auto()
     SRI_HASH = enum.auto()
     UNKNOWN_DERIVER = enum.auto()
-    """``Deriver: unknown-deriver``: none."""
+    """``Deriver: unknown-deriver``, which means that there is none."""
     SYSTEM = enum.auto()
     """The legacy field System."""
     UNKNOWN_FIELD = enum.auto()
-    """A field that Nix does not know: ignored."""
+    """A field that Nix does not know; it is ignored."""
     REPEATED_FIELD = enum.auto()
-    """A field that should stand once: the last counts."""
+    """A field that should appear once; the last line counts."""
     UNSORTED_REFERENCES = enum.auto()
-    """References not in order, or with repetitions; the fingerprint sorts them."""
+    """The references are not sorted or contain duplicates; the fingerprint sorts them."""
     UNREADABLE_SIGNATURE = enum.auto()
-    """A Sig that is not an Ed25519 signature, maybe of a kind to come: left out, since it can't vouch for anything."""
+    """A Sig that is not an Ed25519 signature, possibly of a future kind; it is ignored because it can't be verified."""
 
 
 _NOTATION_QUIRKS = {
@@ -65,10 +65,10 @@ _NOTATION_QUIRKS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NarInfo:
-    """One narinfo. NarInfoError on construction if a value can't be written into one.
+    """One narinfo. Raises NarInfoError on construction if a value can't be written to a narinfo.
 
-    ``url`` is as listed: relative to the cache or absolute, percent-encoded. ``nar_hash`` is a sha256. ``nar_size`` and
-    ``file_size`` are bytes. ``references`` are base names in the order listed. ``quirks`` take no part in comparisons.
+    ``url`` is unchanged: relative to the cache or absolute, percent-encoded. ``nar_hash`` is a sha256. ``nar_size`` and
+    ``file_size`` are in bytes. ``references`` are base names in the order of the file. Comparisons ignore ``quirks``.
     """
 
     store_path: StorePath
@@ -104,20 +104,20 @@ class NarInfo:
 
     @classmethod
     def parse(cls, data: bytes, store_dir: str = DEFAULT_STORE_DIR) -> Self:
-        """Read a narinfo. NarInfoError if it breaks the format; how large ``data`` may be is the caller's to limit.
+        """Read a narinfo. Raises NarInfoError if it breaks the format.
 
-        That it is about the store path that was asked for is not checked here.
+        The caller limits the size of ``data``, and checks that the narinfo describes the store path that it requested.
         """
         fields = _Fields(_decode(data))
         file_hash = fields.last("FileHash")
-        return cls(  # ``quirks`` has to stand last: reading the others fills it
+        return cls(  # ``quirks`` has to be last: reading the other fields fills it
             store_path=_store_path(fields.required("StorePath"), store_dir),
             url=fields.required("URL"),
             compression=fields.compression(),
             nar_hash=fields.hash("NarHash", fields.required("NarHash")),
             nar_size=_size("NarSize", fields.required("NarSize")),
             file_hash=None if file_hash is None else fields.hash("FileHash", file_hash),
-            file_size=_size("FileSize", fields.last("FileSize") or "0") or None,  # 0 is Nix's "not known"
+            file_size=_size("FileSize", fields.last("FileSize") or "0") or None,  # 0 means unknown in Nix
             references=fields.references(),
             deriver=fields.deriver(),
             system=fields.system(),
@@ -127,7 +127,7 @@ class NarInfo:
         )
 
     def to_text(self) -> str:
-        """The narinfo as Nix writes it, with System, which Nix no longer writes, behind Deriver."""
+        """Return the narinfo as Nix writes it, plus System, which Nix no longer writes, after Deriver."""
         lines = [f"StorePath: {self.store_path}", f"URL: {self.url}", f"Compression: {self.compression}"]
         if self.file_hash is not None:
             lines.append(f"FileHash: {self.file_hash.to_nix32()}")
@@ -145,13 +145,13 @@ class NarInfo:
         return "\n".join(lines) + "\n"
 
     def fingerprint(self) -> bytes:
-        """The bytes that a signature of this narinfo signs (Nix: src/libstore/path-info.cc, fingerprint)."""
+        """Return the bytes that a signature of this narinfo signs (Nix: src/libstore/path-info.cc, fingerprint)."""
         store_dir = self.store_path.store_dir
         references = ",".join(f"{store_dir}/{reference}" for reference in sorted(set(self.references)))
         return f"1;{self.store_path};{self.nar_hash.to_nix32()};{self.nar_size};{references}".encode()
 
     def signed_by(self, keys: Iterable[PublicKey]) -> PublicKey | None:
-        """The first of ``keys`` that made one of the signatures, or None."""
+        """Return the first of ``keys`` that made one of the signatures; None if there is none."""
         fingerprint = self.fingerprint()
         for key in keys:
             if any(key.verify(fingerprint, signature) for signature in self.signatures):
@@ -167,7 +167,7 @@ class _Fields:
         self._values: dict[str, list[str]] = {}
         lines = text.split("\n")
         if lines.pop():
-            raise NarInfoError("the last line has no end: cut off, or no narinfo", where=f"line {len(lines) + 1}")
+            raise NarInfoError("the last line has no end: truncated, or not a narinfo", where=f"line {len(lines) + 1}")
         if len(lines) > LINES_MAX:
             raise NarInfoError(f"more than {LINES_MAX} lines")
         for number, line in enumerate(lines, 1):
@@ -186,7 +186,7 @@ class _Fields:
     def _count(self) -> None:
         for key, values in self._values.items():
             if len(values) > 1 and key in _ONCE:
-                raise NarInfoError("stands there twice", where=f"field {key}")
+                raise NarInfoError("appears twice", where=f"field {key}")
             if len(values) > 1 and key in _SINGLE:
                 self.quirks |= Quirk.REPEATED_FIELD
 
@@ -274,12 +274,12 @@ def _check_size(key: str, size: int) -> None:
 
 def _check_text(key: str, value: str | None) -> None:
     if value is not None and (not value or _CONTROL.search(value)):
-        raise NarInfoError("empty, or with a control character in it", where=f"field {key}")
+        raise NarInfoError("empty, or contains a control character", where=f"field {key}")
 
 
 def _check_references(references: tuple[str, ...]) -> None:
     if len(references) > REFERENCES_MAX:
-        raise NarInfoError(f"more than {REFERENCES_MAX}", where="field References")
+        raise NarInfoError(f"more than {REFERENCES_MAX} references", where="field References")
     for reference in references:
         if not is_base_name(reference):
             raise NarInfoError(f"{reference[:300]!r} is not a store path's name", where="field References")

@@ -1,6 +1,7 @@
-"""narinfos as JSON, with the names that ``nix path-info --json`` has (Nix: src/libstore/path-info.cc, toJSON).
+"""narinfos as JSON, with the field names of ``nix path-info --json`` (Nix: src/libstore/path-info.cc, toJSON).
 
-Hashes are in base 32 and paths are whole, as Nix 2.3 to 2.18 write them. What is not known is left out; ``compression`` is ours.
+Hashes are in base 32 and paths are full paths, as Nix 2.3 to 2.18 write them. Unknown values are omitted; ``compression`` is an
+additional field.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from narcore.formats.storepath import StorePath
 
 
 def to_json(narinfo: NarInfo) -> dict[str, object]:
-    """What json.dumps takes."""
+    """Return the narinfo as an object for json.dumps."""
     store_dir = narinfo.store_path.store_dir
     fields: dict[str, object | None] = {
         "path": str(narinfo.store_path),
@@ -32,7 +33,7 @@ def to_json(narinfo: NarInfo) -> dict[str, object]:
 
 
 def from_json(fields: object) -> NarInfo:
-    """The narinfo that `to_json` has written: what json.loads gives. NarInfoError for anything else."""
+    """Read the object that `to_json` returned, after json.loads. Raises NarInfoError for anything else."""
     if not isinstance(fields, dict):
         raise NarInfoError("not an object")
     try:
@@ -61,6 +62,6 @@ def _read(fields: dict[str, Any]) -> NarInfo:
 
 
 def _integer(value: object) -> int:
-    if type(value) is not int:  # JSON has fractions and truth values, too
+    if type(value) is not int:  # excludes JSON's fractions and booleans
         raise TypeError(f"not an integer: {value!r}")
     return value

@@ -1,6 +1,6 @@
-"""A hash with its algorithm, in each notation that Nix reads (Nix: src/libutil/hash.cc).
+"""A hash with its algorithm, in every notation that Nix reads (Nix: src/libutil/hash.cc).
 
-``sha256:`` and then base 16, nix base 32 or base 64, told apart by their length; or SRI, ``sha256-`` and base 64.
+These are ``sha256:`` followed by base 16, nix base 32 or base 64, which differ in length; and SRI, ``sha256-`` and base 64.
 """
 
 import binascii
@@ -16,7 +16,7 @@ DIGEST_SIZES = {"md5": 16, "sha1": 20, "sha256": 32, "sha512": 64}
 
 
 class Notation(enum.Enum):
-    """How a hash is written."""
+    """A notation of hashes."""
 
     HEX = "hex"
     NIX32 = "nix32"
@@ -26,18 +26,18 @@ class Notation(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class NixHash:
-    """``algorithm`` is one of md5, sha1, sha256, sha512; ``digest`` has that algorithm's size. HashError otherwise."""
+    """A hash. ``algorithm`` is md5, sha1, sha256 or sha512; raises HashError if ``digest`` does not have its size in bytes."""
 
     algorithm: str
     digest: bytes
 
     def __post_init__(self) -> None:
         if len(self.digest) != _digest_size(self.algorithm):
-            raise HashError(f"{self.algorithm} has no digest of {len(self.digest)} bytes")
+            raise HashError(f"a digest of {self.algorithm} does not have {len(self.digest)} bytes")
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read any notation. HashError if it is none."""
+        """Read any notation. Raises HashError if ``text`` is not a hash."""
         algorithm, notation, digits = _split(text)
         return cls(algorithm, _DECODERS[notation](digits))
 
@@ -45,21 +45,21 @@ class NixHash:
         return self.to_nix32()
 
     def to_nix32(self) -> str:
-        """``sha256:<nix base 32>``, as Nix writes narinfos."""
+        """Return ``sha256:<nix base 32>``, as in narinfos."""
         return f"{self.algorithm}:{self.nix32}"
 
     def to_sri(self) -> str:
-        """``sha256-<base 64>``, the notation of W3C Subresource Integrity."""
+        """Return ``sha256-<base 64>``, the notation of W3C Subresource Integrity."""
         return f"{self.algorithm}-{b64encode(self.digest).decode('ascii')}"
 
     @property
     def nix32(self) -> str:
-        """The digits alone."""
+        """The digits without the algorithm."""
         return nixbase32.encode(self.digest)
 
 
 def notation_of(text: str) -> Notation:
-    """The notation of ``text``, judged by its prefix and length. HashError if it can be none."""
+    """Return the notation of ``text``, judged by its prefix and length. Raises HashError if it has none."""
     return _split(text)[1]
 
 
@@ -71,16 +71,16 @@ def _digest_size(algorithm: str) -> int:
 
 
 def _split(text: str) -> tuple[str, Notation, str]:
-    """Algorithm, notation and digits. The digits have the right number, but nothing else about them is checked."""
+    """Split into algorithm, notation and digits. The number of digits is checked, but not the digits themselves."""
     algorithm, colon, digits = text.partition(":")
     if not colon:
         algorithm, dash, digits = text.partition("-")
         if not dash:
-            raise HashError("not a hash: no algorithm in front")
+            raise HashError("not a hash: it has no algorithm")
     lengths = _lengths(_digest_size(algorithm))
     notation = lengths.get(len(digits))
     if notation is None or not (colon or notation is Notation.BASE64):
-        raise HashError(f"not a hash: {algorithm} is not written with {len(digits)} characters")
+        raise HashError(f"not a hash: {len(digits)} characters are no notation of {algorithm}")
     return algorithm, notation if colon else Notation.SRI, digits
 
 
@@ -94,16 +94,16 @@ def _lengths(size: int) -> dict[int, Notation]:
 
 def _decode_hex(digits: str) -> bytes:
     try:
-        return binascii.unhexlify(digits)  # unlike bytes.fromhex it does not skip white space
+        return binascii.unhexlify(digits)  # bytes.fromhex would skip white space
     except ValueError as error:
-        raise HashError("not a hash: bad base 16") from error
+        raise HashError("not a hash: invalid base 16") from error
 
 
 def _decode_base64(digits: str) -> bytes:
     try:
         return b64decode(digits, validate=True)
     except ValueError as error:
-        raise HashError("not a hash: bad base 64") from error
+        raise HashError("not a hash: invalid base 64") from error
 
 
 _DECODERS = {

@@ -1,7 +1,7 @@
 """Ed25519 signatures and keys, ``name:base64``, as in narinfos and nix.conf (Nix: src/libutil/signature/local-keys.cc).
 
-The name only says which key is meant: names compare exactly, and a key is trusted for what it is, not for its name.
-``cryptography`` is imported at first use: a server that trusts every cache never loads it.
+The name only selects the key: names are compared exactly, and trust depends on the key itself, not on its name.
+``cryptography`` is imported at first use, so a server that trusts every cache never loads it.
 """
 
 import re
@@ -12,10 +12,10 @@ from typing import Self
 from narcore.errors import FormatError
 
 SIGNATURE_SIZE = 64
-KEY_SIZE = 32  # of a public key, and of the seed of a secret one
+KEY_SIZE = 32  # of a public key, and of a secret key's seed
 
-# The y coordinates of the points of small order, in all spellings: with one of these as the key, signatures can be made
-# without any secret. libsodium, and so Nix, refuses them; OpenSSL does not.
+# The y coordinates of the points of small order, in all encodings. If the public key is one of them, anyone can make valid
+# signatures without a secret key. libsodium, and therefore Nix, refuses these keys; OpenSSL does not.
 _P = 2**255 - 19
 _ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
 _WEAK = frozenset((0, 1, _P - 1, _P, _P + 1, _ORDER_8, _P - _ORDER_8))
@@ -26,7 +26,7 @@ _NAME = re.compile(r"[^:\s\x00-\x1f\x7f]+")
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """64 bytes, and the name of the key that is said to have made them. FormatError on construction if it is none."""
+    """A signature of 64 bytes, and the name of the key that made it. Raises FormatError on construction if it is invalid."""
 
     name: str
     sig: bytes
@@ -36,7 +36,7 @@ class Signature:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``name:base64``; FormatError, also for signatures of another kind than Ed25519's size."""
+        """Read ``name:base64``. Raises FormatError if it is invalid or does not have the size of an Ed25519 signature."""
         return cls(*_split(text, "signature"))
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """A key to verify with, 32 bytes. FormatError on construction if it can't be one, or proves nothing."""
+    """A key of 32 bytes to verify signatures. Raises FormatError on construction if it is invalid or weak."""
 
     name: str
     key: bytes
@@ -53,18 +53,18 @@ class PublicKey:
     def __post_init__(self) -> None:
         _check(self.name, self.key, KEY_SIZE, "public key")
         if int.from_bytes(self.key, "little") & ~_SIGN_BIT in _WEAK:
-            raise FormatError("a weak key, whose signatures anyone can make", where="public key")
+            raise FormatError("a weak key: anyone can make signatures for it", where="public key")
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``name:base64``."""
+        """Read ``name:base64``. Raises FormatError if it is invalid."""
         return cls(*_split(text, "public key"))
 
     def __str__(self) -> str:
         return _join(self.name, self.key)
 
     def verify(self, message: bytes, signature: Signature) -> bool:
-        """Whether ``signature`` names this key and is its signature of ``message``."""
+        """Return whether ``signature`` names this key and is its signature of ``message``."""
         if signature.name != self.name:
             return False
         from cryptography.exceptions import InvalidSignature
@@ -79,9 +79,9 @@ class PublicKey:
 
 @dataclass(frozen=True, slots=True)
 class SecretKey:
-    """A key to sign with. FormatError on construction if it can't be one.
+    """A key to sign with. Raises FormatError on construction if it is invalid.
 
-    ``str`` and ``repr`` show its name only, so that it can't slip into a log; ``to_text`` writes it out.
+    ``str`` and ``repr`` show only its name, so that the secret does not end up in a log; ``to_text`` returns the secret.
     """
 
     name: str
@@ -92,33 +92,33 @@ class SecretKey:
 
     @classmethod
     def generate(cls, name: str) -> Self:
-        """A new random key."""
+        """Return a new random key."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
         return cls(name, Ed25519PrivateKey.generate().private_bytes_raw())
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``name:base64`` of the 64 bytes that Nix writes: the seed, then its public key. FormatError."""
+        """Read ``name:base64`` with 64 bytes, as Nix writes it: the seed, then the public key. Raises FormatError if invalid."""
         name, raw = _split(text, "secret key")
         key = cls(name, raw[:KEY_SIZE])
         if raw[KEY_SIZE:] != key.public_key.key:
-            raise FormatError("the public half does not belong to the secret half", where="secret key")
+            raise FormatError("the public key does not match the secret key", where="secret key")
         return key
 
     def to_text(self) -> str:
-        """The secret, in the form that ``parse`` and Nix read."""
+        """Return the secret in the form that ``parse`` and Nix read."""
         return _join(self.name, self.seed + self.public_key.key)
 
     def sign(self, message: bytes) -> Signature:
-        """Sign; the same message always gives the same signature."""
+        """Sign a message. The same message always has the same signature."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
         return Signature(self.name, Ed25519PrivateKey.from_private_bytes(self.seed).sign(message))
 
     @property
     def public_key(self) -> PublicKey:
-        """What others need to verify with."""
+        """The key that verifies the signatures of this key."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
         public = Ed25519PrivateKey.from_private_bytes(self.seed).public_key()
@@ -126,9 +126,9 @@ class SecretKey:
 
 
 def parse_public_keys(text: str) -> tuple[PublicKey, ...]:
-    """Read a list of public keys as ``trusted-public-keys`` of nix.conf has it: separated by white space, or empty.
+    """Read public keys separated by white space, as in ``trusted-public-keys`` of nix.conf; the list may be empty.
 
-    FormatError, which says which key it is about, but not what it holds: it may be a secret one.
+    Raises FormatError, which gives a key's position and name but not its contents, because it may be a secret key.
     """
     return tuple(_listed_key(number, word) for number, word in enumerate(text.split(), 1))
 
@@ -150,12 +150,12 @@ def _split(text: str, where: str) -> tuple[str, bytes]:
     try:
         return name, b64decode(encoded, validate=True)
     except ValueError as error:
-        raise FormatError("bad base 64", where=where) from error
+        raise FormatError("invalid base 64", where=where) from error
 
 
 def _check(name: str, raw: bytes, size: int, where: str) -> None:
     if not _NAME.fullmatch(name):
-        raise FormatError("the name is empty, or has a colon or white space in it", where=where)
+        raise FormatError("the name is empty, or contains a colon or white space", where=where)
     if len(raw) != size:
         raise FormatError(f"{len(raw)} bytes instead of {size}", where=where)
 

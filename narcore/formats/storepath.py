@@ -12,7 +12,7 @@ HASH_PART_LENGTH = 32
 NAME_MAX = 211  # Nix: path.hh, MaxPathLen
 
 _HASH_PART = re.compile(f"[{ALPHABET}]{{{HASH_PART_LENGTH}}}")
-# Not `.` or `..`, and not beginning with `.-` or `..-`: those would look like relative paths (path.cc, checkName).
+# A name is not `.` or `..`, and does not begin with `.-` or `..-`, which would look like relative paths (path.cc, checkName).
 _NAME = re.compile(rf"(?!\.{{1,2}}(?:-|\Z))[0-9A-Za-z+\-._?=]{{1,{NAME_MAX}}}")
 _BASE_NAME = re.compile(f"{_HASH_PART.pattern}-{_NAME.pattern}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -20,7 +20,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 @dataclass(frozen=True, slots=True)
 class StorePath:
-    """A store path, always valid: StorePathError on construction otherwise. ``str()`` gives the full path."""
+    """A valid store path; ``str()`` returns the full path. Raises StorePathError on construction if a part is invalid."""
 
     store_dir: str
     hash_part: str
@@ -29,13 +29,13 @@ class StorePath:
     def __post_init__(self) -> None:
         check_store_dir(self.store_dir)
         if not is_hash_part(self.hash_part):
-            raise StorePathError(f"{_shown(self.hash_part)} is not the hash of a store path")
+            raise StorePathError(f"{_shown(self.hash_part)} is not the hash part of a store path")
         if not _NAME.fullmatch(self.name):
-            raise StorePathError(f"{_shown(self.name)} is not a name that a store path can have")
+            raise StorePathError(f"{_shown(self.name)} is not a valid name of a store path")
 
     @classmethod
     def parse(cls, text: str, store_dir: str = DEFAULT_STORE_DIR) -> Self:
-        """Read a full path, and nothing below it: see ``split_store_path`` for that."""
+        """Read the full path of a store path. Use ``split_store_path`` for paths below it. Raises StorePathError if invalid."""
         prefix = store_dir + "/"
         if not text.startswith(prefix):
             raise StorePathError(f"{_shown(text)} is not in {store_dir}")
@@ -43,14 +43,14 @@ class StorePath:
 
     @classmethod
     def from_base_name(cls, base_name: str, store_dir: str = DEFAULT_STORE_DIR) -> Self:
-        """Read ``<hash>-<name>``."""
+        """Read ``<hash part>-<name>``. Raises StorePathError if it is invalid."""
         if not is_base_name(base_name):
             raise StorePathError(f"{_shown(base_name)} is not a store path")
         return cls(store_dir, base_name[:HASH_PART_LENGTH], base_name[HASH_PART_LENGTH + 1 :])
 
     @property
     def base_name(self) -> str:
-        """``<hash>-<name>``."""
+        """``<hash part>-<name>``."""
         return f"{self.hash_part}-{self.name}"
 
     def __str__(self) -> str:
@@ -58,19 +58,19 @@ class StorePath:
 
 
 def is_hash_part(text: str) -> bool:
-    """Whether ``text`` can be the hash part of a store path: the key by which a binary cache is asked."""
+    """Return whether ``text`` can be a hash part, the key by which a store path is looked up in a binary cache."""
     return _HASH_PART.fullmatch(text) is not None
 
 
 def is_base_name(text: str) -> bool:
-    """Whether ``text`` is a valid ``<hash>-<name>``, without making an object of it: narinfos list thousands."""
+    """Return whether ``text`` is a valid ``<hash part>-<name>``. Creates no StorePath, because narinfos list thousands."""
     return _BASE_NAME.fullmatch(text) is not None
 
 
 def check_store_dir(text: str) -> str:
-    """``text`` itself if it can be a store dir: absolute, not the root, without empty, ``.`` or ``..`` segments.
+    """Return ``text`` if it can be a store dir: absolute, not the root, without empty, ``.`` or ``..`` segments.
 
-    StorePathError otherwise, and for control characters: a store dir ends up in URLs and headers.
+    Raises StorePathError otherwise, and for control characters, because a store dir is used in URLs and headers.
     """
     first, *segments = text.split("/")
     if first or not segments or not {"", ".", ".."}.isdisjoint(segments) or _CONTROL.search(text):
@@ -79,10 +79,10 @@ def check_store_dir(text: str) -> str:
 
 
 def split_store_path(path: str, store_dir: str = DEFAULT_STORE_DIR) -> tuple[StorePath, str]:
-    """Split an absolute path into the store path and what is below it: ``/nix/store/<base name>/x/y`` gives ``x/y``.
+    """Split an absolute path into the store path and the path below it: ``/nix/store/<base name>/x/y`` gives ``x/y``.
 
-    Slashes in front of the base name and behind it may repeat, as in any POSIX path. The rest is given as it stands,
-    ``..`` included: where that leads depends on links. "" if there is none. StorePathError if not below ``store_dir``.
+    Slashes before and after the base name may repeat, as in any POSIX path. The path below is returned unchanged, "" if there is
+    none; ``..`` stays in it, because its meaning depends on links. Raises StorePathError if ``path`` is not below ``store_dir``.
     """
     rest = path
     for segment in store_dir.split("/"):  # the first is "": the path has to be absolute
@@ -95,5 +95,5 @@ def split_store_path(path: str, store_dir: str = DEFAULT_STORE_DIR) -> tuple[Sto
 
 
 def _shown(text: str) -> str:
-    """``text`` for a message: quoted, and short whatever was sent."""
+    """Return ``text`` for a message: quoted, and shortened if it is long."""
     return repr(text if len(text) <= 300 else text[:297] + "...")

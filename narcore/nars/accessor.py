@@ -1,19 +1,22 @@
-"""Random access to a NAR: a listing that says where each file is, and something that gives the bytes there.
+"""Random access to a NAR: a listing, which has the offset of each file, and a function that reads bytes there.
 
-Where those come from (a file on disk, a download under way, a part of a remote file, a stream that is skipped over) is the
-business of whoever made the accessor; nobody above it asks.
+The creator of the accessor decides where the bytes come from (a file on disk, a running download, a range of a remote file, a
+stream that is skipped up to the file). Callers of the accessor need not know.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from narcore.errors import InOtherStorePath, NotADirectory
 from narcore.formats.listing import Kind, NarListing, Node
+from narcore.formats.resolve import Elsewhere, Found, resolve
+from narcore.formats.storepath import StorePath
 
 
 class NarBytes(Protocol):
-    """Some bytes of a NAR, as an iterator to be closed.
+    """Some bytes of a NAR: an iterator that must be closed.
 
-    Exactly ``length`` bytes come, or an error is raised: a short read never ends as if all were there.
+    It yields exactly ``length`` bytes or raises an error; it never ends early without an error.
     """
 
     length: int
@@ -29,28 +32,60 @@ class NarAccessor:
     """The files of one NAR."""
 
     def __init__(
-        self, listing: NarListing, read_node: ReadNode, *, is_verified: bool, is_cached: Callable[[], bool]
+        self,
+        store_path: StorePath,
+        listing: NarListing,
+        read_node: ReadNode,
+        *,
+        is_verified: bool,
+        is_cached: Callable[[], bool],
     ) -> None:
-        """``read_node`` gives bytes of a regular file, from one place in it to another. ``is_verified``: the listing is the
-        NAR's own, and not just what its store says.
+        """Create an accessor. ``read_node`` reads a range of a regular file. ``is_verified``: the listing was made from the
+        verified NAR, not sent by its store.
         """
+        self.store_path = store_path
         self.listing = listing
         self.is_verified = is_verified
         self._read_node = read_node
-        self._at_hand = is_cached
+        self._is_cached = is_cached
 
     @property
     def is_cached(self) -> bool:
-        """Whether the NAR is in the disk cache, complete and verified: reading costs no download."""
-        return self._at_hand()
+        """Whether the NAR is in the disk cache, complete and verified, so that reading needs no download."""
+        return self._is_cached()
 
-    def read(self, node: Node, start: int = 0, stop: int | None = None) -> NarBytes:
-        """Bytes ``start`` to ``stop`` (default: the end) of a regular file. Raises ValueError for a range that it has not."""
+    def node(self, path: str) -> Node:
+        """Return the file or directory at ``path``, relative to the store path; "" is the store path itself. Follows links.
+
+        Raises a PathError: NoSuchNode, NotADirectory, SymlinkLoop, OutsideStore, or InOtherStorePath for a link into another store
+        path.
+        """
+        outcome = resolve(self.listing, self.store_path, path)
+        while not isinstance(outcome, Found):
+            if isinstance(outcome, Elsewhere):
+                raise InOtherStorePath(f"{path!r} leads to {outcome.path}", outcome.path)
+            outcome = resolve(self.listing, self.store_path, outcome.path)
+        return outcome.node
+
+    def children(self, path: str = "") -> Iterator[Node]:
+        """Yield the entries of the directory at ``path``, in the byte order of their names. Raises PathError as `node` does."""
+        directory = self.node(path)
+        if directory.kind is not Kind.DIRECTORY:
+            raise NotADirectory(f"{path!r} is not a directory")
+        yield from self.listing.children(directory)
+
+    def read(self, file: Node | str, start: int = 0, stop: int | None = None) -> NarBytes:
+        """Read bytes ``start`` up to ``stop`` (default: the end) of a regular file, given as a node or as its path.
+
+        The bytes are fetched while the result is iterated over. Raises ValueError for a part that the file does not have,
+        PathError as `node` does. Iterating raises StoreError, CompressionError and IntegrityError.
+        """
+        node = self.node(file) if isinstance(file, str) else file
         stop = node.size if stop is None else stop
         if node.kind is not Kind.REGULAR or not 0 <= start <= stop <= node.size:
             raise ValueError(f"no bytes {start} to {stop} in a {node.kind} of {node.size} bytes")
         return self._read_node(node, start, stop)
 
     def read_span(self, first: Node, last: Node) -> NarBytes:
-        """The NAR from the contents of one file to the end of those of another, behind it in the NAR's order."""
+        """Read the NAR from the contents of one file to the end of the contents of a later one."""
         return self._read_node(first, 0, last.nar_offset + last.size - first.nar_offset)

@@ -1,4 +1,4 @@
-"""From compressed chunks to plain ones, for every name that a narinfo's ``Compression`` may hold and we support."""
+"""Decompression of streams, for each supported value of a narinfo's ``Compression``."""
 
 import bz2
 import functools
@@ -19,7 +19,7 @@ _LZMA = Codec("lzma", functools.partial(LzmaDecoder, lzma.FORMAT_ALONE), (lzma.L
 _BZIP2 = Codec("bzip2", bz2.BZ2Decompressor, (OSError,))
 _LZIP = Codec("lzip", LzipDecoder, (LzipError, lzma.LZMAError))
 
-# Of those with a codec, one that needs a package is made at first use: importing this module stays cheap.
+# A codec that needs a package is created at first use, so that importing this module stays cheap.
 _CODECS: dict[str, Callable[[], Codec]] = {
     "xz": lambda: _XZ,
     "bzip2": lambda: _BZIP2,
@@ -32,21 +32,21 @@ _CODECS: dict[str, Callable[[], Codec]] = {
 
 SUPPORTED = frozenset({"none", "zstd", *_CODECS})
 
-# Names that Nix can write and that no maintained Python package reads.
+# Compressions that Nix can write but that no maintained Python package reads.
 _REFUSED = frozenset({"compress", "grzip", "lrzip", "lzop"})
 
 _MAGICS = ((b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\x00", "xz"), (b"\x1f\x8b", "gzip"), (b"{", "none"))
 
 
 def decompress(name: str, chunks: Iterable[bytes], *, chunk_size: int = CHUNK_SIZE) -> Iterator[bytes]:
-    """Unpack ``chunks`` with the compression ``name`` (as in a narinfo) into chunks of 1 to ``chunk_size`` bytes.
+    """Decompress ``chunks`` with the compression ``name`` (as in a narinfo) into chunks of 1 to ``chunk_size`` bytes.
 
-    Memory is bounded by the window of the stream (at most 64 MiB, more is refused) and a few chunks, whatever the
-    input. Streams, frames or members may follow one another, except for ``br``, which has no such form.
+    Memory is bounded by the window of the stream (streams with more than 64 MiB are refused) and a few chunks, whatever the
+    input. Several streams, frames or members may follow one another, except for ``br``, whose format does not allow it.
 
-    Raises UnknownCompression at once, and from the iterator TruncatedStream where the input ends too early or is empty,
-    and CorruptStream for anything that the codec refuses, trailing bytes included. Not every codec has check sums: only
-    the NAR's hash tells whether the bytes are right. ``chunks`` is closed with the iterator, or when this raises.
+    Raises UnknownCompression immediately. The iterator raises TruncatedStream if the input ends too early or is empty, and
+    CorruptStream if the codec refuses the input, including trailing bytes. Not every codec has checksums: only the NarHash shows
+    that the bytes are right. ``chunks`` is closed together with the iterator, or if this function raises.
     """
     try:
         body = _unpack(name, chunks, chunk_size)
@@ -57,7 +57,7 @@ def decompress(name: str, chunks: Iterable[bytes], *, chunk_size: int = CHUNK_SI
 
 
 def sniff(head: bytes) -> str:
-    """The compression of a NAR listing by its first bytes; what has no magic number is taken for brotli."""
+    """Return the compression of a NAR listing, judged by its first bytes; brotli if there is no magic number."""
     for magic, name in _MAGICS:
         if head.startswith(magic):
             return name
@@ -65,12 +65,12 @@ def sniff(head: bytes) -> str:
 
 
 def unpack_small(packed: bytes, limit: int) -> bytes:
-    """A small file, whatever its encoding: its first bytes tell. Raises CompressionError, also for more than ``limit`` bytes."""
+    """Decompress a small file with the compression that `sniff` finds. Raises CompressionError, also above ``limit`` bytes."""
     unpacked = bytearray()
     for chunk in decompress(sniff(packed[:8]), [packed]):
         unpacked += chunk
         if len(unpacked) > limit:
-            raise CorruptStream(f"a small file of more than {limit} bytes")
+            raise CorruptStream(f"a small file has more than {limit} bytes")
     return bytes(unpacked)
 
 
@@ -82,7 +82,7 @@ def _unpack(name: str, chunks: Iterable[bytes], chunk_size: int) -> Iterator[byt
     if name in _CODECS:
         return unpack_members(_CODECS[name](), chunks, chunk_size)
     fault = "is not supported" if name in _REFUSED else "is unknown"
-    raise UnknownCompression(f"compression {name!r} {fault}; supported are: {', '.join(sorted(SUPPORTED))}")
+    raise UnknownCompression(f"compression {name!r} {fault}; supported: {', '.join(sorted(SUPPORTED))}")
 
 
 def _split(chunks: Iterable[bytes], chunk_size: int) -> Iterator[bytes]:

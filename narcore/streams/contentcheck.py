@@ -1,7 +1,7 @@
-"""Is this what its content address says? A stage of the pipe, behind ``integrity.verified``.
+"""Checks the contents of a NAR against a content address, as a stage after ``integrity.verified``.
 
-Only for paths that are trusted for their address and not for a signature, and of these only where the address is not made of
-the NarHash: ``formats.contentaddress.contents_unproved`` tells.
+It is needed only for paths that are trusted because of their address and not of a signature, and only if the address does not
+follow from the NarHash: see ``formats.contentaddress.contents_unproved``.
 """
 
 import hashlib
@@ -16,27 +16,27 @@ from narcore.formats.nar.parser import NarParser
 from narcore.formats.nixhash import NixHash
 from narcore.streams.integrity import Hasher
 
-SELF_REFERENCES_MAX = 1 << 20  # eight bytes of memory each; the largest real paths have some thousands
+SELF_REFERENCES_MAX = 1 << 20  # eight bytes of memory each; the largest real paths have a few thousand
 
 
 @stage
 def addressed(chunks: Iterable[bytes], address: ContentAddress, *, self_reference: str = "") -> Iterator[bytes]:
-    """Pass the ``chunks`` of a NAR on, and check that what they hold has that ``address``.
+    """Pass on the ``chunks`` of a NAR, and check that its contents have that ``address``.
 
-    ``self_reference`` is the hash part of the store path, if that is among its own references. The last chunk is given out only
-    after the check. Raises HashMismatch, and NarError for what should be a NAR of a single file and is no NAR, or has more
-    self references than can be counted. Holds one chunk, whatever the NAR's size.
+    ``self_reference`` is the hash part of the store path if the path is among its own references. The last chunk is passed on only
+    after the check. Raises HashMismatch if the contents have another hash; raises NarError if a NAR of a single file is expected
+    but the input is not a NAR, or if there are more than SELF_REFERENCES_MAX self references. Holds one chunk, whatever the size.
     """
     hasher = _hasher(address, self_reference)
     previous = b""
-    for chunk in filter(None, chunks):  # an empty chunk must not push out the one that is held back
+    for chunk in filter(None, chunks):  # an empty chunk must not push out the chunk that is held back
         hasher.update(chunk)
         if previous:
             yield previous
         previous = chunk
     actual = NixHash(address.hash.algorithm, hasher.digest())
     if actual != address.hash:
-        raise HashMismatch(f"the contents hash to {actual.to_nix32()}, their address says {address}")
+        raise HashMismatch(f"the contents hash to {actual.to_nix32()}; their address is {address}")
     if previous:
         yield previous
 
@@ -50,9 +50,10 @@ def _hasher(address: ContentAddress, self_reference: str) -> Hasher:
 
 
 class _SingleFile:
-    """Hashes the contents of the one file that a NAR consists of.
+    """Hashes the contents of the file that a NAR consists of.
 
-    HashMismatch for another kind of node, and for an executable: Nix makes none of these, and the hash would not tell.
+    Raises HashMismatch for other kinds of nodes and for executables: Nix never gives them such an address, and the hash does not
+    cover the difference.
     """
 
     def __init__(self, algorithm: str) -> None:
@@ -62,13 +63,13 @@ class _SingleFile:
     def update(self, data: bytes) -> None:
         self._parser.receive_data(data)
         for event in self._parser.events():
-            self._see(event)
+            self._check(event)
 
     def digest(self) -> bytes:
         self._parser.receive_eof()
         return self._hash.digest()
 
-    def _see(self, event: NarEvent) -> None:
+    def _check(self, event: NarEvent) -> None:
         match event:
             case Data(data):
                 self._hash.update(data)
@@ -76,22 +77,22 @@ class _SingleFile:
                 pass
             case _:
                 raise HashMismatch(
-                    "the address is of a regular file that is not executable, and the NAR holds something else"
+                    "the address requires a regular file that is not executable, but the NAR contains something else"
                 )
 
 
 class _ModuloSelf:
-    """Hashes a NAR with zeros in place of the path's own hash part, and then the offsets at which that stood.
+    """Hashes a NAR with zeros in place of the path's own hash part, and then the offsets of the replaced hash parts.
 
-    (Nix: src/libutil/references.cc, HashModuloSink.) The offsets tell a self reference from zeros. There were releases of Nix
-    that left them out; what those made is not accepted, since anyone could turn zeros in it into self references.
+    (Nix: src/libutil/references.cc, HashModuloSink.) The offsets distinguish self references from zeros. Some releases of Nix
+    omitted the offsets; their paths are not accepted, because anyone could turn zeros in them into self references.
     """
 
     def __init__(self, algorithm: str, own: bytes) -> None:
         self._hash = hashlib.new(algorithm)
         self._own = own
         self._zeros = bytes(len(own))
-        self._tail = b""  # what may be the start of one more self reference
+        self._tail = b""  # may be the beginning of another self reference
         self._hashed = 0
         self._found = array("Q")
 

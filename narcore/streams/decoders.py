@@ -1,4 +1,4 @@
-"""Decoders in the shape of `members.Decoder`, for libraries that have another shape or may not be installed."""
+"""Decoders with the interface of `members.Decoder`, for libraries that have another interface or may not be installed."""
 
 import functools
 import lzma
@@ -8,20 +8,20 @@ from collections.abc import Callable
 from narcore.errors import UnknownCompression, how_to_install
 from narcore.streams.members import Codec, Decoder
 
-# How far back one stream may look, which is what its decoder has to hold in memory, whoever made the stream: what
-# `xz -9` and `zstd -21` need. `lzip -9` needs 32 MiB, brotli at most 16. Only `zstd --ultra -22` of more than 64 MiB asks for
-# more, and the frames of Nix hold 16 MiB (one frame at level 19, window of 8, on cache.nixos.org).
+# How far back one stream may refer, which is the memory that its decoder has to hold for any input. `xz -9` and `zstd -21` need
+# this much, `lzip -9` needs 32 MiB, brotli at most 16 MiB. Only `zstd --ultra -22` of more than 64 MiB needs more. The frames of
+# Nix have 16 MiB (one frame at level 19, window of 8, on cache.nixos.org).
 MAX_WINDOW = 1 << 26
 
-# liblzma counts its own tables as well as the dictionary.
+# liblzma counts its own tables in addition to the dictionary.
 _LZMA_MEMORY = MAX_WINDOW + (1 << 20)
 
-# brotli's `output_buffer_limit` is no limit: the output grows in steps until it is at least that large (here, 96 KiB).
+# brotli's `output_buffer_limit` is not a hard limit: the output grows in steps until it reaches the limit (96 KiB for this value).
 _BROTLI_STEP = 64 * 1024
 
 
 class LzmaDecoder:
-    """``lzma.LZMADecompressor`` with a bound on its memory that says what it is."""
+    """``lzma.LZMADecompressor`` with a memory limit that its error message names."""
 
     __slots__ = ("_inner",)
 
@@ -44,14 +44,14 @@ class LzmaDecoder:
         try:
             return self._inner.decompress(data, max_length)
         except lzma.LZMAError as error:
-            # Python gives no code, only liblzma's phrase.
+            # The exception has no code, only the message of liblzma.
             if "Memory usage limit" in str(error):
                 raise lzma.LZMAError(f"needs a dictionary of more than {MAX_WINDOW >> 20} MiB") from error
             raise
 
 
 class ZlibDecoder:
-    """One gzip member by zlib, where isal is not installed."""
+    """Decodes one gzip member with zlib, if isal is not installed."""
 
     __slots__ = ("_inner",)
 
@@ -75,7 +75,7 @@ class ZlibDecoder:
 
 
 class BrotliDecoder:
-    """One brotli stream; the library itself refuses what follows it."""
+    """Decodes one brotli stream; the library itself refuses trailing bytes."""
 
     __slots__ = ("_inner", "_pending")
 
@@ -110,7 +110,7 @@ def brotli_codec() -> Codec:
 
 @functools.cache
 def gzip_codec() -> Codec:
-    """By isal where it is installed: about three times as fast as zlib."""
+    """Return the gzip codec: isal's if it is installed, which is about three times as fast as zlib."""
     try:
         from isal import igzip_lib
     except ImportError:
@@ -121,7 +121,7 @@ def gzip_codec() -> Codec:
 
 
 def lz4_codec() -> Codec:
-    """Raises UnknownCompression where the lz4 package is not installed."""
+    """Return the lz4 codec. Raises UnknownCompression if the lz4 package is not installed."""
     try:
         import lz4.frame
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Is this the NAR that the narinfo promised? A stage of the pipe, so that nobody can forget to ask."""
+"""Checks a NAR against its narinfo, as a stage of the stream, so that no caller can forget the check."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -10,32 +10,32 @@ from narcore.formats.nixhash import NixHash
 
 
 class Hasher(Protocol):
-    """What hashlib's objects do.
+    """The interface of hashlib's objects.
 
-    One that works in a thread of its own may have a ``close()`` as well: it is called at the end, however that comes.
+    A hasher that works in its own thread may also have ``close()``, which is called at the end of the stream in every case.
     """
 
     def update(self, data: bytes, /) -> object:
-        """Take the next bytes."""
+        """Add the next bytes."""
 
     def digest(self) -> bytes:
-        """The digest of all bytes so far."""
+        """Return the digest of all bytes so far."""
 
 
 @stage
 def verified(
     chunks: Iterable[bytes], *, nar_hash: NixHash, nar_size: int, hasher: Hasher | None = None
 ) -> Iterator[bytes]:
-    """Pass ``chunks`` on and check that they are ``nar_size`` bytes with the hash ``nar_hash``.
+    """Pass ``chunks`` on and check that they have ``nar_size`` bytes and the hash ``nar_hash``.
 
-    No byte beyond ``nar_size`` is given out, and the last chunk only after the check: whoever has all bytes has the
-    right ones. Raises SizeMismatch and HashMismatch. A reader who stops earlier gets no check.
+    No byte beyond ``nar_size`` is passed on, and the last chunk only after the check: a reader that has received all bytes has
+    verified bytes. Raises SizeMismatch and HashMismatch. A reader that stops earlier gets no check.
     """
     hasher = hasher or hashlib.new(nar_hash.algorithm)
     try:
         size = 0
         previous = b""
-        for chunk in filter(None, chunks):  # an empty chunk must not push out the one that is held back
+        for chunk in filter(None, chunks):  # an empty chunk must not push out the chunk that is held back
             size += len(chunk)
             if size > nar_size:
                 raise SizeMismatch(f"the NAR is longer than its NarSize of {nar_size} bytes")
@@ -52,6 +52,6 @@ def verified(
 
 def _check(actual: NixHash, nar_hash: NixHash, size: int, nar_size: int) -> None:
     if size != nar_size:
-        raise SizeMismatch(f"the NAR has {size} bytes, its NarSize says {nar_size}")
+        raise SizeMismatch(f"the NAR has {size} bytes; its NarSize is {nar_size}")
     if actual.digest != nar_hash.digest:
-        raise HashMismatch(f"the NAR's hash is {actual.to_nix32()}, its NarHash says {nar_hash.to_nix32()}")
+        raise HashMismatch(f"the NAR's hash is {actual.to_nix32()}; its NarHash is {nar_hash.to_nix32()}")

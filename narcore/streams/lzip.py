@@ -1,10 +1,10 @@
-"""lzip members (the lzip manual, chapter "File format").
+"""The decoder of lzip members (the lzip manual, chapter "File format").
 
 ::
 
     member  = "LZIP" version=1 dictionary-size(1) lzma-stream crc32(4) data-size(8) member-size(8)
 
-The LZMA stream has lc=3 lp=0 pb=2 and ends with an end marker, so that liblzma's raw decoder finds its end.
+The LZMA stream has lc=3 lp=0 pb=2 and ends with an end marker, at which liblzma's raw decoder stops.
 """
 
 import lzma
@@ -19,11 +19,11 @@ _TRAILER = struct.Struct("<IQQ")
 
 
 class LzipError(Exception):
-    """A member that breaks the format. Raised only inside this package, which turns it into CorruptStream."""
+    """An invalid member. This package converts the error to CorruptStream."""
 
 
 class LzipDecoder:
-    """Unpacks one member and checks its trailer, in the shape of ``bz2.BZ2Decompressor``."""
+    """Unpacks one member and checks its trailer, with the interface of ``bz2.BZ2Decompressor``."""
 
     __slots__ = ("_crc", "_header", "_inner", "_packed_size", "_size", "_trailer", "eof", "unused_data")
 
@@ -76,20 +76,21 @@ class LzipDecoder:
         if len(self._trailer) < _TRAILER.size:
             return
         if _TRAILER.unpack(self._trailer) != (self._crc, self._size, self._packed_size):
-            raise LzipError("the trailer does not fit the member")
+            raise LzipError("the trailer does not match the member")
         self.unused_data = data[missing:]
         self.eof = True
 
 
 def dictionary_size(coded: int) -> int:
-    """The size in bytes for the coded byte of a header; raises LzipError where it is out of bounds.
+    """Return the dictionary size in bytes that the byte ``coded`` of a header stands for.
 
-    Bits 4-0 hold the base 2 logarithm of a base size, bits 7-5 how many sixteenths of it to take off.
+    Bits 4-0 are the base 2 logarithm of a base size, bits 7-5 how many sixteenths of it to subtract. Raises LzipError if the size
+    is out of bounds.
     """
     base = 1 << (coded & 0x1F)
     size = base - (base >> 4) * (coded >> 5)
     if not 1 << 12 <= size <= 1 << 29:
-        raise LzipError("a dictionary size that the format does not allow")
+        raise LzipError("the format does not allow this dictionary size")
     if size > MAX_WINDOW:
         raise LzipError(f"needs a dictionary of more than {MAX_WINDOW >> 20} MiB")
     return size

@@ -1,32 +1,32 @@
-"""One loop for every codec whose files are streams, frames or members set one behind the other."""
+"""The decompression loop for all codecs whose files are concatenated streams, frames or members."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from narcore.errors import CorruptStream, TruncatedStream
 
-# Decoders copy what they leave over from one call to the next, so they get their input in pieces of this many bytes.
-# Measured: 32 to 256 KiB unpack equally fast; the smallest wastes the least on files of many tiny members.
+# Decoders copy unused input from one call to the next, so they get their input in pieces of this many bytes. Measured: 32 to
+# 256 KiB unpack equally fast; smaller pieces waste less on files of many tiny members.
 FEED_SIZE = 64 * 1024
 
 
 class Decoder(Protocol):
-    """What unpacks one member: the shape of ``bz2.BZ2Decompressor``."""
+    """The interface of a decoder of one member: that of ``bz2.BZ2Decompressor``."""
 
     @property
     def eof(self) -> bool:
-        """Whether the end of the member was reached, its check sums being right."""
+        """Whether the end of the member was reached, with correct checksums."""
 
     @property
     def needs_input(self) -> bool:
-        """False if there is more output to be had for no input."""
+        """False if more output is available without further input."""
 
     @property
     def unused_data(self) -> bytes | None:
-        """What followed the member in the last input; of use once ``eof`` is true."""
+        """The part of the last input after the member; valid once ``eof`` is true."""
 
     def decompress(self, data: bytes, max_length: int, /) -> bytes:
-        """Take ``data``, give at most ``max_length`` bytes."""
+        """Take ``data``, return at most ``max_length`` bytes."""
 
 
 class Codec(NamedTuple):
@@ -34,15 +34,15 @@ class Codec(NamedTuple):
 
     name: str
     new_decoder: Callable[[], Decoder]
-    errors: tuple[type[Exception], ...]  # what the library raises on bad input
-    padding: int = 0  # zero bytes may follow a member in multiples of this; 0: none may
+    errors: tuple[type[Exception], ...]  # the exceptions of the library for bad input
+    padding: int = 0  # zero bytes may follow a member in multiples of this number; 0: no padding is allowed
 
 
 def unpack_members(codec: Codec, chunks: Iterable[bytes], chunk_size: int) -> Iterator[bytes]:
     """Unpack all members of ``chunks`` into chunks of 1 to ``chunk_size`` bytes.
 
-    Raises TruncatedStream where the input ends inside a member or is empty, CorruptStream for what the decoder refuses,
-    also behind the last member.
+    Raises TruncatedStream if the input ends inside a member or is empty, and CorruptStream if the decoder refuses the input,
+    including bytes after the last member.
     """
     decoder = codec.new_decoder()
     zeros = 0
@@ -57,7 +57,7 @@ def unpack_members(codec: Codec, chunks: Iterable[bytes], chunk_size: int) -> It
             data = (decoder.unused_data or b"") if decoder.eof else b""
     yield from _drain(codec, decoder, chunk_size)
     if zeros:
-        raise TruncatedStream(f"{codec.name}: the padding at the end is no multiple of {codec.padding} bytes")
+        raise TruncatedStream(f"{codec.name}: the padding at the end is not a multiple of {codec.padding} bytes")
 
 
 def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -67,13 +67,13 @@ def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _skip_padding(codec: Codec, data: bytes, zeros: int) -> tuple[bytes, int]:
-    """``data`` without the zero bytes at its front, and how many are now over a multiple of the codec's padding."""
+    """Return ``data`` without leading zero bytes, and the number of zero bytes so far modulo the codec's padding."""
     if not codec.padding:
         return data, 0
     rest = data.lstrip(b"\0")
     zeros = (zeros + len(data) - len(rest)) % codec.padding
     if rest and zeros:
-        raise CorruptStream(f"{codec.name}: the padding between streams is no multiple of {codec.padding} bytes")
+        raise CorruptStream(f"{codec.name}: the padding between streams is not a multiple of {codec.padding} bytes")
     return rest, zeros
 
 
@@ -86,7 +86,7 @@ def _unpack_piece(codec: Codec, decoder: Decoder, data: bytes, chunk_size: int) 
 
 
 def _drain(codec: Codec, decoder: Decoder, chunk_size: int) -> Iterator[bytes]:
-    """The last output: isal, zlib and brotli may have taken all input and still hold some of it."""
+    """Yield the remaining output: isal, zlib and brotli may still hold some after they have taken all input."""
     while not decoder.eof:
         if output := _decompress(codec, decoder, b"", chunk_size):
             yield output

@@ -1,4 +1,4 @@
-"""A part of a stream."""
+"""Slices of streams."""
 
 from collections.abc import Iterable, Iterator
 
@@ -8,7 +8,7 @@ from narcore.errors import TruncatedStream
 
 @stage
 def skip(chunks: Iterable[bytes], start: int) -> Iterator[bytes]:
-    """All but the first ``start`` bytes of ``chunks``. One that has fewer gives none, and no error."""
+    """Yield all but the first ``start`` bytes of ``chunks``; nothing if the stream is shorter, which is not an error."""
     for chunk in chunks:
         if part := chunk[start:]:
             yield part
@@ -17,10 +17,10 @@ def skip(chunks: Iterable[bytes], start: int) -> Iterator[bytes]:
 
 @stage
 def skip_and_limit(chunks: Iterable[bytes], start: int, stop: int) -> Iterator[bytes]:
-    """The bytes ``start`` to ``stop`` (excluded) of ``chunks``; ``0 <= start <= stop``.
+    """Yield the bytes from ``start`` to ``stop`` (exclusive) of ``chunks``; ``0 <= start <= stop``.
 
-    Only the first and the last chunk are cut, the others pass as they are. Nothing is read beyond the chunk that holds
-    the last byte, and then the source is closed. Raises TruncatedStream if the source ends before ``stop``.
+    Only the first and the last chunk are cut, the others are passed on unchanged. Nothing is read after the chunk with the last
+    byte; the source is then closed. Raises TruncatedStream if the source ends before ``stop``.
     """
     if start == stop:
         return
@@ -36,9 +36,9 @@ def skip_and_limit(chunks: Iterable[bytes], start: int, stop: int) -> Iterator[b
 
 @stage
 def skip_and_drain(chunks: Iterable[bytes], start: int, stop: int) -> Iterator[bytes]:
-    """As `skip_and_limit`, but the source is read to its end before the last bytes are given out.
+    """Like `skip_and_limit`, but read the source to its end before the last bytes are passed on.
 
-    For a source that checks itself at its end: whoever has all bytes has checked ones.
+    For a source that verifies itself at its end: a reader that has received all bytes has verified bytes.
     """
     end = 0
     previous = b""

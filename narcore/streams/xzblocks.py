@@ -1,7 +1,7 @@
-"""Random access to an xz file of many blocks, by the index at its end.
+"""Random access to an xz file with several blocks, through the index at its end.
 
-One ``.xz`` stream is ``header block* index footer`` (the .xz file format, version 1.1, section 2). The footer says how long the
-index is, the index how long each block is, packed and unpacked; so any block can be found and unpacked without the others.
+One ``.xz`` stream is ``header block* index footer`` (the .xz file format, version 1.1, section 2). The footer contains the size of
+the index, and the index the packed and unpacked size of each block. So any block can be found and unpacked without the others.
 """
 
 import lzma
@@ -27,28 +27,30 @@ _BLOCKS_MAX = 1 << 20  # a terabyte in blocks of a megabyte
 
 @dataclass(frozen=True, slots=True)
 class XzFooter:
-    """The last 12 bytes of a stream: how many bytes the index before it has, and the flags that its header repeats."""
+    """The last 12 bytes of a stream: the size of the index before it in bytes, and the flags, which the header repeats."""
 
     index_size: int
     flags: bytes
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Raises CorruptStream."""
+        """Read the footer. Raises CorruptStream if it is invalid."""
         if len(data) != FOOTER_SIZE or data[10:] != _FOOTER_MAGIC or zlib.crc32(data[4:10]) != _u32(data[:4]):
             raise CorruptStream("xz: not the footer of a stream")
         return cls((_u32(data[4:8]) + 1) * 4, data[8:10])
 
     @property
     def header(self) -> bytes:
-        """The header that the stream must have begun with."""
+        """The header that the stream must begin with."""
         return _HEADER_MAGIC + self.flags + struct.pack("<I", zlib.crc32(self.flags))
 
 
 @dataclass(frozen=True, slots=True)
 class XzIndex:
-    """Where the blocks are: ``packed[i]`` and ``unpacked[i]`` are block i's first byte in the file and in the contents; one
-    more entry in each says where the last block ends.
+    """The positions of the blocks.
+
+    ``packed[i]`` and ``unpacked[i]`` are the offsets of block i in the file and in the contents; one more entry in each is the end
+    of the last block.
     """
 
     packed: tuple[int, ...]
@@ -56,13 +58,13 @@ class XzIndex:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """``data`` is the index field, whole. Raises CorruptStream."""
+        """Read ``data``, the complete index field. Raises CorruptStream if it is invalid."""
         if len(data) < 8 or data[0] != 0 or zlib.crc32(data[:-4]) != _u32(data[-4:]):
             raise CorruptStream("xz: not an index")
         numbers = _numbers(data, 1)
         count = next(numbers)
         if count > min(_BLOCKS_MAX, len(data) // 2):
-            raise CorruptStream(f"xz: an index of {count} blocks")
+            raise CorruptStream(f"xz: the index has {count} blocks, which is too many")
         sizes = [(next(numbers), next(numbers)) for _ in range(count)]
         return cls(
             tuple(accumulate((size + -size % 4 for size, _ in sizes), initial=HEADER_SIZE)),
@@ -73,14 +75,14 @@ class XzIndex:
         return len(self.packed) - 1
 
     def covering(self, start: int, stop: int) -> range:
-        """The blocks that hold the bytes ``start`` to ``stop`` (more than none) of the contents."""
+        """Return the blocks with the bytes from ``start`` to ``stop`` (exclusive, after ``start``) of the contents."""
         return range(bisect_right(self.unpacked, start) - 1, bisect_left(self.unpacked, stop))
 
 
 def unpack_blocks(header: bytes, chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """Unpack consecutive whole blocks, of ``size`` bytes unpacked, of a stream with that header.
+    """Unpack consecutive whole blocks, with ``size`` unpacked bytes in total, of a stream with that header.
 
-    Raises CorruptStream (each block has a check sum) and TruncatedStream.
+    Raises CorruptStream (each block has a checksum) and TruncatedStream.
     """
     return Stage(_unpack(header, chunks, size), chunks)
 
@@ -96,24 +98,24 @@ def _unpack(header: bytes, chunks: Iterable[bytes], size: int) -> Iterator[bytes
                 raise CorruptStream(f"xz: {error}") from error
             size -= len(unpacked)
             if size < 0 or decoder.eof:
-                raise CorruptStream("xz: the blocks are not those of the index")
+                raise CorruptStream("xz: the blocks do not match the index")
             if unpacked:
                 yield unpacked
             if decoder.needs_input:
                 break
             rest = b""
     if size:
-        raise TruncatedStream(f"xz: the blocks end {size} bytes early")
+        raise TruncatedStream(f"xz: the blocks end {size} bytes too early")
 
 
 def _numbers(data: bytes, position: int) -> Iterator[int]:
-    """The multibyte integers (section 1.2) of an index, up to the check sum."""
+    """Yield the multibyte integers (section 1.2) of an index, up to its checksum."""
     end = len(data) - 4
     while True:
         number = shift = 0
         while True:
             if position >= end or shift > 56:
-                raise CorruptStream("xz: a number of the index is cut or too long")
+                raise CorruptStream("xz: a number in the index is truncated or too long")
             byte = data[position]
             position += 1
             number |= (byte & 0x7F) << shift

@@ -1,7 +1,8 @@
-"""zstd: bounded, over all frames, and with an eye for the end (RFC 8878, section 3.1).
+"""zstd with bounded memory, over all frames, with detection of truncated input (RFC 8878, section 3.1).
 
-The library's stream reader is the one bounded and fast way to unpack, but it ends a cut stream as if it were whole. So
-`FrameWalker` follows the frames in the packed bytes that go into it: a header a block, which costs next to nothing.
+The library's stream reader is its only interface that is bounded and fast, but it does not report truncated input. Therefore
+`FrameWalker` follows the frames in the packed bytes that go into the reader. It only parses one header per block, which costs
+almost nothing.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,13 +12,13 @@ from narcore.errors import CorruptStream, TruncatedStream
 from narcore.streams.decoders import MAX_WINDOW
 
 _MAGIC = 0xFD2FB528
-_SKIPPABLE = 0x184D2A50  # to 0x184D2A5F
+_SKIPPABLE = 0x184D2A50  # the first of 16 magic numbers, up to 0x184D2A5F
 _RLE_BLOCK = 1
 _RESERVED_BLOCK = 3
 
 
 class _Part(Enum):
-    """What the next bytes that the walker looks at are."""
+    """The kinds of bytes that the walker reads."""
 
     MAGIC = auto()
     DESCRIPTOR = auto()
@@ -29,22 +30,22 @@ class _Part(Enum):
 class FrameWalker:
     """Follows frames without unpacking them.
 
-    `receive` raises CorruptStream for what is no frame, or needs too much memory.
+    `receive` raises CorruptStream if a frame is invalid or needs too much memory.
     """
 
-    __slots__ = ("_descriptor", "_held", "_part", "_skip", "_want", "frames")
+    __slots__ = ("_descriptor", "_part", "_partial", "_size", "_skip", "frames")
 
     def __init__(self) -> None:
-        self.frames = 0  # begun so far, skippable ones as well
-        self._part = _Part.MAGIC
-        self._want = 4  # the size of that part
-        self._held = b""  # its first bytes
-        self._skip = 0  # what there is to pass over before it
+        self.frames = 0  # the number of frames that have begun, including skippable ones
+        self._part = _Part.MAGIC  # the next part to read
+        self._size = 4  # its size
+        self._partial = b""  # its first bytes
+        self._skip = 0  # the number of bytes to skip before it
         self._descriptor = 0
 
     @property
     def between_frames(self) -> bool:
-        return self._part is _Part.MAGIC and not self._held and not self._skip
+        return self._part is _Part.MAGIC and not self._partial and not self._skip
 
     def receive(self, data: bytes) -> None:
         offset, end = 0, len(data)
@@ -54,12 +55,12 @@ class FrameWalker:
                 return
             offset += self._skip
             self._skip = 0
-            taken = data[offset : offset + self._want - len(self._held)]
+            taken = data[offset : offset + self._size - len(self._partial)]
             offset += len(taken)
-            self._held += taken
-            if len(self._held) < self._want:
+            self._partial += taken
+            if len(self._partial) < self._size:
                 return
-            part, self._held = self._held, b""
+            part, self._partial = self._partial, b""
             self._take(part)
 
     def _take(self, part: bytes) -> None:
@@ -80,7 +81,7 @@ class FrameWalker:
 
     def _expect(self, part: _Part, size: int) -> None:
         self._part = part
-        self._want = size
+        self._size = size
 
     def _take_magic(self, magic: int) -> None:
         self.frames += 1
@@ -89,7 +90,7 @@ class FrameWalker:
         elif magic & ~0xF == _SKIPPABLE:
             self._expect(_Part.SKIPPABLE_SIZE, 4)
         else:
-            raise CorruptStream("zstd: no frame begins where one should")
+            raise CorruptStream("zstd: expected the beginning of a frame")
 
     def _take_block(self, header: int) -> None:
         last, kind, size = header & 1, header >> 1 & 3, header >> 3
@@ -102,7 +103,7 @@ class FrameWalker:
 
 
 def _header_size(descriptor: int) -> int:
-    """The bytes between the descriptor and the first block: window, dictionary id, content size; at least one byte."""
+    """Return the size between the descriptor and the first block (window, dictionary id, content size); at least one byte."""
     single_segment = descriptor >> 5 & 1
     content_size = (single_segment, 2, 4, 8)[descriptor >> 6]
     return (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3] + content_size
@@ -118,13 +119,11 @@ def _window_size(descriptor: int, header: bytes) -> int:
 
 def _check_window(size: int) -> None:
     if size > MAX_WINDOW:
-        raise CorruptStream(
-            f"zstd: needs a window of {size} bytes, more than the {MAX_WINDOW >> 20} MiB that are allowed"
-        )
+        raise CorruptStream(f"zstd: needs a window of {size} bytes, more than the allowed {MAX_WINDOW >> 20} MiB")
 
 
 class _Source:
-    """What the library reads from: `read` gives the next chunk, whatever its size, which saves a copy."""
+    """The library's input: `read` returns the next chunk, whatever its size, which saves a copy."""
 
     __slots__ = ("_chunks", "walker")
 
@@ -141,15 +140,15 @@ class _Source:
 
 
 def unpack_zstd(chunks: Iterable[bytes], chunk_size: int) -> Iterator[bytes]:
-    """Unpack all frames into chunks of 1 to ``chunk_size`` bytes; raises TruncatedStream and CorruptStream."""
+    """Unpack all frames into chunks of 1 to ``chunk_size`` bytes. Raises TruncatedStream and CorruptStream."""
     import zstandard
 
     source = _Source(chunks)
     decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
-    # All that the library asks of its source is `read`; its type stub wants a whole file object.
+    # The library calls only `read` on its source; its type stub requires a complete file object.
     reader = decompressor.stream_reader(source, read_across_frames=True)  # type: ignore[arg-type]
     try:
-        # read1 gives what is there; read would wait for a full chunk, which delays the first byte.
+        # read1 returns what is available; read would wait for a full chunk, which delays the first byte.
         while output := reader.read1(chunk_size):
             yield output
     except zstandard.ZstdError as error:

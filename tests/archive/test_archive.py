@@ -1,4 +1,4 @@
-"""Subtrees as tar, zip and NAR, unpacked by the tools that people have."""
+"""Subtrees as tar, zip and NAR, unpacked by common tools."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ from narcore.formats.nar.events import Directory, DirectoryEnd, NarEvent, Regula
 from narcore.nars.accessor import NarAccessor, NarBytes
 from narcore.stores.local import LocalBinaryCacheStore
 from narcore.stores.memory import MemoryStore
-from tests.builders import Tree, binary_cache, exe, link
+from tests.builders import Tree, binary_cache, exe, link, store_path
 from tests.builders import nar as nar_of
 
 LARGE = random.Random(1).randbytes(700_001)
@@ -42,7 +42,7 @@ BYTES_TREE: dict[bytes, Tree] = {b"\xff\xfe": b"no text", b"target": link(b"\xff
 
 
 def opened(tree: Tree) -> tuple[NarAccessor, str]:
-    """An accessor of the tree, and its NarHash in nix32."""
+    """Return an accessor of the tree, and its NarHash in nix32."""
     files = binary_cache({"x-1.0": tree})
     cache = BinaryCache([MemoryStore(files)])
     (hash_part,) = (name.removesuffix(".narinfo") for name in files if name.endswith(".narinfo"))
@@ -60,9 +60,9 @@ def found(accessor: NarAccessor, *path: str) -> Node:
 
 
 def as_tree(path: Path) -> object:
-    """What is there, with modes, to be compared."""
+    """Return the tree in the file system with modes, for comparisons."""
     status = path.lstat()
-    if stat.S_ISLNK(status.st_mode):  # unzip does not set their times
+    if stat.S_ISLNK(status.st_mode):  # unzip does not set the times of links
         return ("link", os.fsencode(path.readlink()))
     assert status.st_mtime == 1, path
     if stat.S_ISDIR(status.st_mode):
@@ -81,7 +81,7 @@ def as_expected(listing: NarListing, node: Node, read: Callable[[Node], bytes]) 
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Iterator[Path]:
-    """A directory to unpack into, which can be removed although what is in it is read-only."""
+    """A directory for unpacking, which can be removed although its contents are read-only."""
     yield tmp_path
     for directory, _names, _files in os.walk(tmp_path):
         Path(directory).chmod(0o755)
@@ -98,30 +98,30 @@ UNPACKERS = {
 
 @pytest.mark.parametrize("tree", [TREE, b"one file", exe(b"one program"), {}], ids=["tree", "file", "program", "empty"])
 @pytest.mark.parametrize("unpacker", UNPACKERS)
-def test_the_tools_unpack_what_was_there(tree: Tree, unpacker: str, empty: Path) -> None:
+def test_common_tools_unpack_the_whole_tree(tree: Tree, unpacker: str, empty: Path) -> None:
     pack, command = UNPACKERS[unpacker]
     if shutil.which(command[0]) is None and not os.environ.get("CI"):
         pytest.skip(f"needs {command[0]}")
     accessor, _hash = opened(tree)
     archive = empty / "archive"
     archive.write_bytes(b"".join(pack(accessor, accessor.listing.root, "top")))
-    # unzip takes link targets and times at the end only if it may: as any user does, in the C.UTF-8 locale.
+    # unzip restores link targets and times at the end, but needs a UTF-8 locale for the names.
     subprocess.run([*command, archive], cwd=empty, check=True, env={**os.environ, "LC_ALL": "C.UTF-8"})
     read = lambda node: b"".join(accessor.read(node))  # noqa: E731
     if unpacker == "zip by unzip" and isinstance(tree, dict):
-        _put_back_the_newline(empty / "top")
+        _restore_the_newline(empty / "top")
     assert as_tree(empty / "top") == as_expected(accessor.listing, accessor.listing.root, read)
 
 
-def _put_back_the_newline(top: Path) -> None:
-    """Info-ZIP leaves control characters out of names; the name in the archive is right, as bsdtar shows."""
-    spelled = top / "newline"
-    if spelled.exists():
-        spelled.rename(top / "new\nline")
+def _restore_the_newline(top: Path) -> None:
+    """Rename the file whose name Info-ZIP strips of control characters. bsdtar shows that the archive's name is right."""
+    stripped = top / "newline"
+    if stripped.exists():
+        stripped.rename(top / "new\nline")
         os.utime(top, (1, 1))
 
 
-def test_names_of_any_bytes_survive_in_a_tar_and_are_spelled_out_in_a_zip(empty: Path) -> None:
+def test_names_that_are_not_utf_8_are_preserved_in_a_tar_and_percent_encoded_in_a_zip(empty: Path) -> None:
     accessor, _hash = opened(BYTES_TREE)
     for pack, name in ((tar, b"\xff\xfe"), (zip_archive, b"%FF%FE")):
         archive = empty / "archive"
@@ -130,14 +130,14 @@ def test_names_of_any_bytes_survive_in_a_tar_and_are_spelled_out_in_a_zip(empty:
         assert set(os.listdir(os.fsencode(empty / pack.__name__))) == {name, b"target"}
 
 
-def test_a_nar_of_the_whole_path_has_its_hash() -> None:
+def test_the_nar_of_a_whole_path_has_its_nar_hash() -> None:
     for tree in (TREE, BYTES_TREE, b"file", link("x"), {}):
         accessor, nar_hash = opened(tree)
         digest = hashlib.sha256(b"".join(nar(accessor, accessor.listing.root, ""))).digest()
         assert nixbase32.encode(digest) == nar_hash
 
 
-def test_a_nar_of_a_subtree_is_that_of_the_subtree_alone() -> None:
+def test_the_nar_of_a_subtree_contains_only_the_subtree() -> None:
     accessor, _hash = opened(TREE)
     assert b"".join(nar(accessor, found(accessor, "a"), "")) == nar_of(TREE["a"])
 
@@ -148,7 +148,7 @@ def test_the_same_subtree_gives_the_same_bytes(pack: Callable[[NarAccessor, Node
     assert b"".join(pack(first, first.listing.root, "x")) == b"".join(pack(second, second.listing.root, "x"))
 
 
-def test_the_size_of_a_tar_is_known_beforehand() -> None:
+def test_the_size_of_a_tar_is_known_in_advance() -> None:
     for tree in (TREE, b"file", {}):
         accessor, _hash = opened(tree)
         size = tar_size(accessor.listing, accessor.listing.root, "x")
@@ -156,7 +156,7 @@ def test_the_size_of_a_tar_is_known_beforehand() -> None:
 
 
 def test_memory_does_not_grow_with_the_subtree(tmp_path: Path) -> None:
-    """Half a gigabyte (sparse on disk) goes through with a few chunks held."""
+    """Packs half a gigabyte (sparse on disk), of which only a few chunks are held at a time."""
     source = tmp_path / "source"
     source.mkdir()
     with (source / "huge").open("wb") as file:
@@ -174,8 +174,10 @@ def test_memory_does_not_grow_with_the_subtree(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["unzip", "-q"], ["bsdtar", "-xpf"]], ids=["unzip", "bsdtar"])
-def test_a_zip_of_what_has_no_room_in_32_bits(empty: Path, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes and offsets beyond the limit, which is set low here."""
+def test_a_zip_uses_64_bits_for_large_sizes_and_offsets(
+    empty: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit for 32 bits is reduced for this test."""
     monkeypatch.setattr("narcore.archive.zip._LIMIT", 1000)
     if shutil.which(command[0]) is None and not os.environ.get("CI"):
         pytest.skip(f"needs {command[0]}")
@@ -189,7 +191,7 @@ def test_a_zip_of_what_has_no_room_in_32_bits(empty: Path, command: list[str], m
     assert as_tree(empty / "top") == as_expected(accessor.listing, accessor.listing.root, read)
 
 
-def test_a_zip_of_more_members_than_16_bits_count(tmp_path: Path) -> None:
+def test_a_zip_can_have_more_members_than_16_bits_count(tmp_path: Path) -> None:
     count = 66_000
     accessor = _many(count)
     with (tmp_path / "archive").open("wb") as archive:
@@ -198,7 +200,7 @@ def test_a_zip_of_more_members_than_16_bits_count(tmp_path: Path) -> None:
         assert len(found.namelist()) == count + 1
 
 
-def test_memory_does_not_grow_with_the_members() -> None:
+def test_memory_does_not_grow_with_the_number_of_members() -> None:
     accessor = _many(10_000)
     for pack in (tar, zip_archive, nar):
         tracemalloc.start()
@@ -210,10 +212,10 @@ def test_memory_does_not_grow_with_the_members() -> None:
 
 
 def _many(count: int) -> NarAccessor:
-    """Of empty files: nothing is read."""
+    """Return an accessor of ``count`` empty files, for which nothing is read."""
     files: list[NarEvent] = [Regular(b"file-%06d" % number, False, 0) for number in range(count)]
     listing = NarListing.from_events([Directory(b""), *files, DirectoryEnd()])
-    return NarAccessor(listing, _no_bytes, is_verified=True, is_cached=lambda: True)
+    return NarAccessor(store_path("x"), listing, _no_bytes, is_verified=True, is_cached=lambda: True)
 
 
 def _no_bytes(node: Node, start: int, stop: int) -> NarBytes:
@@ -221,7 +223,7 @@ def _no_bytes(node: Node, start: int, stop: int) -> NarBytes:
 
 
 @pytest.mark.parametrize("pack", [tar, zip_archive, nar])
-def test_a_nar_that_ends_early_is_an_error(pack: Callable[[NarAccessor, Node, str], Iterator[bytes]]) -> None:
+def test_a_truncated_nar_is_an_error(pack: Callable[[NarAccessor, Node, str], Iterator[bytes]]) -> None:
     files = dict(binary_cache({"x-1.0": {"a": LARGE, "b": LARGE}}, compression="none"))
     (url,) = (name for name in files if name.startswith("nar/"))
     cache = BinaryCache([MemoryStore(files | {url: files[url][: -len(LARGE)]})])
@@ -235,7 +237,7 @@ def test_a_nar_that_ends_early_is_an_error(pack: Callable[[NarAccessor, Node, st
 def test_a_wrong_byte_in_an_uncompressed_nar_is_an_error(
     pack: Callable[[NarAccessor, Node, str], Iterator[bytes]],
 ) -> None:
-    """Most of a NAR is not read as a part of the remote file, which could not be checked against the hash."""
+    """Most of the NAR is read, so it is not read as a range of the remote file, which can't be verified."""
     files = dict(binary_cache({"x-1.0": {"a": LARGE, "b": LARGE}}, compression="none"))
     (url,) = (name for name in files if name.startswith("nar/"))
     damaged = bytearray(files[url])

@@ -1,4 +1,4 @@
-"""Every stage closes what it reads from, in whatever way it ends, and lets errors of the source pass as they are."""
+"""Every stage closes its source, however it ends, and passes on the source's errors unchanged."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -30,14 +30,14 @@ stages = pytest.mark.parametrize(("stage", "data"), STAGES.values(), ids=STAGES.
 
 
 @stages
-def test_closed_at_the_end(stage: Callable[[Source], Iterator[bytes]], data: bytes) -> None:
+def test_the_source_is_closed_at_the_end(stage: Callable[[Source], Iterator[bytes]], data: bytes) -> None:
     source = Source(data)
     assert b"".join(stage(source)) == SAMPLE
     assert source.closed
 
 
 @pytest.mark.parametrize(("stage", "data"), [row for name, row in STAGES.items() if name != "none"])
-def test_closed_after_an_error_of_the_input(stage: Callable[[Source], Iterator[bytes]], data: bytes) -> None:
+def test_the_source_is_closed_after_invalid_input(stage: Callable[[Source], Iterator[bytes]], data: bytes) -> None:
     source = Source(data[:-1])
     with pytest.raises(NarcoreError):
         list(stage(source))
@@ -45,8 +45,8 @@ def test_closed_after_an_error_of_the_input(stage: Callable[[Source], Iterator[b
 
 
 @stages
-def test_errors_of_the_source_pass(stage: Callable[[Source], Iterator[bytes]], data: bytes) -> None:
-    error = StoreUnavailable("the cable is out")
+def test_errors_of_the_source_are_passed_on(stage: Callable[[Source], Iterator[bytes]], data: bytes) -> None:
+    error = StoreUnavailable("the connection was lost")
     source = Source(data[:-1], error=error)
     with pytest.raises(StoreUnavailable) as caught:
         list(stage(source))
@@ -55,7 +55,7 @@ def test_errors_of_the_source_pass(stage: Callable[[Source], Iterator[bytes]], d
 
 
 @stages
-def test_closed_by_the_reader(stage: Callable[[Source], Iterator[bytes]], data: bytes) -> None:
+def test_the_source_is_closed_by_the_reader(stage: Callable[[Source], Iterator[bytes]], data: bytes) -> None:
     source = Source(data[:100], data[100:])
     chunks = stage(source)
     next(chunks)
@@ -65,19 +65,19 @@ def test_closed_by_the_reader(stage: Callable[[Source], Iterator[bytes]], data: 
 
 
 @stages
-def test_closed_before_the_first_chunk(stage: Callable[[Source], Iterator[bytes]], data: bytes) -> None:
+def test_the_source_is_closed_before_the_first_chunk(stage: Callable[[Source], Iterator[bytes]], data: bytes) -> None:
     source = Source(data)
     close(stage(source))
     assert source.closed
     assert source.read == 0
 
 
-def test_a_pipe_closes_down_to_its_source() -> None:
+def test_a_chain_of_stages_closes_its_source() -> None:
     source = Source(PACK["zstd"](SAMPLE))
-    pipe = skip_and_limit(verified(decompress("zstd", source), nar_hash=HASH, nar_size=len(SAMPLE)), 5, 10)
-    close(pipe)
+    chain = skip_and_limit(verified(decompress("zstd", source), nar_hash=HASH, nar_size=len(SAMPLE)), 5, 10)
+    close(chain)
     assert source.closed
 
 
-def test_close_of_what_can_not_be_closed() -> None:
+def test_close_accepts_objects_without_a_close_method() -> None:
     close([b"a list"])

@@ -14,14 +14,14 @@ from narcore.streams.integrity import verified
 
 class TestBackgroundSha256:
     @given(st.lists(st.binary(max_size=50), max_size=30))
-    def test_hashes_as_hashlib_does(self, chunks: list[bytes]) -> None:
+    def test_the_digest_is_that_of_hashlib(self, chunks: list[bytes]) -> None:
         hasher = BackgroundSha256()
         for chunk in chunks:
             hasher.update(chunk)
         assert hasher.digest() == hashlib.sha256(b"".join(chunks)).digest()
 
     @pytest.mark.parametrize("taken", [0, 1, 3])
-    def test_leaves_no_thread_when_a_stream_is_given_up(self, taken: int) -> None:
+    def test_no_thread_is_left_when_a_stream_is_abandoned(self, taken: int) -> None:
         before = threading.active_count()
         zero = NixHash("sha256", bytes(32))
         stream = verified([b"x" * 10] * 100, nar_hash=zero, nar_size=1000, hasher=BackgroundSha256())

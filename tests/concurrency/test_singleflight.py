@@ -10,8 +10,8 @@ from tests.cache.support import until
 
 
 class TestSingleFlight:
-    def test_one_call_for_all_who_ask_meanwhile(self) -> None:
-        flights: SingleFlight[str, list[int]] = SingleFlight()
+    def test_concurrent_calls_with_the_same_key_share_one_call(self) -> None:
+        single_flight: SingleFlight[str, list[int]] = SingleFlight()
         calls: list[str] = []
         go = threading.Event()
 
@@ -21,20 +21,20 @@ class TestSingleFlight:
             return [1]
 
         results: list[list[int]] = []
-        threads = [threading.Thread(target=lambda: results.append(flights.do("k", call))) for _ in range(8)]
+        threads = [threading.Thread(target=lambda: results.append(single_flight.do("k", call))) for _ in range(8)]
         for thread in threads:
             thread.start()
         until(lambda: bool(calls))
-        assert flights.do("another", lambda: [2]) == [2]
+        assert single_flight.do("another", lambda: [2]) == [2]
         go.set()
         for thread in threads:
             thread.join()
-        assert len(calls) < 8  # those that came late may have begun another
+        assert len(calls) < 8  # a late thread may have started another call
         assert all(result == [1] for result in results)
-        assert flights.do("k", lambda: [3]) == [3]
+        assert single_flight.do("k", lambda: [3]) == [3]
 
-    def test_each_gets_an_error_of_its_own(self) -> None:
-        flights: SingleFlight[str, int] = SingleFlight()
+    def test_each_caller_gets_its_own_copy_of_an_error(self) -> None:
+        single_flight: SingleFlight[str, int] = SingleFlight()
         begun, go = threading.Event(), threading.Event()
 
         def fail() -> int:
@@ -46,7 +46,7 @@ class TestSingleFlight:
 
         def ask() -> None:
             with pytest.raises(errors.NarInfoError) as raised:
-                flights.do("k", fail)
+                single_flight.do("k", fail)
             caught.append(raised.value)
 
         threads = [threading.Thread(target=ask) for _ in range(4)]

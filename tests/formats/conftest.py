@@ -1,4 +1,4 @@
-"""A real Nix for the formats: what it wrote must be what we read, and what we write must be what it accepts."""
+"""A cache written by a real Nix, for the tests of the formats."""
 
 import os
 from pathlib import Path
@@ -7,13 +7,13 @@ import pytest
 
 from tests.realnix import RealNix
 
-# A text with references (b to a and c) needs no builder.
+# Texts with references (b refers to a and c), which need no builder.
 TEXTS = 'let a = builtins.toFile "a" "1"; c = builtins.toFile "c" "3"; in builtins.toFile "b" "${c} ${a} ${c}"'
 
 
 @pytest.fixture(scope="session")
 def real_nix(tmp_path_factory: pytest.TempPathFactory) -> RealNix:
-    """A cache with a tree of odd names and with texts that refer to each other, signed by ``key.sk``."""
+    """A cache with a tree of unusual names and with texts that refer to each other, signed by ``key.sk``."""
     nix = RealNix.start(tmp_path_factory.mktemp("nix"))
     nix.run("nix-instantiate", "--eval", "--read-write-mode", "--expr", TEXTS)
     nix.run("nix", "store", "add-path", "--name", "tree", _tree(nix.root / "tree"))

@@ -1,4 +1,4 @@
-"""NARs put together string by string from the grammar, without narcore: also ones that no writer would make."""
+"""NARs assembled string by string from the grammar, without narcore: also NARs that no writer produces."""
 
 import struct
 from collections.abc import Iterable, Iterator
@@ -17,11 +17,11 @@ SAMPLE: dict[bytes, Tree] = {
     b"up": link(b"../../x"),
     b"\xff\xfe": b"not UTF-8",
 }
-"""A small tree of every kind of node, whose names are tags, dots, or not UTF-8."""
+"""A small tree with every kind of node. Its names are tags, dots, or not UTF-8."""
 
 
 def string(raw: bytes, *, length: int | None = None, padding: bytes | None = None) -> bytes:
-    """A string of the wire, honest unless told otherwise."""
+    """Return a string in NAR encoding; ``length`` and ``padding`` may be wrong on purpose."""
     zeros = bytes(-len(raw) % 8)
     return struct.pack("<Q", len(raw) if length is None else length) + raw + (zeros if padding is None else padding)
 
@@ -63,7 +63,7 @@ def cut(archive: bytes, size: int) -> Iterator[bytes]:
 
 
 def merged(events: Iterable[NarEvent]) -> list[tuple[str, NarEvent]]:
-    """Events with their type (named tuples of different types can be equal), adjacent Data as one."""
+    """Return events with their types (named tuples of different types can be equal), with adjacent Data joined."""
     found: list[tuple[str, NarEvent]] = []
     for event in events:
         if isinstance(event, Data):
@@ -74,7 +74,7 @@ def merged(events: Iterable[NarEvent]) -> list[tuple[str, NarEvent]]:
     return found
 
 
-# Few different bytes, so that neighbours in the order and shared beginnings are common.
+# Only a few different bytes, so that adjacent names and common prefixes are frequent.
 NAMES = st.text(alphabet=[chr(byte) for byte in b".-a\x01 )\x7f\x80\xff"], min_size=1, max_size=9).map(
     lambda text: text.encode("latin-1")
 )

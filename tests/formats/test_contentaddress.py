@@ -1,4 +1,4 @@
-"""Values alone; ``tests/lookup/test_content_addresses.py`` holds them against a real Nix."""
+"""Content addresses as values; ``tests/lookup/test_content_addresses.py`` compares them with a real Nix."""
 
 from base64 import b64encode
 
@@ -16,7 +16,7 @@ DIGEST = bytes(range(32))
 SHA256 = NixHash("sha256", DIGEST)
 HASH = "7rjj86a15146cq1d3qy068lml7n7ykzm"
 
-# What `nix store add-path`, `nix store add-file` and `nix-store --add-fixed` of Nix 2.8 said.
+# Printed by `nix store add-path`, `nix store add-file` and `nix-store --add-fixed` of Nix 2.8.
 WRITTEN = {
     "fixed:r:sha256:1j9vw22xn3yl90jf7m88069ldvzqg18cqj0dc58ffl015hb462bh": "6zh6243dhj247d86p6sa94r7441ccg9f-tree",
     "fixed:sha256:1m9j6hyd9jwnj2xvbf275x66wls881c21zrxrbwl4i5r2s3im4cb": "kd7g1ylnrqv0c77c0jcdnfj0y2mchdnw-flat",
@@ -27,13 +27,13 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize(("text", "base_name"), WRITTEN.items())
-def test_paths_of_nix(text: str, base_name: str) -> None:
+def test_store_paths_are_those_of_nix(text: str, base_name: str) -> None:
     address = ContentAddress.parse(text)
     assert str(address) == text
     assert address.store_path(base_name[33:]).base_name == base_name
 
 
-def test_reads_every_notation_but_sri() -> None:
+def test_every_notation_except_sri_is_read() -> None:
     for digits in (SHA256.nix32, DIGEST.hex(), b64encode(DIGEST).decode()):
         assert ContentAddress.parse(f"fixed:r:sha256:{digits}") == ContentAddress("nar", SHA256)
     with pytest.raises(FormatError):
@@ -80,14 +80,14 @@ WRONG = [
 
 
 @pytest.mark.parametrize("text", WRONG, ids=lambda text: text[:40])
-def test_refuses(text: str) -> None:
+def test_an_invalid_address_is_refused(text: str) -> None:
     with pytest.raises(FormatError) as caught:
         ContentAddress.parse(text)
     assert caught.value.where == "content address"
     assert len(str(caught.value)) < 200
 
 
-def test_a_text_is_by_sha256() -> None:
+def test_a_text_must_be_hashed_by_sha256() -> None:
     with pytest.raises(FormatError, match="sha512"):
         ContentAddress("text", NixHash("sha512", bytes(64)))
 
@@ -102,15 +102,15 @@ def test_a_text_is_by_sha256() -> None:
         ("text", "sha256", False, True),
     ],
 )
-def test_references_that_can_not_be(method: Method, algorithm: str, refers: bool, to_itself: bool) -> None:
+def test_impossible_references_are_refused(method: Method, algorithm: str, refers: bool, to_itself: bool) -> None:
     address = ContentAddress(method, NixHash(algorithm, bytes(DIGEST_SIZES[algorithm])))
     with pytest.raises(FormatError, match="references"):
         address.store_path("x", [f"{HASH}-y"] if refers else [], self_reference=to_itself)
     assert address.store_path("x").name == "x"
 
 
-def test_all_parts_count() -> None:
-    """Paths that differ in one part differ; and no part can pass for another one."""
+def test_every_part_changes_the_store_path() -> None:
+    """Addresses that differ in one part have different store paths, and no part can be mistaken for another part."""
     nar, text = ContentAddress("nar", SHA256), ContentAddress("text", SHA256)
     paths = [
         nar.store_path("x"),
@@ -132,7 +132,7 @@ def test_all_parts_count() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a:b", "a/b", "..", "x" * 212])
-def test_names_that_a_store_path_can_not_have(name: str) -> None:
+def test_an_invalid_name_is_refused(name: str) -> None:
     with pytest.raises(StorePathError):
         ContentAddress("nar", SHA256).store_path(name)
 
@@ -145,7 +145,7 @@ texts = st.text() | st.lists(
 
 
 @given(texts)
-def test_reads_or_refuses(text: str) -> None:
+def test_any_text_is_read_or_refused(text: str) -> None:
     try:
         address = ContentAddress.parse(text)
     except FormatError:
@@ -154,8 +154,8 @@ def test_reads_or_refuses(text: str) -> None:
 
 
 @given(texts.filter(lambda text: text.isprintable() and text))
-def test_a_narinfo_with_any_ca_is_judged(text: str) -> None:
-    """And never believed: no text that names a hash is found by chance."""
+def test_an_arbitrary_ca_does_not_match_the_path(text: str) -> None:
+    """``is_address_of`` never raises, and no generated text has the path's hash."""
     info = NarInfo(
         store_path=StorePath("/nix/store", HASH, "x"), url="x", compression="none", nar_hash=SHA256, nar_size=1, ca=text
     )

@@ -1,4 +1,4 @@
-"""Derivations: text and value, and what is no derivation."""
+"""Derivations: conversion between text and value, and invalid input."""
 
 from contextlib import suppress
 
@@ -37,27 +37,27 @@ derivations = st.builds(
 )
 
 
-def test_a_derivation_as_nix_writes_it() -> None:
+def test_text_and_value_are_those_of_nix() -> None:
     assert Derivation.parse(TEXT.encode()) == VALUE
     assert VALUE.to_text() == TEXT
 
 
 @given(derivations)
-def test_what_is_written_is_read_back(derivation: Derivation) -> None:
+def test_a_written_derivation_is_read_back(derivation: Derivation) -> None:
     assert Derivation.parse(derivation.to_text().encode("utf-8", "surrogateescape")) == derivation
 
 
-def test_a_part_of_one_is_none() -> None:
+def test_a_truncated_or_extended_derivation_is_refused() -> None:
     data = TEXT.encode()
     for length in range(len(data)):
         with pytest.raises(FormatError):
             Derivation.parse(data[:length])
-    with pytest.raises(FormatError, match="behind the end"):
+    with pytest.raises(FormatError, match="after the end"):
         Derivation.parse(data + b"\n")
 
 
 @given(st.integers(0, len(TEXT) - 1), st.binary(min_size=1, max_size=1))
-def test_a_changed_byte_is_read_or_refused(place: int, byte: bytes) -> None:
+def test_a_derivation_with_a_changed_byte_is_read_or_refused(place: int, byte: bytes) -> None:
     data = TEXT.encode()
     changed = data[:place] + byte + data[place + 1 :]
     with suppress(FormatError):
@@ -65,12 +65,12 @@ def test_a_changed_byte_is_read_or_refused(place: int, byte: bytes) -> None:
         assert Derivation.parse(found.to_text().encode("utf-8", "surrogateescape")) == found
 
 
-def test_how_much_is_read_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_derivation_above_the_size_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(derivation_module, "SIZE_MAX", len(TEXT) - 1)
     with pytest.raises(FormatError, match="more than"):
         Derivation.parse(TEXT.encode())
 
 
-def test_bytes_that_are_no_text_survive() -> None:
+def test_bytes_that_are_not_utf_8_are_preserved() -> None:
     data = TEXT.encode().replace(b"make", b"\xff\xfe")
     assert Derivation.parse(data).to_text().encode("utf-8", "surrogateescape") == data

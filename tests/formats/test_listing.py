@@ -45,7 +45,7 @@ ROOTS: dict[str, Tree] = {
 
 
 def as_tree(found: NarListing, node: Node, archive: bytes) -> Tree:
-    """The tree that a listing describes, contents read out of the NAR at the offsets it names."""
+    """Return the tree that a listing describes, with contents read from the NAR at the offsets of the listing."""
     match node.kind:
         case Kind.DIRECTORY:
             return {
@@ -66,7 +66,7 @@ def compact(value: object) -> bytes:
 
 @pytest.mark.parametrize("offsets", [True, False])
 @pytest.mark.parametrize("tree", ROOTS.values(), ids=ROOTS)
-def test_a_listing_leads_to_the_contents(tree: Tree, offsets: bool) -> None:
+def test_a_listing_has_the_offsets_of_the_contents(tree: Tree, offsets: bool) -> None:
     archive = nar(tree)
     read = NarListing.parse(listing_json(tree, offsets=offsets), nar_size=len(archive))
     scanned = NarListing.from_events(parse_nar([archive]))
@@ -86,7 +86,7 @@ TREES: st.SearchStrategy[Tree] = st.recursive(
 
 
 @given(TREES)
-def test_every_tree_survives(tree: Tree) -> None:
+def test_any_tree_is_written_and_read_back(tree: Tree) -> None:
     archive = nar(tree)
     found = NarListing.from_events(parse_nar([archive], contents=False))
     written = b"".join(found.json_chunks())
@@ -101,7 +101,7 @@ def count(tree: Tree) -> int:
 
 
 @given(TREES, st.text(max_size=3))
-def test_look_up_by_name(tree: Tree, other: str) -> None:
+def test_children_are_found_by_name(tree: Tree, other: str) -> None:
     found = NarListing.from_events(events(tree))
     children = list(found.children(found.root))
     names = [as_text(name) for name, _ in entries(tree)] if isinstance(tree, Mapping) else []
@@ -111,7 +111,7 @@ def test_look_up_by_name(tree: Tree, other: str) -> None:
         assert found.child(found.root, other) is None
 
 
-def test_nodes() -> None:
+def test_nodes_have_the_fields_of_their_kind() -> None:
     found = NarListing.from_events(events(TREE))
     assert found.root == Node(0, Kind.DIRECTORY, "", 0, False, 0, "")
     bin_ = found.child(found.root, "bin")
@@ -128,7 +128,7 @@ def test_nodes() -> None:
     assert list(found.children(odd)) == []
 
 
-def test_nodes_by_index() -> None:
+def test_nodes_are_found_by_index() -> None:
     found = NarListing.from_events(events(TREE))
     nodes = [found.node(index) for index in range(len(found))]
     assert [node.index for node in nodes] == list(range(len(found)))
@@ -146,7 +146,7 @@ def test_nodes_by_index() -> None:
             assert list(found.children(node, start)) == children[start:]
 
 
-def test_one_level() -> None:
+def test_a_non_recursive_listing_has_one_level() -> None:
     found = NarListing.from_events(events(TREE))
     whole = listing(TREE)["root"]["entries"]
     directory = {"type": "directory"}
@@ -161,7 +161,7 @@ def test_one_level() -> None:
             assert b"".join(found.json_chunks(node, recursive=False)) == compact({"version": 1, "root": child})
 
 
-def test_json_comes_in_chunks() -> None:
+def test_json_is_produced_in_chunks() -> None:
     found = NarListing.from_events(events({f"{number:05}": b"" for number in range(20_000)}))
     chunks = list(found.json_chunks())
     assert len(chunks) > 10
@@ -176,7 +176,7 @@ def within(node: object, name: str = "x") -> dict[str, object]:
 
 
 def nested(depth: int) -> dict[str, object]:
-    """A file with ``depth`` directories above it."""
+    """Return a file with ``depth`` directories above it."""
     node = REGULAR
     for _ in range(depth):
         node = within(node)
@@ -184,30 +184,30 @@ def nested(depth: int) -> dict[str, object]:
 
 
 BAD_ROOTS: dict[str, object] = {
-    "no object": [],
-    "none": None,
+    "not an object": [],
+    "null": None,
     "no type": {"size": 3},
     "unknown type": {"type": "fifo"},
-    "type of a wrong type": {"type": ["regular"]},
+    "type of the wrong type": {"type": ["regular"]},
     "no size": {"type": "regular"},
     **{f"size {size!r}": {**REGULAR, "size": size} for size in (-1, True, 1.5, 1e3, "3", None, 2**63, 2**64, 10**30)},
     **{f"executable {value!r}": {**REGULAR, "executable": value} for value in (1, "true", None)},
     **{f"narOffset {value!r}": {**REGULAR, "narOffset": value} for value in (0, -96, True, 96.0, "96", 97, 2**64)},
     "no entries": {"type": "directory"},
     "entries null": {"type": "directory", "entries": None},
-    "entries of a wrong type": {"type": "directory", "entries": [REGULAR]},
-    "entry of a wrong type": within("x"),
+    "entries of the wrong type": {"type": "directory", "entries": [REGULAR]},
+    "entry of the wrong type": within("x"),
     "directory below without entries": within({"type": "directory"}),
     **{
         f"name {name!r}": within(REGULAR, name)
         for name in ("", ".", "..", "a/b", "/", "a\0", "a" * 256, "\u00e9" * 128)
     },
-    "name that is no text": within(REGULAR, "\ud800"),
-    "name twice, spelled in two ways": {"type": "directory", "entries": {"\u00e9": REGULAR, "\udcc3\udca9": REGULAR}},
+    "name that is not text": within(REGULAR, "\ud800"),
+    "name twice, in two encodings": {"type": "directory", "entries": {"\u00e9": REGULAR, "\udcc3\udca9": REGULAR}},
     "no target": {"type": "symlink"},
     **{f"target {target!r}": {"type": "symlink", "target": target} for target in ("", 1, "a\0", "a" * 4096, "\ud800")},
     "too deep": nested(65),
-    "sizes that add up to more than 64 bits": {
+    "sizes with a sum of more than 64 bits": {
         "type": "directory",
         "entries": {name: {"type": "regular", "size": 2**63 - 1} for name in "abc"},
     },
@@ -215,11 +215,11 @@ BAD_ROOTS: dict[str, object] = {
 
 
 @pytest.mark.parametrize("root", BAD_ROOTS.values(), ids=BAD_ROOTS)
-def test_refuses(root: object) -> None:
+def test_an_invalid_root_is_refused(root: object) -> None:
     for size in (112, 2**63 - 1):
         with pytest.raises(ListingError) as caught:
             NarListing.parse(json.dumps({"version": 1, "root": root}).encode(), nar_size=size)
-        assert "NAR of" not in str(caught.value)  # refused for what it is, and not only for its size
+        assert "NAR of" not in str(caught.value)  # refused because of the root, not of the size
 
 
 @pytest.mark.parametrize(
@@ -244,31 +244,31 @@ def test_refuses(root: object) -> None:
     ],
     ids=lambda data: data[:60].decode("latin-1") + f" {len(data)}",
 )
-def test_refuses_what_is_no_listing(data: bytes) -> None:
+def test_invalid_json_is_refused(data: bytes) -> None:
     with pytest.raises(ListingError):
         NarListing.parse(data, nar_size=96)  # the size of an empty directory's NAR
 
 
-def test_the_deepest_that_a_nar_can_be() -> None:
+def test_the_deepest_possible_nar_is_read() -> None:
     events_ = [Directory(b"x" if depth else b"") for depth in range(64)]
     size = NarListing.from_events([*events_, Regular(b"x", False, 3), *[DirectoryEnd()] * 64]).nar_size
     assert len(NarListing.parse(compact({"version": 1, "root": nested(64)}), nar_size=size)) == 65
 
 
 @pytest.mark.parametrize("wrong", [-8, 8, 1])
-def test_the_size_must_be_the_nars(wrong: int) -> None:
+def test_a_listing_with_another_nar_size_is_refused(wrong: int) -> None:
     with pytest.raises(ListingError, match="NAR of"):
         NarListing.parse(listing_json(TREE, offsets=False), nar_size=len(nar(TREE)) + wrong)
 
 
-def test_an_offset_must_be_the_right_one() -> None:
+def test_a_wrong_offset_is_refused() -> None:
     document = listing(TREE)
     document["root"]["entries"]["lib-old"]["entries"]["a"]["narOffset"] += 8
     with pytest.raises(ListingError, match="entry b'a'"):
         NarListing.parse(compact(document), nar_size=len(nar(TREE)))
 
 
-def test_unknown_fields_and_any_order_are_fine() -> None:
+def test_unknown_fields_and_any_order_are_accepted() -> None:
     document = {
         "root": {"x": [], "entries": {"b": {**REGULAR, "mode": 7}, "a": REGULAR}, "type": "directory"},
         "version": 1,
@@ -278,8 +278,8 @@ def test_unknown_fields_and_any_order_are_fine() -> None:
     assert [child.name for child in found.children(found.root)] == ["a", "b"]
 
 
-def test_raw_bytes_and_escapes_mean_the_same() -> None:
-    """Nix 2.8 writes raw bytes, we write escapes; a pair of surrogates is a character, and half of one is nothing."""
+def test_raw_bytes_and_escapes_are_equivalent() -> None:
+    """Nix 2.8 writes raw bytes, nar-serve writes escapes. A surrogate pair is one character, a lone one is a byte or invalid."""
     tree: Tree = {"\udcff\udcc3": b"", "\u00e9": b"", "\U0001f600": b""}
     size = len(nar(tree))
     raw = listing_json(tree)
@@ -314,7 +314,7 @@ def test_any_json_is_read_or_refused(data: bytes, size: int) -> None:
 
 
 @given(st.integers(0, len(SAMPLE)), st.integers(0, 12), st.binary(max_size=6))
-def test_any_damage_is_read_or_refused(at: int, cut: int, put: bytes) -> None:
+def test_a_damaged_listing_is_read_or_refused(at: int, cut: int, put: bytes) -> None:
     read_or_refuse(SAMPLE[:at] + put + SAMPLE[at + cut :], len(nar(TREE)))
 
 
@@ -327,7 +327,7 @@ def read_or_refuse(data: bytes, size: int) -> None:
     assert NarListing.parse(b"".join(found.json_chunks()), nar_size=size).nar_size == size
 
 
-def test_builder_takes_events_one_by_one() -> None:
+def test_the_builder_accepts_single_events() -> None:
     builder = ListingBuilder()
     archive = nar(TREE)
     for event in parse_nar([archive]):
@@ -349,12 +349,12 @@ BAD_EVENTS: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("bad", BAD_EVENTS.values(), ids=BAD_EVENTS)
-def test_builder_refuses(bad: list[Any]) -> None:
+def test_the_builder_refuses_invalid_events(bad: list[Any]) -> None:
     with pytest.raises(ListingError):
         NarListing.from_events(bad)
 
 
-def test_builder_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_builder_limits_the_number_of_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing_module, "NODES_MAX", 8)
     assert len(NarListing.from_events(events({str(number): b"" for number in range(7)}))) == 8
     with pytest.raises(ListingError):
@@ -362,7 +362,7 @@ def test_builder_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def large_tree(size: int) -> dict[str, Any]:
-    """The root node of a listing with ``size`` files, in directories of a natural shape."""
+    """Return the root node of a listing with ``size`` files, in directories of a realistic shape."""
     dice = random.Random(1)
     root: dict[str, Any] = {"type": "directory", "entries": {}}
     for number in range(size):
@@ -378,23 +378,23 @@ def large_tree(size: int) -> dict[str, Any]:
 
 
 def large_listing(files: int) -> tuple[bytes, int]:
-    """Its JSON, and the size of its NAR."""
+    """Return the JSON of a listing and the size of its NAR."""
     data = compact({"version": 1, "root": large_tree(files)})
     with pytest.raises(ListingError) as caught:
         NarListing.parse(data, nar_size=1)
-    found = re.search("of a NAR of ([0-9]+) bytes", str(caught.value))
+    found = re.search("describes a NAR of ([0-9]+) bytes", str(caught.value))
     assert found is not None
     return data, int(found[1])
 
 
-def test_a_hundred_thousand_entries_are_cheap() -> None:
+def test_a_hundred_thousand_entries_are_read_in_a_second() -> None:
     data, size = large_listing(100_000)
     begin = time.process_time()
     found = NarListing.parse(data, nar_size=size)
     seconds = time.process_time() - begin
     assert len(found) > 100_000
     assert found.nbytes < 12e6
-    assert seconds < 1  # the goal is half of that, on a machine with nothing else to do
+    assert seconds < 1  # the goal is half a second, on an idle machine
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_a_hundred_thousand_entries_are_cheap() -> None:
     ],
     ids=["objects", "arrays", "numbers", "texts", "wide", "nested"],
 )
-def test_what_would_take_much_memory_is_refused_before_it_does(data: bytes) -> None:
+def test_a_listing_is_refused_before_it_takes_much_memory(data: bytes) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(ListingError):
@@ -419,7 +419,7 @@ def test_what_would_take_much_memory_is_refused_before_it_does(data: bytes) -> N
         tracemalloc.stop()
 
 
-def test_nothing_but_the_columns_stays_in_memory() -> None:
+def test_only_the_columns_stay_in_memory() -> None:
     data, size = large_listing(3000)
     gc.collect()
     tracemalloc.start()
@@ -438,7 +438,7 @@ def real_listings(nix: RealNix) -> Iterator[tuple[bytes, NarInfo, bytes]]:
         yield file.read_bytes(), info, lzma.decompress((nix.cache / info.url).read_bytes())
 
 
-def test_real_nix_writes_what_we_read_and_scan(real_nix: RealNix) -> None:
+def test_listings_of_a_real_nix_match_their_nars(real_nix: RealNix) -> None:
     seen = set()
     for data, info, archive in real_listings(real_nix):
         read = NarListing.parse(data, nar_size=info.nar_size)
@@ -447,7 +447,9 @@ def test_real_nix_writes_what_we_read_and_scan(real_nix: RealNix) -> None:
         written = b"".join(scanned.json_chunks())
         assert written == b"".join(read.json_chunks())
         if data.isascii():
-            assert json.dumps(json.loads(written)) == json.dumps(json.loads(data))  # and the fields in the same order
+            assert json.dumps(json.loads(written)) == json.dumps(
+                json.loads(data)
+            )  # the order of the fields is equal, too
         seen.add(info.store_path.name)
     assert seen == {"a", "b", "c", "tree"}
 
@@ -461,7 +463,7 @@ def sum_of_sizes(found: NarListing, node: Node) -> int:
         st.binary(max_size=9), lambda below: st.dictionaries(st.sampled_from([b"a", b"a.b", b"ab"]), below, max_size=3)
     )
 )
-def test_the_total_size_is_that_of_all_files_below(tree: Tree) -> None:
+def test_the_total_size_includes_all_files_below(tree: Tree) -> None:
     found = NarListing.from_events(events(tree))
     pending = [found.root]
     for node in pending:

@@ -1,4 +1,4 @@
-"""What breaks a rule of the format is refused with a NarError that says where, in any chunking, contents or not."""
+"""Malformed NARs: every violation raises a NarError with its offset, in any chunking, with contents or without."""
 
 import random
 import re
@@ -34,20 +34,20 @@ HUGE = 2**64 - 8  # its padded end, in 64 bits, is 0
 
 
 class Case(NamedTuple):
-    """``good`` is the longest part that could still become a NAR; the fault is in what follows it."""
+    """``good`` is the longest prefix that could still become a NAR; ``bad`` begins with the violation."""
 
     good: bytes
     bad: bytes
     fault: str
 
 
-def behind(name: bytes) -> bytes:
-    """In a directory, behind an entry called ``name``, up to the length of the next one's name."""
+def after(name: bytes) -> bytes:
+    """Return a directory with an entry ``name``, up to the length of the next entry's name."""
     return IN_DIRECTORY + entry(name) + strings(b"entry", b"(", b"name")
 
 
 def named(name: bytes) -> bytes:
-    """An entry's name with the honest rest of the NAR."""
+    """Return an entry's name and a valid rest of the NAR."""
     return strings(name, b"node") + regular() + CLOSE + CLOSE
 
 
@@ -60,7 +60,7 @@ MALFORMED = {
     "unknown type": Case(IN_NODE, strings(b"fifo", b")"), "fifo"),
     "no contents": Case(IN_NODE + string(b"regular"), CLOSE, r"'\)'"),
     "contents before executable": Case(
-        IN_FILE + string(b""), strings(b"executable", b"", b")"), "end of a node should be, there is b'executable'"
+        IN_FILE + string(b""), strings(b"executable", b"", b")"), "expected the end of a node, found b'executable'"
     ),
     "executable with a value": Case(
         IN_NODE + strings(b"regular", b"executable"), strings(b"yes", b"contents", b"", b")"), "yes"
@@ -73,7 +73,7 @@ MALFORMED = {
     "type twice": Case(IN_DIRECTORY, strings(b"type", b"directory", b")"), "entry or the end"),
     "entry without brackets": Case(IN_DIRECTORY + string(b"entry"), strings(b"name", b"x"), "name"),
     "entry without a name": Case(IN_DIRECTORY + strings(b"entry", b"("), string(b"node") + regular(), "node"),
-    "entry without a node": Case(IN_ENTRY + string(b"x"), CLOSE, "a node should be"),
+    "entry without a node": Case(IN_ENTRY + string(b"x"), CLOSE, "expected a node"),
     "file not closed": Case(IN_FILE + string(b"x"), strings(b"entry"), "end of a node"),
     "entry not closed": Case(
         IN_ENTRY + strings(b"x", b"node") + regular(), strings(b"entry", b"(", b"name"), "end of a node"
@@ -81,31 +81,31 @@ MALFORMED = {
     "entry of a directory not closed": Case(
         IN_ENTRY + strings(b"x", b"node") + directory(), strings(b"entry", b"("), "end of an entry"
     ),
-    "bytes behind the NAR": Case(root(regular()), b"\0", "behind the NAR"),
-    "a second NAR": Case(root(regular()), root(regular()), "behind the NAR"),
-    # Limits, and lengths that can't be.
+    "bytes after the NAR": Case(root(regular()), b"\0", "after the end of the NAR"),
+    "a second NAR": Case(root(regular()), root(regular()), "after the end of the NAR"),
+    # Limits, and impossible lengths.
     "tag of 33 bytes": Case(IN_NODE, string(b"r" * 33), "33 bytes"),
     "tag of 2^64-8 bytes": Case(IN_NODE, string(b"regular", length=HUGE), str(HUGE)),
     "name of 256 bytes": Case(IN_ENTRY, named(b"n" * 256), "256 bytes"),
     "name of 2^64-8 bytes": Case(IN_ENTRY, string(b"name", length=HUGE), str(HUGE)),
     "target of 4096 bytes": Case(IN_LINK, strings(b"t" * 4096, b")"), "4096 bytes"),
     "target of 2^64-8 bytes": Case(IN_LINK, string(b"target", length=HUGE), str(HUGE)),
-    "file of 2^63 bytes": Case(IN_FILE, string(b"", length=2**63), "longer than any file"),
-    "file of 2^64-1 bytes": Case(IN_FILE, string(b"", length=2**64 - 1), "longer than any file"),
+    "file of 2^63 bytes": Case(IN_FILE, string(b"", length=2**63), "exceeds the largest possible file"),
+    "file of 2^64-1 bytes": Case(IN_FILE, string(b"", length=2**64 - 1), "exceeds the largest possible file"),
     "executable of 2^63 bytes": Case(
-        IN_NODE + strings(b"regular", b"executable", b"", b"contents"), string(b"", length=2**63), "longer than any"
+        IN_NODE + strings(b"regular", b"executable", b"", b"contents"), string(b"", length=2**63), "exceeds the largest"
     ),
     # Names.
     "empty name": Case(IN_ENTRY, named(b""), "name is empty"),
-    "name .": Case(IN_ENTRY, named(b"."), "called"),
-    "name ..": Case(IN_ENTRY, named(b".."), "called"),
+    "name .": Case(IN_ENTRY, named(b"."), "is named"),
+    "name ..": Case(IN_ENTRY, named(b".."), "is named"),
     "name with a slash": Case(IN_ENTRY, named(b"../x"), "slash"),
     "name with a NUL": Case(IN_ENTRY, named(b"x\0"), "NUL"),
-    "names in the wrong order": Case(behind(b"b"), named(b"a"), "comes after"),
-    "names in signed order": Case(behind(b"\x80"), named(b"a"), "comes after"),
-    "names in the order of length": Case(behind(b"b"), named(b"aa"), "comes after"),
-    "name twice": Case(behind(b"a"), named(b"a"), "two entries"),
-    "name twice, behind a directory": Case(
+    "names in the wrong order": Case(after(b"b"), named(b"a"), "comes after"),
+    "names in signed order": Case(after(b"\x80"), named(b"a"), "comes after"),
+    "names in the order of length": Case(after(b"b"), named(b"aa"), "comes after"),
+    "name twice": Case(after(b"a"), named(b"a"), "two entries"),
+    "name twice, after a directory": Case(
         IN_DIRECTORY + entry(b"b", directory(entry(b"z"))) + strings(b"entry", b"(", b"name"),
         named(b"b"),
         "two entries",
@@ -138,39 +138,39 @@ def refused(archive: bytes, size: int, contents: bool) -> NarError:
 
 @pytest.mark.parametrize("contents", [True, False], ids=["contents", "no contents"])
 @pytest.mark.parametrize("case", MALFORMED.values(), ids=MALFORMED.keys())
-def test_a_broken_rule_is_refused_where_it_is_broken(case: Case, contents: bool) -> None:
+def test_a_violation_is_refused_with_its_offset(case: Case, contents: bool) -> None:
     for size in (1 << 20, 1, 5):
         refusal = refused(case.good + case.bad, size, contents)
         assert refusal.where == f"offset {len(case.good)}"
-        if size > len(case.good + case.bad):  # byte by byte it is refused before it was seen whole
+        if size > len(case.good + case.bad):  # in smaller chunks it is refused before it has arrived completely
             assert re.search(case.fault, str(refusal))
 
 
 @pytest.mark.parametrize("case", MALFORMED.values(), ids=MALFORMED.keys())
-def test_and_what_stands_before_the_fault_is_fine(case: Case) -> None:
-    if case.fault == "behind the NAR":
+def test_the_bytes_before_a_violation_are_accepted(case: Case) -> None:
+    if case.fault == "after the end of the NAR":
         assert list(parse_nar([case.good]))
     else:
-        assert "ends early" in str(refused(case.good, 1 << 20, True))
+        assert "ends too early" in str(refused(case.good, 1 << 20, True))
 
 
 @pytest.mark.parametrize("contents", [True, False], ids=["contents", "no contents"])
-def test_a_cut_at_any_byte_is_refused_and_leaves_a_beginning(contents: bool) -> None:
+def test_a_truncated_nar_is_refused_after_the_events_before_the_cut(contents: bool) -> None:
     archive = nar(SAMPLE)
     whole = list(parse_nar([archive], contents))
     for end in range(len(archive)):
         seen: list[NarEvent] = []
-        with pytest.raises(NarError, match="ends early") as refusal:
-            seen.extend(parse_nar([archive[:end]], contents))  # extend keeps what came before the error
+        with pytest.raises(NarError, match="ends too early") as refusal:
+            seen.extend(parse_nar([archive[:end]], contents))  # extend keeps the events before the error
         assert refusal.value.where == f"offset {end}"
         assert [event for event in seen if not isinstance(event, Data)] == [
             event for event in whole if not isinstance(event, Data)
         ][: sum(1 for event in seen if not isinstance(event, Data))]
 
 
-def test_any_damage_is_refused_or_makes_another_nar() -> None:
-    """A NAR is canonical: what is accepted is exactly what the writer makes of its events."""
-    rng = random.Random(20260517)  # a seed, to have the same run everywhere
+def test_a_damaged_nar_is_refused_or_is_another_valid_nar() -> None:
+    """NARs are canonical: the writer turns the events of an accepted archive into the same bytes."""
+    rng = random.Random(20260517)  # a fixed seed, so that every run is the same
     archive = nar(SAMPLE)
     places: list[str] = []
     accepted = 0
@@ -207,7 +207,7 @@ def damage(rng: random.Random, archive: bytes) -> bytes:
     return bytes(damaged)
 
 
-# The advisories, by name.
+# The security advisories.
 
 
 def test_cve_2026_44028_nesting_is_bounded() -> None:
@@ -222,7 +222,7 @@ def test_cve_2026_44028_nesting_is_bounded() -> None:
 
 @pytest.mark.parametrize("contents", [True, False], ids=["contents", "no contents"])
 def test_lix_2026_05_a_length_of_2_to_64_less_8_does_not_wrap(contents: bool) -> None:
-    """With 64-bit sums, length and padding make 0, and the archive goes on as if the file were empty."""
+    """With 64-bit arithmetic, length and padding add up to 0, and parsing continues as if the file were empty."""
     archive = IN_FILE + string(b"", length=HUGE) + CLOSE
     seen: list[NarEvent] = []
     with pytest.raises(NarError, match=f"{HUGE} bytes") as refusal:
@@ -231,17 +231,17 @@ def test_lix_2026_05_a_length_of_2_to_64_less_8_does_not_wrap(contents: bool) ->
     assert seen == []
 
 
-def test_cve_2024_45593_no_name_is_both_a_link_and_a_directory() -> None:
-    """The second entry would be unpacked through the link of the first."""
+def test_cve_2024_45593_a_name_can_not_be_both_a_link_and_a_directory() -> None:
+    """The second entry would be unpacked through the link of the first entry."""
     outside = entry(b"a", symlink(b"/etc")), entry(b"a", directory(entry(b"passwd", regular(b"x"))))
-    assert "two entries are called b'a'" in str(refused(root(directory(*outside)), 1 << 20, True))
+    assert "two entries are named b'a'" in str(refused(root(directory(*outside)), 1 << 20, True))
     between = outside[0], entry(b"b"), outside[1]
     assert "comes after" in str(refused(root(directory(*between)), 1 << 20, True))
 
 
-def test_the_largest_file_is_only_refused_for_ending_early() -> None:
+def test_the_largest_possible_file_is_refused_only_when_the_input_ends() -> None:
     seen: list[NarEvent] = []
-    with pytest.raises(NarError, match="ends early"):
+    with pytest.raises(NarError, match="ends too early"):
         seen.extend(parse_nar([IN_FILE + string(b"", length=2**63 - 1) + CLOSE], False))
     assert seen == [Regular(b"", False, 2**63 - 1, len(IN_FILE) + 8)]
     assert not any(isinstance(event, End) for event in seen)

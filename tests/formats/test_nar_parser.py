@@ -1,4 +1,4 @@
-"""The parser: the same events for any chunking, contents where it says they are, and bounded memory and time."""
+"""The NAR parser: the same events for any chunking, correct offsets, and bounded memory and time."""
 
 import time
 import tracemalloc
@@ -43,7 +43,7 @@ from tests.formats.nar_samples import (
 
 
 def events_of(tree: Tree, archive: bytes) -> list[tuple[str, NarEvent]]:
-    """What parsing ``archive`` should give, but for the offsets, which are 0."""
+    """Return the expected events of ``archive``, with all offsets 0."""
     return merged([*builders.events(tree), End(len(archive))])
 
 
@@ -54,10 +54,10 @@ def without_offset(event: NarEvent) -> NarEvent:
 def check_tree(tree: Tree, archive: bytes, chunks: Iterator[bytes]) -> None:
     found = merged(parse_nar(chunks))
     assert [(kind, without_offset(event)) for kind, event in found] == events_of(tree, archive)
-    for (_, event), (_, behind) in pairwise(found):
+    for (_, event), (_, following) in pairwise(found):
         if isinstance(event, Regular) and event.size:
-            assert isinstance(behind, Data)
-            assert archive[event.nar_offset : event.nar_offset + event.size] == behind.data
+            assert isinstance(following, Data)
+            assert archive[event.nar_offset : event.nar_offset + event.size] == following.data
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 13, 31, 64, 500, 1 << 20])
@@ -76,7 +76,7 @@ def test_parse_is_the_inverse_of_write(tree: Tree, cuts: list[int]) -> None:
     assert b"".join(write_nar(parse_nar([archive]))) == archive
 
 
-def test_bytes_and_events_side_by_side() -> None:
+def test_an_archive_written_by_hand_gives_the_expected_events() -> None:
     executable = strings(b"(", b"type", b"regular", b"executable", b"", b"contents", b"code", b")")
     archive = root(directory(entry(b"a", executable), entry(b"b", symlink(b"a")), entry(b"c", directory())))
     assert merged(parse_nar([archive])) == merged(
@@ -109,12 +109,12 @@ def test_bytes_and_events_side_by_side() -> None:
     ],
 )
 @pytest.mark.parametrize("size", [1, 1 << 20])
-def test_what_is_legal_is_accepted(archive: bytes, size: int) -> None:
+def test_unusual_but_valid_archives_are_accepted(archive: bytes, size: int) -> None:
     assert b"".join(write_nar(parse_nar(cut(archive, size)))) == archive
     assert list(parse_nar(cut(archive, size), contents=False))[-1] == End(len(archive))
 
 
-def test_events_come_as_soon_as_their_bytes() -> None:
+def test_events_are_returned_as_soon_as_their_bytes_arrive() -> None:
     archive = root(directory(entry(b"a", regular(b"123"))))
     size_end = archive.index(b"123")
     parser = NarParser()
@@ -132,7 +132,7 @@ def test_events_come_as_soon_as_their_bytes() -> None:
     assert parser.offset == len(archive)
 
 
-def test_a_complete_parser_gives_nothing_more() -> None:
+def test_a_complete_parser_returns_no_more_events() -> None:
     parser = NarParser()
     assert parser.next_event() is NEED_DATA
     parser.receive_data(b"")
@@ -145,11 +145,11 @@ def test_a_complete_parser_gives_nothing_more() -> None:
         parser.receive_data(b"x")
 
 
-def test_an_early_end_is_refused_when_the_events_before_it_are_out() -> None:
+def test_an_early_end_is_refused_after_the_events_before_it() -> None:
     drained = NarParser()
     drained.receive_data(nar(b"x")[:-1])
     assert [type(event) for event in drained.events()] == [Regular, Data]
-    with pytest.raises(NarError, match="ends early"):
+    with pytest.raises(NarError, match="ends too early"):
         drained.receive_eof()
 
     full = NarParser()
@@ -157,15 +157,15 @@ def test_an_early_end_is_refused_when_the_events_before_it_are_out() -> None:
     full.receive_eof()
     assert isinstance(full.next_event(), Regular)
     assert isinstance(full.next_event(), Data)
-    for _ in range(2):  # it does not forget
-        with pytest.raises(NarError, match="ends early"):
+    for _ in range(2):  # the error is raised again
+        with pytest.raises(NarError, match="ends too early"):
             full.next_event()
 
-    with pytest.raises(NarError, match="ends early"):
+    with pytest.raises(NarError, match="ends too early"):
         NarParser().receive_eof()
 
 
-def test_a_refusal_is_final() -> None:
+def test_an_error_is_final() -> None:
     parser = NarParser()
     parser.receive_data(b"x" * 64)
     with pytest.raises(NarError) as first:
@@ -176,7 +176,7 @@ def test_a_refusal_is_final() -> None:
     assert first.value.where == second.value.where == "offset 0"
 
 
-def test_data_looks_into_the_chunk_and_outlives_the_parser() -> None:
+def test_data_refers_to_the_chunk_and_outlives_the_parser() -> None:
     archive = nar({"a": b"first", "b": b"x" * 1000})
     chunk, rest = archive[:-600], archive[-600:]
     views = [event.data for event in parse_nar([chunk, rest]) if isinstance(event, Data)]
@@ -185,7 +185,7 @@ def test_data_looks_into_the_chunk_and_outlives_the_parser() -> None:
 
 
 @pytest.mark.parametrize("kind", [bytearray, memoryview])
-def test_a_buffer_that_can_change_is_copied(kind: type[bytearray] | type[memoryview]) -> None:
+def test_a_mutable_buffer_is_copied(kind: type[bytearray] | type[memoryview]) -> None:
     buffer = bytearray(nar(b"contents"))
     parser = NarParser()
     parser.receive_data(kind(buffer))
@@ -193,22 +193,22 @@ def test_a_buffer_that_can_change_is_copied(kind: type[bytearray] | type[memoryv
     assert Data(b"contents") in list(parser.events())
 
 
-def test_chunks_are_closed_when_the_reader_leaves() -> None:
-    left = False
+def test_chunks_are_closed_with_the_events() -> None:
+    closed = False
 
     def chunks() -> Iterator[bytes]:
-        nonlocal left
+        nonlocal closed
         try:
             yield nar(SAMPLE)
         finally:
-            left = True
+            closed = True
 
-    source = chunks()  # held here, or its last reference closes it in any case
+    source = chunks()  # keep a reference: otherwise garbage collection would close it in any case
     events = parse_nar(source)
     next(events)
-    assert not left
-    events.close()  # type: ignore[attr-defined]  # an Iterator to the caller, a generator in fact
-    assert left
+    assert not closed
+    events.close()  # type: ignore[attr-defined]  # declared as an Iterator, but a generator
+    assert closed
 
 
 @pytest.mark.parametrize("contents", [True, False])
@@ -235,7 +235,7 @@ def test_memory_is_bounded_by_a_token_and_a_chunk(contents: bool) -> None:
 
 
 @pytest.mark.parametrize("drain", [True, False], ids=["event by event", "all at the end"])
-def test_time_is_linear_in_bytes_whatever_the_chunks(drain: bool) -> None:
+def test_time_is_linear_for_any_chunking(drain: bool) -> None:
     tree = {f"{number:04}": builders.link("x" * TARGET_MAX) for number in range(30)}
     archive = nar({"big": b"x" * 100_000, "links": tree})
     parser = NarParser()
@@ -246,5 +246,5 @@ def test_time_is_linear_in_bytes_whatever_the_chunks(drain: bool) -> None:
         count += sum(1 for _ in parser.events()) if drain else 0
     count += sum(1 for _ in parser.events())
     assert count == 3 + 100_000 + 30 + 3
-    # About a second; what is quadratic in the archive, or copies a token for each of its bytes, takes minutes.
+    # Takes about a second. A parser with quadratic time, or one that copies a token for each of its bytes, takes minutes.
     assert time.process_time() - started < 20

@@ -1,4 +1,4 @@
-"""The writer: refuses every sequence that is not a NAR, copies no contents, and agrees with Nix."""
+"""The NAR writer: it refuses sequences that are not a NAR, does not copy contents, and agrees with Nix."""
 
 import os
 import shutil
@@ -35,26 +35,29 @@ from tests.formats.nar_samples import (
 
 DIR = Directory(b"")
 REFUSED: dict[str, tuple[list[NarEvent], str]] = {
-    "nothing": ([], "ends early"),
-    "only an end": ([End(0)], "ends early"),
-    "open directory": ([DIR], "ends early"),
-    "end in a directory": ([DIR, End(96)], "ends early"),
+    "nothing": ([], "ends too early"),
+    "only an end": ([End(0)], "ends too early"),
+    "open directory": ([DIR], "ends too early"),
+    "end in a directory": ([DIR, End(96)], "ends too early"),
     "two roots": ([Symlink(b"", b"x"), Symlink(b"", b"x")], "second root"),
     "two directories as root": ([DIR, DirectoryEnd(), DIR], "second root"),
-    "root with a name": ([Regular(b"x", False, 0)], "root node is called"),
-    "end of no directory": ([DIR, DirectoryEnd(), DirectoryEnd()], "never began"),
-    "event behind the end": ([DIR, DirectoryEnd(), End(96), End(96)], "behind the end"),
-    "another size": ([DIR, DirectoryEnd(), End(97)], "96 bytes, and not 97"),
-    "contents of nothing": ([Data(b"x")], "where 0 may"),
-    "contents of a symlink": ([Symlink(b"", b"x"), Data(b"x")], "where 0 may"),
-    "contents of a directory": ([DIR, Data(b"x")], "where 0 may"),
-    "too many contents": ([Regular(b"", False, 2), Data(b"x"), Data(b"xx")], "2 bytes of contents where 1"),
-    "too few contents": ([DIR, Regular(b"x", False, 2), Data(b"x"), DirectoryEnd()], "1 bytes early"),
-    "no contents": ([DIR, Regular(b"x", False, 2), Regular(b"y", False, 0)], "2 bytes early"),
+    "root with a name": ([Regular(b"x", False, 0)], "root node has the name"),
+    "end of no directory": ([DIR, DirectoryEnd(), DirectoryEnd()], "did not begin"),
+    "event after the end": ([DIR, DirectoryEnd(), End(96), End(96)], "after the end"),
+    "another size": ([DIR, DirectoryEnd(), End(97)], "96 bytes instead of 97"),
+    "contents of nothing": ([Data(b"x")], "only 0 are left"),
+    "contents of a symlink": ([Symlink(b"", b"x"), Data(b"x")], "only 0 are left"),
+    "contents of a directory": ([DIR, Data(b"x")], "only 0 are left"),
+    "too many contents": (
+        [Regular(b"", False, 2), Data(b"x"), Data(b"xx")],
+        "2 bytes of contents, but only 1 are left",
+    ),
+    "too few contents": ([DIR, Regular(b"x", False, 2), Data(b"x"), DirectoryEnd()], "1 bytes too early"),
+    "no contents": ([DIR, Regular(b"x", False, 2), Regular(b"y", False, 0)], "2 bytes too early"),
     "negative size": ([Regular(b"", False, -1)], "-1 bytes"),
     "size of 2^63": ([Regular(b"", False, 2**63)], "bytes"),
     "empty name": ([DIR, Regular(b"", False, 0)], "name is empty"),
-    "name ..": ([DIR, Directory(b"..")], "called"),
+    "name ..": ([DIR, Directory(b"..")], "is named"),
     "name with a slash": ([DIR, Symlink(b"a/b", b"x")], "slash"),
     "name with a NUL": ([DIR, Symlink(b"a\0", b"x")], "NUL"),
     "name of 256 bytes": ([DIR, Directory(b"n" * 256)], "256 bytes"),
@@ -68,7 +71,7 @@ REFUSED: dict[str, tuple[list[NarEvent], str]] = {
 
 
 @pytest.mark.parametrize(("events", "fault"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_not_a_nar_is_refused(events: list[NarEvent], fault: str) -> None:
+def test_an_invalid_sequence_is_refused(events: list[NarEvent], fault: str) -> None:
     with pytest.raises(NarError, match=fault) as refusal:
         list(write_nar(events))
     assert refusal.value.where.startswith("offset ")
@@ -78,7 +81,7 @@ def test_what_is_not_a_nar_is_refused(events: list[NarEvent], fault: str) -> Non
     "refused",
     [Symlink(b"b", b""), Regular(b"b", False, 2**63), Directory(b"a"), DirectoryEnd(), End(0), Data(b"too long")],
 )
-def test_a_refused_event_leaves_no_trace(refused: NarEvent) -> None:
+def test_a_refused_event_has_no_effect(refused: NarEvent) -> None:
     def sent(odd: NarEvent | None) -> Iterator[bytes]:
         writer = NarWriter()
         for event in (Directory(b""), Regular(b"a", False, 3), Data(b"123")):
@@ -96,7 +99,7 @@ def test_a_refused_event_leaves_no_trace(refused: NarEvent) -> None:
     assert b"".join(sent(refused)) == b"".join(sent(None))
 
 
-def test_bytes_are_those_of_the_grammar() -> None:
+def test_the_bytes_follow_the_grammar() -> None:
     executable = strings(b"(", b"type", b"regular", b"executable", b"", b"contents", b"code", b")")
     tree: dict[str, Tree] = {"a": exe(b"code"), "b": link("a"), "c": {}, "d": b"12345678", "e": b""}
     by_hand = root(
@@ -113,7 +116,7 @@ def test_bytes_are_those_of_the_grammar() -> None:
     assert nar(link("x")) == root(symlink(b"x"))
 
 
-def test_end_may_be_left_out_and_finish_can_be_repeated() -> None:
+def test_end_may_be_omitted_and_finish_may_be_repeated() -> None:
     archive = nar(SAMPLE)
     writer = NarWriter()
     written = b"".join(writer.send(event) for event in parse_nar([archive]) if not isinstance(event, End))
@@ -122,7 +125,7 @@ def test_end_may_be_left_out_and_finish_can_be_repeated() -> None:
     assert writer.offset == len(archive)
 
 
-def test_contents_are_passed_on_alone_and_not_copied() -> None:
+def test_contents_are_passed_on_without_a_copy() -> None:
     data = b"x" * 1001
     chunks = list(write_nar([Regular(b"", False, 2002), Data(data), Data(data)]))
     assert chunks[1] is data
@@ -131,26 +134,26 @@ def test_contents_are_passed_on_alone_and_not_copied() -> None:
     assert all(chunks)
 
 
-def test_events_are_closed_when_the_reader_leaves() -> None:
-    left = False
+def test_events_are_closed_with_the_chunks() -> None:
+    closed = False
 
     def events() -> Iterator[NarEvent]:
-        nonlocal left
+        nonlocal closed
         try:
             yield Symlink(b"", b"x")
         finally:
-            left = True
+            closed = True
 
-    source = events()  # held here, or its last reference closes it in any case
+    source = events()  # keep a reference: otherwise garbage collection would close it in any case
     chunks = write_nar(source)
     next(chunks)
-    assert not left
-    chunks.close()  # type: ignore[attr-defined]  # an Iterator to the caller, a generator in fact
-    assert left
+    assert not closed
+    chunks.close()  # type: ignore[attr-defined]  # declared as an Iterator, but a generator
+    assert closed
 
 
 @pytest.mark.skipif(shutil.which("nix-store") is None and not os.environ.get("CI"), reason="Nix is not installed")
-def test_nix_writes_and_reads_the_same_bytes(tmp_path: Path) -> None:
+def test_nix_reads_and_writes_the_same_bytes(tmp_path: Path) -> None:
     """`nix-store --dump` and `--restore` need no store."""
     ours = nar(SAMPLE)
     tree = tmp_path / "restored"

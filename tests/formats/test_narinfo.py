@@ -51,22 +51,22 @@ INFO = NarInfo(
 
 
 def text(*more: str, **fields: str | None) -> bytes:
-    """A narinfo of FIELDS, with ``fields`` changed (None: left out) and lines added."""
+    """Return a narinfo with FIELDS, with ``fields`` changed (None: omitted) and the lines ``more`` appended."""
     merged = {**FIELDS, **fields}
     lines = [f"{key}: {value}" for key, value in merged.items() if value is not None] + list(more)
     return "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape")
 
 
-def test_reads_and_writes_what_nix_writes() -> None:
+def test_narinfos_of_nix_are_read_and_written_unchanged() -> None:
     info = NarInfo.parse(text())
     assert info == INFO
     assert info.quirks is Quirk.NONE
     assert info.to_text().encode() == text()
 
 
-def test_the_least_that_a_narinfo_can_be() -> None:
-    least = f"StorePath: {FIELDS['StorePath']}\nURL: x\nNarHash: {NIX32}\nNarSize: 1\n".encode()
-    info = NarInfo.parse(least)
+def test_a_minimal_narinfo_has_defaults() -> None:
+    minimal = f"StorePath: {FIELDS['StorePath']}\nURL: x\nNarHash: {NIX32}\nNarSize: 1\n".encode()
+    info = NarInfo.parse(minimal)
     assert (info.compression, info.references, info.signatures) == ("bzip2", (), ())
     assert (info.file_hash, info.file_size, info.deriver, info.system, info.ca) == (None,) * 5
     assert info.quirks == Quirk.NO_COMPRESSION | Quirk.NO_REFERENCES
@@ -88,15 +88,15 @@ QUIRKS: dict[str, tuple[bytes, Quirk, NarInfo]] = {
     "repeated URL": (text("URL: second"), Quirk.REPEATED_FIELD, replace(INFO, url="second")),
     "repeated Sig": (text(f"Sig: {SIG}"), Quirk.NONE, replace(INFO, signatures=INFO.signatures * 2)),
     "unsorted": (text(References=f"{B} {A}"), Quirk.UNSORTED_REFERENCES, replace(INFO, references=(B, A))),
-    "twice the same": (text(References=f"{A} {A}"), Quirk.UNSORTED_REFERENCES, replace(INFO, references=(A, A))),
-    "odd signature": (text("Sig: pq-1:AAAA", "Sig: x"), Quirk.UNREADABLE_SIGNATURE, INFO),
-    "no file facts": (text(FileHash=None, FileSize="0"), Quirk.NONE, replace(INFO, file_hash=None, file_size=None)),
+    "duplicate": (text(References=f"{A} {A}"), Quirk.UNSORTED_REFERENCES, replace(INFO, references=(A, A))),
+    "unknown signature": (text("Sig: pq-1:AAAA", "Sig: x"), Quirk.UNREADABLE_SIGNATURE, INFO),
+    "no file fields": (text(FileHash=None, FileSize="0"), Quirk.NONE, replace(INFO, file_hash=None, file_size=None)),
     "URL with a colon": (text(URL="https://h:1/x?a=b:c"), Quirk.NONE, replace(INFO, url="https://h:1/x?a=b:c")),
 }
 
 
 @pytest.mark.parametrize(("data", "quirk", "expected"), QUIRKS.values(), ids=QUIRKS)
-def test_reads_what_is_odd_and_notes_it(data: bytes, quirk: Quirk, expected: NarInfo) -> None:
+def test_unusual_input_is_accepted_and_recorded_as_a_quirk(data: bytes, quirk: Quirk, expected: NarInfo) -> None:
     info = NarInfo.parse(data)
     assert info == expected
     assert info.quirks == quirk
@@ -114,15 +114,15 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "NarSize with other digits": (text(NarSize="\u0661"), "field NarSize"),
     "NarSize 2^63": (text(NarSize=str(2**63)), "field NarSize"),
     "NarSize endless": (text(NarSize="9" * 10_000), "field NarSize"),
-    "FileSize no number": (text(FileSize="1 kB"), "field FileSize"),
-    "NarHash is no hash": (text(NarHash="sha256:xyz"), "field NarHash"),
+    "FileSize is not a number": (text(FileSize="1 kB"), "field FileSize"),
+    "NarHash is not a hash": (text(NarHash="sha256:xyz"), "field NarHash"),
     "NarHash by sha512": (text(NarHash="sha512:" + "0" * 128), "field NarHash"),
-    "FileHash is no hash": (text(FileHash="xyz"), "field FileHash"),
+    "FileHash is not a hash": (text(FileHash="xyz"), "field FileHash"),
     "StorePath of another store": (text(StorePath=f"/gnu/store/{A}"), "field StorePath"),
-    "StorePath that climbs": (text(StorePath=f"/nix/store/{HASH}-x/../../etc"), "field StorePath"),
+    "StorePath with ..": (text(StorePath=f"/nix/store/{HASH}-x/../../etc"), "field StorePath"),
     "reference with a path": (text(References=f"/nix/store/{A}"), "field References"),
     "references with commas": (text(References=f"{A},{B}"), "field References"),
-    "Deriver is no path": (text(Deriver="hello.drv"), "field Deriver"),
+    "Deriver is not a store path": (text(Deriver="hello.drv"), "field Deriver"),
     "two References": (text(f"References: {A}"), "field References"),
     "two CA": (text("CA: x"), "field CA"),
     "URL with a control character": (text(URL="nar/x\r"), "field URL"),
@@ -131,7 +131,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "no newline at the end": (text()[:-1], "line 11"),
     "not UTF-8": (text(URL="nar/\udcff"), f"offset {text().index(b'1x.nar')}"),
     "HTML": (b"<!DOCTYPE html>\n<p>StorePath: x</p>\n", "line 1"),
-    "HTML behind space": (b"\r\n <html>", "line 1"),
+    "HTML after white space": (b"\r\n <html>", "line 1"),
     "empty": (b"", "field StorePath"),
     "text": (b"404", "line 1"),
     "too many lines": (text(*["X: y"] * LINES_MAX), ""),
@@ -140,18 +140,18 @@ WRONG: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("data", "where"), WRONG.values(), ids=WRONG)
-def test_refuses_and_says_where(data: bytes, where: str) -> None:
+def test_an_invalid_narinfo_is_refused_with_the_place(data: bytes, where: str) -> None:
     with pytest.raises(NarInfoError) as caught:
         NarInfo.parse(data)
     assert caught.value.where == where
 
 
-def test_html_is_called_by_its_name() -> None:
+def test_the_error_for_html_mentions_html() -> None:
     with pytest.raises(NarInfoError, match="HTML"):
         NarInfo.parse(b"<html><body>Please sign in</body></html>")
 
 
-def test_another_store_dir() -> None:
+def test_another_store_dir_is_accepted() -> None:
     data = text(StorePath=f"/gnu/store/{HASH}-x")
     info = NarInfo.parse(data, "/gnu/store")
     assert info.store_path.store_dir == "/gnu/store"
@@ -174,12 +174,12 @@ def test_another_store_dir() -> None:
     ],
     ids=str,
 )
-def test_can_not_be_made_of_what_can_not_be_written(changes: dict[str, str]) -> None:
+def test_values_that_can_not_be_written_are_refused_on_construction(changes: dict[str, str]) -> None:
     with pytest.raises(NarInfoError):
         replace(INFO, **changes)  # type: ignore[arg-type]  # each value has its own type
 
 
-def test_fingerprint() -> None:
+def test_the_fingerprint_sorts_references() -> None:
     expected = f"1;/nix/store/{HASH}-hello-2.12;{NIX32};226560;/nix/store/{A},/nix/store/{B}".encode()
     assert INFO.fingerprint() == expected
     assert replace(INFO, references=(B, A, B)).fingerprint() == expected
@@ -187,7 +187,7 @@ def test_fingerprint() -> None:
 
 
 ONE, OTHER = SecretKey.generate("one"), SecretKey.generate("other")
-IMPOSTOR = SecretKey.generate("one")
+SAME_NAME = SecretKey.generate("one")
 
 
 @pytest.mark.parametrize(
@@ -198,12 +198,12 @@ IMPOSTOR = SecretKey.generate("one")
         ([ONE], [OTHER], None),
         ([ONE], [OTHER, ONE], ONE),
         ([OTHER, ONE], [ONE], ONE),
-        ([IMPOSTOR], [ONE], None),
-        ([IMPOSTOR, ONE], [ONE], ONE),
-        ([ONE], [IMPOSTOR, ONE], ONE),
+        ([SAME_NAME], [ONE], None),
+        ([SAME_NAME, ONE], [ONE], ONE),
+        ([ONE], [SAME_NAME, ONE], ONE),
     ],
 )
-def test_one_good_signature_is_enough(
+def test_one_valid_signature_by_a_trusted_key_is_enough(
     signers: Sequence[SecretKey], trusted: Sequence[SecretKey], expected: SecretKey | None
 ) -> None:
     info = replace(INFO, signatures=tuple(key.sign(INFO.fingerprint()) for key in signers))
@@ -237,7 +237,7 @@ INFOS = st.builds(
 
 
 @given(INFOS)
-def test_round_trip(info: NarInfo) -> None:
+def test_a_written_narinfo_is_read_back(info: NarInfo) -> None:
     assert NarInfo.parse(info.to_text().encode()) == info
 
 
@@ -247,7 +247,7 @@ def test_round_trip(info: NarInfo) -> None:
         lambda cut: text()[: cut[0]] + cut[2] + text()[cut[0] + cut[1] :]
     )
 )
-def test_reads_or_refuses(data: bytes) -> None:
+def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     try:
         info = NarInfo.parse(data)
     except NarInfoError:
@@ -255,7 +255,7 @@ def test_reads_or_refuses(data: bytes) -> None:
     assert NarInfo.parse(info.to_text().encode()) == info
 
 
-def test_real_nix_signs_what_we_verify(real_nix: RealNix) -> None:
+def test_signatures_of_a_real_nix_are_verified(real_nix: RealNix) -> None:
     key = PublicKey.parse((real_nix.root / "key.pk").read_text())
     infos = {}
     for file in real_nix.cache.glob("*.narinfo"):
@@ -268,7 +268,7 @@ def test_real_nix_signs_what_we_verify(real_nix: RealNix) -> None:
     assert set(infos["b"].references) == {infos["a"].store_path.base_name, infos["c"].store_path.base_name}
 
 
-def test_real_nix_verifies_what_we_sign(real_nix: RealNix) -> None:
+def test_a_real_nix_verifies_our_signatures(real_nix: RealNix) -> None:
     ours = SecretKey.parse((real_nix.root / "key.sk").read_text())
     cache = real_nix.root / "ours"
     cache.mkdir()
@@ -276,9 +276,8 @@ def test_real_nix_verifies_what_we_sign(real_nix: RealNix) -> None:
     accepted = {}
     for good in (True, False):
         for file in real_nix.cache.glob("*.narinfo"):
-            info = replace(
-                NarInfo.parse(file.read_bytes()), ca=None, signatures=()
-            )  # with a CA, Nix needs no signature
+            # Without a CA, because Nix needs no signature if there is one.
+            info = replace(NarInfo.parse(file.read_bytes()), ca=None, signatures=())
             signed = info if good else replace(info, nar_size=info.nar_size + 1)
             info = replace(info, signatures=(ours.sign(signed.fingerprint()),))
             (cache / file.name).write_text(info.to_text())
@@ -298,19 +297,19 @@ def test_real_nix_verifies_what_we_sign(real_nix: RealNix) -> None:
     assert accepted == {True: True, False: False}
 
 
-LEAST = replace(
+MINIMAL = replace(
     INFO, references=(), deriver=None, signatures=(), ca=None, file_hash=None, file_size=None, compression="none"
 )
 
 
-@pytest.mark.parametrize("info", [INFO, LEAST, replace(INFO, store_path=StorePath("/gnu/store", HASH, "x"))])
-def test_json_and_back(info: NarInfo) -> None:
+@pytest.mark.parametrize("info", [INFO, MINIMAL, replace(INFO, store_path=StorePath("/gnu/store", HASH, "x"))])
+def test_json_is_read_back(info: NarInfo) -> None:
     fields = json.loads(json.dumps(narinfo_json.to_json(info)))
     assert narinfo_json.from_json(fields) == info
     assert None not in fields.values()
 
 
-def test_json_that_is_no_narinfo() -> None:
+def test_invalid_json_is_refused() -> None:
     good = narinfo_json.to_json(INFO)
     for name in good:
         for value in (None, 7, "x", [1], {"a": 1}, -1):

@@ -10,7 +10,7 @@ from narcore.formats import nixbase32
 from narcore.formats.nixhash import DIGEST_SIZES, NixHash, Notation, notation_of
 
 
-def spelled(algorithm: str, digest: bytes, notation: Notation) -> str:
+def written(algorithm: str, digest: bytes, notation: Notation) -> str:
     match notation:
         case Notation.HEX:
             return f"{algorithm}:{digest.hex()}"
@@ -24,18 +24,18 @@ def spelled(algorithm: str, digest: bytes, notation: Notation) -> str:
 
 @pytest.mark.parametrize("algorithm", DIGEST_SIZES)
 @pytest.mark.parametrize("notation", Notation)
-def test_every_notation_of_every_algorithm(algorithm: str, notation: Notation) -> None:
+def test_every_notation_of_every_algorithm_is_read(algorithm: str, notation: Notation) -> None:
     digest = hashlib.new(algorithm, b"nix", usedforsecurity=False).digest()
-    text = spelled(algorithm, digest, notation)
+    text = written(algorithm, digest, notation)
     assert NixHash.parse(text) == NixHash(algorithm, digest)
     assert notation_of(text) is notation
 
 
-def test_writes_what_nix_writes() -> None:
-    nothing = NixHash("sha256", hashlib.sha256(b"").digest())
-    assert str(nothing) == nothing.to_nix32() == "sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73"
-    assert nothing.to_sri() == "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="
-    assert nothing.nix32 == "0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73"
+def test_the_notations_are_those_of_nix() -> None:
+    empty = NixHash("sha256", hashlib.sha256(b"").digest())
+    assert str(empty) == empty.to_nix32() == "sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73"
+    assert empty.to_sri() == "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="
+    assert empty.nix32 == "0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73"
 
 
 @pytest.mark.parametrize(
@@ -59,18 +59,18 @@ def test_writes_what_nix_writes() -> None:
         "sha1:" + "0" * 64,
     ],
 )
-def test_refuses(text: str) -> None:
+def test_an_invalid_hash_is_refused(text: str) -> None:
     with pytest.raises(HashError):
         NixHash.parse(text)
 
 
 @pytest.mark.parametrize("text", ["x", "sha256:", "sha256-" + "0" * 64, "sha256-" + "0" * 52])
-def test_no_notation(text: str) -> None:
+def test_a_text_without_a_notation_is_refused(text: str) -> None:
     with pytest.raises(HashError):
         notation_of(text)
 
 
-def test_a_hash_that_can_not_be_is_not_made() -> None:
+def test_an_invalid_digest_is_refused_on_construction() -> None:
     with pytest.raises(HashError):
         NixHash("sha256", b"short")
     with pytest.raises(HashError):
@@ -84,7 +84,7 @@ def test_a_hash_that_can_not_be_is_not_made() -> None:
         st.text(max_size=10) | st.text("0123456789abcdf=+/", min_size=52, max_size=64),
     ).map("".join)
 )
-def test_reads_or_refuses(text: str) -> None:
+def test_any_text_is_read_or_refused(text: str) -> None:
     try:
         parsed = NixHash.parse(text)
     except HashError:

@@ -1,4 +1,4 @@
-"""What a path leads to, against what the kernel makes of the same tree."""
+"""Resolution of paths, also compared with the kernel's resolution in the same tree."""
 
 from pathlib import Path
 
@@ -95,7 +95,7 @@ LISTING = listing_of(TREE)
         ("trash", OutsideStore),
     ],
 )
-def test_outcomes(path: str, expected: object) -> None:
+def test_paths_are_resolved(path: str, expected: object) -> None:
     if isinstance(expected, type) and issubclass(expected, PathError):
         with pytest.raises(expected):
             resolve(LISTING, HERE, path)
@@ -109,12 +109,12 @@ def test_outcomes(path: str, expected: object) -> None:
 
 
 @pytest.mark.parametrize("path", ["gone", "etc", "a", "file-as-dir"])
-def test_the_message_names_the_link_and_its_target(path: str) -> None:
+def test_the_error_names_the_link_and_its_target(path: str) -> None:
     with pytest.raises(PathError, match=r"(gone|etc|a|b|file-as-dir) -> "):
         resolve(LISTING, HERE, path)
 
 
-def test_a_link_itself_can_be_found() -> None:
+def test_the_last_link_is_not_followed_on_request() -> None:
     outcome = resolve(LISTING, HERE, "etc", follow_last=False)
     assert isinstance(outcome, Found)
     assert outcome.node.target == "/etc/passwd"
@@ -131,7 +131,7 @@ def test_a_link_itself_can_be_found() -> None:
         ("..", OutsideStore),
     ],
 )
-def test_a_store_path_that_is_a_link(target: str, expected: object) -> None:
+def test_a_store_path_can_be_a_link(target: str, expected: object) -> None:
     listing = listing_of(link(target))
     if isinstance(expected, type) and issubclass(expected, PathError):
         with pytest.raises(expected):
@@ -140,10 +140,10 @@ def test_a_store_path_that_is_a_link(target: str, expected: object) -> None:
         assert resolve(listing, HERE, "") == expected
 
 
-def test_as_the_kernel_does(tmp_path: Path) -> None:
-    """Every path up to two links deep leads where the kernel says, or both refuse."""
+def test_paths_are_resolved_as_by_the_kernel(tmp_path: Path) -> None:
+    """Every path of up to two segments has the kernel's result, or both refuse it."""
     store = tmp_path / "nix/store"
-    _plant(TREE, store / HERE.base_name, tmp_path)
+    _create(TREE, store / HERE.base_name, tmp_path)
     (store / OTHER.rpartition("/")[2] / "bin").mkdir(parents=True)
     names = ["bin", "share", "doc", "lib64", "up", "root", "other", "home", "around", "x", "README", "doc-link", "a"]
     paths = ["/".join(pair) for pair in [(a, b) for a in names for b in names]] + names
@@ -160,8 +160,8 @@ def test_as_the_kernel_does(tmp_path: Path) -> None:
         assert there.samefile(store / HERE.base_name / path), path
 
 
-def _plant(tree: Tree, where: Path, root: Path) -> None:
-    """Make the tree. The kernel has no other root here, so what is absolute is made to begin at ``root``."""
+def _create(tree: Tree, where: Path, root: Path) -> None:
+    """Create the tree. Absolute link targets are placed below ``root``, because the kernel's root can't be changed here."""
     match tree:
         case bytes():
             where.write_bytes(tree)
@@ -171,12 +171,12 @@ def _plant(tree: Tree, where: Path, root: Path) -> None:
         case _:
             where.mkdir(parents=True)
             for name, child in entries(tree):
-                _plant(child, where / as_bytes(name).decode(), root)
+                _create(child, where / as_bytes(name).decode(), root)
 
 
 def _leads_into_store(store: Path, path: str) -> bool:
     try:
         real = (store / HERE.base_name / path).resolve(strict=True)
-    except (OSError, RuntimeError):  # it dangles, or is a loop
+    except (OSError, RuntimeError):  # a dangling link or a loop
         return False
     return real.is_relative_to(store) and real != store

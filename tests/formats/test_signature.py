@@ -20,13 +20,13 @@ SIGNATURE = bytes.fromhex(
 KEY = SecretKey("test-1", SEED)
 
 
-def test_agrees_with_rfc_8032() -> None:
+def test_signatures_are_those_of_rfc_8032() -> None:
     assert KEY.public_key == PublicKey("test-1", PUBLIC)
     assert KEY.sign(b"\x72") == Signature("test-1", SIGNATURE)
     assert KEY.public_key.verify(b"\x72", Signature("test-1", SIGNATURE))
 
 
-def test_verify_says_no() -> None:
+def test_a_wrong_signature_key_or_name_does_not_verify() -> None:
     key, signature = KEY.public_key, KEY.sign(b"message")
     flipped = Signature("test-1", bytes([signature.sig[0] ^ 1]) + signature.sig[1:])
     assert key.verify(b"message", signature)
@@ -38,7 +38,7 @@ def test_verify_says_no() -> None:
 
 
 @given(st.binary(min_size=32, max_size=32), st.binary(min_size=64, max_size=64), st.binary(max_size=40))
-def test_rubbish_never_verifies(key: bytes, sig: bytes, message: bytes) -> None:
+def test_random_bytes_never_verify(key: bytes, sig: bytes, message: bytes) -> None:
     try:
         public = PublicKey("x", key)
     except FormatError:
@@ -46,7 +46,7 @@ def test_rubbish_never_verifies(key: bytes, sig: bytes, message: bytes) -> None:
     assert not public.verify(message, Signature("x", sig))
 
 
-def test_text_forms() -> None:
+def test_keys_and_signatures_are_written_and_read_as_text() -> None:
     signature = KEY.sign(b"x")
     assert str(signature) == f"test-1:{b64encode(signature.sig).decode()}"
     assert Signature.parse(str(signature)) == signature
@@ -56,13 +56,13 @@ def test_text_forms() -> None:
     assert SecretKey.parse(KEY.to_text()) == KEY
 
 
-def test_generated_keys_differ_and_can_be_read_back() -> None:
+def test_generated_keys_differ_and_are_read_back() -> None:
     one, other = SecretKey.generate("a"), SecretKey.generate("a")
     assert one != other
     assert SecretKey.parse(one.to_text()) == one
 
 
-def test_a_secret_key_does_not_show_itself() -> None:
+def test_a_secret_key_is_not_shown() -> None:
     for shown in (str(KEY), repr(KEY), f"{KEY}"):
         assert "test-1" in shown
         assert b64encode(SEED).decode()[:8] not in shown
@@ -73,7 +73,9 @@ GOOD = [(Signature, str(KEY.sign(b"x"))), (PublicKey, str(KEY.public_key)), (Sec
 
 
 @pytest.mark.parametrize(("kind", "good"), GOOD, ids=["signature", "public key", "secret key"])
-def test_refuses(kind: type[Signature | PublicKey | SecretKey], good: str, request: pytest.FixtureRequest) -> None:
+def test_invalid_text_is_refused(
+    kind: type[Signature | PublicKey | SecretKey], good: str, request: pytest.FixtureRequest
+) -> None:
     code = good.removeprefix("test-1:")
     raw = b64decode(code)
     names = ["", " ", "a b", "a\n", "\ta", "a\0", "a\x7f"]
@@ -100,7 +102,7 @@ def b64(raw: bytes) -> str:
     return b64encode(raw).decode()
 
 
-# The list of libsodium's ge25519_has_small_order (crypto_core/ed25519/ref10); the last byte holds the sign, too.
+# The list in libsodium's ge25519_has_small_order (crypto_core/ed25519/ref10); the last byte also contains the sign.
 WEAK_KEYS = [
     "00" * 32,
     "01" + "00" * 31,
@@ -113,20 +115,20 @@ WEAK_KEYS = [
 
 
 @pytest.mark.parametrize("text", WEAK_KEYS)
-def test_a_key_that_proves_nothing_is_refused(text: str) -> None:
-    """With the first one as its key, OpenSSL accepts a signature of zeros for one message in a few."""
+def test_a_weak_key_is_refused(text: str) -> None:
+    """With the first of these keys, OpenSSL accepts a signature of zeros for a fraction of all messages."""
     key = bytes.fromhex(text)
-    for spelling in (key, key[:-1] + bytes([key[-1] ^ 0x80])):
+    for encoding in (key, key[:-1] + bytes([key[-1] ^ 0x80])):
         with pytest.raises(FormatError, match="weak"):
-            PublicKey("x", spelling)
+            PublicKey("x", encoding)
 
 
-def test_a_secret_key_with_another_public_half_is_refused() -> None:
+def test_a_secret_key_with_a_wrong_public_key_is_refused() -> None:
     with pytest.raises(FormatError):
         SecretKey.parse(f"x:{b64(SEED + bytes(32))}")
 
 
-def test_parse_public_keys() -> None:
+def test_public_keys_are_separated_by_white_space() -> None:
     other = SecretKey.generate("b").public_key
     assert parse_public_keys(f"\n {KEY.public_key}\t{other} \n") == (KEY.public_key, other)
     assert parse_public_keys(" ") == ()
@@ -135,7 +137,7 @@ def test_parse_public_keys() -> None:
 
 
 @given(st.text() | st.text("x:A=+/", min_size=40))
-def test_reads_or_refuses(text: str) -> None:
+def test_any_text_is_read_or_refused(text: str) -> None:
     for kind in (Signature, PublicKey):
         try:
             parsed = kind.parse(text)
@@ -144,6 +146,6 @@ def test_reads_or_refuses(text: str) -> None:
         assert kind.parse(str(parsed)) == parsed
 
 
-def test_cryptography_is_loaded_at_first_use_only() -> None:
+def test_cryptography_is_imported_at_first_use() -> None:
     program = "import sys, narcore.formats.narinfo; sys.exit('cryptography' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

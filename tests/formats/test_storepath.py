@@ -31,7 +31,7 @@ BAD_HASHES = ["", HASH[:-1], HASH + "0", HASH.upper(), "e" + HASH[1:], "u" + HAS
 
 
 @pytest.mark.parametrize("name", GOOD_NAMES)
-def test_names_that_nix_allows(name: str) -> None:
+def test_names_valid_in_nix_are_accepted(name: str) -> None:
     path = StorePath.parse(f"/nix/store/{HASH}-{name}")
     assert path == StorePath("/nix/store", HASH, name) == StorePath.from_base_name(f"{HASH}-{name}")
     assert str(path) == f"/nix/store/{HASH}-{name}"
@@ -40,7 +40,7 @@ def test_names_that_nix_allows(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
-def test_names_that_nix_refuses(name: str) -> None:
+def test_names_invalid_in_nix_are_refused(name: str) -> None:
     assert not is_base_name(f"{HASH}-{name}")
     with pytest.raises(StorePathError):
         StorePath.parse(f"/nix/store/{HASH}-{name}")
@@ -49,7 +49,7 @@ def test_names_that_nix_refuses(name: str) -> None:
 
 
 @pytest.mark.parametrize("hash_part", BAD_HASHES)
-def test_hash_parts_that_nix_refuses(hash_part: str) -> None:
+def test_invalid_hash_parts_are_refused(hash_part: str) -> None:
     assert not is_hash_part(hash_part)
     with pytest.raises(StorePathError):
         StorePath.from_base_name(f"{hash_part}-x")
@@ -57,7 +57,7 @@ def test_hash_parts_that_nix_refuses(hash_part: str) -> None:
         StorePath("/nix/store", hash_part, "x")
 
 
-def test_hash_part() -> None:
+def test_a_base_name_is_not_a_hash_part() -> None:
     assert is_hash_part(HASH)
     assert not is_hash_part(BASE)
 
@@ -66,12 +66,12 @@ def test_hash_part() -> None:
     "text",
     [BASE, f"/nix/store/{HASH}", f"/nix/store/{BASE}/bin", f"/nix/store/{BASE}/", f"/nix/store//{BASE}", f"/x/{BASE}"],
 )
-def test_parse_takes_a_store_path_and_nothing_else(text: str) -> None:
+def test_parse_accepts_only_a_store_path(text: str) -> None:
     with pytest.raises(StorePathError):
         StorePath.parse(text)
 
 
-def test_another_store_dir() -> None:
+def test_another_store_dir_is_accepted() -> None:
     path = StorePath.parse(f"/gnu/store/{BASE}", store_dir="/gnu/store")
     assert path.store_dir == "/gnu/store"
     assert str(path) == f"/gnu/store/{BASE}"
@@ -79,14 +79,14 @@ def test_another_store_dir() -> None:
 
 
 @pytest.mark.parametrize("text", ["/nix/store", "/s", "/a/b/c d", "/opt/nix/store"])
-def test_store_dirs(text: str) -> None:
+def test_valid_store_dirs_are_accepted(text: str) -> None:
     assert check_store_dir(text) == text
 
 
 @pytest.mark.parametrize(
     "text", ["", "/", "nix/store", "/nix/store/", "/nix//store", "/nix/../store", "/./x", "/a\nb", "/a\0"]
 )
-def test_not_store_dirs(text: str) -> None:
+def test_invalid_store_dirs_are_refused(text: str) -> None:
     with pytest.raises(StorePathError):
         check_store_dir(text)
     with pytest.raises(StorePathError):
@@ -106,7 +106,7 @@ def test_not_store_dirs(text: str) -> None:
     ],
 )
 @pytest.mark.parametrize("store_dir", ["/nix/store", "/gnu", "//nix///store/"])
-def test_split(store_dir: str, below: str, rest: str) -> None:
+def test_a_path_is_split_into_the_store_path_and_the_rest(store_dir: str, below: str, rest: str) -> None:
     plain = "/gnu" if "gnu" in store_dir else "/nix/store"
     assert split_store_path(f"{store_dir}/{BASE}{below}", plain) == (StorePath.from_base_name(BASE, plain), rest)
 
@@ -127,13 +127,13 @@ def test_split(store_dir: str, below: str, rest: str) -> None:
         f"/nix/store/{HASH}",
     ],
 )
-def test_split_refuses_what_is_not_below_the_store(path: str) -> None:
+def test_a_path_that_is_not_in_a_store_path_is_not_split(path: str) -> None:
     with pytest.raises(StorePathError):
         split_store_path(path)
 
 
 @given(st.text() | st.text("/.-+ab" + HASH).map(lambda text: f"/nix/store/{HASH}{text}"))
-def test_reads_or_refuses(text: str) -> None:
+def test_any_path_is_split_or_refused(text: str) -> None:
     try:
         path, rest = split_store_path(text)
     except StorePathError:

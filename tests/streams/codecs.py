@@ -1,4 +1,4 @@
-"""Packing for the tests of this folder, and a source that knows whether it was closed."""
+"""Compressed samples for the tests of this folder, and a source that records reading and closing."""
 
 import bz2
 import gzip
@@ -17,7 +17,7 @@ SAMPLE = b" ".join(Random(11).choices(_WORDS, k=400)) + Random(13).randbytes(200
 
 
 def lzip(data: bytes, coded_dictionary: int = 20) -> bytes:
-    """One lzip member, by the format's description; the dictionary is 1 MiB."""
+    """Return one lzip member, written from the description of the format; the dictionary has 1 MiB."""
     lzma1 = {"id": lzma.FILTER_LZMA1, "dict_size": 1 << 20, "lc": 3, "lp": 0, "pb": 2}
     stream = lzma.compress(data, lzma.FORMAT_RAW, filters=[lzma1])
     trailer = struct.pack("<IQQ", zlib.crc32(data), len(data), len(stream) + 26)
@@ -50,7 +50,7 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 
 CONCATENATED = sorted(set(PACK) - {"br"})
 PACKED = sorted(set(PACK) - {"none"})
-CHECKED = sorted(set(PACK) - {"none", "br", "lzma"})  # those that have check sums of their contents
+CHECKED = sorted(set(PACK) - {"none", "br", "lzma"})  # the formats with checksums of their contents
 
 
 def pieces(data: bytes, size: int) -> Iterator[bytes]:
@@ -59,7 +59,7 @@ def pieces(data: bytes, size: int) -> Iterator[bytes]:
 
 
 class Source(Iterator[bytes]):
-    """Chunks, then perhaps an error; counts what was read and what was closed."""
+    """Chunks, then an error if there is one. Counts the chunks read, and records whether it was closed."""
 
     def __init__(self, *chunks: bytes, error: Exception | None = None) -> None:
         self._chunks = iter(chunks)

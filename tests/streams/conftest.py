@@ -8,7 +8,7 @@ from narcore.streams.decoders import gzip_codec
 
 @pytest.fixture(params=["isal", "zlib"])
 def gzip_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """gzip with isal, and as if isal was not installed."""
+    """Run the test with isal, and as if isal was not installed."""
     if request.param == "zlib":
         monkeypatch.setitem(sys.modules, "isal", None)
     gzip_codec.cache_clear()

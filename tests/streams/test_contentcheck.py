@@ -1,4 +1,4 @@
-"""The stage alone; ``tests/lookup/test_content_addresses.py`` holds it against what Nix makes."""
+"""The check of content addresses alone; ``tests/lookup/test_content_addresses.py`` compares it with Nix."""
 
 import hashlib
 import tracemalloc
@@ -29,7 +29,7 @@ def cut(archive: bytes, size: int) -> list[bytes]:
 
 
 def received(chunks: list[bytes], address: ContentAddress, error: type[Exception], own: str = "") -> bytes:
-    """What a reader got before ``error`` was raised."""
+    """Return the bytes that a reader received before ``error`` was raised."""
     got: list[bytes] = []
     with pytest.raises(error):
         got.extend(addressed(chunks, address, self_reference=own))
@@ -37,7 +37,7 @@ def received(chunks: list[bytes], address: ContentAddress, error: type[Exception
 
 
 @given(st.binary(max_size=100), sizes, st.sampled_from(sorted(DIGEST_SIZES)))
-def test_a_single_file(contents: bytes, size: int, algorithm: str) -> None:
+def test_a_single_file_is_checked(contents: bytes, size: int, algorithm: str) -> None:
     archive = nar(contents)
     chunks = [b"", *cut(archive, size), b""]
     assert b"".join(addressed(chunks, address_of("flat", contents, algorithm))) == archive
@@ -48,7 +48,7 @@ def test_a_single_file(contents: bytes, size: int, algorithm: str) -> None:
 
 
 @given(st.binary(max_size=100), sizes, st.sampled_from(sorted(DIGEST_SIZES)))
-def test_a_nar_by_another_hash(contents: bytes, size: int, algorithm: str) -> None:
+def test_a_nar_with_any_hash_algorithm_is_checked(contents: bytes, size: int, algorithm: str) -> None:
     archive = nar({"x": contents})
     chunks = cut(archive, size)
     assert b"".join(addressed(chunks, address_of("nar", archive, algorithm))) == archive
@@ -58,18 +58,18 @@ def test_a_nar_by_another_hash(contents: bytes, size: int, algorithm: str) -> No
 @pytest.mark.parametrize(
     "tree", [exe(b"x"), link("x"), {}, {"x": b"x"}], ids=["executable", "link", "empty", "directory"]
 )
-def test_what_is_no_plain_file_gives_nothing(tree: Tree) -> None:
+def test_other_kinds_of_nodes_are_refused_as_single_files(tree: Tree) -> None:
     assert received(cut(nar(tree), 8), address_of("flat", b"x"), HashMismatch) != nar(tree)
     assert received([nar(tree)], address_of("text", b"x"), HashMismatch) == b""
 
 
 @pytest.mark.parametrize("archive", [b"", b"rubbish" * 20, nar(b"x")[:-1], nar(b"x") + b"x"])
-def test_what_is_no_nar(archive: bytes) -> None:
+def test_an_invalid_nar_is_refused_as_a_single_file(archive: bytes) -> None:
     assert received([archive], address_of("flat", b"x"), NarError) == b""
 
 
 def modulo(archive: bytes, own: bytes) -> bytes:
-    """What is hashed of a NAR that refers to itself, by the simplest means: all at once."""
+    """Return the bytes that are hashed for a NAR that refers to itself, computed in the simplest way."""
     positions, zeroed = [], archive
     while (start := zeroed.find(own)) >= 0:
         positions.append(start)
@@ -81,21 +81,21 @@ pieces = st.lists(st.sampled_from([OWN.encode(), OWN[:31].encode(), OWN[1:].enco
 
 
 @given(pieces.map(b"".join), sizes, st.sampled_from([OWN, "0" * 32, OWN[:16] * 2]))
-def test_self_references_in_any_cut(archive: bytes, size: int, own: str) -> None:
+def test_self_references_are_found_in_any_chunking(archive: bytes, size: int, own: str) -> None:
     archive = archive.replace(OWN.encode(), own.encode()) + own.encode() * 3
     address = address_of("nar", modulo(archive, own.encode()))
     assert b"".join(addressed(cut(archive, size), address, self_reference=own)) == archive
     received(cut(archive, size), address_of("nar", archive), HashMismatch, own)
 
 
-def test_zeros_and_self_references_are_told_apart() -> None:
+def test_zeros_and_self_references_are_distinguished() -> None:
     own = OWN.encode()
     address = address_of("nar", modulo(own + bytes(32), own))
     for archive in (bytes(32) + own, own + own, bytes(64)):
         received([archive], address, HashMismatch, OWN)
 
 
-def test_self_references_are_not_counted_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_self_references_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contentcheck, "SELF_REFERENCES_MAX", 3)
     archive = OWN.encode() * 3
     address = address_of("nar", modulo(archive, OWN.encode()))
@@ -103,7 +103,7 @@ def test_self_references_are_not_counted_for_ever(monkeypatch: pytest.MonkeyPatc
     received([archive + OWN.encode()], address, NarError, OWN)
 
 
-def test_it_closes_its_source() -> None:
+def test_the_source_is_closed_after_an_error() -> None:
     class Source(Iterator[bytes]):
         closed = False
 
@@ -114,13 +114,13 @@ def test_it_closes_its_source() -> None:
             self.closed = True
 
     source = Source()
-    received(source, address_of("flat", b""), NarError)  # type: ignore[arg-type]  # any iterable will do
+    received(source, address_of("flat", b""), NarError)  # type: ignore[arg-type]  # any iterable is accepted
     assert source.closed
 
 
 @pytest.mark.parametrize("method", ["flat", "nar"])
 def test_memory_does_not_grow_with_the_nar(method: Method) -> None:
-    """32 MiB of a file that is nothing but self references, but for the first byte of each."""
+    """Uses a file of 32 MiB with nothing but self references whose first byte is wrong."""
     contents = (b"-" + OWN[1:].encode()) * MIB
     archive = nar(contents)
     address = address_of(method, contents if method == "flat" else modulo(archive, OWN.encode()))

@@ -1,4 +1,4 @@
-"""Cut, flipped, overlong and explosive input: a CompressionError or the right bytes, in bounded memory."""
+"""Truncated, damaged, overlong and highly compressed input gives the right bytes or a CompressionError, in bounded memory."""
 
 import contextlib
 import struct
@@ -43,22 +43,22 @@ def check_every_flip(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PACKED)
-def test_truncated_at_every_byte(name: str) -> None:
+def test_input_truncated_at_any_byte_is_refused(name: str) -> None:
     check_every_cut(name)
 
 
 @pytest.mark.parametrize("name", PACKED)
-def test_flipped_at_every_byte(name: str) -> None:
+def test_a_flipped_bit_is_found_by_checksums_or_refused(name: str) -> None:
     check_every_flip(name)
 
 
-def test_gzip_cuts_and_flips_by_either_library(gzip_library: str) -> None:
+def test_damaged_gzip_is_refused_by_both_libraries(gzip_library: str) -> None:
     check_every_cut("gzip")
     check_every_flip("gzip")
 
 
 @pytest.mark.parametrize("name", sorted(set(CONCATENATED) - {"none"}))
-def test_truncated_in_the_second_stream(name: str) -> None:
+def test_input_truncated_in_the_second_stream_is_refused(name: str) -> None:
     packed = PACK[name](SAMPLE)
     for cut in range(1, len(packed), 3):
         with pytest.raises(TruncatedStream):
@@ -67,29 +67,29 @@ def test_truncated_in_the_second_stream(name: str) -> None:
 
 @pytest.mark.parametrize("input_size", [1, 7, 65536])
 @pytest.mark.parametrize("name", PACKED)
-def test_trailing_garbage(name: str, input_size: int) -> None:
+def test_trailing_garbage_is_refused(name: str, input_size: int) -> None:
     with pytest.raises(CorruptStream):
         unpack(name, PACK[name](SAMPLE) + b"\xff" * 32, input_size)
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 20])
 @pytest.mark.parametrize("name", sorted(set(PACKED) - {"xz"}))
-def test_zeros_behind_the_end_are_garbage(name: str, length: int) -> None:
+def test_zeros_after_the_end_are_refused(name: str, length: int) -> None:
     with pytest.raises(CompressionError):
         unpack(name, PACK[name](SAMPLE) + bytes(length))
 
 
 @given(st.binary(max_size=300))
-def test_random_input(noise: bytes) -> None:
+def test_random_input_raises_only_compression_errors(noise: bytes) -> None:
     for name in PACKED:
-        # Some noise is a valid stream: the one byte "3" is one of brotli. What must not come is any other error.
+        # Some random input is a valid stream, such as the byte "3" for brotli.
         for packed in (noise, PACK[name](SAMPLE)[:30] + noise):
             with contextlib.suppress(CompressionError):
                 unpack(name, packed, 64)
 
 
 @pytest.mark.parametrize("name", PACKED)
-def test_bomb(name: str) -> None:
+def test_a_decompression_bomb_is_unpacked_in_bounded_memory(name: str) -> None:
     packed = PACK[name](bytes(40 * MIB))
     before = _reset_peak()
     size = 0
@@ -101,7 +101,7 @@ def test_bomb(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONCATENATED)
-def test_many_tiny_streams(name: str) -> None:
+def test_many_tiny_streams_are_unpacked(name: str) -> None:
     packed = PACK[name](b"x")
     assert unpack(name, packed * 2000, 1 << 20) == b"x" * 2000
 
@@ -117,7 +117,7 @@ def _peak() -> int:
 
 
 def zstd_window(exponent: int, mantissa: int = 0) -> bytes:
-    """An empty frame: magic, descriptor, window descriptor, a last raw block of no bytes."""
+    """Return an empty frame: magic number, descriptor, window descriptor, and a last raw block without contents."""
     return b"\x28\xb5\x2f\xfd\x00" + bytes([(exponent - 10) << 3 | mantissa]) + b"\x01\x00\x00"
 
 
@@ -126,7 +126,7 @@ def zstd_single_segment(size: int) -> bytes:
 
 
 def xz_dictionary(coded: int) -> bytes:
-    """A stream whose block header asks for another dictionary (xz file format, sections 3.1 and 5.3.1)."""
+    """Return a stream whose block header requires another dictionary (xz file format, sections 3.1 and 5.3.1)."""
     packed = PACK["xz"](SAMPLE)
     size = 4 * (packed[12] + 1)
     header = bytearray(packed[12 : 12 + size - 4])
@@ -150,7 +150,7 @@ def lzma_dictionary(size: int) -> bytes:
         ("lzip", lzip(SAMPLE, 26 | 7 << 5), SAMPLE),
     ],
 )
-def test_windows_up_to_64_mib(name: str, packed: bytes, output: bytes) -> None:
+def test_windows_up_to_64_mib_are_accepted(name: str, packed: bytes, output: bytes) -> None:
     assert unpack(name, packed) == output
 
 
@@ -174,13 +174,13 @@ def test_larger_windows_are_refused(name: str, packed: bytes) -> None:
 
 
 @pytest.mark.parametrize("coded", [0, 11, 30, 31])
-def test_lzip_dictionary_sizes_out_of_bounds(coded: int) -> None:
-    with pytest.raises(CorruptStream, match="lzip: a dictionary size that the format does not allow"):
+def test_lzip_dictionary_sizes_out_of_bounds_are_refused(coded: int) -> None:
+    with pytest.raises(CorruptStream, match="lzip: the format does not allow this dictionary size"):
         unpack("lzip", lzip(SAMPLE, coded))
 
 
 @pytest.mark.parametrize("place", [-20, -16, -8], ids=["crc32", "data size", "member size"])
-def test_lzip_trailer_is_checked(place: int) -> None:
+def test_the_lzip_trailer_is_checked(place: int) -> None:
     packed = bytearray(lzip(SAMPLE))
     packed[place] ^= 1
     with pytest.raises(CorruptStream, match="trailer"):

@@ -10,7 +10,7 @@ chunk_lists = st.lists(st.binary(max_size=6), max_size=8)
 
 
 @given(chunk_lists, st.integers(0, 50), st.integers(0, 50))
-def test_the_same_as_a_slice(chunks: list[bytes], one: int, other: int) -> None:
+def test_the_result_is_that_of_a_slice(chunks: list[bytes], one: int, other: int) -> None:
     start, stop = sorted((one, other))
     whole = b"".join(chunks)
     if start < stop and stop > len(whole):
@@ -22,14 +22,14 @@ def test_the_same_as_a_slice(chunks: list[bytes], one: int, other: int) -> None:
         assert b"".join(parts) == whole[start:stop]
 
 
-def test_reads_no_further_than_it_must() -> None:
+def test_nothing_is_read_after_the_last_byte() -> None:
     source = Source(b"aaaa", b"bbbb", b"cccc")
     assert list(skip_and_limit(source, 2, 8)) == [b"aa", b"bbbb"]
     assert source.read == 2
     assert source.closed
 
 
-def test_an_empty_part_reads_nothing() -> None:
+def test_nothing_is_read_for_an_empty_part() -> None:
     source = Source(b"aaaa")
     assert list(skip_and_limit(source, 4, 4)) == []
     assert source.read == 0

@@ -1,4 +1,4 @@
-"""xz files of many blocks: any part of them by the index, and whatever else is in the place of an index."""
+"""xz files with several blocks: access through the index, and invalid indexes."""
 
 import lzma
 import struct
@@ -17,7 +17,7 @@ CONTENTS = b"".join(BLOCKS)
 
 
 def vli(number: int) -> bytes:
-    """A multibyte integer (the .xz file format, section 1.2)."""
+    """Return a multibyte integer (the .xz file format, section 1.2)."""
     encoded = bytearray()
     while number >= 0x80:
         encoded.append(number & 0x7F | 0x80)
@@ -30,7 +30,7 @@ def with_crc(data: bytes) -> bytes:
 
 
 def index_of(sizes: list[tuple[int, int]]) -> bytes:
-    """The index of blocks with these sizes, packed (without padding) and unpacked."""
+    """Return the index of blocks with these sizes, packed (without padding) and unpacked."""
     data = b"\0" + vli(len(sizes)) + b"".join(vli(packed) + vli(unpacked) for packed, unpacked in sizes)
     return with_crc(data + bytes(-len(data) % 4))
 
@@ -40,7 +40,7 @@ def as_footer(size_and_flags: bytes) -> bytes:
 
 
 def one_block(contents: bytes) -> tuple[bytes, int]:
-    """A block as liblzma makes it, and its size without the padding, which is what an index says."""
+    """Return a block written by liblzma, and its size without padding, which is the size in an index."""
     stream = lzma.compress(contents)
     footer = XzFooter.parse(stream[-FOOTER_SIZE:])
     index = stream[-FOOTER_SIZE - footer.index_size : -FOOTER_SIZE]
@@ -49,7 +49,7 @@ def one_block(contents: bytes) -> tuple[bytes, int]:
 
 
 def xz_of(blocks: list[bytes]) -> bytes:
-    """One stream of these blocks, which Python's lzma can read but not write."""
+    """Return one stream of these blocks. Python's lzma can read such a stream but not write it."""
     header, footer = lzma.compress(b"")[:HEADER_SIZE], XzFooter.parse(lzma.compress(b"")[-FOOTER_SIZE:])
     packed = [one_block(block) for block in blocks]
     index = index_of([(size, len(block)) for (_, size), block in zip(packed, blocks, strict=True)])
@@ -69,7 +69,7 @@ def read_index(file: bytes) -> tuple[XzFooter, XzIndex]:
     return footer, XzIndex.parse(file[-FOOTER_SIZE - footer.index_size : -FOOTER_SIZE])
 
 
-def test_the_index_of_a_file() -> None:
+def test_the_index_describes_all_blocks() -> None:
     assert lzma.decompress(FILE) == CONTENTS
     footer, index = read_index(FILE)
     assert footer.header == FILE[:HEADER_SIZE]
@@ -79,7 +79,7 @@ def test_the_index_of_a_file() -> None:
 
 
 @given(st.integers(0, len(CONTENTS) - 1), st.integers(1, len(CONTENTS)), st.integers(1, 400))
-def test_any_part_comes_out_of_the_blocks_that_cover_it(start: int, size: int, chunk: int) -> None:
+def test_any_part_is_unpacked_from_the_blocks_that_cover_it(start: int, size: int, chunk: int) -> None:
     stop = min(start + size, len(CONTENTS))
     footer, index = read_index(FILE)
     covering = index.covering(start, stop)
@@ -96,7 +96,7 @@ def unpacked(packed: bytes, size: int) -> bytes:
     return b"".join(unpack_blocks(FILE[:HEADER_SIZE], [packed], size))
 
 
-def test_blocks_that_are_not_those_of_the_index() -> None:
+def test_blocks_that_do_not_match_the_size_are_refused() -> None:
     blocks = FILE[HEADER_SIZE : read_index(FILE)[1].packed[-1]]
     assert unpacked(blocks, len(CONTENTS)) == CONTENTS
     with pytest.raises(TruncatedStream):
@@ -106,11 +106,11 @@ def test_blocks_that_are_not_those_of_the_index() -> None:
     with pytest.raises(CorruptStream):
         unpacked(blocks, len(CONTENTS) - 1)
     with pytest.raises(CorruptStream):
-        unpacked(FILE[HEADER_SIZE:], len(CONTENTS))  # the index, and the end of the stream, behind them
+        unpacked(FILE[HEADER_SIZE:], len(CONTENTS))  # followed by the index and the end of the stream
 
 
 @given(st.integers(0, len(FILE) - 1), st.integers(1, 255))
-def test_a_changed_byte_never_gives_other_contents(position: int, flip: int) -> None:
+def test_a_changed_byte_never_changes_the_contents(position: int, flip: int) -> None:
     changed = FILE[:position] + bytes([FILE[position] ^ flip]) + FILE[position + 1 :]
     try:
         footer, index = read_index(changed)
@@ -124,7 +124,7 @@ huge = st.integers(0, 2**63 - 1)
 
 
 @given(st.lists(st.tuples(huge, huge), max_size=6))
-def test_sizes_of_any_size(sizes: list[tuple[int, int]]) -> None:
+def test_an_index_with_sizes_up_to_63_bits_is_read(sizes: list[tuple[int, int]]) -> None:
     index = XzIndex.parse(index_of(sizes))
     assert len(index) == len(sizes)
     assert index.unpacked[-1] == sum(size for _, size in sizes)
@@ -137,8 +137,8 @@ pieces = st.one_of(
 
 
 @given(st.lists(pieces, max_size=12).map(b"".join))
-def test_rubbish_with_a_good_check_sum(data: bytes) -> None:
-    """Anyone can make one, so it says nothing."""
+def test_a_random_index_with_a_valid_checksum_is_read_or_refused(data: bytes) -> None:
+    """Anyone can compute the checksum, so it does not show that an index is valid."""
     for candidate in (with_crc(b"\0" + data), with_crc(data), data):
         try:
             index = XzIndex.parse(candidate)
@@ -160,15 +160,24 @@ def test_rubbish_with_a_good_check_sum(data: bytes) -> None:
         with_crc(b"\0" + b"\x80" * 2000),
         with_crc(b"\0" + vli(1) + b"\xff" * 9 + b"\1" + b"\1"),
     ],
-    ids=["empty", "zeros", "short", "no index", "too many blocks", "cut", "a number without end", "a number too large"],
+    ids=[
+        "empty",
+        "zeros",
+        "short",
+        "not an index",
+        "too many blocks",
+        "truncated",
+        "endless number",
+        "number too large",
+    ],
 )
-def test_no_index(data: bytes) -> None:
+def test_an_invalid_index_is_refused(data: bytes) -> None:
     with pytest.raises(CorruptStream):
         XzIndex.parse(data)
 
 
 @given(st.binary(max_size=16) | st.binary(min_size=6, max_size=6).map(as_footer))
-def test_footers(data: bytes) -> None:
+def test_a_random_footer_is_read_or_refused(data: bytes) -> None:
     try:
         footer = XzFooter.parse(data)
     except CorruptStream:

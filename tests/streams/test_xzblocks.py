@@ -1,4 +1,4 @@
-"""Random access to xz files: any range out of just its blocks, and nothing but CorruptStream for what is no such file."""
+"""Random access to xz files: any range is unpacked from its blocks alone, and invalid files raise CorruptStream."""
 
 import lzma
 import shutil
@@ -24,7 +24,7 @@ def packed(*options: str) -> bytes:
 
 @pytest.fixture(scope="module", params=["crc64", "crc32", "sha256", "none"])
 def blocks(request: pytest.FixtureRequest) -> bytes:
-    """An xz file of eight blocks, with each kind of check sum."""
+    """An xz file with eight blocks, with each kind of checksum."""
     return packed(f"--block-size={BLOCK}", f"--check={request.param}")
 
 
@@ -34,7 +34,7 @@ def index_of(file: bytes) -> tuple[XzFooter, XzIndex]:
 
 
 def unpacked(file: bytes, start: int, stop: int, chunk: int = 1000) -> bytes:
-    """Bytes ``start`` to ``stop`` of the contents, out of their blocks and the footer alone."""
+    """Return the bytes ``start`` to ``stop`` of the contents, unpacked only from their blocks and the footer."""
     footer, index = index_of(file)
     covering = index.covering(start, stop)
     first, last = index.packed[covering.start], index.packed[covering.stop]
@@ -44,8 +44,8 @@ def unpacked(file: bytes, start: int, stop: int, chunk: int = 1000) -> bytes:
 
 
 @given(st.integers(0, len(CONTENTS) - 1), st.integers(1, 30_000), st.sampled_from([1, 7, 4096, 1 << 20]))
-def test_any_range(start: int, length: int, chunk: int) -> None:
-    file = packed_once()
+def test_any_range_is_unpacked_from_its_blocks(start: int, length: int, chunk: int) -> None:
+    file = cached_file()
     stop = min(start + length, len(CONTENTS))
     covering = index_of(file)[1].covering(start, stop)
     assert covering == range(start // BLOCK, (stop - 1) // BLOCK + 1)
@@ -56,13 +56,13 @@ def test_any_range(start: int, length: int, chunk: int) -> None:
 _FILES: list[bytes] = []
 
 
-def packed_once() -> bytes:
+def cached_file() -> bytes:
     if not _FILES:
         _FILES.append(packed(f"--block-size={BLOCK}"))
     return _FILES[0]
 
 
-def test_every_check_sum(blocks: bytes) -> None:
+def test_files_with_every_kind_of_checksum_are_read(blocks: bytes) -> None:
     footer, index = index_of(blocks)
     assert blocks.startswith(footer.header)
     assert len(index) == len(CONTENTS) // BLOCK + 1
@@ -71,14 +71,14 @@ def test_every_check_sum(blocks: bytes) -> None:
     assert unpacked(blocks, 15_000, 45_000) == CONTENTS[15_000:45_000]
 
 
-def test_what_python_writes_is_one_block() -> None:
+def test_a_file_written_by_python_has_one_block() -> None:
     file = lzma.compress(CONTENTS)
     assert len(index_of(file)[1]) == 1
     assert unpacked(file, 5, 50) == CONTENTS[5:50]
 
 
-def test_no_byte_of_the_blocks_can_be_wrong() -> None:
-    file = packed_once()
+def test_a_damaged_block_is_refused() -> None:
+    file = cached_file()
     _, index = index_of(file)
     for at in range(index.packed[1], index.packed[2], 97):
         damaged = file[:at] + bytes([file[at] ^ 0x55]) + file[at + 1 :]
@@ -87,8 +87,8 @@ def test_no_byte_of_the_blocks_can_be_wrong() -> None:
 
 
 @given(st.data())
-def test_nor_of_the_index_and_the_footer(data: st.DataObject) -> None:
-    file = packed_once()
+def test_a_damaged_index_or_footer_is_refused(data: st.DataObject) -> None:
+    file = cached_file()
     footer, _ = index_of(file)
     tail = file[-FOOTER_SIZE - footer.index_size :]
     at = data.draw(st.integers(0, len(tail) - 1))
@@ -98,7 +98,7 @@ def test_nor_of_the_index_and_the_footer(data: st.DataObject) -> None:
 
 
 @given(st.binary(max_size=40))
-def test_what_is_no_index(data: bytes) -> None:
+def test_random_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(CorruptStream):
         XzFooter.parse(data[:FOOTER_SIZE])
     with pytest.raises(CorruptStream):
@@ -106,7 +106,7 @@ def test_what_is_no_index(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("count", [b"\xff" * 8 + b"\x01", b"\xff" * 8, b"\x80" * 12, b"\xff\xff\xff\x7f", b"\x05"])
-def test_an_index_that_promises_more_than_it_holds(count: bytes) -> None:
+def test_an_index_with_too_few_entries_is_refused(count: bytes) -> None:
     import zlib
 
     field = b"\0" + count + b"\x10\x10"
@@ -115,15 +115,15 @@ def test_an_index_that_promises_more_than_it_holds(count: bytes) -> None:
         XzIndex.parse(field + zlib.crc32(field).to_bytes(4, "little"))
 
 
-def test_blocks_that_are_not_those_of_the_index() -> None:
-    file = packed_once()
+def test_blocks_that_do_not_match_the_index_are_refused() -> None:
+    file = cached_file()
     footer, index = index_of(file)
     body = file[index.packed[1] : index.packed[3]]
     for size, chunks, error in [
         (BLOCK * 2 - 1, [body], CorruptStream),
         (BLOCK * 2 + 1, [body], TruncatedStream),
         (BLOCK * 2, [body[:-20]], TruncatedStream),
-        (len(CONTENTS), [file[12:]], CorruptStream),  # the index is no block
+        (len(CONTENTS), [file[12:]], CorruptStream),  # the index is not a block
     ]:
         with pytest.raises(error):
             b"".join(unpack_blocks(footer.header, chunks, size))

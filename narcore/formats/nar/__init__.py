@@ -9,7 +9,7 @@ The grammar (Nix: src/libutil/archive.cc; manual: protocols/nix-archive)::
             | str("type") str("symlink") str("target") str(target)
             | str("type") str("directory") { str("entry") str("(") str("name") str(name) str("node") node str(")") }
 
-The same with each run of fixed strings merged into one token of `wire`; ``pad`` is the end of the string before it, and
+The same grammar, with each run of fixed strings merged into one token of `wire`. ``pad`` is the padding of the preceding string;
 ``contents``, ``target`` and ``name`` are a u64le length and the bytes::
 
     nar        = ROOT root
@@ -24,11 +24,11 @@ The same with each run of fixed strings merged into one token of `wire`; ``pad``
     CLOSE       = ")"                               DIRECTORY   = "directory"
     CLOSE_ENTRY = ")" ")"
 
-Rules that the grammar doesn't show: names of a directory strictly increase in byte order, are not empty, ``.`` or
-``..``, hold no ``/`` and no NUL, and have 255 bytes at most; targets are not empty, hold no NUL and have 4095 bytes at
-most; a node is at most 64 directories below the root; a file has less than 2^63 bytes.
+Rules that the grammar doesn't show: the names in a directory strictly increase in byte order, are not empty, ``.`` or
+``..``, contain no ``/`` and no NUL, and have at most 255 bytes; targets are not empty, contain no NUL and have at most 4095
+bytes; a node is at most 64 directories below the root; a file has less than 2^63 bytes.
 
-`NarParser` reads, `NarWriter` writes, and between them stand the events of `events`. Names and targets are bytes here.
+`NarParser` turns bytes into the events of `events`, `NarWriter` turns events into bytes. Names and targets are bytes here.
 """
 
 from narcore.formats.nar.events import (

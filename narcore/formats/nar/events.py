@@ -1,12 +1,12 @@
-"""The events that a NAR is made of, in the order in which they stand in it.
+"""The events that represent a NAR, in the order of the NAR.
 
 ::
 
     nar       = node End
     node      = Regular Data*  |  Symlink  |  Directory node* DirectoryEnd
 
-The events are named tuples, because a tuple is the cheapest value that there is to make, and a NAR can hold a million.
-They therefore compare as tuples: tell events apart by their type (``isinstance`` or ``match``), never by ``==`` alone.
+The events are named tuples, because tuples are the cheapest values to create, and a NAR may have a million events. They therefore
+compare as tuples: tell events apart by their type (``isinstance`` or ``match``), never by ``==`` alone.
 """
 
 import enum
@@ -14,34 +14,33 @@ from typing import Final, Literal, NamedTuple
 
 
 class Directory(NamedTuple):
-    """A directory begins; the events of its entries follow in byte order of their names, then its DirectoryEnd."""
+    """The beginning of a directory. The events of its entries follow in byte order of their names, then its DirectoryEnd."""
 
     name: bytes  # b"" for the root of the NAR, whatever its type
 
 
 class DirectoryEnd(NamedTuple):
-    """The directory that was begun last, and not yet ended, ends."""
+    """The end of the innermost open directory."""
 
-    def __bool__(
-        self,
-    ) -> Literal[True]:  # the only empty tuple among the events; `while event := ...` must not stop at it
+    # This is the only empty tuple among the events; `while event := ...` must not stop at it.
+    def __bool__(self) -> Literal[True]:
         return True
 
 
 class Regular(NamedTuple):
-    """A regular file. Data events of ``size`` bytes in all follow, or none if contents are skipped."""
+    """A regular file. Data events of ``size`` bytes in total follow, or none if contents are skipped."""
 
     name: bytes
     executable: bool
     size: int
-    nar_offset: int = 0  # where the contents begin in the NAR; found by the parser, not looked at by the writer
+    nar_offset: int = 0  # the offset of the contents in the NAR; set by the parser, ignored by the writer
 
 
 class Data(NamedTuple):
-    """Some of the contents of the last Regular, never empty.
+    """A part of the contents of the last Regular, never empty.
 
-    The parser's ``data`` is a memoryview of the (immutable) chunk that it was given. It stays valid for as long as it
-    is held, and keeps that whole chunk in memory for as long: take ``bytes(data)`` of what is to be kept.
+    The parser's ``data`` is a memoryview of the (immutable) chunk that it received. As long as it is referenced, it keeps that
+    whole chunk in memory: copy data that is stored, with ``bytes(data)``.
     """
 
     data: bytes | memoryview
@@ -55,7 +54,7 @@ class Symlink(NamedTuple):
 
 
 class End(NamedTuple):
-    """The root node is complete, and so is the NAR."""
+    """The end of the root node, and so of the NAR."""
 
     nar_size: int
 
@@ -70,4 +69,4 @@ class NeedData(enum.Enum):
 
 
 NEED_DATA: Final = NeedData.NEED_DATA
-"""What the parser answers instead of an event when it has to receive more bytes first."""
+"""The parser returns this instead of an event if it has to receive more bytes first."""

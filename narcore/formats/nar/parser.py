@@ -1,18 +1,17 @@
-"""NAR bytes in, events out: a parser that never waits and never recurses.
+"""The NAR parser: bytes in, events out. It never waits and never recurses.
 
 Modelled on h11's ``Connection``: it does no I/O, so the same code reads a NAR from a disk, from a socket and, in the
 tests, byte by byte.
 
 Strategy:
 
-- Each state is a method that stands for one place in the grammar. It either makes an event, or says how many bytes it
-  must see to go on, and is called again from its start when they are there. It moves the position only once it has
-  matched. As it begins again a fixed number of times for each token, any chunking takes linear time.
-- A state looks for a whole merged token with ``startswith``. Only when that fails is it worth finding out whether bytes
-  are missing or wrong (`_mismatch`).
-- Chunks wait in a queue. One at a time is the buffer, uncopied; a token that lies across a chunk's end, and nothing but
-  that token, is put together from its parts. So the parser holds one token and the chunks it was given, and contents
-  are never copied.
+- Each state is a method for one place in the grammar. It either returns an event, or says how many bytes it needs, and is called
+  again from its start when they are available. It moves the position only after a match. For each token it starts again a fixed
+  number of times, so any chunking takes linear time.
+- A state compares a whole merged token with ``startswith``. Only if that fails does it find out whether bytes are missing or
+  wrong (`_mismatch`).
+- Chunks wait in a queue. One chunk at a time is the buffer, without a copy; only a token that crosses the end of a chunk is
+  joined from its parts. So the parser holds one token and the chunks that it was given, and never copies contents.
 """
 
 from collections import deque
@@ -55,24 +54,23 @@ from narcore.formats.nar.wire import (
     target_fault,
 )
 
-# Half the time of a named tuple goes into its Python-level __new__, hence this.
+# A named tuple's Python-level __new__ takes half of the time of creating it, so it is bypassed.
 _new = tuple.__new__
 _read_u64 = U64.unpack_from
 _DIRECTORY_END = DirectoryEnd()
 
 Step = NarEvent | None
-"""What a state comes to: an event, or None when it must see more bytes first."""
+"""The result of a state: an event, or None if it needs more bytes first."""
 
 
 class NarParser:
     """Turns the bytes of one NAR into events.
 
-    Call `receive_data` with the next bytes and then `next_event` until it answers NEED_DATA, or loop over `events`;
-    call `receive_eof` when there are no more bytes. With ``contents=False`` a Regular is not followed by Data: its
-    contents are stepped over, and still checked for their length and padding.
+    Call `receive_data` with the next bytes and then `next_event` until it returns NEED_DATA, or loop over `events`; call
+    `receive_eof` when there are no more bytes. With ``contents=False`` no Data follows a Regular: contents are skipped, but their
+    length and padding are still checked.
 
-    Every break of the format is a NarError whose ``where`` is ``"offset N"``, raised again whenever the parser is asked
-    again.
+    Every violation of the format raises a NarError whose ``where`` is ``"offset N"``, and raises it again on every further call.
     """
 
     __slots__ = (
@@ -80,47 +78,47 @@ class NarParser:
         "_buffer",
         "_contents",
         "_eof",
-        "_left",
+        "_failure",
         "_name",
         "_need",
         "_padding",
         "_position",
         "_queue",
         "_queued",
+        "_remaining",
         "_siblings",
         "_starved",
         "_state",
         "_taken",
-        "_trouble",
     )
 
     def __init__(self, contents: bool = True) -> None:
         self._buffer = b""
         self._position = 0  # in the buffer: everything before it is consumed
         self._base = 0  # the buffer's offset in the NAR
-        self._need = 0  # how many bytes behind the position the state must see to go on
-        self._queue: deque[bytes] = deque()  # chunks not yet looked at,
-        self._queued = 0  # how many bytes they hold,
-        self._taken = 0  # not counting these at the start of the first chunk, which are in the buffer already
+        self._need = 0  # how many bytes after the position the state needs
+        self._queue: deque[bytes] = deque()  # chunks not yet in the buffer
+        self._queued = 0  # the number of bytes in the queue, without _taken
+        self._taken = 0  # the number of bytes at the start of the first chunk that are in the buffer already
         self._eof = False
-        self._starved = True  # everything received is used up, no event is left
-        self._trouble = ("", "")  # the fault and the place, once there is one
+        self._starved = True  # all received bytes are consumed, no event is left
+        self._failure = ("", "")  # the error message and its place, after an error
 
-        # A function and not a bound method, which would be a reference cycle that keeps the chunks alive.
+        # Functions and not bound methods, which would be a reference cycle that keeps the chunks alive.
         self._state: Callable[[NarParser], Step] = NarParser._root
         self._contents = NarParser._data if contents else NarParser._skip
-        self._siblings: list[bytes] = []  # for each open directory, the name that its last entry had
-        self._name = b""  # of the node that begins
-        self._left = 0  # bytes of contents still to come
-        self._padding = 0  # behind the contents or target
+        self._siblings: list[bytes] = []  # for each open directory, the name of its last entry
+        self._name = b""  # of the next node
+        self._remaining = 0  # bytes of contents still to come
+        self._padding = 0  # after the contents or target
 
     @property
     def offset(self) -> int:
-        """How many bytes of the NAR are consumed, that is, covered by the events made so far."""
+        """The number of consumed bytes of the NAR: those that the events returned so far cover."""
         return self._base + self._position
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> None:
-        """Takes the next bytes of the NAR. ``bytes`` are kept as they are, anything that can change is copied."""
+        """Add the next bytes of the NAR. ``bytes`` are not copied, mutable objects are."""
         if self._eof:
             raise RuntimeError("receive_data after receive_eof")
         if data:
@@ -129,16 +127,16 @@ class NarParser:
             self._starved = False
 
     def receive_eof(self) -> None:
-        """There are no more bytes.
+        """Declare that there are no more bytes.
 
-        If that leaves the NAR incomplete it is a NarError: at once, or from `next_event` if there are events before it.
+        If the NAR is incomplete, NarError is raised here, or by `next_event` if there are events before the end.
         """
         self._eof = True
         if self._starved:
             self.next_event()
 
     def next_event(self) -> NarEvent | NeedData:
-        """The next event, or NEED_DATA. Behind End there are no events, and any more bytes are a NarError."""
+        """Return the next event, or NEED_DATA. There are no events after End, and any more bytes raise NarError."""
         while True:
             event = self._state(self)
             if event is not None:
@@ -147,7 +145,7 @@ class NarParser:
                 return self._starve()
 
     def events(self) -> Iterator[NarEvent]:
-        """The events that can be made of what was received: `next_event` up to NEED_DATA."""
+        """Yield the events of the bytes received so far: `next_event` until NEED_DATA."""
         while (event := self.next_event()) is not NEED_DATA:
             yield event
 
@@ -177,30 +175,30 @@ class NarParser:
         if len(self._buffer) < begin:
             return self._wait(begin)
         size: int = _read_u64(self._buffer, at)[0]
-        if size > SIZE_MAX:  # the Lix advisory of 2026-05: 2^64-8 and its padding, added in 64 bits, make 0
-            self._refuse(f"a file of {size} bytes is longer than any file can be", at)
+        if size > SIZE_MAX:  # the Lix advisory of 2026-05: 2^64-8 plus its padding overflows 64 bits to 0
+            self._refuse(f"a file of {size} bytes exceeds the largest possible file", at)
         self._position = begin
-        self._left = size
+        self._remaining = size
         self._padding = -size & 7
         self._state = self._contents if size else NarParser._leaf_end
         return _new(Regular, (self._name, executable, size, self._base + begin))
 
     def _data(self) -> Step:
         buffer, start = self._buffer, self._position
-        end = min(start + self._left, len(buffer))
+        end = min(start + self._remaining, len(buffer))
         if start == end:
             return self._wait(start + 1)
         self._position = end
-        self._left -= end - start
-        if not self._left:
+        self._remaining -= end - start
+        if not self._remaining:
             self._state = NarParser._leaf_end
         return _new(Data, (memoryview(buffer)[start:end],))
 
     def _skip(self) -> Step:
-        end = min(self._position + self._left, len(self._buffer))
-        self._left -= end - self._position
+        end = min(self._position + self._remaining, len(self._buffer))
+        self._remaining -= end - self._position
         self._position = end
-        if self._left:
+        if self._remaining:
             return self._wait(end + 1)
         self._state = NarParser._leaf_end
         return self._leaf_end()
@@ -211,7 +209,7 @@ class NarParser:
             return self._wait(begin)
         length = _read_u64(buffer, at)[0]
         if length > TARGET_MAX:
-            self._refuse(f"a symlink's target has {length} bytes, and {TARGET_MAX} is the limit", at)
+            self._refuse(f"a symlink's target has {length} bytes; the limit is {TARGET_MAX}", at)
         end = begin + length
         if len(buffer) < end:
             return self._wait(end)
@@ -224,7 +222,7 @@ class NarParser:
         return _new(Symlink, (self._name, target))
 
     def _leaf_end(self) -> Step:
-        """Behind the contents or the target: padding, the end of the node, and of the entry that it is in."""
+        """After the contents or the target: padding, the end of the node, and the end of its entry."""
         nested = bool(self._siblings)
         close = (PADDED_CLOSE_ENTRY if nested else PADDED_CLOSE)[self._padding]
         if not self._buffer.startswith(close, self._position):
@@ -252,7 +250,7 @@ class NarParser:
             return self._wait(begin)
         length = _read_u64(buffer, at)[0]
         if length > NAME_MAX:
-            self._refuse(f"an entry's name has {length} bytes, and {NAME_MAX} is the limit", at)
+            self._refuse(f"an entry's name has {length} bytes; the limit is {NAME_MAX}", at)
         end = begin + length
         node = PADDED_NODE[-length & 7]
         if not buffer.startswith(node, end):
@@ -291,22 +289,22 @@ class NarParser:
 
     def _ended(self) -> Step:
         if len(self._buffer) > self._position:
-            self._refuse("there are bytes behind the NAR", self._position)
+            self._refuse("there are bytes after the end of the NAR", self._position)
         return self._wait(self._position + 1)
 
     def _failed(self) -> NoReturn:
-        fault, where = self._trouble
+        fault, where = self._failure
         raise NarError(fault, where=where)
 
-    # What a state does when it can't go on.
+    # What a state calls when it can't continue.
 
     def _wait(self, end: int) -> Step:
-        """The bytes up to ``end`` (in the buffer) must be there first."""
+        """Wait for the bytes up to ``end``, a position in the buffer."""
         self._need = end - self._position
         return None
 
     def _mismatch(self, expected: str, *tokens: bytes, at: int | None = None, padding: int = 0) -> Step:
-        """None of ``tokens`` stands at ``at`` (default: the position): bytes of it are missing, or wrong."""
+        """Handle that none of ``tokens`` is at ``at`` (default: the position): bytes are missing, or wrong."""
         at = self._position if at is None else at
         found = self._buffer[at : at + max(map(len, tokens))]
         possible = [len(fixed) for fixed in tokens if fixed.startswith(found)]
@@ -315,33 +313,34 @@ class NarParser:
         if any(found[:padding]):
             return self._refuse("padding is not zero", at)
         at += padding
-        seen = self._buffer[at : at + len(found) + 8 + TAG_MAX]  # further than the tokens, to show a longer tag whole
+        # More than the tokens, so that the message shows a longer tag completely.
+        seen = self._buffer[at : at + len(found) + 8 + TAG_MAX]
         start, fault = first_difference(seen, [fixed[padding:] for fixed in tokens])
-        return self._refuse(f"where {expected} should be, {fault}", at + start)
+        return self._refuse(f"expected {expected}, {fault}", at + start)
 
     def _refuse(self, fault: str, at: int) -> NoReturn:
-        """``at`` counts from the start of the buffer."""
-        # Not the exception itself: it holds the frames, they hold the parser, and the circle would hold the chunks.
-        self._trouble = (fault, f"offset {self._base + at}")
+        """Raise NarError for a fault at ``at``, a position in the buffer."""
+        # Not the exception itself: it refers to its frames, which refer to the parser, and this cycle would keep the chunks alive.
+        self._failure = (fault, f"offset {self._base + at}")
         self._state = NarParser._failed
         self._failed()
 
     def _starve(self) -> NeedData:
-        """No event can be made of what was received."""
+        """Handle that the bytes received so far make no further event."""
         if self._eof and self._state is not NarParser._ended:
-            self._refuse("the NAR ends early", len(self._buffer) + self._queued)
+            self._refuse("the NAR ends too early", len(self._buffer) + self._queued)
         self._starved = True
         return NEED_DATA
 
     # The buffer.
 
     def _refill(self) -> bool:
-        """Makes ready what the state needs to see; False if that much was not received yet."""
+        """Fill the buffer with the bytes that the state needs; return False if they have not been received yet."""
         rest = len(self._buffer) - self._position
         if rest + self._queued < self._need:
             if not (self._eof and self._queued):
                 return False
-            self._need = rest + self._queued  # no more will come: are these wrong, or only too few?
+            self._need = rest + self._queued  # no more bytes will come: find out whether they are wrong or too few
         self._base += self._position
         if rest:
             self._buffer = self._buffer[self._position :] + self._take(self._need - rest)
@@ -355,7 +354,7 @@ class NarParser:
         return True
 
     def _take(self, size: int) -> bytes:
-        """Exactly ``size`` bytes out of the queue."""
+        """Remove and return exactly ``size`` bytes of the queue."""
         self._queued -= size
         parts = []
         while size:
@@ -371,9 +370,9 @@ class NarParser:
 
 
 def parse_nar(chunks: Iterable[bytes], contents: bool = True) -> Iterator[NarEvent]:
-    """The events of the NAR that ``chunks`` make up, in any cut; ``chunks`` are closed at the end if they can be.
+    """Yield the events of the NAR in ``chunks``, which may be split anywhere. Closes ``chunks`` at the end if possible.
 
-    Raises NarError for anything but one whole NAR. The events before the fault have been given by then.
+    Raises NarError if the input is not exactly one complete NAR, after the events before the error.
     """
     parser = NarParser(contents)
     try:

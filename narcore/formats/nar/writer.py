@@ -1,7 +1,7 @@
-"""Events in, NAR bytes out: the inverse of the parser, with the same rules.
+"""The NAR writer: events in, bytes out. It is the inverse of the parser, with the same rules.
 
-What stands behind a node (padding, closing brackets) is written together with whatever comes next, so that contents are
-passed on alone, without a copy.
+The end of a node (padding, closing brackets) is written together with whatever follows, so that contents are passed on alone,
+without a copy.
 """
 
 from collections.abc import Iterable, Iterator
@@ -34,31 +34,31 @@ from narcore.formats.nar.wire import (
 class NarWriter:
     """Turns the events of one NAR into its bytes.
 
-    `send` each event; the bytes of the answers, put together, are the NAR. ``Regular.nar_offset`` is not looked at. End
-    may be left out by a producer that doesn't know the size: `finish` does the same.
+    `send` each event; the concatenated results are the NAR. ``Regular.nar_offset`` is ignored. A producer that doesn't know the
+    size may call `finish` instead of sending End.
 
-    An event that may not come here, or a name, target, size or depth that breaks a rule, is a NarError whose ``where``
-    is the offset reached; nothing is written for it.
+    Raises NarError if an event is not allowed here, or if a name, target, size or depth breaks a rule. Its ``where`` is the offset
+    reached; nothing is written for the event.
     """
 
-    __slots__ = ("_begun", "_ended", "_left", "_owed", "_siblings", "offset")
+    __slots__ = ("_begun", "_ended", "_pending", "_remaining", "_siblings", "offset")
 
     def __init__(self) -> None:
         self.offset = 0  # bytes written so far
         self._begun = False
         self._ended = False
-        self._owed = b""  # what must stand behind the last node, before anything else
-        self._left = 0  # bytes of contents still to come
-        self._siblings: list[bytes] = []  # for each open directory, the name that its last entry had
+        self._pending = b""  # the end of the last node, to be written before anything else
+        self._remaining = 0  # bytes of contents still to come
+        self._siblings: list[bytes] = []  # for each open directory, the name of its last entry
 
     def send(self, event: NarEvent) -> bytes:
-        """The bytes that ``event`` adds; b"" is possible."""
+        """Return the bytes that ``event`` adds, possibly b""."""
         if self._ended:
-            self._refuse("an event behind the end")
+            self._refuse("an event after the end")
         if isinstance(event, Data):
             return self._data(bytes(event.data))
-        if self._left:
-            self._refuse(f"contents end {self._left} bytes early")
+        if self._remaining:
+            self._refuse(f"contents end {self._remaining} bytes too early")
         if isinstance(event, End):
             return self._end(event.nar_size)
         if isinstance(event, DirectoryEnd):
@@ -66,15 +66,15 @@ class NarWriter:
         return self._node(event)
 
     def finish(self) -> bytes:
-        """The last bytes, if End was not sent. The NAR must be complete."""
-        return b"" if self._ended else self.send(End(self.offset + len(self._owed)))
+        """Return the last bytes if End was not sent. The NAR must be complete."""
+        return b"" if self._ended else self.send(End(self.offset + len(self._pending)))
 
     def _node(self, event: Directory | Regular | Symlink) -> bytes:
         self._check_place(event.name)
         body = self._body(event)
         if self._siblings:
             self._siblings[-1] = event.name
-            written = self._write(self._owed + ENTRY + string(event.name) + NODE + body)
+            written = self._write(self._pending + ENTRY + string(event.name) + NODE + body)
         else:
             self._begun = True
             written = self._write(ROOT + body)
@@ -86,7 +86,7 @@ class NarWriter:
             if self._begun:
                 self._refuse("a second root node")
             if name:
-                self._refuse(f"the root node is called {name!r}, and it has no name")
+                self._refuse(f"the root node has the name {name!r}, but must have none")
         elif fault := name_fault(name) or order_fault(name, self._siblings[-1]):
             self._refuse(fault)
         elif len(self._siblings) > DEPTH_MAX:
@@ -106,35 +106,35 @@ class NarWriter:
     def _open(self, event: Directory | Regular | Symlink) -> None:
         if isinstance(event, Directory):
             self._siblings.append(b"")
-            self._owed = b""
+            self._pending = b""
             return
         if isinstance(event, Regular):
-            length = self._left = event.size
+            length = self._remaining = event.size
         else:
             length = len(event.target)
-        self._owed = (PADDED_CLOSE_ENTRY if self._siblings else PADDED_CLOSE)[-length & 7]
+        self._pending = (PADDED_CLOSE_ENTRY if self._siblings else PADDED_CLOSE)[-length & 7]
 
     def _data(self, data: bytes) -> bytes:
-        if len(data) > self._left:
-            self._refuse(f"{len(data)} bytes of contents where {self._left} may come")
-        self._left -= len(data)
+        if len(data) > self._remaining:
+            self._refuse(f"{len(data)} bytes of contents, but only {self._remaining} are left")
+        self._remaining -= len(data)
         return self._write(data)
 
     def _directory_end(self) -> bytes:
         if not self._siblings:
-            self._refuse("the end of a directory that never began")
+            self._refuse("the end of a directory that did not begin")
         self._siblings.pop()
-        written = self._write(self._owed + CLOSE)
-        self._owed = CLOSE if self._siblings else b""
+        written = self._write(self._pending + CLOSE)
+        self._pending = CLOSE if self._siblings else b""
         return written
 
     def _end(self, nar_size: int) -> bytes:
         if self._siblings or not self._begun:
-            self._refuse("the NAR ends early")
-        if nar_size != self.offset + len(self._owed):
-            self._refuse(f"the NAR has {self.offset + len(self._owed)} bytes, and not {nar_size}")
+            self._refuse("the NAR ends too early")
+        if nar_size != self.offset + len(self._pending):
+            self._refuse(f"the NAR has {self.offset + len(self._pending)} bytes instead of {nar_size}")
         self._ended = True
-        return self._write(self._owed)
+        return self._write(self._pending)
 
     def _write(self, raw: bytes) -> bytes:
         self.offset += len(raw)
@@ -145,9 +145,9 @@ class NarWriter:
 
 
 def write_nar(events: Iterable[NarEvent]) -> Iterator[bytes]:
-    """The NAR of ``events``, in chunks as they come and none of them empty; End may be left out.
+    """Yield the NAR of ``events`` in non-empty chunks; End may be missing.
 
-    Closes ``events`` at the end if they can be closed. Raises NarError as `NarWriter` does.
+    Closes ``events`` at the end if possible. Raises NarError like `NarWriter`.
     """
     writer = NarWriter()
     try:
