@@ -140,7 +140,7 @@ ROWS: dict[type[Exception], ErrorRow] = {
         412, "Precondition failed", "The current version does not match If-Match or If-Unmodified-Since."
     ),
     OffloadError: ErrorRow(
-        502, "Large files are unavailable", f"The bucket that this server copies them to fails. {_LATER}"
+        502, "Large files are unavailable", f"The bucket to which this server copies them is unavailable. {_LATER}"
     ),
     http.RequestedRangeNotSatisfiable: ErrorRow(
         416,

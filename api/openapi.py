@@ -194,7 +194,7 @@ def _node(
     name: str, summary: str, parameters: Sequence[Json], responses: Json, query: Mapping[str, str] = _FILE
 ) -> Json:
     redirect = {
-        "description": "The URL names a symbolic link, has another name, or has a missing or superfluous slash."
+        "description": "The URL leads to a symbolic link, has a wrong store path name, or has a missing or superfluous slash."
     }
     all_responses = responses | {"302": redirect, "304": {"description": _NOT_MODIFIED}}
     return _path(name, summary, all_responses, query={**_BOTH, **query}, errors=_statuses(), parameters=parameters)

@@ -77,7 +77,7 @@ class BinaryCache:
         )
         self._cache = cache
         self._strict = strict
-        # Strict mode serves only cached NARs, so no NAR larger than the cache. The keys are the names of the settings.
+        # Strict mode serves only cached NARs, so no NAR may be larger than the cache. The keys are the names of the settings.
         limits = {"NAR_MAX_NAR_SIZE": max_nar_size, "NAR_CACHE_SIZE": cache.limit if cache and strict else None}
         self._limits = [(limit, name) for name, limit in limits.items() if limit is not None]
         self._lookup = Lookup(self.substituters, strategy=strategy, trusted_keys=trusted_keys, trace=trace, clock=clock)
@@ -169,7 +169,7 @@ class BinaryCache:
         return self._lookup.substituters()
 
     def check_ready(self) -> None:
-        """Return once any store answers. Raises StoreError or CacheInfoError, that of the last store to fail, if none does."""
+        """Return once any store answers. If no store does, raises the last error of a store (StoreError or CacheInfoError)."""
         error: NarcoreError | None = None
         for answer in as_completed([call_in_background(each.check) for each in self.substituters]):
             try:
@@ -380,7 +380,7 @@ def _open_cache(settings: Settings, *, strict: bool, patience: float, trace: Tra
         return NarCache(directory, size=size, max_fills=max_fills, patience=patience, trace=trace)
     except CacheFailure as error:
         if strict:
-            requester = "NAR_VERIFY=strict" if settings.verify == "strict" else "this"  # a mount sets strict itself
-            raise SettingsError(f"{requester} needs a cache directory, and {directory}: {error}") from error
+            requester = "NAR_VERIFY=strict" if settings.verify == "strict" else "a mount"  # which sets strict itself
+            raise SettingsError(f"{requester} needs a cache directory; {directory}: {error}") from error
         log.warning("caching is off: %s: %s", directory, error)
         return None

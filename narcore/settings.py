@@ -178,7 +178,7 @@ def _cache_urls(given: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _domain(text: str) -> str:
-    """Return the host name below which store paths have labels of 32 characters, in lower case for comparisons."""
+    """Return DOMAIN in lower case, for comparisons. The host name of each store path is ``<hash>.DOMAIN``."""
     name = text.lower().strip(".")
     if text and not re.fullmatch(r"[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})*", name):
         raise SettingsError(f"DOMAIN={text!r} is not a host name; use a name such as nar.example.org, without a port")

@@ -1,5 +1,8 @@
-"""Tests. Folders mirror the packages; ``e2e`` runs real Nix caches, ``browser`` Chromium, ``bench`` peers to compare with."""
+"""Tests. The folders mirror the packages.
+
+``e2e`` reads caches that Nix wrote, ``browser`` tests the pages in Chromium, and ``bench`` measures the speed.
+"""
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]  # of the checkout
+ROOT = Path(__file__).resolve().parents[1]  # the checkout

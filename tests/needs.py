@@ -1,6 +1,6 @@
-"""What a test needs besides this project: programs, rights, a network. One form of skip, and one table at the end of a run.
+"""Skips tests that need missing programs, rights or a network, and prints a table of the reasons at the end of a run.
 
-In CI nothing may be missing: there a test fails instead of skipping.
+In CI, such a test fails instead of being skipped.
 """
 
 import os

@@ -64,7 +64,7 @@ def test_a_hash_is_enough_to_find_a_store_path(cache: tuple[BinaryCache, str]) -
 
 
 @pytest.mark.parametrize("path", ["hello", "", "/nix/store/hello", "0" * 31, "/nix/store"])
-def test_what_is_no_store_path_is_refused(cache: tuple[BinaryCache, str], path: str) -> None:
+def test_an_invalid_store_path_is_refused(cache: tuple[BinaryCache, str], path: str) -> None:
     with pytest.raises(StorePathError):
         cache[0].path_info(path)
 
@@ -114,12 +114,12 @@ def test_connect_reads_no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path:
         assert opened.disk_usage() is None
 
 
-def test_connect_refuses_what_is_no_store() -> None:
+def test_connect_refuses_an_invalid_store_url() -> None:
     with pytest.raises(SettingsError):
         BinaryCache.connect("ftp://example.org")
 
 
-def test_connect_checks_signatures_with_the_keys_it_is_given(tmp_path: Path, tree: Path) -> None:
+def test_connect_checks_signatures_with_the_given_keys(tmp_path: Path, tree: Path) -> None:
     (store_path,) = write_binary_cache(tmp_path / "cache", {"tree-1": tree})
     with BinaryCache.connect((tmp_path / "cache").as_uri(), trusted_public_keys="") as opened:
         assert opened.path_info(str(store_path)).trust is Trust.UNCHECKED

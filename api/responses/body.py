@@ -59,7 +59,7 @@ class StreamBody:
             sent += len(chunk)
             yield chunk
         if sent != self._source.length:
-            raise TruncatedStream(f"a body of {self._source.length} bytes has {sent}")
+            raise TruncatedStream(f"the body has {sent} bytes instead of {self._source.length}")
 
     def close(self) -> None:
         self._source.close()

@@ -41,7 +41,7 @@ class Contents:
                 raise
 
     def of(self, file: Node) -> Iterator[bytes]:
-        """Yield the contents of ``file``, which must be the next non-empty file, or empty."""
+        """Yield the contents of ``file``, which must be empty or the next non-empty file."""
         if file.size:
             self._skip(file.nar_offset)
         remaining = file.size

@@ -161,7 +161,7 @@ def reserved_size(name: str) -> int | None:
 
 
 def _boot_mark() -> int:
-    """Return a time before 1987, which no clock shows, and which most likely differs for each boot of the machine."""
+    """Return a time before 1987, when no file of the cache was written. It most likely differs for each boot."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
     except OSError:  # not Linux: use a different time for each process

@@ -48,7 +48,7 @@ def locked(path: Path) -> Generator[int]:
 
 @contextmanager
 def alone(fd: int) -> Generator[None]:
-    """Hold the exclusive lock on an open file, so that only one process at a time does long work on it; the next finds it done.
+    """Hold the exclusive lock on an open file, so that one process does long work on it, and the others find the work done.
 
     If the file can't be locked (NFS, for a file that is open for reading only), goes on without the lock.
     """

@@ -63,7 +63,7 @@ class NarCache:
         self._verifier = Verifier()
         self._lock = threading.Lock()
         self._fills: dict[NarKey, Fill] = {}
-        # Including fills that are closed for new readers, which may have begun another fill.
+        # All fills that run, also those that new readers can't join any more. A second fill of the same NAR may have begun.
         self._running: set[Fill] = set()
         self._fetched = 0  # bytes, by fills that have ended
         self._failed: LruMemory[tuple[NarKey, str], NarcoreError] = LruMemory(1000)

@@ -57,7 +57,7 @@ class PartFile:
                 self.close()
 
     def _try_open(self) -> bool:
-        """Return False if the process that writes the file gave up in between, and removed the opened files."""
+        """Open the readers file and the part file. Return False if the process that writes them removed them in between."""
         readers = self._layout.readers(self.key)
         self._readers_fd = os.open(readers, OPEN_FLAGS, 0o600)
         fcntl.flock(self._readers_fd, fcntl.LOCK_SH)  # the exclusive lock of another process lasts only for a moment
@@ -80,7 +80,7 @@ class PartFile:
             return os.pread(self._fd, stop - start, start)
 
     def is_marked(self) -> bool:
-        """Return whether the file is marked as verified. A complete file is, unless another program has written to it since."""
+        """Return whether the file is marked as verified. A complete file that nobody changed is marked."""
         return is_verified(os.fstat(self._fd))
 
     def try_lead(self) -> bool:
@@ -106,7 +106,7 @@ class PartFile:
         """Use the entry if another process completed the NAR before this process took the lock; else return None."""
         try:
             fd = os.open(self._layout.nar(self.key.digits), READ_FLAGS)
-        except OSError:  # no entry, or an invalid one, which ours will replace
+        except OSError:  # no entry, or an invalid one, which this fill will replace
             return None
         try:
             status = os.fstat(fd)
@@ -174,7 +174,7 @@ class PartFile:
             raise NoReadersLeft("no reader is left")
 
     def _may_give_up(self, done: int) -> bool:
-        """Return False if more than half is fetched, little is left, or another process reads."""
+        """Return whether the fill may end: not if more than half is fetched, if little is left, or if another process reads."""
         if done > self.key.size // 2 or self.key.size - done <= NEARLY_DONE:
             return False
         # Readers hold the shared lock. While we hold the exclusive lock, no process can begin to read before the part is removed.

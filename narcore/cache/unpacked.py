@@ -1,6 +1,6 @@
 """Unpacked files: files in cached NARs, copied to files of their own, which the kernel can read without this process.
 
-Each is copied from its NAR, and copied again if it is not marked as verified; so losing one loses no data.
+Each is copied from its NAR, and copied again if it is not marked as verified; so the loss of an unpacked file is harmless.
 """
 
 import errno

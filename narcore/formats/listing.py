@@ -25,11 +25,11 @@ NODES_MAX = 2**22
 """The limit of entries in one listing: ten times as many as the largest known packages have; about 200 MB as columns."""
 
 MEMORY_MAX = 160 << 20
-"""How many bytes of memory reading an ``.ls`` file may take. The estimate is conservative: actual use is at most 100 MiB."""
+"""The limit of memory, in bytes, for reading an ``.ls`` file. The estimate is conservative: actual use is at most 100 MiB."""
 
 _JSON_CHUNK = 64 * 1024
 
-# The sizes of the fixed parts of a directory entry in a NAR; the padded name and contents come in addition.
+# The sizes of the fixed parts of a directory entry in a NAR; the padded name and the padded contents are added to them.
 _HEAD = len(wire.ENTRY) + 8 + len(wire.NODE)
 _REGULAR = len(wire.REGULAR) + 8
 _EXECUTABLE = len(wire.EXECUTABLE) + 8
@@ -303,7 +303,7 @@ class ListingBuilder:
     def __init__(self) -> None:
         self._columns = _Columns()
         self._position = _BEFORE_ROOT  # in the NAR
-        # The rows of the entries so far of the current directory; outside of any directory: the row of the root.
+        # The rows of the entries that the current directory has so far. Outside of all directories: the row of the root.
         self._siblings = array("I")
         self._open: list[tuple[int, array[int]]] = []  # for each open directory, its row and the siblings before it
 

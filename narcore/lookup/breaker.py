@@ -13,7 +13,7 @@ LONGEST_PAUSE_SECONDS = 300.0
 
 
 class CircuitBreaker:
-    """Decides whether a store is asked: without it, every request would wait for the timeout of a failing store. Thread-safe.
+    """Decides whether a store is asked, so that not every request waits for the timeout of a failing store. Thread-safe.
 
     ``url`` names the store in the log, which gets a line when the breaker opens and when it closes. ``clock`` returns seconds.
     """
@@ -41,7 +41,7 @@ class CircuitBreaker:
             if self._clock() < self._open_until:
                 return False
             self._on_trial = True
-            self._open_until = self._clock() + self._pause  # if the trial never reports, another one is allowed
+            self._open_until = self._clock() + self._pause  # if the trial never reports, another trial is allowed
             return True
 
     def succeeded(self) -> None:

@@ -143,10 +143,13 @@ class Substituter:
         return self._breaker.is_open
 
     def read(self, path: str, limit: int) -> bytes:
-        """Return the contents of a small file. Raises StoreError; while the store is paused, the kind of its last error."""
+        """Return the contents of a small file. Raises StoreError.
+
+        While the circuit breaker is open, the exception has the class of the store's last error.
+        """
         if not self._breaker.allows_call():
             kind = type(self._last_failure) if self._last_failure else StoreUnavailable
-            raise kind(f"circuit breaker is open; not asking {self.url} after: {self._last_failure}")
+            raise kind(f"circuit breaker is open; not asking {self.url}; last error: {self._last_failure}")
         try:
             content = read_file(self.store, path, limit)
         except StoreUnavailable as failure:

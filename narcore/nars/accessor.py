@@ -83,7 +83,7 @@ class NarAccessor:
         node = self.node(file) if isinstance(file, str) else file
         stop = node.size if stop is None else stop
         if node.kind is not Kind.REGULAR or not 0 <= start <= stop <= node.size:
-            raise ValueError(f"no bytes {start} to {stop} in a {node.kind} of {node.size} bytes")
+            raise ValueError(f"no bytes {start} to {stop} in a node of type {node.kind} and size {node.size}")
         return self._read_node(node, start, stop)
 
     def read_span(self, first: Node, last: Node) -> NarBytes:

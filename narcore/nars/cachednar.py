@@ -46,7 +46,8 @@ class OpenNar:
         node is not a regular file within this NAR.
         """
         if node.kind is not Kind.REGULAR or node.nar_offset + node.size > self._key.size:
-            raise ValueError(f"no {node.kind} of {node.size} bytes at {node.nar_offset} in a NAR of {self._key.size}")
+            place = f"at {node.nar_offset} in a NAR of {self._key.size} bytes"
+            raise ValueError(f"a node of type {node.kind} and size {node.size} {place} can't be unpacked")
         return self._cache.open_unpacked(FileKey(self._key.digits, node.nar_offset, node.size), self._nar)
 
     def unpacked_file(self, node: Node, fd: int) -> UnpackedFile:

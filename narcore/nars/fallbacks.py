@@ -92,8 +92,8 @@ class PartOrElsewhere:
 class CachedOrStreamed:
     """Some bytes from the cache; if the cache fails in between, the rest from a new stream.
 
-    ``file`` is that of ``CachedBytes``. A caller that reads ``file`` directly must call ``check_untouched`` at the end, and does
-    not get the rest from a stream.
+    ``file`` has the same meaning as in ``CachedBytes``. A caller that reads ``file`` directly must call ``check_untouched``
+    at the end, and does not get the rest from a stream.
     """
 
     def __init__(

@@ -121,7 +121,7 @@ class NarSource:
     def _choose(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
         if self._cache is None:
             return self._uncached(info, known, node, start, stop)
-        # Before looking on the disk, where a fill that ends in between has put the NAR.
+        # Look for a fill first, and then on the disk: a fill that ends in between has put the NAR there.
         fill = self._cache.joinable(info.nar_key)
         if fill is None:
             cached = self._cached(self._cache, info, known, start, stop)

@@ -14,8 +14,8 @@ from narcore.stores.base import StoreFile, check_by_asking, check_part
 from narcore.stores.http.urls import redacted
 from narcore.stores.names import file_names
 
-# O_NONBLOCK: opening a FIFO returns immediately, and the check with fstat then rejects it. O_NOFOLLOW: the path is resolved
-# before, so a link as its last segment was created in between.
+# O_NONBLOCK: opening a FIFO returns immediately, and the check with fstat then rejects it. O_NOFOLLOW: the path is
+# already resolved; if its last segment is a link now, somebody has replaced the file in between.
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
 
 # Errors that mean that there is no regular file of that name, not that the directory is broken.

@@ -227,7 +227,7 @@ class TestBinaryCache:
             nar.close()
         caches.close()
 
-    def test_open_arriving_rejects_what_may_not_be_served(
+    def test_open_arriving_rejects_a_nar_that_may_not_be_served(
         self, cache: NarCache, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         caches = BinaryCache([MemoryStore(FILES)], cache=cache, max_nar_size=1000)

@@ -296,7 +296,7 @@ class NarParser:
         fault, where = self._failure
         raise NarError(fault, where=where)
 
-    # What a state calls when it can't continue.
+    # Methods that a state calls when it can't continue.
 
     def _wait(self, end: int) -> Step:
         """Wait for the bytes up to ``end``, a position in the buffer."""
@@ -304,7 +304,7 @@ class NarParser:
         return None
 
     def _mismatch(self, expected: str, *tokens: bytes, at: int | None = None, padding: int = 0) -> Step:
-        """Handle that none of ``tokens`` is at ``at`` (default: the position): bytes are missing, or wrong."""
+        """Handle input without any of ``tokens`` at ``at`` (default: the position): bytes are missing or wrong."""
         at = self._position if at is None else at
         found = self._buffer[at : at + max(map(len, tokens))]
         possible = [len(fixed) for fixed in tokens if fixed.startswith(found)]
@@ -326,7 +326,7 @@ class NarParser:
         self._failed()
 
     def _starve(self) -> NeedData:
-        """Handle that the bytes received so far make no further event."""
+        """Return NEED_DATA, or raise NarError if no more bytes will come before the NAR is complete."""
         if self._eof and self._state is not NarParser._ended:
             self._refuse("the NAR ends too early", len(self._buffer) + self._queued)
         self._starved = True

@@ -10,15 +10,15 @@ from collections.abc import Iterable
 from typing import Final
 
 TAG_MAX: Final = 32
-"""The most bytes of a fixed string. All tokens below have less; a longer tag can't match any of them."""
+"""The length limit of a fixed string in bytes. All tokens below are shorter; a longer tag can't match any of them."""
 NAME_MAX: Final = 255
-"""The most bytes of a directory entry's name."""
+"""The length limit of a directory entry's name in bytes."""
 TARGET_MAX: Final = 4095
-"""The most bytes of a symlink's target: PATH_MAX without its NUL."""
+"""The length limit of a symlink's target in bytes: PATH_MAX without its NUL."""
 DEPTH_MAX: Final = 64
-"""The greatest depth of a node; the root has depth 0. Unbounded nesting is CVE-2026-44028."""
+"""The depth limit of a node; the root has depth 0. Unbounded nesting is CVE-2026-44028."""
 SIZE_MAX: Final = 2**63 - 1
-"""The most bytes of a regular file. A larger size does not fit the signed offsets of any file system, so it must be an attack."""
+"""The size limit of a regular file in bytes. A larger size exceeds the signed offsets of every file system, so it is an attack."""
 
 U64: Final = struct.Struct("<Q")
 

@@ -1,4 +1,4 @@
-"""What all uses of obstore share: whether it is installed, its timeouts and retries, and the certificates that it trusts."""
+"""Code that all users of obstore share: the check that it is installed, its timeouts, retries and trusted certificates."""
 
 import importlib.util
 import os
