@@ -12,7 +12,7 @@ from narcore.cache.narcache import NarCache
 from narcore.errors import CacheFailure, HashMismatch, NarTooLarge, SettingsError, StoreError
 from narcore.formats.narinfo import NarInfo
 from narcore.lookup.pathinfo import PathInfo
-from narcore.nars.cachednar import OpenNar
+from narcore.nars.opennar import OpenNar
 from narcore.settings import Settings
 from narcore.stores.memory import MemoryStore
 from tests.builders import Tree, binary_cache, exe, hash_part, link, nar
