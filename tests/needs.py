@@ -1,4 +1,4 @@
-"""What a test needs besides this project: programs, rights, a network. One form of skip, and one table at the end of a run.
+"""What a test needs besides this project: programs, rights, devices. One form of skip, and one table at the end of a run.
 
 In CI nothing may be missing: there a test fails instead of skipping.
 """
@@ -59,6 +59,12 @@ def root() -> None:
     """Skip the test unless it runs as root."""
     if os.geteuid() != 0:
         missing("root", ROOT_HINT)
+
+
+def fuse() -> None:
+    """Skip the test unless it may mount: as root, with /dev/fuse."""
+    root()
+    device("/dev/fuse")
 
 
 def device(path: str) -> None:

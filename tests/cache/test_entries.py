@@ -16,6 +16,7 @@ from narcore.cache.upkeep import verify
 from narcore.errors import CacheFailure, CorruptStream
 from narcore.formats.listing import NarListing
 from narcore.formats.nar.parser import parse_nar
+from tests import needs
 from tests.cache.conftest import MakeCache
 from tests.cache.support import Source, keep, kept, key_of, names, nar_of, read_all, read_until_error, until
 
@@ -179,7 +180,6 @@ class TestPutThereBySomeoneElse:
         assert kept(cache, KEY) == NAR
         assert len(hashed) == 1
 
-    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
     def test_where_nothing_can_be_changed(self, hashed: list[int], as_nobody: Path) -> None:
         """Another user's files: read, hashed once, and no error because they can't be marked."""
         (as_nobody / f"{KEY.digits}.nar").write_bytes(NAR)
@@ -200,6 +200,7 @@ class TestPutThereBySomeoneElse:
 @pytest.fixture
 def as_nobody() -> Iterator[Path]:
     """A directory of root's that others can get to. The test may become nobody."""
+    needs.root()
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         (Path(name) / "nars").mkdir()
@@ -217,8 +218,8 @@ class TestPrivacy:
             with pytest.raises(CacheFailure):
                 NarCache(tmp_path, size=lambda _: 1000, max_fills=1)
 
-    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
     def test_nor_own_it(self, tmp_path: Path) -> None:
+        needs.root()
         theirs, link = tmp_path / "theirs", tmp_path / "link"
         theirs.mkdir()
         link.symlink_to(tmp_path)

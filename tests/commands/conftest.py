@@ -1,6 +1,5 @@
 """Fixtures of the command line's tests: real caches, an instance in front of them, and ways to run a command."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +13,7 @@ from tests.e2e.nixcaches import NixCaches
 
 @pytest.fixture(scope="session")
 def caches() -> NixCaches:
-    """The binary caches that a real Nix wrote. Skips where there is no Nix, but not in CI."""
-    missing = nixcaches.missing_tools()
-    if missing and not os.environ.get("CI"):
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    assert not missing
+    """The binary caches that a real Nix wrote. Skips the test if Nix or a compression tool is not installed."""
     return nixcaches.build()
 
 

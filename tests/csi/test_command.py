@@ -14,6 +14,7 @@ from narmount.csi.registration import registration_path
 from narmount.csi.server import code_of, make_way
 from narmount.volumes.caches import parse_caches
 from narserve import program
+from tests import needs
 from tests.csi.calling import client
 from tests.csi.conftest import NAME, Running
 from tests.mount import mounting
@@ -45,7 +46,7 @@ def run(*options: str | Path) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_what_can_not_be_started(options: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
-    mounting.need_root()
+    needs.fuse()
     assert program.run(["csi", *options]) == 2
     told = capfd.readouterr()
     assert told.out == ""
@@ -54,7 +55,7 @@ def test_what_can_not_be_started(options: list[str], message: str, capfd: pytest
 
 
 def test_an_endpoint_that_is_too_long(tmp_path: Path) -> None:
-    mounting.need_root()
+    needs.fuse()
     done = run("--cache", "a=/x", "--endpoint", f"unix://{tmp_path}/{'x' * 120}", "--state-dir", tmp_path / "state")
     assert done.returncode == 2
     assert "is too long for a socket" in done.stderr

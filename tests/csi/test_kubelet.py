@@ -282,7 +282,6 @@ def test_the_plugin_is_killed_in_the_middle(node: FakeNode) -> None:
 
 
 def test_metrics(node: FakeNode) -> None:
-    pytest.importorskip("prometheus_client")
     node.stop_csi()
     node.start_csi("--metrics", "127.0.0.1:0")
     with node.registered() as kubelet:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from narserve import program
-from tests import ROOT
-from tests.mount.mounting import environment, need_root
+from tests import ROOT, needs
+from tests.mount.mounting import environment
 
 
 def command(directory: Path) -> list[str]:
@@ -43,7 +43,7 @@ def run(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
 def test_options_that_are_refused(
     tmp_path: Path, options: tuple[str, ...], told: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    need_root()
+    needs.fuse()
     assert program.run([*command(tmp_path), *options]) == 2
     errors = capfd.readouterr().err
     assert told in errors
@@ -58,7 +58,7 @@ def test_nobody_has_a_status(tmp_path: Path) -> None:
 
 
 def test_a_socket_that_can_not_be(tmp_path: Path) -> None:
-    need_root()
+    needs.fuse()
     (tmp_path / "p.sock").write_text("precious")
     done = run(tmp_path, "--cache=main=/mnt")
     assert done.returncode == 2

@@ -25,6 +25,7 @@ from typing import Any
 import brotli
 
 from narcore.formats import nixbase32
+from tests import needs
 from tests.e2e import links, trees
 
 TOOLS = ("nix", "nix-store", "xz", "zstd", "bzip2", "gzip", "lzip", "brotli", "split", "curl")
@@ -133,13 +134,12 @@ def read_narinfo(path: Path) -> dict[str, str]:
     return dict(line.split(": ", 1) for line in path.read_text().splitlines())
 
 
-def missing_tools() -> list[str]:
-    """The programs that building needs and that are not installed."""
-    return [tool for tool in TOOLS if shutil.which(tool) is None]
-
-
 def build() -> NixCaches:
-    """The caches: those of an earlier run if nothing changed since, else built now, by one process at a time."""
+    """The caches: those of an earlier run if nothing changed since, else built now, by one process at a time.
+
+    Skips the test if a program is not installed.
+    """
+    needs.programs(TOOLS)
     home = Path(os.environ.get("E2E_CACHE_DIR") or _user_cache() / "nar-serve-tests")
     home.mkdir(parents=True, exist_ok=True)
     directory = home / _key()

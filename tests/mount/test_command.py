@@ -19,7 +19,7 @@ from narcore.sizes import human_size
 from narmount.daemon.control import control_path, make_run_dir
 from narmount.fuse.mountinfo import mounts_at
 from narserve.commands.mount import mount
-from tests import ROOT, builders
+from tests import ROOT, builders, needs
 from tests.mount import mounting
 from tests.mount.conftest import write
 from tests.mount.mounting import PROGRAM, until
@@ -108,7 +108,7 @@ def is_alive(target: Path) -> bool:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Iterator[Command]:
-    mounting.need_root()
+    needs.fuse()
     one = Command(tmp_path)
     yield one
     one.end()
@@ -222,7 +222,6 @@ def test_the_status_says_why_a_read_failed(command: Command) -> None:
 
 
 def test_metrics(command: Command) -> None:
-    pytest.importorskip("prometheus_client")
     import requests
 
     with open_port() as port:
@@ -462,7 +461,7 @@ exec setpriv --reuid=65534 --regid=65534 --clear-groups $READ_ALL sh -e -c '
 
 
 def test_as_a_user(command: Command) -> None:
-    mounting.tools_or_skip("unshare", "setpriv", "fusermount3")
+    needs.programs(("unshare", "setpriv", "fusermount3"))
     directory = Path(f"/var/tmp/nar-serve-test-{os.getpid()}")  # where a user gets to
     shutil.copytree(command.directory, directory)
     try:

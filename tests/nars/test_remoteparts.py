@@ -1,7 +1,6 @@
 """Parts of remote NARs: just their bytes and no wrong ones, until it is worth fetching all."""
 
 import random
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from narcore.nars.accessor import NarBytes
 from narcore.nars.remoteparts import RemoteParts
 from narcore.stores.base import StoreFile
 from narcore.stores.memory import MemoryStore
-from tests import builders
+from tests import builders, needs
 
 FILES = {"a": random.Random(1).randbytes(1_000_000), "b": random.Random(2).randbytes(5000), "c": bytes(1_000_000)}
 NAR = builders.nar(FILES)
@@ -78,8 +77,7 @@ def _info(info: NarInfo, packed: bytes, changes: dict[str, object]) -> tuple[Pat
 
 def in_blocks(monkeypatch: pytest.MonkeyPatch, size: int = 300_000) -> tuple[PathInfo, CountingStore]:
     """In xz, of blocks of that size."""
-    if shutil.which("xz") is None:
-        pytest.skip("xz is not installed")
+    needs.program("xz")
     monkeypatch.setattr(remoteparts, "BLOCKS_SIZE", 100_000)
     command = ["xz", "-c", "-0", f"--block-size={size}"]
     packed = subprocess.run(command, input=NAR, stdout=subprocess.PIPE, check=True).stdout

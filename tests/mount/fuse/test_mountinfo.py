@@ -7,7 +7,7 @@ import pytest
 
 from narmount.fuse import syscalls
 from narmount.fuse.mountinfo import Mount, mount_of, mounts, mounts_at
-from tests.mount import mounting
+from tests import needs
 
 
 def test_a_line() -> None:
@@ -46,7 +46,7 @@ def test_those_of_this_machine() -> None:
 
 
 def test_the_one_on_top_comes_last(tmp_path: Path) -> None:
-    mounting.need_root()
+    needs.fuse()
     strange = tmp_path / "a \\ b\n\tc\r\x0b\x0c\x1c"
     strange.mkdir()
     (tmp_path / "one").mkdir()
