@@ -143,7 +143,10 @@ def may_pass_through(cache_dir: Path) -> str:
         return "it is not for user namespaces"
     if not may_mount():
         return "it needs root (CAP_SYS_ADMIN)"
-    fs_type = mount_of(Path(os.path.realpath(cache_dir))).fs_type
+    try:
+        fs_type = mount_of(Path(os.path.realpath(cache_dir))).fs_type
+    except LookupError:  # in a chroot, whose own mount is not listed
+        return ""
     if fs_type in _STACKED or fs_type.startswith("fuse."):
         return f"the cache directory is on {fs_type}, and the kernel stacks no further; --cache-dir DIR names one on a disk"
     return ""

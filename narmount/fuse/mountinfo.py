@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,10 +78,17 @@ def is_ours(mounted: Mount) -> bool:
     return mounted.source == SOURCE and mounted.fs_type.startswith("fuse")
 
 
-def mount_of(path: Path) -> Mount:
-    """The one that ``path``, which has to be absolute and free of links, is in. Raises LookupError if no root is mounted."""
-    holding = [mount for mount in mounts() if path == mount.target or mount.target in path.parents]
-    deepest = max((len(mount.target.parts) for mount in holding), default=0)
+def mount_of(path: Path, among: Iterable[Mount] | None = None) -> Mount:
+    """Return the mount that contains ``path``, which must be absolute and free of links.
+
+    ``among`` is what is mounted; without it, the mounts of this process. Raises LookupError if none of them contains the path:
+    in a chroot, the mount of / is not listed.
+    """
+    found = mounts() if among is None else among
+    holding = [mount for mount in found if path == mount.target or mount.target in path.parents]
+    if not holding:
+        raise LookupError(f"no mount contains {path}")
+    deepest = max(len(mount.target.parts) for mount in holding)
     return [mount for mount in holding if len(mount.target.parts) == deepest][-1]
 
 

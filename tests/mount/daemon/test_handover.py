@@ -15,7 +15,7 @@ import pytest
 
 from narmount.fuse.mountinfo import mounts_at
 from narmount.fuse.protocol import PRUNE_MINOR
-from tests import ROOT
+from tests import ROOT, needs
 from tests.builders import Tree
 from tests.e2e.upstream import Upstream
 from tests.mount.conftest import RunMount
@@ -345,6 +345,7 @@ def test_mounted_again_at_the_same_place(serve: Serve, run_mount: RunMount) -> N
 
 def test_told_to_end_before_the_first_worker_is_ready(tmp_path: Path) -> None:
     """Whatever keeps it from that."""
+    needs.fuse()
     slow = "import sys, time\nif 'narmount.daemon.worker' in sys.orig_argv:\n    time.sleep(60)\n"
     (tmp_path / "sitecustomize.py").write_text(slow)
     environ = environment({"PYTHONPATH": f"{tmp_path}:{ROOT}", "NAR_CACHE_DIR": str(tmp_path / "cache")})

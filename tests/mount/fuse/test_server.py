@@ -179,23 +179,28 @@ def test_who_gets_a_signal_is_let_go_only_if_it_ends_it(kernel: Kernel) -> None:
         go.set()
 
 
+@contextmanager
 def blocked_in_the_kernel(*, deadly: bool) -> Iterator[int]:
     """A process that gets a signal and can't act on it: it is stopped."""
-    program = "import signal, time; signal.signal(signal.SIGUSR1, print); print(flush=True); time.sleep(60)"
+    program = (
+        "import signal, time; signal.signal(signal.SIGUSR1, print); signal.signal(signal.SIGQUIT, signal.SIG_DFL);"
+        "print(flush=True); time.sleep(60)"
+    )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.send_signal(signal.SIGSTOP)
-        os.waitpid(process.pid, os.WUNTRACED)
-        process.send_signal(signal.SIGQUIT if deadly else signal.SIGUSR1)
-        yield process.pid
-        process.kill()
-        process.send_signal(signal.SIGCONT)
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            process.send_signal(signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)
+            process.send_signal(signal.SIGQUIT if deadly else signal.SIGUSR1)
+            yield process.pid
+        finally:
+            process.kill()  # also ends a process that is stopped
 
 
 @pytest.mark.parametrize("deadly", [False, True])
 def test_which_signals_end_a_process(*, deadly: bool) -> None:
-    for pid in blocked_in_the_kernel(deadly=deadly):
+    with blocked_in_the_kernel(deadly=deadly) as pid:
         assert is_dying(pid) == deadly
     assert is_dying(pid)  # it is gone
     assert is_dying(0)  # of another namespace
