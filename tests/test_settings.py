@@ -212,6 +212,7 @@ def test_unknown_names_are_logged_at_startup(name: str, meant: str, caplog: pyte
     assert f"did you mean {meant}?" in line if meant else "did you mean" not in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environ", "start"),
     [

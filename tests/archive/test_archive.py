@@ -155,6 +155,7 @@ def test_the_size_of_a_tar_is_known_in_advance() -> None:
         assert size == len(b"".join(tar(accessor, accessor.listing.root, "x")))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_subtree(tmp_path: Path) -> None:
     """Packs half a gigabyte (sparse on disk), of which only a few chunks are held at a time."""
     source = tmp_path / "source"
@@ -190,6 +191,7 @@ def test_a_zip_uses_64_bits_for_large_sizes_and_offsets(
     assert as_tree(empty / "top") == as_expected(accessor.listing, accessor.listing.root, read)
 
 
+@pytest.mark.slow
 def test_a_zip_can_have_more_members_than_16_bits_count(tmp_path: Path) -> None:
     count = 66_000
     accessor = _many(count)
@@ -199,6 +201,7 @@ def test_a_zip_can_have_more_members_than_16_bits_count(tmp_path: Path) -> None:
         assert len(found.namelist()) == count + 1
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_members() -> None:
     accessor = _many(10_000)
     for pack in (tar, zip_archive, nar):

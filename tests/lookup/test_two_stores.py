@@ -17,6 +17,8 @@ from narcore.lookup.substituter import Substituter
 from narcore.settings import Settings
 from tests.lookup.stores import CONTENTS, FAULTS, KEY, URL, Stores, stores
 
+pytestmark = pytest.mark.slow
+
 # A line is what the first store is like, a column what the second is like. In a cell is the answer:
 #
 #   ok    the whole file, with the right bytes
