@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests import ROOT, needs
+from tests import ROOT, needs, proofs
 
 # Folders whose tests start servers, programs, mounts or browsers. A slow test elsewhere has the marker "slow".
 SLOW = frozenset({"browser", "commands", "csi", "deploy", "dev", "docker", "docs", "e2e", "mount", "server", "volumes"})
@@ -29,13 +29,16 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="only tests that start no servers and need no tools")
+    parser.addoption("--full-length", action="store_true", help="long proofs at full length: python -m tests.proofs")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, and tell ``needs`` about ``--fast``."""
     config.addinivalue_line("markers", "slow: takes seconds or starts programs; --fast leaves it out")
+    config.addinivalue_line("markers", "proof: runs at full length with python -m tests.proofs")
     config.addinivalue_line("markers", "xdist_group(name): tests that pytest-xdist runs in one process")
     needs.fast = config.getoption("--fast")
+    proofs.full = config.getoption("--full-length")
     if needs.fast:
         settings.load_profile("fast")
 
@@ -77,7 +80,7 @@ def _no_settings_from_outside() -> None:
 def _logs_reach_caplog() -> None:
     """Undo the logging setup of the WSGI entry and of commands, which would hide logs from later tests."""
     for name, logger in list(logging.root.manager.loggerDict.items()):
-        if name.partition(".")[0] in ("api", "narcore") and isinstance(logger, logging.Logger):
+        if name.partition(".")[0] in ("api", "narcore", "narmount", "narserve") and isinstance(logger, logging.Logger):
             logger.propagate = True
             logger.setLevel(logging.NOTSET)
 

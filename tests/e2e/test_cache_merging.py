@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from narcore.cache.narcache import NarCache
+from tests import proofs
 from tests.e2e import trees
 from tests.e2e.cache_support import (
     NARS,
@@ -124,12 +125,13 @@ def test_a_polite_end(upstream: Upstream, run_front: RunFront, tmp_path: Path) -
 class TestKilled:
     """Three servers, so that the two that a round needs are up while the third one's worker starts again."""
 
-    ROUNDS = 50
     SIZE = 160_000
     SECONDS = 0.15  # for one download
 
+    @pytest.mark.proof
     def test_in_the_middle_of_a_fill(self, upstream: Upstream, run_front: RunFront, tmp_path: Path) -> None:
-        named = {f"killed-{number}": random_files(number, self.SIZE) for number in range(self.ROUNDS)}
+        rounds = proofs.length(6, 50)
+        named = {f"killed-{number}": random_files(number, self.SIZE) for number in range(rounds)}
         url = upstream.mount("killed", write_cache(tmp_path / "upstream", named))
         directory, generator = tmp_path / "nars", random.Random(20240607)
         shape = Shape(threads=8, app="tests.e2e.cache_app:app")
@@ -151,10 +153,10 @@ class TestKilled:
                     assert (got.status, got.body, got.whole) == (200, file, True), (number, got.status)
             until(lambda: not list(directory.glob("*.part")))
         NarCache(directory, size=lambda _: 1 << 30, max_fills=1).close()  # a restart
-        assert cut > self.ROUNDS  # it did hit them
+        assert cut > rounds // 2  # it did hit them
         assert leftovers(directory) == set()
         assert wrong_entries(directory) == []
-        assert len(list(directory.glob("*.nar"))) == self.ROUNDS
+        assert len(list(directory.glob("*.nar"))) == rounds
 
     def round(self, victim: Front, other: Front, name: str, generator: random.Random) -> tuple[list[Got], list[Got]]:
         """Four readers in each, a random one of the two first; then a worker of the victim's dies."""

@@ -328,27 +328,32 @@ def test_a_mount_that_hangs_is_unmounted(command: Command) -> None:
     _, worker = command.processes()
     os.kill(worker, signal.SIGSTOP)
     try:
-        until_unknown(command.target)
+        looking = until_unknown(command.target)
         command.ok("--unmount", "--lazy", command.target)
         assert mounts_at(command.target) == []
     finally:
         os.kill(worker, signal.SIGKILL)
+    looking.wait(SECONDS)
 
 
-def until_unknown(target: Path) -> None:
-    """Until the kernel asks for the attributes of the target's root again: who looks at it hangs."""
+def until_unknown(target: Path) -> subprocess.Popen[bytes]:
+    """Until the kernel asks for the attributes of the target's root again: who looks at it hangs.
 
-    def hangs() -> bool:
+    Returns a process that hangs there. It is killed, but if the worker has read its request, it ends only after the worker.
+    """
+
+    def hanging() -> subprocess.Popen[bytes] | None:
         looking = subprocess.Popen(["stat", target], stdout=subprocess.DEVNULL)
         try:
             looking.wait(0.2)
         except subprocess.TimeoutExpired:
             looking.kill()
-            looking.wait()
-            return True
-        return False
+            return looking
+        return None
 
-    until(hangs, "a mount that hangs")
+    looking = until(hanging, "a mount that hangs")
+    assert looking is not None
+    return looking
 
 
 @pytest.mark.parametrize("option", [(), ("--run-dir", "/tmp/nar-serve-test-other")])
