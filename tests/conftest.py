@@ -1,12 +1,13 @@
 """Fixtures of all tests: a clean environment, logging, and one configuration of hypothesis.
 
-``--fast`` selects the tests that start no servers and need no tools. With pytest-xdist (``-n 2 --dist loadgroup``), the tests of a
-file run in one process, and so do all tests that mount.
+``--fast`` selects the tests that start no servers and need no tools. With pytest-xdist (``-n 2``), the tests of a file run in one
+process, and so do all tests that mount.
 """
 
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -36,7 +37,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, and tell ``needs`` about ``--fast``."""
     config.addinivalue_line("markers", "slow: takes seconds or starts programs; --fast leaves it out")
     config.addinivalue_line("markers", "proof: runs at full length with python -m tests.proofs")
-    config.addinivalue_line("markers", "xdist_group(name): tests that pytest-xdist runs in one process")
     needs.fast = config.getoption("--fast")
     proofs.full = config.getoption("--full-length")
     if needs.fast:
@@ -48,15 +48,28 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if needs.fast and _folder(collection_path) in SLOW else None
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the slow tests under ``--fast``, and say which tests run in one process."""
+    """Leave out the slow tests under ``--fast``."""
     if needs.fast:
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(GROUPS.get(_folder(item.path), item.path.name)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each process of pytest-xdist whole files, and the files of a group to the same one.
+
+    This is what ``--dist loadgroup`` is for, but with pytest 9.2 pytest-xdist 3.8 does not see the groups.
+    """
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc, unused-ignore]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return GROUPS.get(_folder(config.rootpath / file), file)
+
+    return Scheduling(config, log)
 
 
 def _folder(path: Path) -> str:

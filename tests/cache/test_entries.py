@@ -279,6 +279,7 @@ class TestUpkeep:
         until(lambda: all(path.stat().st_mtime == DURABLE for path in paths))  # settled
         os.utime(paths[0], (1000, 5000))
         os.utime(paths[1], (2000, DURABLE))
+        paths[1].chmod(0o600)
         with paths[1].open("r+b") as file:
             file.seek(50_000)
             file.write(b"rotten")

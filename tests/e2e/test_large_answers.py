@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from narserve.awslambda.buffered import CARRIES
+from tests import needs
 from tests.builders import Tree, binary_cache, store_path
 from tests.e2e import fronts, s3
 from tests.e2e.client import Answer, Client, digest, url_path
@@ -212,6 +213,7 @@ def test_a_page_that_stays_has_no_base(with_bucket: Client) -> None:
 
 
 def test_without_a_bucket_the_error_helps(without_bucket: Client) -> None:
+    needs.program("curl")
     got = without_bucket.get(f"{ROOT}/data.bin")
     assert got.status == 413
     assert got.header("Cache-Control") == "public, max-age=60"

@@ -75,7 +75,7 @@ def test_a_holder_that_dies_is_replaced_while_the_store_of_a_denied_name_hangs(
     one.start_upkeep()
     try:
         assert asked.wait(15)
-        monkeypatch.setattr(os, "getppid", lambda: 1)
+        monkeypatch.setattr(os, "getppid", lambda: holder + 1)
         assert taken_over.wait(15)
         assert one.status()["holder_pid"] == holder, "not init, which is our parent since"
     finally:
