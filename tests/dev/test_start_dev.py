@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.dev.checkout import environment, is_alive, make_checkout, running, wait_for
 
 UV = """\
@@ -313,7 +314,7 @@ def write_wheel(directory: Path, name: str, files: dict[str, str]) -> Path:
 def with_pip(command: Command, tmp_path: Path) -> Command:
     """The command without uv. Its lock files hold a build backend and a package with the checkers, both in a directory."""
     if importlib.util.find_spec("ensurepip") is None:
-        pytest.skip("this Python has no ensurepip: install python3-venv")
+        needs.missing("ensurepip", "apt-get install python3-venv")
     (tmp_path / "bin/uv").unlink()
     wheels = tmp_path / "wheels"
     wheels.mkdir()
