@@ -1,17 +1,17 @@
-"""nar-serve over HTTP: a Flask app that serves the files of a Nix binary cache.
+"""A Flask app that serves the files of a Nix binary cache over HTTP.
 
 ==============  ======================================================================
 index           the WSGI entry
-factory         makes the app: routes, error handler, middleware
-handlers        what answers a request
-responses       values into responses
-view            what pages show, as values for the templates
+factory         creates the app: routes, error handler, middleware
+handlers        parse a URL and choose the response
+responses       make responses from values
+view            contents of the HTML pages, as values for the templates
 http            HTTP semantics
-errors          exceptions into answers: one table of statuses
-hosts           store paths with a host name of their own
-proxies         the headers of trusted proxies
+errors          maps exceptions to error responses: one table of statuses
+hosts           the host name of a single store path
+proxies         X-Forwarded headers of trusted proxies
 openapi         the OpenAPI document
 telemetry       access log, metrics, format of the log
-offload         answers that are too large for the platform, in a bucket
+offload         responses that are too large for the platform, served from a bucket
 ==============  ======================================================================
 """

@@ -1,8 +1,7 @@
 """The table of errors (status, text and caching for each exception), and the error response made from it.
 
-The client gets a phrase and a next step. A message of ours is passed on only where the table says so: where it is
-about what the client asked for, and not about a store, a disk or a key. The log gets the rest, from whoever calls
-this.
+The client gets a title and a next step. The message of an exception is sent only if its row sets ``shows_message``: if the
+message is about the request, not about a store, a disk or a key. The caller of ``error_response`` logs the rest.
 """
 
 import json
@@ -26,40 +25,45 @@ from narcore import errors
 _MESSAGE_LIMIT = 1000
 
 
-class Keep(Enum):
-    """How long a cache may keep the answer."""
+class Caching(Enum):
+    """How long an HTTP cache may store the error response."""
 
-    NOT = "no-store"
+    NEVER = "no-store"
     SHORT = "public, max-age=60"
     FOREVER = "immutable"
 
 
 class ErrorRow(NamedTuple):
-    """``advice`` is the next step. ``tells``: the exception's own message comes before it."""
+    """The response to one class of exceptions.
+
+    ``error`` is the title. ``advice`` is the next step; with ``shows_message``, the message of the exception precedes it.
+    """
 
     status: int
     error: str
     advice: str
-    tells: bool = False
-    keep: Keep = Keep.NOT
+    shows_message: bool = False
+    caching: Caching = Caching.NEVER
 
 
-_LATER = "Trying again later may help."
-_REPAIR = "The binary cache has to be repaired; the log of this server has the details."
+_LATER = "Try again later."
+_REPAIR = "The binary cache needs to be repaired; the server log has the details."
 
 _NO_NODE = ErrorRow(
     404,
     "Not found",
-    "The URL of a directory, with a slash at the end, lists what is there.",
-    tells=True,
-    keep=Keep.FOREVER,
+    "To list a directory, open its URL with a slash at the end.",
+    shows_message=True,
+    caching=Caching.FOREVER,
 )
-_BAD_DATA = ErrorRow(502, "The binary cache gave bad data", f"What it gave breaks the format. {_REPAIR}")
-_BAD_HASH = ErrorRow(502, "The binary cache gave wrong data", f"What it gave is not what was promised. {_REPAIR}")
-_BAD_STREAM = ErrorRow(502, "The archive can't be unpacked", f"It is damaged, or ends early. {_REPAIR}")
-_NO_ANSWER = ErrorRow(502, "The binary cache does not answer", f"It can't be reached, or fails. {_LATER}")
-_BUSY = ErrorRow(503, "Busy", "There is no room or no turn for this just now. Try again in a moment.")
-_FAULT = ErrorRow(500, "Something went wrong here", "The log of this server has the details.")
+_BAD_DATA = ErrorRow(502, "The binary cache sent malformed data", f"The data does not follow its format. {_REPAIR}")
+_BAD_HASH = ErrorRow(502, "The binary cache sent wrong data", f"The data does not match its hash or size. {_REPAIR}")
+_BAD_STREAM = ErrorRow(502, "The archive can't be unpacked", f"It is damaged or truncated. {_REPAIR}")
+_UNAVAILABLE = ErrorRow(
+    502, "The binary cache is unavailable", f"It can't be reached, or it responds with errors. {_LATER}"
+)
+_BUSY = ErrorRow(503, "The server is busy", "It has no free capacity for this request. Try again in a moment.")
+_FAULT = ErrorRow(500, "Internal server error", "The server log has the details.")
 
 ROWS: dict[type[Exception], ErrorRow] = {
     errors.NarcoreError: _FAULT,
@@ -72,35 +76,41 @@ ROWS: dict[type[Exception], ErrorRow] = {
     errors.StorePathError: ErrorRow(
         400,
         "Not a store path",
-        "A store path is a store directory, a hash of 32 characters, and mostly a dash and a name.",
-        tells=True,
-        keep=Keep.SHORT,
+        "A store path is a store directory, followed by a hash of 32 characters and usually a dash and a name.",
+        shows_message=True,
+        caching=Caching.SHORT,
     ),
     errors.IntegrityError: _BAD_HASH,
     errors.HashMismatch: _BAD_HASH,
     errors.SizeMismatch: _BAD_HASH,
     errors.UntrustedSignature: ErrorRow(
-        502, "Not signed by a trusted key", "This server only serves what one of its trusted public keys has signed."
+        502,
+        "Not signed by a trusted key",
+        "This server only serves store paths that one of its trusted public keys has signed.",
     ),
     errors.CompressionError: _BAD_STREAM,
     errors.TruncatedStream: _BAD_STREAM,
     errors.CorruptStream: _BAD_STREAM,
     errors.UnknownCompression: ErrorRow(
-        502, "The archive can't be unpacked", "This server can't read its compression."
+        502, "The archive can't be unpacked", "This server does not support its compression."
     ),
-    errors.StoreError: _NO_ANSWER,
+    errors.StoreError: _UNAVAILABLE,
     errors.FileNotInStore: ErrorRow(
-        404, "No such store path", "None of the caches that are asked has it. Is the hash right?", keep=Keep.SHORT
+        404, "No such store path", "None of the configured caches has it. Check the hash.", caching=Caching.SHORT
     ),
-    errors.StoreForbidden: ErrorRow(502, "The binary cache refuses", f"It does not let this server read. {_REPAIR}"),
-    errors.RangeNotSupported: _NO_ANSWER,
-    errors.StoreUnavailable: _NO_ANSWER,
-    errors.StoreTimeout: ErrorRow(504, "The binary cache is too slow", _LATER),
+    errors.StoreForbidden: ErrorRow(
+        502,
+        "The binary cache denied access",
+        "It does not allow this server to read. Its permissions need to be fixed; the server log has the details.",
+    ),
+    errors.RangeNotSupported: _UNAVAILABLE,
+    errors.StoreUnavailable: _UNAVAILABLE,
+    errors.StoreTimeout: ErrorRow(504, "The binary cache timed out", _LATER),
     errors.StoresUnavailable: ErrorRow(
-        502, "Not all caches answer", f"Some of the caches could not be asked, and the others don't have it. {_LATER}"
+        502, "Some caches are unavailable", f"The caches that could be reached don't have this store path. {_LATER}"
     ),
     errors.StoresTimeout: ErrorRow(
-        504, "Not all caches answer", f"Some of the caches are too slow, and the others don't have it. {_LATER}"
+        504, "Some caches timed out", f"The other caches don't have this store path. {_LATER}"
     ),
     errors.PathError: _NO_NODE,
     errors.NoSuchNode: _NO_NODE,
@@ -112,42 +122,54 @@ ROWS: dict[type[Exception], ErrorRow] = {
     errors.CacheFailure: _BUSY,
     errors.MountError: _FAULT,
     errors.NarTooLarge: ErrorRow(
-        413, "Too large for this server", "It is set up to unpack smaller archives only.", keep=Keep.SHORT
+        413,
+        "Too large for this server",
+        "This server is configured to unpack smaller archives only.",
+        caching=Caching.SHORT,
     ),
     errors.SettingsError: _FAULT,
-    http.BadRequest: ErrorRow(400, "Bad request", "Correct the URL and try again.", keep=Keep.SHORT),
-    http.NotFound: ErrorRow(404, "Not found", "Nothing is served at this URL; store paths are.", keep=Keep.SHORT),
-    http.MethodNotAllowed: ErrorRow(405, "Method not allowed", "Files can be read (GET, HEAD), and nothing else."),
-    http.RequestEntityTooLarge: ErrorRow(413, "Too large for one answer", "", keep=Keep.SHORT),
-    http.PreconditionFailed: ErrorRow(
-        412, "Precondition failed", "This is not the version that If-Match or its like names."
+    http.BadRequest: ErrorRow(400, "Bad request", "Correct the URL and try again.", caching=Caching.SHORT),
+    http.NotFound: ErrorRow(
+        404, "Not found", "This server only serves store paths of its binary caches.", caching=Caching.SHORT
     ),
-    OffloadError: ErrorRow(502, "Large files can't be had", f"The bucket that they are put into fails. {_LATER}"),
+    http.MethodNotAllowed: ErrorRow(
+        405, "Method not allowed", f"This server supports these methods only: {ALLOWED_METHODS}."
+    ),
+    http.RequestEntityTooLarge: ErrorRow(413, "Too large for one response", "", caching=Caching.SHORT),
+    http.PreconditionFailed: ErrorRow(
+        412, "Precondition failed", "The current version does not match If-Match or If-Unmodified-Since."
+    ),
+    OffloadError: ErrorRow(
+        502, "Large files are unavailable", f"The bucket that this server copies them to fails. {_LATER}"
+    ),
     http.RequestedRangeNotSatisfiable: ErrorRow(
         416,
         "Range not satisfiable",
-        "No range begins inside the file, or there are too many, or too many that overlap.",
+        "No range begins inside the file, there are too many ranges, or too many of them overlap.",
     ),
     Exception: _FAULT,
 }
 
 
 def error_response(request: Request, error: Exception) -> Response:
-    """The answer to a request that ended in ``error``, of any kind: JSON, HTML or one line of text, by Accept."""
+    """Make the response for any exception: JSON, HTML or one line of text, depending on Accept."""
     row = _row_for(error)
     headers = safe_headers()
     headers["Vary"] = "Accept"
-    if row.keep is Keep.FOREVER:
+    if row.caching is Caching.FOREVER:
         cache_forever(headers)
     else:
-        headers["Cache-Control"] = row.keep.value
+        headers["Cache-Control"] = row.caching.value
     for name, value in _special_headers(error):
         headers[name] = value
-    return _answer(request, row, f"{_message(error, row)} {row.advice}".strip(), headers)
+    return _response(request, row, f"{_message(error, row)} {row.advice}".strip(), headers)
 
 
 def _row_for(error: Exception) -> ErrorRow:
-    """That of the nearest class. An HTTPException without one of its own keeps its status and Werkzeug's words."""
+    """Return the row of the nearest base class.
+
+    An HTTPException without a row keeps its status and gets the standard title of that status.
+    """
     row = next(ROWS[base] for base in type(error).__mro__ if base in ROWS)
     if row is _FAULT and isinstance(error, HTTPException) and error.code:
         return ErrorRow(error.code, HTTP_STATUS_CODES.get(error.code, "Error"), "")
@@ -155,13 +177,13 @@ def _row_for(error: Exception) -> ErrorRow:
 
 
 def _message(error: Exception, row: ErrorRow) -> str:
-    """The words of the exception that are for the client, as one sentence or two."""
+    """Return the message of the exception as complete sentences, or "" if the message is not meant for the client."""
     if isinstance(error, HTTPException):
-        # A description that was given on raising is ours and for the client; the class's own is Werkzeug's.
-        own = error.description != type(error).description or not row.advice
-        text = (error.description or "") if own else ""
+        # A description passed to the constructor is meant for the client; the default of the class is Werkzeug's text.
+        is_custom = error.description != type(error).description or not row.advice
+        text = (error.description or "") if is_custom else ""
     else:
-        text = str(error) if row.tells else ""
+        text = str(error) if row.shows_message else ""
     text = display(text[:_MESSAGE_LIMIT])
     return text if not text or text.endswith((".", "?", "!")) else f"{text}."
 
@@ -175,7 +197,7 @@ def _special_headers(error: Exception) -> Iterable[tuple[str, str]]:
         yield "Content-Range", f"bytes */{error.length}"
 
 
-def _answer(request: Request, row: ErrorRow, detail: str, headers: Headers) -> Response:
+def _response(request: Request, row: ErrorRow, detail: str, headers: Headers) -> Response:
     media_type = negotiate(request.headers.get("Accept"), (HTML, JSON, TEXT), TEXT)
     headers["Content-Type"] = media_type if media_type == JSON else f"{media_type}; charset=utf-8"
     if media_type == HTML:

@@ -1,4 +1,4 @@
-"""Makes the Flask app out of the settings: its routes, error handler and middleware."""
+"""Creates the Flask app from the settings: routes, error handler and middleware."""
 
 import logging
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
 
 from api.errors import error_response
-from api.handlers.large import LargeAnswers
+from api.handlers.large import LargeResponses
 from api.handlers.openapi import Description
 from api.handlers.pages import Pages
 from api.handlers.store import StoreHandler
@@ -36,14 +36,15 @@ def create_app(
     examples: Sequence[tuple[str, str]] = (),
     access_log: bool = False,
 ) -> Flask:
-    """The app for ``cache``, by default the one that the settings describe.
+    """Create the app that serves ``cache``; the default is a cache made from the settings.
 
-    ``examples`` are labels and URL paths for the landing page. ``access_log``: log each request. Raises SettingsError.
+    ``examples`` are pairs of a label and a URL path, shown on the landing page. ``access_log`` turns on a log line per request.
+    Raises SettingsError if a setting is invalid or needs a package that is not installed.
     """
     for warning in settings.warnings:
         log.warning("%s", warning)
     if cache is None and not settings.trusted_public_keys:
-        log.warning("NAR_TRUSTED_PUBLIC_KEYS is not set: what the caches say is believed without a signature")
+        log.warning("NAR_TRUSTED_PUBLIC_KEYS is not set: signatures are not checked")
     instruments = Instruments(settings, access_log=access_log)
     cache = cache or BinaryCache.from_settings(settings, trace=instruments.trace)
     app = Flask("nar-serve", static_folder=None, template_folder=None, root_path=".")
@@ -60,12 +61,12 @@ def create_app(
         cache,
         domain=settings.domain,
         limit=Limit(settings.max_response),
-        large=_large_answers(settings, instruments.trace),
+        large=_large_responses(settings, instruments.trace),
         recent=recent,
     )
     _add_store_path_route(app, stores)
-    app.before_request(_slash_behind_prefix)
-    app.register_error_handler(Exception, _answer_error)
+    app.before_request(_redirect_to_root)
+    app.register_error_handler(Exception, _handle_error)
     instruments.attach(app)
     if settings.trusted_proxies:
         app.wsgi_app = TrustedProxies(app.wsgi_app, settings.trusted_proxies)  # type: ignore[method-assign]
@@ -73,30 +74,34 @@ def create_app(
 
 
 def _add_store_path_route(app: Flask, stores: StoreHandler) -> None:
-    """The main route, ``/<store dir>/<store path>/<path in it>``.
+    """Add the main route, ``/<store dir>/<store path>/<path in it>``.
 
-    It is no rule of Werkzeug, but runs before the view of each request: Werkzeug would decode the path (to text, where names in
-    a NAR are bytes) and merge slashes before it matches, and the store dirs are known only once the stores are asked.
+    The route is not a Werkzeug rule but a function that runs before the view of each request. Werkzeug would decode the path to
+    text, while names in a NAR are bytes, and merge slashes before it matches. Also, the store dirs are not known before the
+    stores have been contacted.
     """
     app.url_map.merge_slashes = False
     app.before_request(partial(stores.answer, request))
 
 
-def _large_answers(settings: Settings, trace: Trace) -> LargeAnswers | None:
+def _large_responses(settings: Settings, trace: Trace) -> LargeResponses | None:
     if not settings.offload_url:
         return None
-    strict = BinaryCache.from_settings(replace(settings, verify="strict"), trace=trace)  # on the same directory
-    return LargeAnswers(Offload(Bucket.open(settings.offload_url)), strict)
+    strict = BinaryCache.from_settings(replace(settings, verify="strict"), trace=trace)  # uses the same cache directory
+    return LargeResponses(Offload(Bucket.open(settings.offload_url)), strict)
 
 
-def _slash_behind_prefix() -> Response | None:
-    """The redirect from SCRIPT_NAME alone to our root: Werkzeug's own is a 308 to the host that the request names."""
+def _redirect_to_root() -> Response | None:
+    """Redirect a request for SCRIPT_NAME without a final slash to the root.
+
+    Werkzeug's own redirect is a 308 to the host that the request names.
+    """
     if isinstance(request.routing_exception, RequestRedirect):
         return redirect_response(request, "/", immutable=False)
     return None
 
 
-def _answer_error(error: Exception) -> Response:
+def _handle_error(error: Exception) -> Response:
     response = error_response(request, error)
     if response.status_code >= 500 and not isinstance(error, HTTPException):
         unexpected = response.status_code == 500

@@ -11,15 +11,15 @@ from api.telemetry.logs import configure_logging
 from narcore.errors import SettingsError
 from narcore.settings import Settings
 
-# gunicorn starts a worker that has ended anew, for ever, unless it has ended with this (its Arbiter.WORKER_BOOT_ERROR).
+# gunicorn restarts a worker that exits, again and again, unless the worker exits with this status (Arbiter.WORKER_BOOT_ERROR).
 _BOOT_ERROR = 3
 
 
 class DecodedPath:
-    """Decode PATH_INFO where the server did not.
+    """WSGI middleware that decodes PATH_INFO if the server did not.
 
-    PEP 3333 wants it decoded, and all servers but Vercel's do so. That one sets neither REQUEST_URI nor RAW_URI, which the
-    others do; decoding twice would turn the name ``%41`` into ``A``.
+    PEP 3333 requires a decoded PATH_INFO, and all servers except Vercel's decode it. Vercel's server sets neither REQUEST_URI
+    nor RAW_URI; the other servers set one of them. Decoding twice would turn the name ``%41`` into ``A``.
     """
 
     def __init__(self, application: WSGIApplication) -> None:
@@ -40,7 +40,7 @@ def _start() -> WSGIApplication:
     except SettingsError as error:
         sys.stderr.write(f"nar-serve: {error}\n")
         sys.exit(_BOOT_ERROR)
-    app.wsgi_app = DecodedPath(app.wsgi_app)  # type: ignore[method-assign]  # as Flask's documentation says to
+    app.wsgi_app = DecodedPath(app.wsgi_app)  # type: ignore[method-assign]  # as in Flask's documentation
     return app
 
 

@@ -1,7 +1,7 @@
-"""The OpenAPI 3.1 document of this server, generated for its settings from the lists that the handlers use.
+"""The OpenAPI 3.1 document of this server, generated from its settings and from the lists that the handlers use.
 
 Formats come from ``responses.formats`` and ``responses.archives``, errors from the table in ``api.errors``, headers from
-``responses.base``; what there is only with some settings is there only with them.
+``responses.base``. URLs that depend on a setting are included only if that setting is on.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ from narcore.version import __version__
 
 Json = dict[str, Any]
 
-# The JSON that this server sends (JSON Schema 2020-12).
+# Schemas of the JSON that this server sends (JSON Schema 2020-12).
 
 _SIZE = {"type": "integer", "minimum": 0}
 _STRINGS = {"type": "array", "items": {"type": "string"}}
@@ -39,7 +39,7 @@ SCHEMAS: dict[str, object] = {
             "type": {"const": "regular"},
             "size": _SIZE,
             "executable": {"type": "boolean"},
-            "narOffset": _SIZE | {"description": "Where its bytes begin in the NAR."},
+            "narOffset": _SIZE | {"description": "The offset of the file's first byte in the NAR."},
         },
         "executable",
     ),
@@ -49,7 +49,7 @@ SCHEMAS: dict[str, object] = {
             "entries": {
                 "type": "object",
                 "additionalProperties": {"$ref": "#/components/schemas/Node"},
-                "description": "Left out below the first level, unless all levels are asked for.",
+                "description": "Absent below the first level unless the request has ?recursive.",
             },
         },
         "entries",
@@ -64,59 +64,65 @@ SCHEMAS: dict[str, object] = {
             "deriver": {"type": "string"},
             "ca": {"type": "string"},
             "signatures": _STRINGS,
-            "url": {"type": "string", "description": "Of the compressed NAR, relative to the store."},
-            "downloadHash": {"type": "string", "description": "Of the compressed NAR."},
-            "downloadSize": _SIZE,
+            "url": {"type": "string", "description": "The URL of the compressed NAR, relative to the store."},
+            "downloadHash": {"type": "string", "description": "The hash of the compressed NAR."},
+            "downloadSize": _SIZE | {"description": "The size of the compressed NAR in bytes."},
             "compression": {"type": "string"},
-            "store": {"type": "string", "description": "The URL of the binary cache that it is from."},
-            "trusted": {"type": ["boolean", "null"], "description": "null: there are no keys to tell by."},
+            "store": {"type": "string", "description": "The URL of the binary cache that has this store path."},
+            "trusted": {"type": ["boolean", "null"], "description": "null if no trusted public keys are configured."},
             "trustedFor": {"enum": ["store", "signature", "address"]},
         },
         *("deriver", "ca", "downloadHash", "downloadSize", "trustedFor"),
     ),
 }
 
-# Parameters of the query, and what they mean: of a file, of a directory, of both.
+# Query parameters and their descriptions: for files and directories, for files only, for directories only.
 _BOTH = {
-    "format": "The node in another form: " + ", ".join(FORMATS) + f". {NARINFO} is of the whole store path.",
-    "recursive": f"With {LISTING}: everything below, and not only one level.",
-    "view": "The page of a file, or of a directory also where there is an index.html; hex: of a file's bytes.",
+    "format": "Selects another representation: " + ", ".join(FORMATS) + f". {NARINFO} describes the whole store path.",
+    "recursive": f"With format={LISTING}: list all levels, not only the first.",
+    "view": (
+        "Show the HTML page of a file, or of a directory even if it has an index.html. "
+        "The value hex shows a hex dump of a file."
+    ),
 }
-_FILE = {"download": "As an attachment.", "page": "With view: which part of a long file."}
+_FILE = {"download": "Send the file as an attachment.", "page": "With view: the number of the page of a long file."}
 _DIRECTORY = {
-    "list": "The listing, also where there is an index.html.",
-    "sort": "size: the largest first, on the page.",
-    "folders": "first: directories before files, on the page.",
+    "list": "Show the listing even if the directory has an index.html.",
+    "sort": "The value size sorts the HTML page by size, largest first.",
+    "folders": "The value first lists directories before files on the HTML page.",
 }
 
 _HEADERS = {
-    "Accept-Ranges": "Whether the answer can be had in parts.",
-    "Content-Disposition": "The name to save it under.",
-    "Content-Length": "Of the body.",
-    "Content-Range": "Which part this is.",
-    "ETag": "Of the contents and the form.",
-    "NAR-Executable": "1 for an executable, else absent.",
-    "NAR-File-Size": "The size of the whole file.",
-    "NAR-Verified": "What was checked: signature or address, and content once the whole NAR was hashed.",
+    "Accept-Ranges": "Whether range requests are supported.",
+    "Content-Disposition": "The file name for saving the response.",
+    "Content-Length": "The length of the body in bytes.",
+    "Content-Range": "The range that the body contains.",
+    "ETag": "The entity tag of this representation.",
+    "NAR-Executable": "1 for an executable file, else absent.",
+    "NAR-File-Size": "The size of the whole file in bytes.",
+    "NAR-Verified": "What was verified: signature or address; also content if the whole NAR was hashed.",
 }
-_NOT_OF_A_GET = (405,)
+_NEVER_FOR_GET = (405,)
 
 
 def document(settings: Settings, store_dirs: Sequence[str], root: str) -> Json:
-    """``root`` is what every URL begins with: SCRIPT_NAME."""
+    """Return the OpenAPI document. ``root`` is the prefix of every URL: SCRIPT_NAME."""
     paths: Json = {
         "/": _path(
-            "landing", "The landing page.", _page(), query={"path": "A store path to go to."}, errors=(400, 404)
+            "landing", "The landing page.", _page(), query={"path": "The store path to open."}, errors=(400, 404)
         ),
         "/openapi.json": _path("description", "This document.", _json({"type": "object"}), errors=()),
-        "/healthz": _path("health", "Whether the process lives.", _text(), errors=()),
+        "/healthz": _path("health", "Liveness: whether the process responds.", _text(), errors=()),
         "/readyz": _path(
-            "ready", "Whether a cache answers.", _text() | {"503": _answer("None does.", TEXT)}, errors=()
+            "ready",
+            "Readiness: whether a binary cache responds.",
+            _text() | {"503": _response("No binary cache responds.", TEXT)},
+            errors=(),
         ),
-        "/robots.txt": _path("robots", "For crawlers.", _text(), errors=()),
+        "/robots.txt": _path("robots", "Rules for crawlers.", _text(), errors=()),
     }
     if settings.metrics:
-        paths["/metrics"] = _path("metrics", "For Prometheus.", _text(), errors=())
+        paths["/metrics"] = _path("metrics", "Metrics for Prometheus.", _text(), errors=())
     for number, store_dir in enumerate(store_dirs):
         paths |= _nodes(store_dir, f"Of{number or ''}")
         paths |= _nodes(f"/unpack{store_dir}", f"Unpacked{number or ''}")
@@ -135,17 +141,15 @@ def document(settings: Settings, store_dirs: Sequence[str], root: str) -> Json:
 
 
 def _description(settings: Settings) -> str:
-    parts = [
-        "Every file of every store path of a Nix binary cache. A path may hold slashes, which need not be encoded."
-    ]
+    parts = ["Serves every file of every store path of a Nix binary cache. Slashes in a path need not be encoded."]
     if settings.domain:
-        parts.append(f"A store path has a host name of its own as well: <hash>.{settings.domain}/{{path}}.")
+        parts.append(f"Each store path also has its own host name: <hash>.{settings.domain}/{{path}}.")
     if settings.max_response is not None:
-        parts.append(f"One answer has {settings.max_response} bytes at most.")
+        parts.append(f"A response has at most {settings.max_response} bytes.")
     return " ".join(parts)
 
 
-# The same names as formats.storepath allows; without a lookahead, for generators of clients and of tests.
+# Matches the names that formats.storepath allows. It has no lookahead, because some client and test generators don't support it.
 _ALNUM = "0-9A-Za-z+_?="
 _NAME = "|".join(
     (
@@ -159,7 +163,7 @@ STORE_PATH: Json = {
     "name": "storePath",
     "in": "path",
     "required": True,
-    "description": "<hash>-<name>, or just <hash>.",
+    "description": "<hash>-<name> or <hash>.",
     "schema": {
         "type": "string",
         "pattern": f"^{_BASE_NAME}$",
@@ -169,52 +173,62 @@ _PATH: Json = {
     "name": "path",
     "in": "path",
     "required": True,
-    "description": "What is in it. Names of any bytes, percent-encoded.",
+    "description": "The path of a file or directory in the store path, percent-encoded. Names may contain any bytes.",
     "schema": {"type": "string", "minLength": 1},
 }
 
 
 def _nodes(store_dir: str, suffix: str) -> Json:
-    """The four kinds of URLs in a store dir; those with a slash at the end are of directories."""
+    """Return the four kinds of URLs in a store dir. A URL with a slash at the end is the URL of a directory."""
     own = f"{store_dir}/{{storePath}}"
     store_path, path = [_ref("parameters", "storePath")], [_ref("parameters", "storePath"), _ref("parameters", "path")]
     return {
         own: _node(f"storePath{suffix}", "A store path that is a file, or a redirect.", store_path, _file()),
-        f"{own}/": _node(f"root{suffix}", "The directory that a store path is.", store_path, _directory(), _DIRECTORY),
+        f"{own}/": _node(f"root{suffix}", "The root directory of a store path.", store_path, _directory(), _DIRECTORY),
         f"{own}/{{path}}": _node(f"file{suffix}", "A file, or a redirect.", path, _file()),
         f"{own}/{{path}}/": _node(f"directory{suffix}", "A directory.", path, _directory(), _DIRECTORY),
     }
 
 
-def _node(name: str, summary: str, parameters: Sequence[Json], answers: Json, query: Mapping[str, str] = _FILE) -> Json:
-    redirect = {"description": "The node is elsewhere: a link, another name, a missing or superfluous slash."}
-    conditional = {"description": "The client has it."}
-    found = answers | {"302": redirect, "304": conditional}
-    return _path(name, summary, found, query={**_BOTH, **query}, errors=_statuses(), parameters=parameters)
+def _node(
+    name: str, summary: str, parameters: Sequence[Json], responses: Json, query: Mapping[str, str] = _FILE
+) -> Json:
+    redirect = {
+        "description": "The URL names a symbolic link, has another name, or has a missing or superfluous slash."
+    }
+    all_responses = responses | {"302": redirect, "304": {"description": _NOT_MODIFIED}}
+    return _path(name, summary, all_responses, query={**_BOTH, **query}, errors=_statuses(), parameters=parameters)
 
 
 def _path(
     name: str,
     summary: str,
-    answers: Json,
+    responses: Json,
     *,
     errors: Iterable[int],
     query: Mapping[str, str] | None = None,
     parameters: Sequence[Json] = (),
 ) -> Json:
-    """A path item: GET, and HEAD, which answers the same without the body."""
-    asked = [*parameters, *(_query(each, text) for each, text in (query or {}).items())]
-    failures = {str(status): _ref("responses", str(status)) for status in errors if status not in _NOT_OF_A_GET}
-    heads = {
-        status: {"description": answer["description"]} for status, answer in answers.items() if isinstance(answer, dict)
+    """Return a path item: GET, and HEAD, which has the same responses without a body."""
+    all_parameters = [*parameters, *(_query(each, text) for each, text in (query or {}).items())]
+    failures = {str(status): _ref("responses", str(status)) for status in errors if status not in _NEVER_FOR_GET}
+    without_body = {
+        status: {"description": response["description"]}
+        for status, response in responses.items()
+        if isinstance(response, dict)
     }
     return {
-        "get": {"operationId": name, "summary": summary, "parameters": asked, "responses": answers | failures},
+        "get": {
+            "operationId": name,
+            "summary": summary,
+            "parameters": all_parameters,
+            "responses": responses | failures,
+        },
         "head": {
             "operationId": f"{name}Head",
-            "summary": f"{summary} Only the headers.",
-            "parameters": asked,
-            "responses": heads | {status: {"description": "As of a GET."} for status in failures},
+            "summary": f"{summary} Headers only.",
+            "parameters": all_parameters,
+            "responses": without_body | {status: {"description": "Same as for GET."} for status in failures},
         },
     }
 
@@ -228,12 +242,14 @@ def _query(name: str, description: str) -> Json:
     return parameter | {"allowEmptyValue": True}
 
 
-# --- answers
+# --- responses
+
+_NOT_MODIFIED = "Not modified."
 
 
 def _file() -> Json:
-    part = {"206": {"description": "The parts that Range asks for.", "headers": _headers(), "content": {"*/*": {}}}}
-    return {"200": {"description": "The bytes.", "headers": _headers(), "content": {"*/*": {}}}} | part
+    part = {"206": {"description": "The requested ranges.", "headers": _headers(), "content": {"*/*": {}}}}
+    return {"200": {"description": "The contents.", "headers": _headers(), "content": {"*/*": {}}}} | part
 
 
 def _directory() -> Json:
@@ -244,7 +260,7 @@ def _directory() -> Json:
     content |= {archive.media_type: {} for archive in ARCHIVES.values()}
     return {
         "200": {
-            "description": "Its index.html, its listing, or it as an archive.",
+            "description": "The index.html of the directory, its listing, or the directory as an archive.",
             "headers": _headers(),
             "content": content,
         }
@@ -258,26 +274,26 @@ def _headers() -> Json:
     return {name: _ref("headers", name) for name in EXPOSED_HEADERS}
 
 
-def _answer(description: str, *media_types: str) -> Json:
+def _response(description: str, *media_types: str) -> Json:
     return {"description": description, "content": dict.fromkeys(media_types, _STRING)}
 
 
 def _page() -> Json:
     return {
-        "200": _answer("The page.", HTML),
-        "302": {"description": "To the store path."},
-        "304": {"description": "As it was."},
+        "200": _response("The page.", HTML),
+        "302": {"description": "Redirect to the store path."},
+        "304": {"description": _NOT_MODIFIED},
     }
 
 
 def _text() -> Json:
-    return {"200": _answer("Some lines.", TEXT)}
+    return {"200": _response("Plain text.", TEXT)}
 
 
 def _json(schema: Json) -> Json:
     return {
         "200": {"description": "JSON.", "content": {JSON: {"schema": schema}}},
-        "304": {"description": "As it was."},
+        "304": {"description": _NOT_MODIFIED},
     }
 
 

@@ -1,11 +1,11 @@
 """A WSGI middleware that takes client address, scheme and host from the X-Forwarded headers of trusted proxies.
 
-Everybody can send these headers, so they count only when the connection comes from an address of NAR_TRUSTED_PROXIES. Those that
-a request came through are told by X-Forwarded-For, to which each proxy adds whom it was connected from: read from its end, the
-first address that is not a trusted proxy is the client. The other headers are lists as well where proxies add to them, and
-one value where a proxy replaces what came in; their value from the trusted proxy that is the farthest from us is taken.
+Anybody can send these headers, so they are used only if the connection comes from an address in NAR_TRUSTED_PROXIES. Each proxy
+appends the address of its client to X-Forwarded-For. Read from the end of that list, the first address that is not a trusted
+proxy is the client. The other headers are also lists if proxies append to them, and single values if a proxy replaces them; the
+middleware takes the value set by the trusted proxy that is farthest from this server.
 
-For all that, each trusted proxy has to set or to remove these headers, and not to pass on what a client has made up.
+Every trusted proxy must therefore set or remove these headers, and must not pass on values that a client made up.
 """
 
 import re
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 # A name or an IPv4 address, or an IPv6 address in brackets; and a port.
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
-# One slash in front, or a redirect below it would lead to another host (RFC 3986 4.2).
+# Exactly one slash at the beginning: with two, a redirect below the prefix would lead to another host (RFC 3986 4.2).
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+/?")
 
-# An address as proxies write it: some add the port.
+# Some proxies append the port to the address.
 _V4_PORT = re.compile(r"([0-9.]+):[0-9]+")
 _V6_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?")
 
@@ -33,7 +33,7 @@ Address = IPv4Address | IPv6Address
 
 
 class TrustedProxies:
-    """The middleware. What is not well-formed is ignored."""
+    """The middleware. Malformed values are ignored."""
 
     def __init__(self, application: "WSGIApplication", trusted: Sequence[Network]) -> None:
         self._application = application
@@ -42,20 +42,20 @@ class TrustedProxies:
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         client = parse_address(environ.get("REMOTE_ADDR", ""))
         if client is not None and self._trusts(client):
-            self._believe(environ, client)
+            self._apply_headers(environ, client)
         return self._application(environ, start_response)
 
     def _trusts(self, address: Address) -> bool:
-        return any(address in network for network in self._trusted)  # never, if one is IPv4 and the other IPv6
+        return any(address in network for network in self._trusted)  # an IPv4 address is never in an IPv6 network
 
-    def _believe(self, environ: "WSGIEnvironment", client: Address) -> None:
-        hops = 0  # trusted proxies that the request came through
+    def _apply_headers(self, environ: "WSGIEnvironment", client: Address) -> None:
+        hops = 0  # number of trusted proxies that the request came through
         for text in reversed(["", *_values(environ, "FOR")]):
             hops += 1
-            before = parse_address(text)
-            if before is None:
+            previous = parse_address(text)
+            if previous is None:
                 break
-            client = before
+            client = previous
             if not self._trusts(client):
                 break
         environ["REMOTE_ADDR"] = str(client)
@@ -71,7 +71,10 @@ class TrustedProxies:
 
 
 def parse_address(text: str) -> Address | None:
-    """An IP address, with or without a port; an IPv4 one that came over an IPv6 socket is an IPv4 one. None for anything else."""
+    """Parse an IP address, with or without a port. Returns None for anything else.
+
+    An IPv4-mapped IPv6 address, as an IPv6 socket reports an IPv4 client, becomes an IPv4 address.
+    """
     match = _V4_PORT.fullmatch(text) or _V6_PORT.fullmatch(text)
     try:
         address = ip_address(match[1] if match else text)

@@ -1,4 +1,4 @@
-# In this directory, not at the top: Nix finds it all the same, and the source it sees is the whole checkout.
+# The flake is in this directory to keep the top level small. Nix still copies the whole checkout as its source.
 #
 #     nix run     './deploy' -- serve            from a checkout, or git+https://...?dir=deploy
 #     nix develop './deploy' -c ./start-dev

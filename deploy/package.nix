@@ -1,29 +1,29 @@
-# nar-serve as a Nix package, with all that a server of one's own can use: pkgs.callPackage ./deploy/package.nix { }
+# nar-serve as a Nix package, with all optional dependencies for running a server: pkgs.callPackage ./deploy/package.nix { }
 { lib, python3Packages }:
 
 let
   project = (builtins.fromTOML (builtins.readFile ../pyproject.toml)).project;
 
   root = toString ../.;
-  wanted = [ "api" "narcore" "narmount" "narserve" "pyproject.toml" "README.md" "LICENSE" ];
+  included = [ "api" "narcore" "narmount" "narserve" "pyproject.toml" "README.md" "LICENSE" ];
 in
 python3Packages.buildPythonApplication {
   pname = project.name;
   inherit (project) version;
   pyproject = true;
 
-  # What the package is built of, and nothing else: a change of a test builds nothing anew.
+  # Only the files that the package contains, so that changing a test does not cause a rebuild.
   src = builtins.path {
     name = "nar-serve-source";
     path = ../.;
     filter = path: type:
       let top = builtins.head (lib.splitString "/" (lib.removePrefix "${root}/" path));
-      in builtins.elem top wanted && baseNameOf path != "__pycache__";
+      in builtins.elem top included && baseNameOf path != "__pycache__";
   };
 
   build-system = [ python3Packages.hatchling ];
 
-  # By the names that pyproject.toml has for them, which are nixpkgs' too.
+  # The package names in pyproject.toml are the same as in nixpkgs.
   dependencies =
     let
       extras = project.optional-dependencies;
@@ -33,7 +33,7 @@ python3Packages.buildPythonApplication {
     in
     map (requirement: python3Packages.${nameOf requirement}) requirements;
 
-  # The tests write binary caches with Nix and serve them over loopback: ./start-dev test runs them.
+  # The tests need Nix and a network interface. Run them with ./start-dev test.
   doCheck = false;
   pythonImportsCheck = [ "narserve.server.master" "narcore" ];
 

@@ -1,7 +1,7 @@
-# A shell in which ./start-dev and ./start-dev test work: nix-shell deploy/shell.nix
+# A shell for ./start-dev and ./start-dev test: nix-shell deploy/shell.nix
 #
-# The libraries of Python come from PyPI, as everywhere: start-dev makes .venv of them. From here come Python, what their binaries
-# link to, and the programs that the tests agree with.
+# As on other systems, start-dev installs the Python packages from PyPI into .venv. This shell provides Python, the libraries that
+# binary wheels link to, and the programs that the tests run or compare with.
 { pkgs ? import <nixpkgs> { } }:
 
 pkgs.mkShell {
@@ -25,7 +25,7 @@ pkgs.mkShell {
   ];
 
   env = {
-    # Wheels look for the C++ library where other systems have it; and uv is to use this Python, not to bring its own.
+    # Binary wheels need the C++ library, which NixOS does not have at the usual place. uv must use this Python, not download one.
     LD_LIBRARY_PATH = pkgs.lib.makeLibraryPath [ pkgs.stdenv.cc.cc.lib pkgs.zlib ];
     UV_PYTHON_DOWNLOADS = "never";
   };

@@ -153,19 +153,19 @@ class BinaryCache:
         ``/nix/store`` stands for a store that does not answer in time. Without ``ask``, stores that have not answered yet are not
         waited for.
         """
-        self._lookup.introduce(wait=ask)
+        self._lookup.request_cache_infos(wait=ask)
         return tuple(dict.fromkeys(each.store_dir or DEFAULT_STORE_DIR for each in self.substituters))
 
     def may_have(self, store_dir: str) -> bool:
         """Return whether a store has that store dir, or has not declared its store dir."""
         if any(each.store_dir == store_dir for each in self.substituters):
             return True
-        self._lookup.introduce(wait=True)
+        self._lookup.request_cache_infos(wait=True)
         return any(each.store_dir in (None, store_dir) for each in self.substituters)
 
     def in_order(self) -> list[Substituter]:
         """Return the stores in the order in which they are asked, as far as it is known. Does not wait for any store."""
-        self._lookup.introduce(wait=False)
+        self._lookup.request_cache_infos(wait=False)
         return self._lookup.substituters()
 
     def check_ready(self) -> None:

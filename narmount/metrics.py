@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, of mounts and of volumes. They need prometheus-client, the extra ``metrics``, once they are served."""
+"""Prometheus metrics of mounts and volumes. Serving them needs prometheus-client, the extra ``metrics``."""
 
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
@@ -10,11 +10,11 @@ from narcore.settings import parse_address
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-EVERY_INTERFACE = "0.0.0.0"  # noqa: S104  what an address without a host means
+EVERY_INTERFACE = "0.0.0.0"  # noqa: S104  the meaning of an address without a host
 
 
 class Family(NamedTuple):
-    """One metric: its values, by what its labels are. A counter is named without ``_total``."""
+    """A metric, and its values by the values of its labels. The name of a counter lacks its suffix ``_total``."""
 
     name: str
     help: str
@@ -27,7 +27,7 @@ Collect = Callable[[], Iterable[Family]]
 
 
 def check_metrics(address: str) -> tuple[str, int]:
-    """The host and the port of ``[HOST]:PORT``. Raises SettingsError, also if prometheus-client is not installed."""
+    """Return host and port of ``[HOST]:PORT``. Raises SettingsError if it is invalid or prometheus-client is not installed."""
     host, port = parse_address("--metrics", address)
     if importlib.util.find_spec("prometheus_client") is None:
         raise SettingsError("--metrics needs prometheus-client: pip install 'nar-serve[metrics]'")
@@ -35,7 +35,7 @@ def check_metrics(address: str) -> tuple[str, int]:
 
 
 def serve_metrics(address: str, collect: Collect) -> int:
-    """Answer ``/metrics`` in threads of its own, by what ``collect`` gives each time; the port. Raises SettingsError."""
+    """Serve ``/metrics`` in background threads, and return the port. Each request calls ``collect``. Raises SettingsError."""
     host, port = check_metrics(address)
     from prometheus_client import CollectorRegistry, start_http_server
 
@@ -53,7 +53,7 @@ class _Collector:
         self._collect = collect
 
     def describe(self) -> "Iterable[Metric]":
-        """Nothing is collected only to be registered."""
+        """Return nothing, so that registration does not call ``collect``."""
         return ()
 
     def collect(self) -> "Iterable[Metric]":
@@ -68,13 +68,17 @@ class _Collector:
 
 
 def mount_metrics(status: Mapping[str, object]) -> list[Family]:
-    """What a mount says of itself. What its status lacks is left out."""
+    """Return the metrics of the status of a mount. Fields that the status lacks are omitted."""
     families = [
         Family(
-            "nar_mount_info", "How it is mounted.", "gauge", ("target", "mode"), {_texts(status, "target", "mode"): 1}
+            "nar_mount_info",
+            "Target and mode of the mount.",
+            "gauge",
+            ("target", "mode"),
+            {_texts(status, "target", "mode"): 1},
         ),
-        _labelled(status, "counts", "requests", "Requests of the kernel.", "opcode"),
-        _labelled(status, "lookups", "lookups", "Look-ups of store paths, by their outcome.", "outcome"),
+        _labelled(status, "counts", "requests", "Requests of the kernel by opcode.", "opcode"),
+        _labelled(status, "lookups", "lookups", "Look-ups of store paths by outcome.", "outcome"),
     ]
     for key, (kind, name, help_text) in _PLAIN.items():
         value = status.get(key)
@@ -82,7 +86,7 @@ def mount_metrics(status: Mapping[str, object]) -> list[Family]:
             families.append(Family(f"nar_mount_{name}", help_text, kind, (), {(): value}))
     cache = status.get("cache")
     if isinstance(cache, Mapping):
-        for key, help_text in (("bytes", "Size of the disk cache."), ("limit", "How large the disk cache may grow.")):
+        for key, help_text in (("bytes", "Size of the disk cache."), ("limit", "Size limit of the disk cache.")):
             value = cache.get(key)
             if isinstance(value, int | float):
                 name = "nar_mount_cache_bytes" if key == "bytes" else "nar_mount_cache_limit_bytes"
@@ -91,22 +95,22 @@ def mount_metrics(status: Mapping[str, object]) -> list[Family]:
 
 
 _PLAIN: dict[str, tuple[Literal["counter", "gauge"], str, str]] = {
-    "restarts": ("counter", "restarts", "Workers that took another's place."),
-    "interrupts": ("counter", "interrupts", "Requests of processes that got a signal while they waited."),
+    "restarts": ("counter", "restarts", "Restarts of the worker."),
+    "interrupts": ("counter", "interrupts", "Requests interrupted by a signal to the waiting process."),
     "errors": ("counter", "errors", "Requests that failed."),
-    "read_bytes": ("counter", "read_bytes", "Bytes read by way of the worker."),
-    "passthrough_opens": ("counter", "passthrough_opens", "Files opened that the kernel reads by itself."),
-    "waiting": ("gauge", "waiting", "Requests that are waiting for a store."),
-    "paths_known": ("gauge", "paths_known", "Store paths that have a number."),
-    "prefetch_pending": ("gauge", "prefetch_pending", "Store paths that are still to be fetched ahead."),
-    "since": ("gauge", "start_time_seconds", "When it was mounted, in seconds since 1970."),
+    "read_bytes": ("counter", "read_bytes", "Bytes read through the worker."),
+    "passthrough_opens": ("counter", "passthrough_opens", "Opened files that the kernel reads itself."),
+    "waiting": ("gauge", "waiting", "Requests waiting for a store."),
+    "paths_known": ("gauge", "paths_known", "Store paths with an inode number."),
+    "prefetch_pending": ("gauge", "prefetch_pending", "Store paths waiting to be prefetched."),
+    "since": ("gauge", "start_time_seconds", "Time of mounting in seconds since 1970."),
 }
 
 
 def volume_metrics(published: Mapping[str, int]) -> list[Family]:
-    """``published``: how many volumes there are, by mode."""
+    """Return the metrics of volumes. ``published`` has the number of mounted volumes by mode."""
     values: dict[tuple[str, ...], float] = {(mode,): count for mode, count in published.items()}
-    return [Family("nar_volumes_published", "Volumes that are published.", "gauge", ("mode",), values)]
+    return [Family("nar_volumes_published", "Mounted volumes.", "gauge", ("mode",), values)]
 
 
 def _labelled(status: Mapping[str, object], key: str, name: str, help_text: str, label: str) -> Family:

@@ -1,7 +1,7 @@
-"""``nar-serve``: the command line program, one group of commands.
+"""``nar-serve``: the command line program, a group of commands.
 
-A command is a module of ``narserve.commands``, and its function has the module's name. Ctrl-C and a closed pipe end the process by
-their signals, as they end every other program: the shell sees 130 and 141.
+Each command is a module of ``narserve.commands``; its function has the same name as the module. Ctrl-C and a closed pipe end the
+process with SIGINT and SIGPIPE, as with any other program, so a shell sees the exit codes 130 and 141.
 """
 
 import os
@@ -17,34 +17,34 @@ from narcore.errors import NarcoreError
 from narcore.version import __version__
 from narserve.terminal.exits import EXIT_CODES, exit_code_of, exit_code_of_usage, log_to_stderr, print_error
 
-HELP = """Look into Nix binary caches, and take files out of them, without Nix.
+HELP = """List, read and copy files of Nix binary caches, without Nix.
 
 \b
   nar-serve ls -lR /nix/store/<hash>-hello-2.12
   nar-serve cat /nix/store/<hash>-hello-2.12/share/doc/README
   nar-serve get /nix/store/<hash>-hello-2.12/bin ./bin
 
-A PATH is a store path, with or without its name (the <hash> is enough), and what is inside it behind a slash; or
-the URL of the same on a running nar-serve, such as http://localhost:8383/nix/store/<hash>-hello-2.12/bin.
+A PATH is a store path, optionally followed by a path inside it. The <hash> alone is enough to name a store path.
+A PATH can also be a URL on a running nar-serve, such as http://localhost:8383/nix/store/<hash>-hello-2.12/bin.
 """
 
 EPILOG = f"""\b
-Which caches are asked (the settings of the server hold here as well):
-  --store URL, or NAR_CACHE_URL           https://cache.nixos.org unless given; several are asked in order
-  NAR_TRUSTED_PUBLIC_KEYS                 whose signature a path must have; those of cache.nixos.org are known
-  --cache-dir DIR|off, or NAR_CACHE_DIR   where unpacked archives are kept; NAR_CACHE_SIZE limits them
+Settings (the environment variables of the server also apply here):
+  --store URL, or NAR_CACHE_URL           the binary caches, asked in order; default: https://cache.nixos.org
+  NAR_TRUSTED_PUBLIC_KEYS                 the trusted keys; default: the key of cache.nixos.org if it is the only cache
+  --cache-dir DIR|off, or NAR_CACHE_DIR   the directory that caches unpacked archives; NAR_CACHE_SIZE limits it
 
 \b
 Exit codes:
 {EXIT_CODES}
 
 \b
-Completion of commands and options, for bash (zsh_source and fish_source do the same there):
+Completion of commands and options in bash (in zsh or fish, use zsh_source or fish_source):
   eval "$(_NAR_SERVE_COMPLETE=bash_source nar-serve)"
 """
 
 
-# Each command and its module, in the order in which ``--help`` lists them.
+# Maps each command to its module, in the order in which ``--help`` lists them.
 MODULES = {
     "ls": "ls",
     "cat": "cat",
@@ -61,7 +61,7 @@ MODULES = {
 
 
 def load(name: str) -> click.Command:
-    """Import the command of that name. Raises KeyError if there is none."""
+    """Import a command by its name. Raises KeyError if there is no such command."""
     module = import_module(f"narserve.commands.{MODULES[name]}")
     command: click.Command = getattr(module, MODULES[name])
     return command
@@ -70,16 +70,16 @@ def load(name: str) -> click.Command:
 class Program(click.Group):
     """The group of all commands.
 
-    It imports a command when it is called or listed: ``serve`` imports Flask, which ``ls`` does without. It turns every expected
-    error into one line and an exit code. A traceback means a defect of ours.
+    Imports a command only when it is called or listed: ``serve`` imports Flask, which ``ls`` does not need. Turns every expected
+    error into one line on standard error and an exit code; a traceback means a bug in nar-serve.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of all commands, in the order of ``MODULES``."""
+        """Return the names of all commands, in the order of ``MODULES``."""
         return [*MODULES]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name, or None if there is none."""
+        """Return the command called ``cmd_name``, or None if there is no such command."""
         return load(cmd_name) if cmd_name in MODULES else None
 
     def invoke(self, ctx: click.Context) -> int:
@@ -92,7 +92,7 @@ class Program(click.Group):
             _die_by(signal.SIGINT)
         except (NarcoreError, OSError) as error:
             print_error(error)
-            _give_up_output()
+            _discard_output()
             return exit_code_of(error)
         return code
 
@@ -105,8 +105,11 @@ def _code_of(command: Callable[[], object]) -> int:
     return 0
 
 
-def _give_up_output() -> None:
-    """What could not be written (to a disk that is full) would be tried again, and complained of, at the interpreter's end."""
+def _discard_output() -> None:
+    """Discard output that could not be written, for example to a full disk.
+
+    Otherwise the interpreter tries to write it again at exit, and reports the error a second time.
+    """
     try:
         sys.stdout.flush()
     except OSError:
@@ -114,10 +117,10 @@ def _give_up_output() -> None:
 
 
 def _die_by(number: signal.Signals) -> NoReturn:
-    """End as the signal would have ended us: at once, whatever a thread is waiting for."""
+    """End the process by the signal's default action: immediately, even if a thread is blocked."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-    os._exit(128 + number)  # not reached, unless the signal is blocked
+    os._exit(128 + number)  # only reached if the signal is blocked
 
 
 @click.group(
@@ -132,16 +135,16 @@ def nar_serve() -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line (by default that of the process); the exit code."""
+    """Run one command line and return its exit code. ``arguments`` defaults to the arguments of the process."""
     try:
         code: int | None = nar_serve.main(arguments, prog_name="nar-serve", standalone_mode=False)
     except click.ClickException as error:
         return exit_code_of_usage(error)
-    except click.Abort:  # at a question
+    except click.Abort:  # Ctrl-C at a prompt
         return 128 + signal.SIGINT
     return code or 0
 
 
 def main() -> NoReturn:
-    """The entry point."""
+    """Entry point of the program."""
     sys.exit(run())

@@ -1,11 +1,11 @@
-"""Answers that are too large for the platform: the client is redirected to a copy in a bucket."""
+"""Responses that are too large for the platform: the client is redirected to a copy in a bucket."""
 
 from dataclasses import dataclass, replace
 
 from flask import Request
 from werkzeug.datastructures import Headers
 
-from api.handlers.node import NodeAnswer
+from api.handlers.node import NodeRequest
 from api.http.conditional import make_etag
 from api.offload.redirect import Offload
 from api.responses.base import Response
@@ -13,36 +13,45 @@ from api.responses.limits import Limit
 from api.responses.templates import MOVED, page_url
 from narcore.binarycache import BinaryCache
 
-# What would make an answer less than whole, and what the bucket's client can't use.
-_LEFT_OUT = ("HTTP_RANGE", "HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "wsgi.file_wrapper")
+# Headers that would make the response partial or empty; and wsgi.file_wrapper, which the client of the bucket can't use.
+_OMITTED = ("HTTP_RANGE", "HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "wsgi.file_wrapper")
 
 
 @dataclass(frozen=True, slots=True)
-class LargeAnswers:
-    """Sends large answers by way of a bucket. They are read from ``cache``, which must verify all that it gives: they stay."""
+class LargeResponses:
+    """Serves large responses from a bucket.
+
+    The contents are read from ``cache``, which must verify all bytes that it returns, because the copies are permanent.
+    """
 
     offload: Offload
     cache: BinaryCache
 
-    def response(self, answer: NodeAnswer, headers: Headers) -> Response:
-        """The redirect to the copy of ``answer``; ``headers`` are those that the answer has when it is sent directly.
+    def response(self, node_request: NodeRequest, headers: Headers) -> Response:
+        """Redirect to the copy of the response to ``node_request``.
 
-        Raises OffloadError if the bucket fails, and CacheFailure if the NAR can't be cached, so that it can't be verified.
+        ``headers`` are the headers that the response would have if it were sent directly.
+
+        Raises OffloadError if the bucket fails, and CacheFailure if the NAR can't be cached and therefore can't be verified.
         """
-        return self.offload.response(_name(answer.request, headers), headers, lambda: self._whole(answer))
+        return self.offload.response(_name(node_request.request, headers), headers, lambda: self._whole(node_request))
 
-    def _whole(self, answer: NodeAnswer) -> Response:
-        """The answer without ranges, conditions and limit."""
-        environ = {name: value for name, value in answer.request.environ.items() if name not in _LEFT_OUT}
+    def _whole(self, node_request: NodeRequest) -> Response:
+        """Make the whole response, without ranges, conditions and limit."""
+        environ = {name: value for name, value in node_request.request.environ.items() if name not in _OMITTED}
         environ[MOVED] = True
-        whole = replace(answer, request=Request(environ), accessor=self.cache.open(answer.info), limit=Limit())
+        whole = replace(
+            node_request, request=Request(environ), accessor=self.cache.open(node_request.info), limit=Limit()
+        )
         return whole.response(whole.outcome())
 
 
 def _name(request: Request, headers: Headers) -> str:
-    """The name in the bucket: the ETag. That of a page also depends on its own URL, which its links lead from."""
+    """Return the name of the copy in the bucket: the ETag.
+
+    The copy of a generated page contains its own URL as the base of its links, so its name also depends on that URL.
+    """
     etag = headers["ETag"]
-    is_page = (
-        headers.get("Content-Type", "").startswith("text/html") and "NAR-File-Size" not in headers
-    )  # ours, not a file
+    # An HTML file of a store path has NAR-File-Size; a generated page does not.
+    is_page = headers.get("Content-Type", "").startswith("text/html") and "NAR-File-Size" not in headers
     return (make_etag(etag, page_url(request)) if is_page else etag).strip('"')

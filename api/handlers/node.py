@@ -1,4 +1,4 @@
-"""The answer to a request for one node of a store path: a file, a page, a listing, an archive or a redirect."""
+"""The response to a request for one node of a store path: a file, a page, a listing, an archive or a redirect."""
 
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from api.responses.base import Response
 from api.responses.files import file_response
 from api.responses.fileview import view_response
 from api.responses.limits import Limit
-from api.responses.listing import Beside, listing_response, prefers_json
+from api.responses.listing import Extras, listing_response, prefers_json
 from api.responses.redirects import redirect_response, script_root
 from narcore.binarycache import BinaryCache
 from narcore.errors import PathError
@@ -24,13 +24,13 @@ from narcore.formats.storepath import StorePath, split_store_path
 from narcore.lookup.pathinfo import PathInfo
 from narcore.nars.accessor import NarAccessor
 
-# A NAR of so many bytes may be fetched for the README of a page.
+# The largest NAR, in bytes, that is fetched only to show a README on a page.
 CHEAP_NAR = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class NodeAnswer:
-    """The answer to a request for one node: the node is resolved first, then sent in the form that the request asks for."""
+class NodeRequest:
+    """A request for one node: resolves the node, then makes the response in the requested format."""
 
     cache: BinaryCache
     request: Request
@@ -45,11 +45,14 @@ class NodeAnswer:
         return self.info.narinfo.store_path
 
     def outcome(self) -> Outcome:
-        """What the path leads to."""
+        """Resolve the path of the URL."""
         return resolve(self.accessor.listing, self.store_path, self.url.rest, follow_last=self.format is None)
 
     def response(self, outcome: Outcome) -> Response:
-        """The file, page, archive or redirect for ``outcome``. Raises NotFound if it is in a store dir that is not served."""
+        """Make the file, page, archive or redirect for ``outcome``.
+
+        Raises NotFound if ``outcome`` is in a store dir that is not served.
+        """
         match outcome:
             case Elsewhere(path, store_dir):
                 return self._elsewhere(path, store_dir)
@@ -62,19 +65,19 @@ class NodeAnswer:
         return isinstance(outcome, Found) and outcome.node.kind is Kind.REGULAR
 
     def kind(self, outcome: Outcome) -> str:
-        """What the answer is of, for metrics: archive, file or directory."""
+        """Return the kind of the response for metrics: archive, file or directory."""
         if self.format in ARCHIVES:
             return "archive"
         return "file" if self.format is None and self.is_file(outcome) else "directory"
 
     def _elsewhere(self, path: str, store_dir: str) -> Response:
         if store_dir != self.store_path.store_dir and not self.cache.may_have(store_dir):
-            # No PathError: the answers to those are cached for ever, and this one changes when a store is added.
-            raise NotFound(f"A link here leads to {path}, and no store of {store_dir} is asked by this server.")
+            # Not a PathError: responses to path errors are cached forever, but this response changes when a store is added.
+            raise NotFound(f"A symbolic link leads to {path}, but this server has no binary cache for {store_dir}.")
         if self.url.host is None:
             return redirect_response(self.request, self.url.prefix + path)
-        there, rest = split_store_path(path, store_dir)
-        return redirect_response(self.request, f"/{rest}", origin=self.url.host.origin_of(there.hash_part))
+        store_path, rest = split_store_path(path, store_dir)
+        return redirect_response(self.request, f"/{rest}", origin=self.url.host.origin_of(store_path.hash_part))
 
     def _found(self, node: Node, path: str) -> Response:
         slash = self.url.rest.endswith("/")
@@ -82,7 +85,7 @@ class NodeAnswer:
             return archive_response(self.request, self.accessor, node, self._ref(path), self.format)
         if node.kind is Kind.DIRECTORY:
             return self._directory(node, path) if slash else redirect_response(self.request, self._at(f"{path}/"))
-        if slash and (path or self.url.host is None):  # a host name's root can't be without its slash
+        if slash and (path or self.url.host is None):  # the root of a host name always has a slash
             return redirect_response(self.request, self._at(path))
         return self._leaf(node, path)
 
@@ -100,7 +103,7 @@ class NodeAnswer:
             return self._listing(node, path)
         if isinstance(index, Found) and index.node.kind is Kind.DIRECTORY:
             return self._listing(node, path)
-        # A link is followed by the client, so that the page's own relative links hold.
+        # A symbolic link becomes a redirect, so that the relative links of the target page work.
         response = self._file(index.node, index.path) if isinstance(index, Found) else self.response(index)
         response.headers["Vary"] = "Accept"
         return response
@@ -122,25 +125,25 @@ class NodeAnswer:
         )
 
     def _listing(self, node: Node, path: str) -> Response:
-        beside = Beside(self.info if not path.strip("/") else None, self._whole_file if self._is_cheap else None)
+        extras = Extras(self.info if not path.strip("/") else None, self._whole_file if self._is_cheap else None)
         return listing_response(
-            self.request, self.accessor.listing, node, self._ref(path), prefix=self._prefix, beside=beside
+            self.request, self.accessor.listing, node, self._ref(path), prefix=self._prefix, extras=extras
         )
 
     @property
     def _wants_page(self) -> bool:
-        """Whether the listing is wanted, even if there is an index.html."""
+        """Whether the request asks for the listing even if there is an index.html."""
         return "list" in self.request.args or "view" in self.request.args
 
     @property
     def _prefix(self) -> str:
-        """What links to other store paths begin with."""
+        """The prefix of links to other store paths."""
         host = self.url.host
         return (host.main_origin if host else "") + script_root(self.request) + self.url.prefix
 
     @property
     def _is_cheap(self) -> bool:
-        """Whether a file may be read though nobody asked for it."""
+        """Whether reading a file that was not requested, such as a README, is cheap enough."""
         return self.accessor.is_cached or self.info.narinfo.nar_size <= CHEAP_NAR
 
     def _whole_file(self, node: Node) -> bytes:
@@ -151,5 +154,5 @@ class NodeAnswer:
         return NodeRef(self.info.narinfo.nar_hash.nix32, str(self.store_path), path)
 
     def _at(self, path: str) -> str:
-        """``path`` in this store path; "" is the root, "/" the root as a directory."""
+        """Return the URL path of ``path`` in this store path. "" is the root; "/" is the root as a directory."""
         return self.url.at(f"/{path.lstrip('/')}" if path else "")

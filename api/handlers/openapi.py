@@ -10,14 +10,14 @@ from narcore.settings import Settings
 
 
 class Description:
-    """What there is to be asked for, with these settings and the store dirs of this cache."""
+    """The OpenAPI document for these settings and for the store dirs of this cache."""
 
     def __init__(self, settings: Settings, cache: BinaryCache) -> None:
         self._settings = settings
         self._cache = cache
 
     def openapi(self) -> Response:
-        from api.openapi import document  # a start need not wait for it
+        from api.openapi import document  # imported here to keep the start fast
 
         store_dirs = self._cache.store_dirs(ask=False)
         return json_response(request, document(self._settings, store_dirs, script_root(request)))

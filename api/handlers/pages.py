@@ -1,4 +1,4 @@
-"""The views of all URLs that are not in a store path: landing page, health, robots.txt, style sheet and icon."""
+"""The views of all URLs that are not in a store path: landing page, health checks, robots.txt and static files."""
 
 import logging
 from collections.abc import Sequence
@@ -45,34 +45,34 @@ class Pages:
         )
 
     def _typed_path(self, typed: str) -> str:
-        """What somebody typed or pasted, as a path."""
+        """Return the URL path for the text that a user typed or pasted."""
         path = typed_path(typed, {*self._cache.store_dirs(ask=False), DEFAULT_STORE_DIR})
         return path if path.startswith("/") else f"{self._store_dir_of(path[:HASH_PART_LENGTH])}/{path}"
 
     def _store_dir_of(self, hash_part: str) -> str:
         first, *others = self._cache.store_dirs(ask=False)
         if others:
-            with suppress(NarcoreError):  # what is wrong is said at the URL that this leads to
+            with suppress(NarcoreError):  # the request for the URL reports the error
                 return self._cache.path_info_anywhere(hash_part).narinfo.store_path.store_dir
         return first
 
     def health(self) -> Response:
-        """Whether the process lives; touches nothing."""
+        """Liveness check: returns OK without contacting a store or reading the disk."""
         return _health("OK\n")
 
     def ready(self) -> Response:
-        """Whether a cache answers."""
+        """Readiness check: returns 503 if no binary cache answers."""
         try:
             self._cache.check_ready()
         except NarcoreError as error:
-            log.warning("no cache answers: %s", error)
+            log.warning("not ready, no cache answers: %s", error)
             response = _health("no cache answers\n")
             response.status_code = 503
             return response
         return _health("OK\n")
 
     def robots(self) -> Response:
-        """A crawler would unpack the whole cache."""
+        """Keep crawlers away from all store dirs: a crawler would unpack the whole cache."""
         rules = [f"Disallow: {quote_path(store_dir)}/" for store_dir in self._cache.store_dirs()]
         return text_response(
             "\n".join(["User-agent: *", *rules, "Disallow: /unpack/", ""]), cache_control="public, max-age=3600"
@@ -82,8 +82,8 @@ class Pages:
         return static_response(request, name)
 
 
-class _Known(Protocol):
-    """What is known of a store by now."""
+class _StoreStatus(Protocol):
+    """The known status of a store."""
 
     @property
     def store_dir(self) -> str | None: ...
@@ -91,13 +91,13 @@ class _Known(Protocol):
     def is_paused(self) -> bool: ...
 
 
-def _state(store: _Known) -> State:
+def _state(store: _StoreStatus) -> State:
     if store.is_paused:
-        return State.FAILS
-    return State.UNKNOWN if store.store_dir is None else State.ANSWERS
+        return State.UNAVAILABLE
+    return State.UNKNOWN if store.store_dir is None else State.AVAILABLE
 
 
 def _health(text: str) -> Response:
     response = text_response(text)
-    response.kind = "health"  # those who ask for it ask often: not to be counted among the pages
+    response.kind = "health"  # health checks are frequent, so metrics count them separately from pages
     return response

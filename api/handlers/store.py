@@ -1,4 +1,4 @@
-"""The main route: answers every URL below a store dir, and times the steps of each answer."""
+"""The main route: answers every URL below a store dir, and measures the steps of each response."""
 
 import time
 from collections.abc import Generator
@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from flask import Request
 from werkzeug.exceptions import MethodNotAllowed
 
-from api.handlers.large import LargeAnswers
-from api.handlers.node import NodeAnswer
+from api.handlers.large import LargeResponses
+from api.handlers.node import NodeRequest
 from api.handlers.store_url import StoreUrl, parse_store_url
 from api.responses.base import Response, options_response
 from api.responses.formats import NARINFO, requested_format
-from api.responses.limits import AnswerTooLarge, Limit
+from api.responses.limits import Limit, ResponseTooLarge
 from api.responses.redirects import redirect_response
 from api.responses.values import json_response
 from api.view.recent import RecentPaths
@@ -33,7 +33,7 @@ class StoreHandler:
         *,
         domain: str = "",
         limit: Limit = _NO_LIMIT,
-        large: LargeAnswers | None = None,
+        large: LargeResponses | None = None,
         recent: RecentPaths | None = None,
     ) -> None:
         self._cache = cache
@@ -43,7 +43,7 @@ class StoreHandler:
         self._recent = recent or RecentPaths()
 
     def answer(self, request: Request) -> Response | None:
-        """The answer, or None for a URL that is not below a store dir. Raises NarcoreError and HTTPException."""
+        """Return the response, or None for a URL that is not below a store dir. Raises NarcoreError and HTTPException."""
         url = parse_store_url(request, self._cache, self._domain)
         if url is None:
             return None
@@ -61,7 +61,7 @@ class StoreHandler:
         if url.base not in (url.hash_part, base_name):
             return redirect_response(request, url.at(url.rest, base=base_name))
         requested = requested_format(request)
-        if requested == NARINFO:  # of the store path, whatever else the URL says: nothing of its contents is asked for
+        if requested == NARINFO:  # describes the store path; the rest of the URL and the contents don't matter
             response, is_verified = self._limit.check(request, json_response(request, info.to_json())), False
         else:
             response, is_verified = self._node(request, url, info, requested, timing)
@@ -73,28 +73,29 @@ class StoreHandler:
     def _node(
         self, request: Request, url: StoreUrl, info: PathInfo, requested: str | None, timing: "_Timing"
     ) -> tuple[Response, bool]:
-        """The answer, and whether it is from a NAR that was hashed as a whole."""
+        """Return the response, and whether it comes from a NAR whose hash was verified as a whole."""
         with timing.of("listing"):
             accessor = self._cache.open(info)
-        answer = NodeAnswer(self._cache, request, url, info, accessor, self._limit, requested)
-        outcome = answer.outcome()
+        node_request = NodeRequest(self._cache, request, url, info, accessor, self._limit, requested)
+        outcome = node_request.outcome()
         with timing.of("fetch"):
-            response = self._within_limit(answer, outcome)
+            response = self._within_limit(node_request, outcome)
         self._recent.add(str(info.narinfo.store_path))
-        response.kind = answer.kind(outcome)
-        return response, accessor.is_cached or (accessor.is_verified and not answer.is_file(outcome))
+        response.kind = node_request.kind(outcome)
+        return response, accessor.is_cached or (accessor.is_verified and not node_request.is_file(outcome))
 
-    def _within_limit(self, answer: NodeAnswer, outcome: Outcome) -> Response:
-        """The answer, or a redirect to a copy of it if it is too large. Raises AnswerTooLarge if there can be no copy."""
+    def _within_limit(self, node_request: NodeRequest, outcome: Outcome) -> Response:
+        """Return the response, or a redirect to a copy if it is too large. Raises ResponseTooLarge if a copy is impossible."""
         try:
-            return self._limit.check(answer.request, answer.response(outcome))
-        except AnswerTooLarge as error:
-            if self._large is None or "ETag" not in error.headers:  # without: a page that lacks what could not be read
+            return self._limit.check(node_request.request, node_request.response(outcome))
+        except ResponseTooLarge as error:
+            # A response without an ETag is a page that is incomplete because its README could not be read.
+            if self._large is None or "ETag" not in error.headers:
                 raise
             try:
-                return self._large.response(answer, error.headers)
+                return self._large.response(node_request, error.headers)
             except CacheFailure:
-                raise error from None  # it can't be cached, so it can't be verified as a whole
+                raise error from None  # the NAR can't be cached, so it can't be verified as a whole
 
     def _path_info(self, url: StoreUrl) -> PathInfo:
         if url.store_dir is None:
@@ -103,13 +104,13 @@ class StoreHandler:
 
 
 def _checks(info: PathInfo, *, content: bool) -> str:
-    """What was verified: the narinfo (by what), and the content, if the NAR was hashed as a whole."""
+    """Return the value of NAR-Verified: how the narinfo was verified, and ``content`` if the whole NAR was hashed."""
     by = [info.trust.value] if info.trust.is_verified else []
     return ", ".join([*by, "content"] if content else by)
 
 
 class _Timing:
-    """How long the steps of an answer took, for the Server-Timing header (https://www.w3.org/TR/server-timing/)."""
+    """Durations of the steps of a response, for the Server-Timing header (https://www.w3.org/TR/server-timing/)."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[str, float]] = []

@@ -1,7 +1,7 @@
-"""The URL of a node in a store path: its parts, and how they are parsed.
+"""The URL of a node in a store path: its parts and its parser.
 
-The path is parsed from the raw bytes of the URL, which are decoded like the names in a listing (UTF-8, surrogateescape), so
-that a URL reaches a name of any bytes.
+The path is parsed from the raw bytes of the URL. They are decoded like the names in a listing (UTF-8, surrogateescape), so
+that a URL can name a file whose name has arbitrary bytes.
 """
 
 import re
@@ -17,19 +17,19 @@ from narcore.formats.storepath import DEFAULT_STORE_DIR, HASH_PART_LENGTH, is_ha
 
 UNPACK = "/unpack"
 
-# A store dir, and a name in it that begins with a hash part.
+# A store dir, then a name in it that begins with a hash part, then the rest.
 _STORE_PATH = re.compile(r"(?s)(/.+?)/([0-9a-z]{32}(?:-[^/]*)?)(/.*)?")
 _SLASHES = re.compile("/{2,}")
 
 
 @dataclass(frozen=True, slots=True)
 class StoreUrl:
-    """What a URL asks for: its path is ``prefix`` + ``store_dir`` + / + ``base`` + ``rest``, or, on a host of its own, ``rest``."""
+    """The parts of a URL. Its path is ``prefix`` + ``store_dir`` + / + ``base`` + ``rest``; with ``host``, it is just ``rest``."""
 
-    prefix: str  # UNPACK or nothing
-    store_dir: str | None  # None: whichever it is in
+    prefix: str  # UNPACK or ""
+    store_dir: str | None  # None: any store dir
     base: str  # <hash>, or <hash>-<name>
-    rest: str  # from the slash behind the base on, or nothing
+    rest: str  # everything from the slash after the base on, or ""
     host: OwnHost | None = None
 
     @property
@@ -37,20 +37,20 @@ class StoreUrl:
         return self.base[:HASH_PART_LENGTH]
 
     def at(self, rest: str, *, base: str | None = None) -> str:
-        """The path of another node of the same store path."""
+        """Return the URL path of another node of the same store path."""
         if self.host is not None:
             return rest or "/"
         return f"{self.prefix}{self.store_dir}/{base or self.base}{rest}"
 
 
 def parse_store_url(request: Request, cache: BinaryCache, domain: str) -> StoreUrl | None:
-    """What the request asks for, or None if its URL is not below a store dir of ``cache``, nor on a host below ``domain``.
+    """Parse the URL of a request. Returns None if it is neither below a store dir of ``cache`` nor on a host below ``domain``.
 
-    Raises StorePathError if the URL is below a store dir, but not in a store path; NotFound if the host below ``domain`` is not
-    that of a store path.
+    Raises StorePathError if the URL is below a store dir but not in a store path, and NotFound if the host is below ``domain`` but
+    is not the host of a store path.
     """
     path = _decoded_path(request)
-    if path.startswith(STATIC_PREFIX):  # our pages need them on every host
+    if path.startswith(STATIC_PREFIX):  # pages need the static files on every host
         return None
     host = OwnHost.of(request, domain)
     if host is not None:
@@ -65,10 +65,10 @@ def _parse_path(path: str, cache: BinaryCache) -> StoreUrl | None:
     if match is None or not is_hash_part(match[2][:HASH_PART_LENGTH]):
         dirs = {DEFAULT_STORE_DIR, *cache.store_dirs(ask=False)}
         if any(path.startswith(f"{each}/") and path != f"{each}/" for each in dirs):
-            raise StorePathError(f"{path[:300]!r} is not a store path, nor in one")
+            raise StorePathError(f"{path[:300]!r} is not a store path or a file in a store path")
         return None
     store_dir, base, rest = match[1], match[2], match[3] or ""
-    # The default store dir passes without asking the stores what theirs is: if theirs is another, they won't have the path.
+    # For the default store dir, the stores need not be asked for their store dirs: a store with another one won't have the path.
     if store_dir != DEFAULT_STORE_DIR and not cache.may_have(store_dir):
         return None
     return StoreUrl(prefix, store_dir, base, rest)

@@ -1,11 +1,11 @@
-"""HTTP semantics: values in, values out. Nothing here knows Flask or does I/O.
+"""HTTP semantics as pure functions. These modules do no I/O and do not use Flask.
 
 ==============  ======================================================================
 conditional     If-Match and the other conditions of a request, ETags (RFC 9110, section 13)
 ranges          the Range header (RFC 9110, section 14)
 negotiation     the Accept header (RFC 9110, section 12)
-mediatypes      Content-Type, by the name or by the first bytes
+mediatypes      Content-Type, from the file name or from the first bytes
 text            names in URLs, in headers and on pages
-noderef         which node of which NAR an answer is about, and its validators
+noderef         identifies the node of a NAR that a response is about; makes its validators
 ==============  ======================================================================
 """

@@ -1,6 +1,6 @@
 """Conditional requests (RFC 9110 section 13): evaluates If-Match, If-None-Match, If-Range and the date conditions.
 
-Everything under a store path is dated one second after the epoch, as Nix dates every file of a store.
+The date of every file in a store path is one second after the epoch, the modification time that Nix gives to files in a store.
 """
 
 import re
@@ -16,34 +16,36 @@ from narcore.formats.names import to_bytes
 
 STORE_DATE = datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)
 
-# entity-tag = [ "W/" ] DQUOTE *etagc DQUOTE (8.8.3). A tag may hold commas, so the list is not split at them.
+# entity-tag = [ "W/" ] DQUOTE *etagc DQUOTE (8.8.3). A tag may contain commas, so the list is not split at commas.
 _ENTITY_TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 
 class Validators(NamedTuple):
-    """What identifies a representation: a strong entity tag with its quotes, and a date where there is one."""
+    """The validators of a representation: a strong entity tag including its quotes, and optionally a date."""
 
     etag: str
     last_modified: datetime | None = None
 
 
 class Outcome(Enum):
+    """The result of evaluating the preconditions of a request."""
+
     PROCEED = auto()
     NOT_MODIFIED = auto()
     PRECONDITION_FAILED = auto()
 
 
 def make_etag(*parts: str) -> str:
-    """A strong entity tag out of everything that decides the bytes, 128 bits of SHA-256.
+    """Make a strong entity tag from all values that determine the bytes: 128 bits of their SHA-256.
 
-    ``parts`` may hold undecodable bytes as surrogates, as names in a NAR do.
+    ``parts`` may contain undecodable bytes as surrogates, like names in a NAR.
     """
     identity = to_bytes("\0".join(parts))
     return f'"{sha256(identity).hexdigest()[:32]}"'
 
 
 def evaluate(headers: Headers, validators: Validators) -> Outcome:
-    """The preconditions of a GET or HEAD: RFC 9110 13.2.2, steps 1 to 4. Step 5 is ``range_applies``."""
+    """Evaluate the preconditions of a GET or HEAD: RFC 9110 13.2.2, steps 1 to 4. Step 5 is ``range_applies``."""
     if "If-Match" in headers:
         if not _matches(headers["If-Match"], validators.etag, weak=False):
             return Outcome.PRECONDITION_FAILED
@@ -59,7 +61,10 @@ def evaluate(headers: Headers, validators: Validators) -> Outcome:
 
 
 def range_applies(headers: Headers, validators: Validators) -> bool:
-    """Whether If-Range, if there is one, lets Range count (13.1.5): the same strong tag, or exactly the same date."""
+    """Return whether the Range header is to be used, according to If-Range (13.1.5).
+
+    It is used if there is no If-Range, or if If-Range has the same strong tag or exactly the same date.
+    """
     condition = headers.get("If-Range")
     if condition is None:
         return True
@@ -70,14 +75,14 @@ def range_applies(headers: Headers, validators: Validators) -> bool:
 
 
 def _matches(condition: str, etag: str, *, weak: bool) -> bool:
-    """Whether ``etag``, which is strong, is on the list; ``*`` stands for whatever there is (13.1.1, 13.1.2)."""
+    """Return whether the list ``condition`` contains the strong tag ``etag``; ``*`` matches any tag (13.1.1, 13.1.2)."""
     if condition.strip() == "*":
         return True
     return any(tag == etag and (weak or not marker) for marker, tag in _ENTITY_TAG.findall(condition))
 
 
 def _is_modified_since(condition: str | None, validators: Validators) -> bool | None:
-    """None where there is nothing to compare: no date on either side, or one that can't be read."""
+    """Compare the dates. Returns None if one of the dates is absent or can't be parsed."""
     date = _date(condition)
     if date is None or validators.last_modified is None:
         return None
@@ -87,5 +92,5 @@ def _is_modified_since(condition: str | None, validators: Validators) -> bool | 
 def _date(text: str | None) -> datetime | None:
     try:
         return parse_date(text)
-    except OverflowError:  # a year of a hundred digits; Werkzeug catches the other complaints
+    except OverflowError:  # a year of a hundred digits; Werkzeug catches all other errors
         return None

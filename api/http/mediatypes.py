@@ -1,8 +1,8 @@
-"""Content-Type by a fixed table, or by the first bytes.
+"""Content-Type from a fixed table of file name extensions, or from the first bytes of a file.
 
-The machine's own table (``mimetypes``) is not asked: an answer must not change with the machine, least of all one
-that is cached for a year. Compressed files are what they are: never a Content-Encoding, so a client gets the bytes of
-the store.
+The table of the machine (``mimetypes``) is not used: a response must not depend on the machine, especially a response that is
+cached for a year. A compressed file has the type of its compression and never a Content-Encoding, so a client gets the bytes as
+they are in the store.
 """
 
 import codecs
@@ -11,7 +11,7 @@ import re
 PLAIN = "text/plain; charset=utf-8"
 BINARY = "application/octet-stream"
 
-# How many of the first bytes decide where the name does not.
+# How many bytes at the beginning of a file determine its type if its name does not.
 SNIFF_LENGTH = 1024
 
 _TYPES: dict[str, str] = {
@@ -27,7 +27,7 @@ _TYPES: dict[str, str] = {
     "application/xml": "xml xsl xslt xsd rng dtd",
     "application/atom+xml": "atom",
     "application/rss+xml": "rss",
-    # Text that a browser should show, so not by its own name: markdown and the like would be downloaded.
+    # Text that a browser should show. A browser would download files with a more specific type such as text/markdown.
     PLAIN: (
         "txt text md markdown rst org adoc log nfo diff patch asc pub c h cc cpp cxx hh hpp hxx inc m mm rs "
         "go java kt kts scala groovy gradle cs fs fsi fsx vb swift zig nim d v sv vhd vhdl py pyi pyx pl pm "
@@ -114,7 +114,7 @@ _TYPES: dict[str, str] = {
     "application/vnd.debian.binary-package": "deb",
     "application/x-iso9660-image": "iso",
     "application/x-nix-nar": "nar",
-    # known to be for machines only: saves the look at the bytes
+    # binary formats: their first bytes need not be read
     BINARY: (
         "so a o ko dll exe dylib bin img elf hi dyn_hi p_hi rlib rmeta cmi cmo cmx cmxa cma cmt cmti cmxs "
         "pyc pyo class beam mo pak dbm"
@@ -124,20 +124,20 @@ _TYPES: dict[str, str] = {
 
 _BY_EXTENSION = {extension: media_type for media_type, names in _TYPES.items() for extension in names.split()}
 
-# WHATWG MIME Sniffing, "binary data byte": every control character but tab, line feed, form feed, return and escape.
+# WHATWG MIME Sniffing, "binary data byte": every control character except tab, line feed, form feed, return and escape.
 _BINARY_BYTE = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
 
 
 def type_by_name(name: str) -> str | None:
-    """The media type that the extension of a file name stands for, or None."""
+    """Return the media type for the extension of a file name, or None if the extension is unknown."""
     stem, dot, extension = name.rpartition(".")
     return _BY_EXTENSION.get(extension.lower()) if dot and stem else None
 
 
 def type_by_content(head: bytes, *, complete: bool) -> str:
-    """Text or not, by the first ``SNIFF_LENGTH`` bytes; ``complete`` when they are all there are.
+    """Return PLAIN or BINARY, depending on the first ``SNIFF_LENGTH`` bytes. ``complete``: ``head`` is the whole file.
 
-    Never more than these two: a type that a browser would run is only ever given by a name.
+    Contents never determine any other type: only a file name may select a type that a browser would execute.
     """
     if _BINARY_BYTE.search(head):
         return BINARY

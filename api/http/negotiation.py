@@ -1,4 +1,4 @@
-"""Chooses one of a few media types by the Accept header (RFC 9110 12.5.1)."""
+"""Chooses a media type according to the Accept header (RFC 9110 12.5.1)."""
 
 import re
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ _QVALUE = re.compile(r"(0(\.[0-9]{0,3})?|1(\.0{0,3})?)")
 
 class _Match(NamedTuple):
     quality: float
-    specificity: int  # 2 the type itself, 1 type/*, 0 */*, -1 not mentioned
+    specificity: int  # 2: the type itself, 1: type/*, 0: */*, -1: no match
 
 
 def negotiate(accept: str | None, offers: Sequence[str], default: str) -> str:
-    """The offer that the client prefers, else ``default``; among equals, the earlier offer.
+    """Return the offer that the client prefers, or ``default``; among equal offers, the first.
 
-    A wildcard is no wish for anything: it leaves the default in place. So ``*/*`` gets the default, and
-    ``application/json, */*`` gets JSON. Nothing acceptable gets the default too: a 406 would help nobody.
+    A wildcard expresses no preference: ``*/*`` selects the default, and ``application/json, */*`` selects JSON. If no offer is
+    acceptable, the default is returned too, since a 406 would help nobody.
     """
     ranges = _parse(accept or "*/*")
     matches = {offer: _match(ranges, offer) for offer in (*offers, default)}
@@ -32,7 +32,7 @@ def negotiate(accept: str | None, offers: Sequence[str], default: str) -> str:
 
 
 def _parse(accept: str) -> list[tuple[str, float]]:
-    """Media ranges with their q-values. Other parameters don't count; an element with a malformed q is left out."""
+    """Return the media ranges with their q-values. Other parameters, and elements with a malformed q, are ignored."""
     ranges = []
     for element in accept.lower().split(","):
         name, *parameters = (part.strip() for part in element.split(";"))
@@ -43,7 +43,7 @@ def _parse(accept: str) -> list[tuple[str, float]]:
 
 
 def _match(ranges: Sequence[tuple[str, float]], offer: str) -> _Match:
-    """The most specific media range decides."""
+    """Match ``offer`` against the media ranges; the most specific range that matches determines the quality."""
     main_type = offer.partition("/")[0]
     for specificity, name in ((2, offer), (1, f"{main_type}/*"), (0, "*/*")):
         qualities = [quality for given, quality in ranges if given == name]

@@ -1,4 +1,4 @@
-"""The value that says which node of which NAR an answer is about, and makes its validators (ETag, date)."""
+"""A reference to a node of a NAR: the value that a response is about, and the source of its validators (ETag, date)."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from api.http.conditional import STORE_DATE, Validators, make_etag
 
 @dataclass(frozen=True, slots=True)
 class NodeRef:
-    """Which node of which NAR an answer is about: what its ETag, its file name and its title come from.
+    """The node of a NAR that a response is about. The ETag, the file name and the title of the response derive from it.
 
     ``path`` is relative to the store path, without slashes at its ends; "" is the root. ``store_path`` is the full
     path.
@@ -26,5 +26,5 @@ class NodeRef:
         return self.store_path.rpartition("/")[0]
 
     def validators(self, representation: str = "") -> Validators:
-        """Of the file's bytes, or of another ``representation`` of the node."""
+        """Return the validators of the file's bytes (""), or of another ``representation`` of the node."""
         return Validators(make_etag(self.nar_hash, self.path, representation), STORE_DATE)

@@ -1,6 +1,6 @@
-"""Names of a store path as they appear in URLs, in headers and before people's eyes.
+"""Names in a store path, encoded for URLs, headers and display.
 
-A name is a ``str`` whose undecodable bytes are lone surrogates (PEP 383). This is where they turn back into bytes.
+A name is a ``str`` whose undecodable bytes are lone surrogates (PEP 383). This module converts them back to bytes.
 """
 
 from urllib.parse import quote, quote_from_bytes
@@ -9,34 +9,34 @@ from narcore.formats.names import to_bytes
 
 
 def quote_path(path: str) -> str:
-    """``path`` percent-encoded for a URL; ``/`` stays.
+    """Percent-encode ``path`` for a URL, except slashes.
 
-    Only unreserved characters (RFC 3986 2.3) are left as they are: ``+``, ``=`` and ``?`` are legal in store paths,
-    and mean something else to one server or another. What comes out can't break out of a header, an attribute or the
-    path.
+    Only unreserved characters (RFC 3986 2.3) stay unencoded: ``+``, ``=`` and ``?`` are legal in store paths, but some servers
+    give them another meaning. The result is safe in a header, an HTML attribute and a URL path.
     """
     return quote_from_bytes(to_bytes(path), safe="/")
 
 
 def display(name: str) -> str:
-    """``name`` with what can't be shown, or would mislead the eye, spelled out: ``\\n``, ``\\xff``, ``\\u202e``."""
-    return name if name.isprintable() else "".join(map(_spelled_out, name))
+    """Escape the characters of ``name`` that are invisible or misleading: ``\\n``, ``\\xff``, ``\\u202e``."""
+    return name if name.isprintable() else "".join(map(_escaped, name))
 
 
-def _spelled_out(character: str) -> str:
+def _escaped(character: str) -> str:
     if character.isprintable():
         return character
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:
-        return f"\\x{code - 0xDC00:02x}"  # a byte that is no UTF-8
+        return f"\\x{code - 0xDC00:02x}"  # a byte that is not valid UTF-8
     return repr(character)[1:-1]
 
 
 def content_disposition(filename: str, kind: str = "attachment") -> str:
-    """``kind``, with the name as RFC 6266 says: plain where that is safe, else ASCII and RFC 8187's form.
+    """Return a Content-Disposition of this ``kind`` with the file name (RFC 6266).
 
-    ``%`` counts as unsafe: browsers differ on ``%41`` in a quoted name (RFC 6266 appendix D). A byte that is not
-    UTF-8 has no spelling in RFC 8187 and becomes U+FFFD.
+    A safe name is sent as it is; any other name is sent as ASCII and in the encoding of RFC 8187. ``%`` is not safe: browsers
+    treat ``%41`` in a quoted name differently (RFC 6266 appendix D). A byte that is not valid UTF-8 can't be encoded by RFC 8187
+    and becomes U+FFFD.
     """
     plain = "".join(character if _is_plain(character) else "_" for character in filename)
     if plain == filename:

@@ -1,4 +1,4 @@
-"""Files that are too large for one answer of the platform: put into a bucket once, and fetched from there.
+"""Responses that are too large for the platform: uploaded to a bucket once, and downloaded from there by clients.
 
-``bucket`` is what is asked of S3, ``presign`` makes the URLs that a client may use, ``redirect`` puts both together.
+``bucket`` sends the requests to S3, ``presign`` signs URLs for clients, ``redirect`` combines both.
 """

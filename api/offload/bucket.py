@@ -1,4 +1,4 @@
-"""The bucket for large answers, accessed by obstore."""
+"""The bucket for large responses, accessed with obstore."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -16,23 +16,27 @@ if TYPE_CHECKING:
     from obstore import Attributes
     from obstore.store import S3Store
 
-# Long enough to begin a download; a role's credentials, which sign the URL, last for hours.
+# Validity of a presigned URL: long enough to begin a download. The credentials of a role, which sign the URL, last for hours.
 URL_SECONDS = 3600
 
-# S3 takes 10,000 parts of one object: up to 80 GB of these.
+# S3 allows 10,000 parts per object: up to 80 GB with parts of this size.
 _PART_SIZE = 8 << 20
 _PARTS_AT_ONCE = 3
 
-# The claim of an upload that did not end runs out after this. A function may not live longer (deploy/lambda/serverless.yml).
+# The claim of an upload that never finished expires after this time. The timeout of the function must not be longer
+# (deploy/lambda/serverless.yml).
 CLAIM_SECONDS = 300
 
 
 class OffloadError(NarcoreError):
-    """The bucket does not do what it is asked for."""
+    """A request to the bucket failed."""
 
 
 class Bucket:
-    """``s3://bucket[/prefix][?region=&endpoint=]``, with the credentials of the environment. Names are relative to the prefix."""
+    """The bucket ``s3://bucket[/prefix][?region=&endpoint=]``, with credentials from the environment.
+
+    Names of objects are relative to the prefix.
+    """
 
     def __init__(
         self, url: BucketUrl, access: S3Access, environ: Mapping[str, str], now: Callable[[], datetime]
@@ -41,19 +45,22 @@ class Bucket:
         self._access = access
         self._environ = environ
         self._now = now
-        self._made: S3Store | None = None
+        self._client: S3Store | None = None
 
     @classmethod
     def open(
         cls, url: str, environ: Mapping[str, str] = os.environ, now: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> Self:
-        """Nothing is connected to yet. Raises SettingsError."""
+        """Make a bucket from its URL, without connecting to it.
+
+        Raises SettingsError if the URL is invalid, obstore is not installed, or the credentials are missing.
+        """
         bucket = BucketUrl.parse(url)
         require_obstore(bucket.scheme)
         Credentials.from_environ(environ)
         region = bucket.parameters.get("region") or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
-        named = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or ""
-        endpoint = bucket.endpoint or parse_endpoint(named, "https")
+        default_endpoint = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or ""
+        endpoint = bucket.endpoint or parse_endpoint(default_endpoint, "https")
         return cls(bucket, s3_access(bucket, region or "us-east-1", endpoint), environ, now)
 
     def has(self, name: str) -> bool:
@@ -67,7 +74,7 @@ class Bucket:
         return True
 
     def put(self, name: str, chunks: Iterator[bytes], attributes: "Attributes") -> None:
-        """All of ``chunks``, or nothing if one can't be had: what getting it raises comes out as it is."""
+        """Upload ``chunks`` as one object. If the iterator raises, nothing is stored and the exception propagates unchanged."""
         import obstore
 
         with self._errors(name):
@@ -82,7 +89,10 @@ class Bucket:
             )
 
     def claim(self, name: str) -> bool:
-        """Whether the caller is the one to put ``name`` there. S3 lets one of many make an object or replace a version of it."""
+        """Claim the upload of ``name``. Returns True if the caller is to upload it, False if another process has the claim.
+
+        S3 lets only one of several concurrent callers create an object or replace a given version of it.
+        """
         import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
@@ -95,23 +105,26 @@ class Bucket:
             else:
                 return True
             try:
-                held = obstore.get(self._store(), key)
-                if int(bytes(held.bytes())) > self._now().timestamp():
+                current = obstore.get(self._store(), key)
+                if int(bytes(current.bytes())) > self._now().timestamp():
                     return False
-                obstore.put(self._store(), key, expiry, mode={"e_tag": held.meta["e_tag"]})
-            except (FileNotFoundError, PreconditionError):  # given up just now, or taken by another
+                obstore.put(self._store(), key, expiry, mode={"e_tag": current.meta["e_tag"]})
+            except (FileNotFoundError, PreconditionError):  # just released, or taken over by another process
                 return False
         return True
 
-    def give_up(self, name: str) -> None:
-        """End a claim."""
+    def release(self, name: str) -> None:
+        """Release the claim to ``name``."""
         import obstore
 
         with self._errors(name):
             obstore.delete(self._store(), self._claim(name))
 
     def url_of(self, name: str, disposition: str) -> str:
-        """Where anybody can get it for a while; ``disposition``: the Content-Disposition that it comes with, or nothing."""
+        """Return a presigned URL of the object, valid for URL_SECONDS.
+
+        ``disposition`` is the Content-Disposition of the response to it, or "".
+        """
         return presigned_get(
             f"{self._access.base}/{quote(self._url.key(name), safe='/-_.~')}",
             Credentials.from_environ(self._environ),
@@ -127,10 +140,11 @@ class Bucket:
     def _store(self) -> "S3Store":
         from obstore.store import S3Store
 
-        # Not before the first request, as a forked worker has to have its own; twice, at worst, which does no harm.
-        if self._made is None:
+        # Created at the first request, because a forked worker needs its own client. Concurrent requests may create it twice,
+        # which is harmless.
+        if self._client is None:
             credentials = Credentials.from_environ(self._environ)
-            self._made = S3Store(
+            self._client = S3Store(
                 self._url.bucket,
                 config={
                     "access_key_id": credentials.key_id,
@@ -143,7 +157,7 @@ class Bucket:
                 client_options=client_options(),
                 retry_config=retry_config(),
             )
-        return self._made
+        return self._client
 
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:
@@ -151,6 +165,6 @@ class Bucket:
 
         try:
             yield
-        except (BaseError, PermissionError, FileNotFoundError) as error:  # not found: the bucket itself
-            # Its first line has the status and S3's code; what follows repeats the request.
+        except (BaseError, PermissionError, FileNotFoundError) as error:  # FileNotFoundError: the bucket does not exist
+            # The first line of the message has the status and the error code of S3; the other lines repeat the request.
             raise OffloadError(f"{self._url}: {name}: {str(error).partition(chr(10))[0][:300]}") from None

@@ -1,6 +1,6 @@
-"""Presigned URLs: each lets its holder read one object of a bucket for a limited time (Signature Version 4 in the query).
+"""Presigned URLs: anybody who has such a URL can read one object of a bucket for a limited time.
 
-obstore signs such URLs as well, but adds no ``response-content-disposition`` to them.
+The signature is Signature Version 4 in the query. obstore can sign URLs too, but without ``response-content-disposition``.
 https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html
 """
 
@@ -19,7 +19,7 @@ _ALGORITHM = "AWS4-HMAC-SHA256"
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What Lambda puts into the environment of a function: those of its role."""
+    """AWS credentials. On Lambda, the environment of a function has the credentials of its role."""
 
     key_id: str
     secret: str = field(repr=False)
@@ -27,7 +27,7 @@ class Credentials:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Self:
-        """Raises SettingsError if there are none."""
+        """Read the credentials from the environment. Raises SettingsError if they are not set."""
         key_id, secret = environ.get("AWS_ACCESS_KEY_ID", ""), environ.get("AWS_SECRET_ACCESS_KEY", "")
         if not (key_id and secret):
             raise SettingsError(
@@ -39,7 +39,10 @@ class Credentials:
 def presigned_get(
     url: str, credentials: Credentials, region: str, *, at: datetime, seconds: int, query: Mapping[str, str]
 ) -> str:
-    """``url`` (encoded, without a query) with ``query`` and a signature that holds for ``seconds`` from ``at`` (UTC) on."""
+    """Sign a GET of ``url`` (percent-encoded, without a query) with these ``query`` parameters.
+
+    Returns the URL with a signature that is valid for ``seconds`` from ``at`` (UTC) on.
+    """
     parts = urlsplit(url)
     time = at.strftime("%Y%m%dT%H%M%SZ")
     scope = f"{time[:8]}/{region}/s3/aws4_request"

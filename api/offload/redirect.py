@@ -1,4 +1,4 @@
-"""Puts an answer into the bucket on the first request, and redirects every request to it."""
+"""Uploads a response to the bucket on the first request, and redirects every request to the copy."""
 
 import time
 from collections.abc import Callable
@@ -14,13 +14,14 @@ from narcore.errors import CapacityError
 if TYPE_CHECKING:
     from obstore import Attributes
 
-# API Gateway gives up after 29 seconds. Before it does, those who wait for another's upload are told to come back.
+# API Gateway times out after 29 seconds. A request that waits for the upload of another process gets a 503 with Retry-After
+# before that.
 WAIT_SECONDS = 20.0
 POLL_SECONDS = 0.3
 
 
 class Offload:
-    """Answers that are fetched from a bucket. Thread-safe; several processes share the bucket."""
+    """Serves responses from a bucket. Thread-safe; several processes share the bucket."""
 
     def __init__(
         self,
@@ -35,18 +36,20 @@ class Offload:
         self._flights: SingleFlight[str, None] = SingleFlight()
 
     def response(self, name: str, headers: Headers, whole: Callable[[], Response]) -> Response:
-        """302 to the answer that would have ``headers``; ``whole`` gives it when it has to be put into the bucket.
+        """Return a 302 to the copy in the bucket. ``headers`` are the headers of the whole response.
 
-        ``name`` is its name there, and comes from its ETag, that is from the NAR's hash and the path in it. Raises
-        OffloadError, CapacityError while another process is at it for too long, and what ``whole`` and reading it raise.
+        ``whole`` makes the response; it is called if the copy does not exist and has to be uploaded. ``name`` is the name of the
+        copy, made from the ETag, that is, from the hash of the NAR and the path in it. Raises OffloadError if the bucket fails,
+        CapacityError if the upload of another process takes longer than WAIT_SECONDS, and the exceptions of ``whole`` and of
+        reading its body.
         """
         self._flights.do(name, lambda: self._ensure(name, whole))
         location = self._bucket.url_of(name, headers.get("Content-Disposition", ""))
-        answer = safe_headers()
-        answer["Location"] = location
-        answer["Content-Type"] = "text/plain; charset=utf-8"
-        answer["Cache-Control"] = "no-store"  # the URL is good for an hour, and only as long as the key that signed it
-        return Response(f"See {location}\n", status=302, headers=answer)
+        redirect = safe_headers()
+        redirect["Location"] = location
+        redirect["Content-Type"] = "text/plain; charset=utf-8"
+        redirect["Cache-Control"] = "no-store"  # the URL expires after an hour, or earlier with the key that signed it
+        return Response(f"See {location}\n", status=302, headers=redirect)
 
     def _ensure(self, name: str, whole: Callable[[], Response]) -> None:
         deadline = self._clock() + WAIT_SECONDS
@@ -55,17 +58,17 @@ class Offload:
                 self._put(name, whole)
                 return
             if self._clock() >= deadline:
-                raise CapacityError("somebody else is putting it into the bucket, and not done yet")
+                raise CapacityError("another process is still uploading this response to the bucket")
             self._sleep(POLL_SECONDS)
 
     def _put(self, name: str, whole: Callable[[], Response]) -> None:
         try:
-            if self._bucket.has(name):  # it came between the look and the claim
+            if self._bucket.has(name):  # uploaded by another process between the check and the claim
                 return
             with whole() as response:
                 self._bucket.put(name, response.iter_encoded(), _attributes(response.headers))
         finally:
-            self._bucket.give_up(name)
+            self._bucket.release(name)
 
 
 def _attributes(headers: Headers) -> "Attributes":

@@ -16,16 +16,16 @@ from narcore.nars.accessor import NarAccessor
 
 Pack = Callable[[NarAccessor, Node, str], Iterator[bytes]]
 
-# Part of the ETags: to be changed with the bytes that come out for the same subtree.
+# Part of the ETags. Increase it when the bytes of an archive of the same subtree change.
 _ETAG_VERSION = "1"
 
-# Small chunks (the headers of small files) are joined up to this: each costs a system call on its way out.
+# Small chunks, such as the headers of small files, are joined up to this size: the server makes a system call for each chunk.
 _CHUNK = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How a subtree is packed, and what it is called then."""
+    """An archive format: file name extension, media type, and the function that packs a subtree."""
 
     extension: str
     media_type: str
@@ -33,7 +33,7 @@ class Format:
 
 
 def _tar_zst(accessor: NarAccessor, node: Node, name: str) -> Iterator[bytes]:
-    import zstandard  # here, since a start need not wait for it
+    import zstandard  # imported here to keep the start fast
 
     compressor = zstandard.ZstdCompressor(write_checksum=True).compressobj()
     for chunk in tar(accessor, node, name):
@@ -51,10 +51,10 @@ ARCHIVES = {
 
 
 def archive_response(request: Request, accessor: NarAccessor, node: Node, ref: NodeRef, name: str) -> Response:
-    """The subtree of ``node`` in the format of that name (a key of ARCHIVES): 200 or 304.
+    """Return the subtree of ``node`` as an archive in the format ``name``, a key of ARCHIVES: 200 or 304.
 
-    Its length is not known beforehand, so there are no ranges, and a failure on the way cuts the connection. Raises what
-    reading raises before the first byte.
+    The length is not known in advance, so there are no ranges, and an error after the first byte cuts the connection. Raises the
+    exceptions of reading that occur before the first byte.
     """
     packed = ARCHIVES[name]
     validators = ref.validators(f"{name} {_ETAG_VERSION}")
@@ -71,11 +71,11 @@ def archive_response(request: Request, accessor: NarAccessor, node: Node, ref: N
         response = Response(headers=headers)
         response.automatically_set_content_length = False  # Werkzeug would count the bytes of the empty body
         return response
-    return Response(_Started(joined(packed.pack(accessor, node, ref.name), _CHUNK)), headers=headers)
+    return Response(_Prefetched(joined(packed.pack(accessor, node, ref.name), _CHUNK)), headers=headers)
 
 
-class _Started:
-    """An iterator of which the first chunk is there already: until then, a failure is a proper error page."""
+class _Prefetched:
+    """An iterator whose first chunk is read immediately, so that an error before it becomes an error page."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks

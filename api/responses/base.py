@@ -1,4 +1,4 @@
-"""What all answers share: the Response class, the headers for safety and caching, the 304 response."""
+"""Code that all responses share: the Response class, the headers for security and caching, the 304 response."""
 
 import time
 from datetime import datetime
@@ -18,19 +18,20 @@ if TYPE_CHECKING:
 
 YEAR = 365 * 24 * 3600
 
-# Our own pages run no script at all, ours or anybody's, and load nothing but our style sheet and icon.
+# The policy of pages of this server: no scripts, and only its own style sheet and images. Pages with a script use PAGE_CSP.
 OWN_CSP = (
     "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 
-# All store paths share one origin, so what comes out of one must not act in the name of that origin. A sandbox without
-# allow-same-origin gives each document an opaque origin; documentation with scripts, forms and links goes on working.
+# All store paths share one origin, so a document in a store path must not act with the rights of that origin. A sandbox without
+# allow-same-origin gives each document an opaque origin; documentation with scripts, forms and links still works.
 CONTENT_CSP = (
     "sandbox allow-scripts allow-forms allow-popups allow-popups-to-escape-sandbox allow-modals allow-downloads "
     "allow-pointer-lock allow-presentation"
 )
 
-# Not on the safelist of Fetch, but a script needs them: to read in parts, to know the size and what it got.
+# Headers that are not on the safelist of the Fetch standard, but that scripts on other origins need: to read ranges, and to know
+# the size and what was verified.
 EXPOSED_HEADERS = (
     "Accept-Ranges", "Content-Disposition", "Content-Length", "Content-Range", "ETag", "NAR-Executable", "NAR-File-Size",
     "NAR-Verified",
@@ -46,23 +47,26 @@ _FOREVER = f"public, max-age={YEAR}, immutable"
 
 
 class Response(flask.Response):
-    """A response without a Content-Type unless one is set: Flask's text/html would be a wrong guess about a file.
+    """A response without a default Content-Type: Flask's default, text/html, would be wrong for most files.
 
-    ``kind`` is what it is of, for metrics: file, directory, archive, page, health or metrics.
+    ``kind`` is the kind of the response for metrics: file, directory, archive, page, health or metrics.
     """
 
     default_mimetype = None
     kind = "page"
 
     def get_wsgi_headers(self, environ: "WSGIEnvironment") -> Headers:
-        """The headers as they are where nothing is to be put right: Werkzeug's copy takes a tenth of a small answer's time."""
+        """Return the headers unchanged if Werkzeug has nothing to fix in them.
+
+        Werkzeug's copy takes a tenth of the time of a small response.
+        """
         if self.status_code in (200, 206) and "Content-Length" in self.headers:
             return self.headers
         return super().get_wsgi_headers(environ)
 
 
 def safe_headers(csp: str | None = OWN_CSP) -> Headers:
-    """What every answer carries. CORS is on errors and redirects too: a fetch follows and reads those as well."""
+    """Return the headers of every response. Errors and redirects have CORS headers too, since fetch() reads and follows them."""
     headers = Headers(_SAFE)
     if csp is not None:
         headers["Content-Security-Policy"] = csp
@@ -70,7 +74,7 @@ def safe_headers(csp: str | None = OWN_CSP) -> Headers:
 
 
 def cache_forever(headers: Headers) -> None:
-    """For answers that a store path decides: it never changes what it holds."""
+    """Mark a response as immutable: its content depends only on a store path, and a store path never changes."""
     headers["Cache-Control"] = _FOREVER
     headers["Expires"] = _date(int(time.time()) + YEAR)
 
@@ -83,12 +87,15 @@ def set_validators(headers: Headers, validators: Validators) -> None:
 
 @lru_cache(maxsize=16)
 def _date(moment: datetime | int) -> str:
-    """Remembered: there is one for all files, and one a second for when they expire."""
+    """Format a date. The result is cached: all files have the same date, and Expires changes once per second."""
     return http_date(moment)
 
 
 def not_modified(request: Request, validators: Validators, headers: Headers) -> Response | None:
-    """The 304 if the client has it already; ``headers`` are those of a 200. Raises PreconditionFailed (412)."""
+    """Return the 304 if the client has the current version, else None. Raises PreconditionFailed (412).
+
+    ``headers`` are the headers of the 200 response.
+    """
     outcome = evaluate(request.headers, validators)
     if outcome is Outcome.PRECONDITION_FAILED:
         raise PreconditionFailed
@@ -96,7 +103,7 @@ def not_modified(request: Request, validators: Validators, headers: Headers) -> 
 
 
 def text_response(text: str, *, cache_control: str = "no-store") -> Response:
-    """A few lines of plain text, such as /healthz and /robots.txt."""
+    """Make a plain text response, such as for /healthz and /robots.txt."""
     headers = safe_headers()
     headers["Cache-Control"] = cache_control
     headers["Content-Type"] = "text/plain; charset=utf-8"
@@ -104,7 +111,7 @@ def text_response(text: str, *, cache_control: str = "no-store") -> Response:
 
 
 def options_response() -> Response:
-    """The answer to OPTIONS, also to a browser that asks before it sends a conditional request for another origin."""
+    """Make the response to OPTIONS, including the preflight request of a browser for a conditional cross-origin request."""
     headers = safe_headers()
     headers["Allow"] = ALLOWED_METHODS
     headers["Access-Control-Allow-Methods"] = ALLOWED_METHODS

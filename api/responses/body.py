@@ -1,8 +1,8 @@
-"""Bodies of answers: bytes of a NAR as a stream, or as a window of an open file, for the WSGI server.
+"""Bodies of responses for the WSGI server: bytes of a NAR as a stream, or as a window of an open file.
 
-Two rules. The first bytes are there before the status is sent, so that a failure until then is a proper error page.
-And a body that comes out shorter than its Content-Length raises: the server then cuts the connection, and nobody
-takes the stump for the file.
+Two rules apply. First, the first bytes are read before the status is sent, so that an error until then becomes an error page.
+Second, a body that is shorter than its Content-Length raises, so that the server cuts the connection and no client takes the
+truncated body for the file.
 """
 
 import os
@@ -19,42 +19,42 @@ if TYPE_CHECKING:
 
 
 class FileBytes(NarBytes, Protocol):
-    """Bytes that lie in a file, where sending them from there is worth while.
+    """Bytes that can be sent from a file.
 
-    ``file`` is None (it is not), or an open file of this reader's own and the offset in it.
+    ``file`` is an open file, which belongs to this reader alone, and the offset in it; or None if sendfile is not worthwhile.
     """
 
     file: tuple[BinaryIO, int] | None
 
     def check_untouched(self) -> None:
-        """Raises NarcoreError if the file was changed since it was opened."""
+        """Raise NarcoreError if the file was changed since it was opened."""
 
 
-Read = Callable[[int, int], NarBytes]  # bytes start up to stop of one file
+Read = Callable[[int, int], NarBytes]  # (start, stop) -> these bytes of one file
 
 
 class StreamBody:
-    """Chunks as they come; ``peek`` looks ahead without losing anything."""
+    """A body that streams chunks. ``peek`` returns the first bytes without consuming them."""
 
     def __init__(self, source: NarBytes) -> None:
         self._source = source
         self._chunks = iter(source)
-        self._seen = b""
+        self._peeked = b""
 
     def peek(self, size: int) -> bytes:
-        """The first ``size`` bytes, fewer only if there are no more. Closes the source if it fails."""
+        """Return the first ``size`` bytes, or fewer if the body is shorter. Closes the source if reading fails."""
         try:
-            while len(self._seen) < size and (chunk := next(self._chunks, None)) is not None:
-                self._seen += chunk
+            while len(self._peeked) < size and (chunk := next(self._chunks, None)) is not None:
+                self._peeked += chunk
         except BaseException:
             self.close()
             raise
-        return self._seen[:size]
+        return self._peeked[:size]
 
     def __iter__(self) -> Iterator[bytes]:
-        sent = len(self._seen)
-        if self._seen:
-            yield self._seen
+        sent = len(self._peeked)
+        if self._peeked:
+            yield self._peeked
         for chunk in self._chunks:
             sent += len(chunk)
             yield chunk
@@ -66,14 +66,14 @@ class StreamBody:
 
 
 class FileWindow:
-    """A part of an open file, as a file: what ``wsgi.file_wrapper`` wants, so that a server can use sendfile.
+    """A part of an open file, as a file object for ``wsgi.file_wrapper``, so that a server can use sendfile.
 
-    A server that asks for ``fileno`` sends Content-Length bytes from the descriptor's position on; one that reads gets
-    no byte behind the part. All goes through the descriptor: a buffered file's position is not the descriptor's. It
-    says that it is not seekable, but socket.sendfile seeks when the kernel refuses to help.
+    A server that calls ``fileno`` sends Content-Length bytes from the position of the descriptor on. A server that calls ``read``
+    gets no byte after the part. All methods use the descriptor, because the position of a buffered file is not the position of its
+    descriptor. ``seekable`` returns False, but socket.sendfile seeks when the kernel does not support sendfile.
 
-    Whoever reads gets the last bytes only of a file that nobody has changed. Sendfile can't be made to wait for that, so
-    it is looked at again when the window is closed: a server that has sent too little then cuts the connection, where it
+    ``read`` returns the last bytes only if the file is unchanged. A transfer by sendfile can't be held back like this, so
+    ``close`` checks the file again. If it raises, a server that has sent too few bytes cuts the connection; otherwise the server
     would wait for the next request while the client waits for the rest.
     """
 
@@ -88,7 +88,7 @@ class FileWindow:
 
     @property
     def sent(self) -> int:
-        """How many bytes the server has taken: it reads, or socket.sendfile moves the position when it has ended."""
+        """How many bytes the server has taken, by ``read`` or by socket.sendfile, which sets the position when it ends."""
         return self._position - self._start
 
     def peek(self, size: int) -> bytes:
@@ -96,9 +96,9 @@ class FileWindow:
 
     def read(self, size: int = -1) -> bytes:
         left = max(0, self._stop - self._position)
-        wanted = left if size < 0 else min(size, left)
-        data = os.pread(self._descriptor, wanted, self._position)
-        if wanted and not data:
+        length = left if size < 0 else min(size, left)
+        data = os.pread(self._descriptor, length, self._position)
+        if length and not data:
             raise TruncatedStream(f"a file ends {left} bytes early")
         self._position += len(data)
         if self._position == self._stop:
@@ -126,20 +126,23 @@ class FileWindow:
 
 
 def joined(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
-    """Small chunks joined to ``size`` bytes or a little more: a server sends each by itself."""
-    waiting: list[bytes] = []
+    """Join small chunks to chunks of ``size`` bytes or slightly more, because a server sends each chunk separately."""
+    pending: list[bytes] = []
     length = 0
     for chunk in chunks:
-        waiting.append(chunk)
+        pending.append(chunk)
         length += len(chunk)
         if length >= size:
-            yield b"".join(waiting)
-            waiting, length = [], 0
-    yield b"".join(waiting)
+            yield b"".join(pending)
+            pending, length = [], 0
+    yield b"".join(pending)
 
 
 def open_body(read: Read, part: ByteRange, environ: "WSGIEnvironment") -> StreamBody | FileWindow:
-    """The bytes of ``part``, the first of them at hand."""
+    """Open the body for ``part`` and read its first bytes.
+
+    Returns a FileWindow if the bytes can be sent from a file and the server has ``wsgi.file_wrapper``.
+    """
     source = read(part.start, part.stop)
     file = getattr(source, "file", None)
     if file is not None and "wsgi.file_wrapper" in environ:
@@ -150,22 +153,22 @@ def open_body(read: Read, part: ByteRange, environ: "WSGIEnvironment") -> Stream
 
 
 def read_head(read: Read, size: int) -> bytes:
-    """The first bytes of a file of ``size`` bytes, as many as are looked at to tell its type."""
-    wanted = min(size, SNIFF_LENGTH)
-    if not wanted:
+    """Read the first bytes of a file of ``size`` bytes, as many as determine its type."""
+    length = min(size, SNIFF_LENGTH)
+    if not length:
         return b""
-    body = StreamBody(read(0, wanted))
+    body = StreamBody(read(0, length))
     try:
-        return body.peek(wanted)
+        return body.peek(length)
     finally:
         body.close()
 
 
 class MultipartBody:
-    """A multipart/byteranges body (RFC 9110 14.6): each part is opened when its turn comes, the first one at once."""
+    """A multipart/byteranges body (RFC 9110 14.6). The first part is opened immediately, each other part when it is reached."""
 
     def __init__(self, read: Read, parts: Sequence[ByteRange], size: int, content_type: str) -> None:
-        # Random, so that no file can hold the boundary of its own transfer.
+        # The boundary is random, so that no file can contain the boundary of its own transfer.
         self.boundary = os.urandom(16).hex()
         self._read = read
         self._parts = parts
@@ -196,5 +199,5 @@ class MultipartBody:
 
     def _head(self, part: ByteRange, size: int, content_type: str) -> bytes:
         lines = f"--{self.boundary}", f"Content-Type: {content_type}", f"Content-Range: {part.content_range(size)}"
-        # The line break before a delimiter belongs to it (RFC 2046 5.1.1); before the first it ends an empty preamble.
+        # The line break before a delimiter is part of the delimiter (RFC 2046 5.1.1); the first one ends an empty preamble.
         return "\r\n".join(("", *lines, "", "")).encode()

@@ -24,7 +24,7 @@ _NO_LIMIT = Limit()
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A regular file that is to be sent."""
+    """The regular file to send."""
 
     name: str
     size: int
@@ -36,8 +36,8 @@ class _File:
     def type_by_head(self, head: bytes) -> str:
         return type_by_content(head, complete=self.size <= SNIFF_LENGTH)
 
-    def is_told_by(self, part: ByteRange) -> bool:
-        """Whether ``part`` holds all the bytes that tell the type: it must be the same for every range."""
+    def has_head(self, part: ByteRange) -> bool:
+        """Return whether ``part`` contains all bytes that determine the type, which must be the same for every range."""
         return part.start == 0 and part.stop >= min(self.size, SNIFF_LENGTH)
 
 
@@ -51,12 +51,12 @@ def file_response(
     is_cached: bool = False,
     limit: Limit = _NO_LIMIT,
 ) -> Response:
-    """The answer to a GET or HEAD of a regular file: 200, 206 or 304.
+    """Make the response to a GET or HEAD of a regular file: 200, 206 or 304.
 
-    ``read`` is called only when bytes are needed. ``own_origin``: the request is on the path's own host name, so no
-    sandbox. ``is_cached``: reading costs next to nothing, so a HEAD may do it to tell the Content-Type. Raises
-    PreconditionFailed (412), RequestedRangeNotSatisfiable (416), AnswerTooLarge (413), and what ``read`` raises before the
-    first byte.
+    ``read`` is called only if bytes are needed. ``own_origin``: the store path has its own host name, so the response needs no
+    sandbox. ``is_cached``: reading is cheap, so a HEAD may read the first bytes to determine the Content-Type. Raises
+    PreconditionFailed (412), RequestedRangeNotSatisfiable (416), ResponseTooLarge (413), and the exceptions of ``read`` that occur
+    before the first byte.
     """
     validators = ref.validators()
     headers = safe_headers(None if own_origin else CONTENT_CSP)
@@ -71,31 +71,31 @@ def file_response(
     file = _File(ref.name, node.size, read)
     if request.method == "HEAD":
         return _head_only(headers, file, is_cached=is_cached)
-    parts = _wanted_parts(request, validators, node.size)
+    parts = _requested_parts(request, validators, node.size)
     length = sum(part.length for part in parts) if parts else node.size
-    limit.check_length(request, length, _named(headers, ref))
+    limit.check_length(request, length, _with_file_name(headers, ref))
     if parts is not None and len(parts) > 1:
         return _many_parts(headers, file, parts)
     return _one_part(request, headers, file, parts[0] if parts else None)
 
 
-def _named(headers: Headers, ref: NodeRef) -> Headers:
-    """What an answer of the whole file has to be when it comes from elsewhere: of the same name."""
-    named = headers.copy()
-    named.setdefault("Content-Disposition", content_disposition(ref.name, "inline"))
-    return named
+def _with_file_name(headers: Headers, ref: NodeRef) -> Headers:
+    """Return the headers with the file name: the URL of a copy in a bucket does not end with it."""
+    with_name = headers.copy()
+    with_name.setdefault("Content-Disposition", content_disposition(ref.name, "inline"))
+    return with_name
 
 
 def _describe(headers: Headers, node: Node) -> None:
     headers["Accept-Ranges"] = "bytes"
-    # API Gateway renames Content-Length on HEAD, and a 206 says only the part's: this one is always the file's size.
+    # API Gateway renames Content-Length on HEAD, and a 206 has the length of the part. This header always has the file size.
     headers["NAR-File-Size"] = str(node.size)
     if node.executable:
         headers["NAR-Executable"] = "1"
 
 
-def _wanted_parts(request: Request, validators: Validators, size: int) -> list[ByteRange] | None:
-    """What Range asks for, or None for the whole (RFC 9110 13.2.2 step 5, and 14.2)."""
+def _requested_parts(request: Request, validators: Validators, size: int) -> list[ByteRange] | None:
+    """Return the requested ranges, or None for the whole file (RFC 9110 13.2.2 step 5, and 14.2)."""
     header = request.headers.get("Range")
     if header is None or not range_applies(request.headers, validators):
         return None
@@ -116,10 +116,10 @@ def _head_only(headers: Headers, file: _File, *, is_cached: bool) -> Response:
 
 
 def _one_part(request: Request, headers: Headers, file: _File, part: ByteRange | None) -> Response:
-    """The whole file, or the single ``part`` of it."""
+    """Send the whole file, or a single ``part`` of it."""
     sent = part or ByteRange(0, file.size)
     content_type = type_by_name(file.name)
-    if content_type is None and not file.is_told_by(sent):
+    if content_type is None and not file.has_head(sent):
         content_type = file.type_by_head(file.head())
     body = open_body(file.read, sent, request.environ) if sent.length else None
     if content_type is None:
@@ -133,7 +133,7 @@ def _one_part(request: Request, headers: Headers, file: _File, part: ByteRange |
 
 def _sending(request: Request, headers: Headers, body: StreamBody | FileWindow | None, status: HTTPStatus) -> Response:
     if isinstance(body, FileWindow):
-        # Nothing around it: a server takes its own wrapper as the sign that it may use sendfile (PEP 3333).
+        # The wrapper must not be wrapped again: a server uses sendfile only for an instance of its own wrapper (PEP 3333).
         wrapped: Iterable[bytes] = request.environ["wsgi.file_wrapper"](body, CHUNK_SIZE)
         return Response(wrapped, status=status, headers=headers, direct_passthrough=True)
     return Response(body if body is not None else b"", status=status, headers=headers)

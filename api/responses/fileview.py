@@ -1,6 +1,7 @@
-"""The response for ``?view``, a regular file as a page: source, picture, hex dump, facts of a program, or a derivation.
+"""The response for ``?view``: a regular file as an HTML page.
 
-However long the file is, no more is read than one page of it shows; what a browser can show by itself is not read at all.
+The page shows source text, an image, audio or video, a hex dump, the properties of an ELF file, or a derivation. However long the
+file is, only the bytes that one page shows are read. A file that the browser displays itself is not read at all.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,18 +30,18 @@ from narcore.formats.listing import Node
 from narcore.formats.names import to_text
 from narcore.sizes import human_size
 
-# Part of the ETags: to be changed with what this module makes of a file.
+# Part of the ETags. Increase it when this module makes another page from the same file.
 _ETAG_VERSION = "1"
 
-# A page of text, which is also the longest that is highlighted, and a page of bytes.
+# File bytes per page, as text and as a hex dump. A longer text is not highlighted.
 TEXT_PAGE = 128 * 1024
 HEX_PAGE = 8 * 1024
 
-# A derivation is one page, whatever is in it: a longer one is shown as text.
+# A derivation is always a single page. A longer file is shown as text.
 DERIVATION_LIMIT = 1 << 20
 
 _EMBEDDED = {"image": "image", "audio": "audio", "video": "video", "application/pdf": "pdf"}
-# Pictures that no browser shows, or not all of them.
+# Media types that no browser, or not every browser, can display.
 _NOT_EMBEDDED = (
     "image/tiff",
     "image/heic",
@@ -53,13 +54,13 @@ _NOT_EMBEDDED = (
 
 
 def view_response(request: Request, node: Node, ref: NodeRef, read: Read, *, prefix: str = "") -> Response:
-    """The page of a regular file. ``prefix`` (encoded) is what links to other store paths begin with.
+    """Make the page of a regular file. ``prefix`` is the percent-encoded prefix of links to other store paths.
 
-    Raises what reading raises: all that is read is read before the answer begins.
+    Raises the exceptions of ``read``: all bytes are read before the response begins.
     """
     view = _View(request, node, ref, read, prefix)
-    made_by = f"{templates_version()} {_ETAG_VERSION} {highlighter()}"
-    validators = ref.validators(f"view {made_by} {view.mode} {view.wanted_page}")
+    version = f"{templates_version()} {_ETAG_VERSION} {highlighter()}"
+    validators = ref.validators(f"view {version} {view.mode} {view.requested_page}")
     headers = safe_headers(PAGE_CSP)
     cache_forever(headers)
     set_validators(headers, validators)
@@ -72,7 +73,7 @@ def view_response(request: Request, node: Node, ref: NodeRef, read: Read, *, pre
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """What the page shows of the contents, and by which part of the template."""
+    """The contents to show: the kind selects the part of the template that gets ``values``."""
 
     kind: str
     page: FilePage | None = None
@@ -81,6 +82,8 @@ class _Shown:
 
 @dataclass(frozen=True, slots=True)
 class _View:
+    """The page of one file."""
+
     request: Request
     node: Node
     ref: NodeRef
@@ -89,11 +92,11 @@ class _View:
 
     @property
     def mode(self) -> str:
-        """``hex`` for ``?view=hex``; else whatever fits."""
+        """``hex`` for ``?view=hex``; "" chooses by the contents."""
         return "hex" if self.request.args.get("view") == "hex" else ""
 
     @property
-    def wanted_page(self) -> str | None:
+    def requested_page(self) -> str | None:
         return self.request.args.get("page")
 
     def render(self) -> Iterator[bytes]:
@@ -115,7 +118,7 @@ class _View:
             kind=shown.kind,
             mode=self.mode,
             page=shown.page,
-            turns=_turns(shown.page, self.mode),
+            page_links=_page_links(shown.page, self.mode),
             **values,
         )
 
@@ -126,7 +129,7 @@ class _View:
             return _Shown(embedded)
         if not self.node.size:
             return _Shown("empty")
-        page = FilePage.of(self.wanted_page, self.node.size, TEXT_PAGE)
+        page = FilePage.of(self.requested_page, self.node.size, TEXT_PAGE)
         data = b"" if self.mode else self._bytes(page.start, page.stop)
         head = data[:SNIFF_LENGTH] if page.number == 1 and data else self._bytes(0, min(self.node.size, SNIFF_LENGTH))
         if self.mode or type_by_content(head, complete=self.node.size <= SNIFF_LENGTH) != PLAIN:
@@ -134,7 +137,7 @@ class _View:
         return self._derivation() or self._text(data, page)
 
     def _hex(self, head: bytes) -> _Shown:
-        page = FilePage.of(self.wanted_page, self.node.size, HEX_PAGE)
+        page = FilePage.of(self.requested_page, self.node.size, HEX_PAGE)
         facts = elf_facts(self.read, self.node.size) if head.startswith(MAGIC) and page.number == 1 else None
         return _Shown(
             "hex",
@@ -146,11 +149,11 @@ class _View:
         text = _page_text(data, page)
         links = self._links()
         lines = lines_of(text, links, self.ref.name if page.is_all else "")
-        named = "/nix-support/" in f"/{self.ref.path}"
-        return _Shown("text", page, {"lines": lines, "paths": links.paths(text) if named else []})
+        lists_paths = "/nix-support/" in f"/{self.ref.path}"
+        return _Shown("text", page, {"lines": lines, "paths": links.paths(text) if lists_paths else []})
 
     def _derivation(self) -> _Shown | None:
-        """None if the file is no derivation after all, or too long for one."""
+        """Return None if the file is not a derivation or is longer than DERIVATION_LIMIT."""
         if not self.ref.name.endswith(".drv") or self.node.size > DERIVATION_LIMIT:
             return None
         try:
@@ -192,7 +195,7 @@ def _shown_value(value: str, links: StoreLinks) -> list[Markup]:
 
 
 def _page_text(data: bytes, page: FilePage) -> str:
-    """As UTF-8; of a character that is cut at an end of the page, what is left is left out."""
+    """Decode a page as UTF-8, without the partial characters at its ends."""
     if page.number > 1:
         data = data.lstrip(bytes(range(0x80, 0xC0)))
     text = data.decode("utf-8", "replace")
@@ -200,13 +203,13 @@ def _page_text(data: bytes, page: FilePage) -> str:
 
 
 def _own_href(request: Request) -> str:
-    """The file itself, relative to its page: the last segment of the URL, without its query."""
+    """Return the URL of the file, relative to its page: the last segment of the URL path, without the query."""
     path: str = request.environ.get("PATH_INFO", "")
     return "./" + quote_path(to_text(path.rpartition("/")[2].encode("latin-1")))
 
 
-def _turns(page: FilePage | None, mode: str) -> list[Link]:
-    """Links to the other pages."""
+def _page_links(page: FilePage | None, mode: str) -> list[Link]:
+    """Return links to the other pages of the file."""
     if page is None or page.is_all:
         return []
     view = f"?view={mode}" if mode else "?view"

@@ -1,4 +1,4 @@
-"""The values of ``?format=``: the one list for the handlers, the error message and the OpenAPI document."""
+"""The values of ``?format=``. The handlers, the error message and the OpenAPI document use this list."""
 
 from werkzeug.exceptions import BadRequest
 from werkzeug.wrappers import Request
@@ -11,8 +11,8 @@ FORMATS = (LISTING, NARINFO, *ARCHIVES)
 
 
 def requested_format(request: Request) -> str | None:
-    """What ``?format=`` asks for, or None. Raises BadRequest with the formats that there are."""
-    wanted = request.args.get("format")
-    if wanted is not None and wanted not in FORMATS:
-        raise BadRequest(f"There is no format {wanted!r}. What can be asked for: {', '.join(FORMATS)}.")
-    return wanted
+    """Return the value of ``?format=``, or None. Raises BadRequest if it is not one of FORMATS."""
+    name = request.args.get("format")
+    if name is not None and name not in FORMATS:
+        raise BadRequest(f"Unknown format {name!r}. Supported formats: {', '.join(FORMATS)}.")
+    return name

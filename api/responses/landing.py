@@ -1,4 +1,4 @@
-"""The response for the landing page, and the values that it shows."""
+"""The response for the landing page, and the values that the page shows."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -14,15 +14,15 @@ from api.responses.templates import render
 
 
 class State(Enum):
-    """What is known of a store: nobody waits for it."""
+    """The known state of a store. The landing page does not contact a store to find out."""
 
-    UNKNOWN = "has not been heard of yet"
-    ANSWERS = "answers"
-    FAILS = "does not answer, and is left alone for now"
+    UNKNOWN = "not contacted yet"
+    AVAILABLE = "available"
+    UNAVAILABLE = "unavailable, paused"
 
 
 class Cache(NamedTuple):
-    """A store to show: its URL without passwords, its store dir, "" where that is not known (yet)."""
+    """A store on the landing page: its URL without passwords, and its store dir, "" if not known (yet)."""
 
     url: str
     store_dir: str = ""
@@ -37,9 +37,9 @@ def landing_response(
     examples: Sequence[tuple[str, str]] = (),
     recent: Sequence[str] = (),
 ) -> Response:
-    """What this is and how to use it. Its form asks for ``/?path=<what was typed>``.
+    """Make the landing page. Its form requests ``/?path=<text>``.
 
-    ``examples``: labels, and URL paths (encoded, without SCRIPT_NAME). ``recent``: store paths.
+    ``examples`` are pairs of a label and a URL path (percent-encoded, without SCRIPT_NAME). ``recent`` are store paths.
     """
     page = render(
         request,
@@ -60,5 +60,5 @@ def landing_response(
 
 
 def _page_of(store_path: str) -> str:
-    """A derivation is a file, which a browser would not show as a page by itself."""
+    """Return the URL path of the page of a store path. A derivation is a file, so it needs ``?view`` to be shown as a page."""
     return quote_path(store_path) + ("?view" if store_path.endswith(".drv") else "")

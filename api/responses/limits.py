@@ -1,4 +1,4 @@
-"""The size limit of one answer, checked before the answer is sent where that is possible."""
+"""The size limit of a response, checked before the response is sent if possible."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -12,14 +12,15 @@ from api.responses.base import Response
 from api.responses.redirects import script_root
 from narcore.concurrency.closing import close
 
-# A body of unknown length is collected to see whether it fits, where so much may be collected. Else it is counted as it goes.
+# A body of unknown length is buffered to measure it, if the limit is at most this many bytes. Otherwise its bytes are counted
+# while they are sent.
 _COLLECT = 16 << 20
 
 
-class AnswerTooLarge(RequestEntityTooLarge):
-    """413: the platform can't carry the answer. ``description`` says what can be done instead.
+class ResponseTooLarge(RequestEntityTooLarge):
+    """The response is larger than the limit (413). ``description`` tells the client what to do instead.
 
-    ``headers`` are those that the whole answer would have.
+    ``headers`` are the headers of the whole response.
     """
 
     def __init__(self, description: str, headers: Headers) -> None:
@@ -28,28 +29,31 @@ class AnswerTooLarge(RequestEntityTooLarge):
 
 
 class BodyTooLarge(Exception):
-    """A body that turned out too large after a part of it was sent: the connection is cut."""
+    """A body exceeded the limit after a part of it was sent. The connection is cut."""
 
 
 class Limit:
-    """At most ``size`` bytes in the body of one answer; None is no limit."""
+    """The maximum ``size`` of the body of one response in bytes; None means no limit."""
 
     def __init__(self, size: int | None = None) -> None:
         self.size = size
 
     def check_length(self, request: Request, length: int, headers: Headers) -> None:
-        """Raises AnswerTooLarge for a file, or the ranges of one, that would have ``length`` bytes, before any is read."""
+        """Raise ResponseTooLarge if ``length``, the size of a file or of its requested ranges, exceeds the limit.
+
+        This check needs no bytes of the file. ``headers`` are the headers of the whole response.
+        """
         if self.size is not None and length > self.size:
-            # The last byte is inclusive; the URL is as it was asked for, to be pasted.
+            # The last byte of a range is inclusive. The URL is the requested URL, so that the command can be pasted.
             example = f"curl -r 0-{self.size - 1} '{_url(request)}'"
-            raise AnswerTooLarge(
-                f"This would be {length} bytes, and one answer has {self.size} at most here. "
-                f"Ask for one range after the other: {example}",
+            raise ResponseTooLarge(
+                f"The response would have {length} bytes; this server sends at most {self.size} bytes in one response. "
+                f"Request one range after the other: {example}",
                 headers,
             )
 
     def check(self, request: Request, response: Response) -> Response:
-        """The response, if it fits. Raises AnswerTooLarge, and what reading a body of unknown length raises."""
+        """Return the response if it fits. Raises ResponseTooLarge, and the exceptions of reading a body of unknown length."""
         if self.size is None or request.method == "HEAD":
             return response
         length = _known_length(response)
@@ -66,10 +70,9 @@ class Limit:
             return response
         response.close()
         page = response.mimetype == "text/html"
-        raise AnswerTooLarge(
-            f"This would be more than {self.size} bytes, and one answer does not have more here. "
-            + ("Ask for it with ?format=json, or for a directory" if page else "Ask for a directory or a file")
-            + " further down.",
+        raise ResponseTooLarge(
+            f"The response would have more than {self.size} bytes, the maximum of this server. "
+            + ("Request ?format=json or a subdirectory." if page else "Request a subdirectory or a single file."),
             response.headers,
         )
 
@@ -91,7 +94,7 @@ def _counted(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
     for chunk in chunks:
         left -= len(chunk)
         if left < 0:
-            raise BodyTooLarge(f"a body of more than {size} bytes, which is what the platform carries")
+            raise BodyTooLarge(f"the body exceeds the limit of {size} bytes")
         yield chunk
 
 
@@ -102,7 +105,10 @@ def _known_length(response: Response) -> int | None:
 
 
 def _url(request: Request) -> str:
-    """With nothing in it that could end the quotes it is put into, for a shell. Werkzeug gives no host for one that is none."""
+    """Return the requested URL without characters that would end a quoted string in a shell.
+
+    Werkzeug returns an empty host if the Host header is invalid.
+    """
     path = quote_from_bytes(request.environ.get("PATH_INFO", "").encode("latin-1"), safe="/+=?,;:@!$&()*~")
     host = quote(request.host or request.environ["SERVER_NAME"], safe=".:[]")
     return f"{request.scheme}://{host}{script_root(request)}{path}"

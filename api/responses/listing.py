@@ -19,24 +19,27 @@ from narcore.formats.listing import NarListing, Node
 from narcore.lookup.pathinfo import PathInfo
 from narcore.sizes import human_size
 
-# Part of the ETags: to be changed with what this module makes of a listing.
+# Part of the ETags. Increase it when this module makes another page or JSON from the same listing.
 _ETAG_VERSION = "2"
 
 
 def prefers_json(request: Request) -> bool:
-    """Whether the Accept header asks for JSON rather than for a page."""
+    """Return whether the Accept header prefers JSON to HTML."""
     return negotiate(request.headers.get("Accept"), (HTML, JSON), HTML) == JSON
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
-    """What a page shows beside the entries: ``info`` at the root of a store path, the README if ``read`` costs little."""
+class Extras:
+    """Sources of the parts of a page besides the entries.
+
+    ``info`` fills the panel at the root of a store path. ``read`` reads the README; it is None if reading is not cheap.
+    """
 
     info: PathInfo | None = None
     read: Callable[[Node], bytes] | None = None
 
 
-_NOTHING = Beside()
+_NO_EXTRAS = Extras()
 
 
 def listing_response(
@@ -46,17 +49,17 @@ def listing_response(
     ref: NodeRef,
     *,
     prefix: str | None = None,
-    beside: Beside = _NOTHING,
+    extras: Extras = _NO_EXTRAS,
 ) -> Response:
-    """The listing of ``node``: JSON for ``?format=json`` or by Accept, in full with ``?recursive``; else HTML.
+    """Make the listing of ``node``: JSON for ``?format=json`` or if Accept prefers it, otherwise HTML.
 
-    JSON there is of any node. For HTML the URL must be a directory's, with its slash. ``prefix`` (encoded) is what
-    links to other store paths begin with; the default is SCRIPT_NAME.
+    The JSON has all levels for ``?recursive``. Any node has a JSON listing. For HTML, the node must be a directory and the URL
+    must end with a slash. ``prefix`` is the percent-encoded prefix of links to other store paths; the default is SCRIPT_NAME.
     """
     by_format = requested_format(request) == LISTING
     if by_format or prefers_json(request):
         return _json_response(request, listing, node, ref, by_format=by_format)
-    page = _Page(request, listing, node, ref, script_root(request) if prefix is None else prefix, beside)
+    page = _Page(request, listing, node, ref, script_root(request) if prefix is None else prefix, extras)
     return page.response()
 
 
@@ -84,12 +87,13 @@ class _Page:
     node: Node
     ref: NodeRef
     prefix: str
-    beside: Beside
+    extras: Extras
 
     def response(self) -> Response:
         order = Order.of(self.request.args)
-        readme = find_readme(self.listing, self.node) if self.beside.read is not None else None
-        validators = self.ref.validators(f"html {templates_version()} {_ETAG_VERSION} {order} {self._told(readme)}")
+        readme = find_readme(self.listing, self.node) if self.extras.read is not None else None
+        version = f"html {templates_version()} {_ETAG_VERSION}"
+        validators = self.ref.validators(f"{version} {order} {self._extras_version(readme)}")
         headers = safe_headers(PAGE_CSP)
         headers["Vary"] = "Accept"
         cache_forever(headers)
@@ -99,23 +103,23 @@ class _Page:
             return unchanged
         headers["Content-Type"] = f"{HTML}; charset=utf-8"
         text = self._read(readme)
-        if readme is not None and text is None:  # the page has less than it should: the next one may have it
+        if readme is not None and text is None:  # the page lacks its README, which the next request may be able to read
             headers["Cache-Control"] = "no-store"
             del headers["Expires"], headers["ETag"], headers["Last-Modified"]
         return streamed(self._render(order, text), headers)
 
-    def _told(self, readme: Node | None) -> str:
-        """What else than the NAR decides the page."""
-        info = self.beside.info
-        of_path = f"{info.narinfo.to_text()} {info.store.url} {info.trust}" if info else ""
-        return f"{readme is not None} {of_path}"
+    def _extras_version(self, readme: Node | None) -> str:
+        """Return the values besides the NAR that determine the page, for its ETag."""
+        info = self.extras.info
+        panel_version = f"{info.narinfo.to_text()} {info.store.url} {info.trust}" if info else ""
+        return f"{readme is not None} {panel_version}"
 
     def _read(self, readme: Node | None) -> Readme | None:
-        """None if there is none, or if it can't be read: the listing is there all the same."""
-        if readme is None or self.beside.read is None:
+        """Return the README, or None if there is none or it can't be read. The page then shows only the listing."""
+        if readme is None or self.extras.read is None:
             return None
         try:
-            return readme_of(readme.name, self.beside.read(readme))
+            return readme_of(readme.name, self.extras.read(readme))
         except NarcoreError:
             return None
 
@@ -138,7 +142,7 @@ class _Page:
         )
 
     def _switches(self, order: Order) -> list[Switch]:
-        """Links to this page in another order."""
+        """Return links to this page in another order."""
         by_size, folders_first = order.by_size, order.folders_first
         return [
             Switch("Largest first", self._query(order._replace(by_size=not by_size)), by_size),
@@ -146,12 +150,11 @@ class _Page:
         ]
 
     def _query(self, order: Order) -> str:
-        kept = next(
-            (word for word in ("list", "view") if word in self.request.args), ""
-        )  # else there may be an index.html
-        query = "&".join(filter(None, [kept, order.query]))
+        # Without list or view, the link would show the index.html of the directory, if it has one.
+        current = next((word for word in ("list", "view") if word in self.request.args), "")
+        query = "&".join(filter(None, [current, order.query]))
         return f"?{query}" if query else "./"
 
     def _panel(self) -> Panel | None:
-        info = self.beside.info
+        info = self.extras.info
         return panel_of(info, self.prefix, page_url(self.request)) if info else None

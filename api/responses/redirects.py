@@ -1,4 +1,4 @@
-"""The redirect response, and the prefix (SCRIPT_NAME) that links to this server begin with."""
+"""The redirect response, and SCRIPT_NAME, the prefix of all links to this server."""
 
 from urllib.parse import quote_from_bytes
 
@@ -7,24 +7,24 @@ from werkzeug.wrappers import Request
 from api.http.text import quote_path
 from api.responses.base import Response, cache_forever, safe_headers
 
-# All that RFC 3986 allows in a query. A query that came in is passed on; what is not allowed in one is encoded.
+# The characters that RFC 3986 allows in a query. A redirect keeps the query of the request and encodes all other characters.
 _QUERY_CHARACTERS = "%!$&'()*+,;=:@/?-._~"
 
 
 def script_root(request: Request) -> str:
-    """SCRIPT_NAME, percent-encoded, without a slash at its end: what our own links begin with."""
+    """Return SCRIPT_NAME, percent-encoded and without a final slash: the prefix of links to this server."""
     return quote_from_bytes(request.environ.get("SCRIPT_NAME", "").encode("latin-1"), safe="/").rstrip("/")
 
 
 def redirect_response(
     request: Request, path: str, *, origin: str = "", immutable: bool = True, keep_query: bool = True
 ) -> Response:
-    """302 to ``path`` (decoded, absolute, without SCRIPT_NAME), with the query string of the request.
+    """Make a 302 to ``path`` (decoded, absolute, without SCRIPT_NAME), with the query string of the request if ``keep_query``.
 
-    ``origin`` (``//host``) leads to another host of ours, which the same server is in front of: SCRIPT_NAME is the same.
-    ``immutable``: the store path decides it, so it may be cached for ever.
+    ``origin`` (``//host``) redirects to another host name of this server; SCRIPT_NAME is the same there. ``immutable``: the
+    target depends only on the store path, so the redirect may be cached forever.
     """
-    # One slash, not two: "//host" would be another host (RFC 3986 4.2).
+    # Exactly one slash: "//host" would be another host (RFC 3986 4.2).
     location = f"{origin}{script_root(request)}/{quote_path(path.lstrip('/'))}"
     if keep_query and request.query_string:
         location += "?" + quote_from_bytes(request.query_string, safe=_QUERY_CHARACTERS)

@@ -1,4 +1,4 @@
-"""Renders the templates of the HTML pages, and sends them and their static files."""
+"""Renders the templates of HTML pages, and sends the pages and their static files."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from api.responses.base import OWN_CSP, Response, cache_forever, not_modified, s
 from api.responses.body import joined
 from api.responses.redirects import script_root
 
-# A store dir is an absolute path of words; none begins with a lone dash.
+# This prefix can't be in a store dir: no component of a store dir is a single dash.
 STATIC_PREFIX = "/-/static/"
 
 _API = Path(__file__).parent.parent
@@ -36,23 +36,25 @@ _STATIC = {
     "link.svg": _SVG,
 }
 
-# Pages that are a pleasure with a script, and do without: it is a file of ours. What they embed is on the same host.
+# The policy of pages with the script of this server. They also work without it. The files that they embed are on the same host.
 PAGE_CSP = f"{OWN_CSP}; script-src 'self'; media-src 'self'; frame-src 'self'; object-src 'self'"
 
-# Set in the environ of a request whose answer will be fetched from another host.
+# Set in the environ of a request whose response will be served by another host, a bucket.
 MOVED = "nar_serve.moved"
 
-# What a style sheet of ours names.
+# A static file that a style sheet refers to.
 _CSS_URL = re.compile(r'url\("([a-z.]+)"\)')
 
 _CHUNK = 32 * 1024
-# What is built before it is sent: so much is sent with its Content-Length, which lets a client see a broken transfer.
+# A page of up to this size is built completely and sent with Content-Length, so that a client notices a truncated transfer.
 _BUFFER = 256 * 1024
 
 
 class StaticFile(NamedTuple):
+    """A static file. ``version`` is a hash of the content; the URL contains it, so that the file may be cached forever."""
+
     content: bytes
-    version: str  # of the content; the URL carries it, so that the answer may be cached for ever
+    version: str
 
 
 @cache
@@ -77,19 +79,19 @@ def _static_file(name: str) -> StaticFile:
 
 
 def _versioned(name: str) -> str:
-    """The URL of a static file, relative to the others, that stands for this very content."""
+    """Return the URL of a static file with its version, relative to the other static files."""
     return f"{name}?v={_static_file(name).version}"
 
 
 @cache
 def templates_version() -> str:
-    """Changes with the templates and what they link to: a part of the ETag of what they render."""
+    """Return a hash of the templates and of the static files. It is part of the ETag of each page."""
     sources = [path.read_text() for path in sorted(_TEMPLATES.glob("*.html"))]
     return make_etag(*sources, *(_static_file(name).version for name in _STATIC)).strip('"')
 
 
 def static_response(request: Request, name: str) -> Response:
-    """A file below STATIC_PREFIX; for ever if the URL says which version. Raises NotFound."""
+    """Send a static file. It may be cached forever if the URL has the current version. Raises NotFound for an unknown name."""
     if name not in _STATIC:
         raise NotFound
     file = _static_file(name)
@@ -105,9 +107,9 @@ def static_response(request: Request, name: str) -> Response:
 
 
 def render(request: Request, template: str, **values: object) -> Iterator[bytes]:
-    """The page, in chunks: a long one is never whole in memory."""
+    """Render a page in chunks, so that a long page is never completely in memory."""
     root = script_root(request)
-    # A page that is put elsewhere has to say where its links lead from, and what its own headers would have said.
+    # A copy on another host needs a base URL for its links, and a policy in the page, since its headers are lost.
     base = page_url(request) if request.environ.get(MOVED) else ""
     values |= {"base": base, "origin": f"{request.scheme}://{request.host}"}
     static = {name.partition(".")[0]: f"{root}{STATIC_PREFIX}{_versioned(name)}" for name in _STATIC}
@@ -116,13 +118,13 @@ def render(request: Request, template: str, **values: object) -> Iterator[bytes]
 
 
 def page_url(request: Request) -> str:
-    """Where the request was sent to, whole but for the query: for people to copy."""
+    """Return the absolute URL of the request without its query, for users to copy."""
     path = quote_from_bytes(request.environ.get("PATH_INFO", "").encode("latin-1"), safe="/")
     return f"{request.scheme}://{request.host}{script_root(request)}{path}"
 
 
 def streamed(chunks: Iterator[bytes], headers: Headers, status: int = 200) -> Response:
-    """A body made on the fly: with Content-Length if it is short, else as it comes."""
+    """Make a response from generated chunks: with Content-Length if the body is short, else streamed."""
     ready: list[bytes] = []
     size = 0
     for chunk in chunks:

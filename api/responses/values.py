@@ -1,4 +1,4 @@
-"""The response for a value as JSON, such as a narinfo or the OpenAPI document."""
+"""The response with a value as JSON, such as a narinfo or the OpenAPI document."""
 
 import json
 
@@ -8,12 +8,12 @@ from api.http.conditional import Validators, make_etag
 from api.http.negotiation import JSON
 from api.responses.base import Response, not_modified, safe_headers, set_validators
 
-# These change where a store path does not: a narinfo gets signatures, its NAR is compressed anew, another store has it.
+# These values can change, unlike a store path: a narinfo gets more signatures, its NAR is recompressed, or another store has it.
 CACHED_SECONDS = 300
 
 
 def json_response(request: Request, value: object) -> Response:
-    """200 or 304. Raises PreconditionFailed."""
+    """Make the response: 200 or 304. Raises PreconditionFailed (412)."""
     text = json.dumps(value) + "\n"
     validators = Validators(make_etag(text))
     headers = safe_headers()

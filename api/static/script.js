@@ -1,7 +1,8 @@
 "use strict";
-/* What our pages do beyond links: filter a directory, walk it by keys, copy a line, mark a range of lines. */
+/* Optional features of the pages: filter a directory, move through it with the keyboard, copy a command, mark a range of lines. */
 
-function visit(rows, from, step) {
+/* Focuses the next visible row in the direction of `step`. Returns false if there is none. */
+function focusRow(rows, from, step) {
   for (let index = from + step; index >= 0 && index < rows.length; index += step) {
     if (!rows[index].hidden && !rows[index].parentElement.hidden) {
       rows[index].querySelector("td.name a")?.focus();
@@ -16,69 +17,69 @@ function directory(table) {
   const input = box.querySelector("input");
   const count = document.getElementById("count");
   const unfiltered = count.textContent;
-  let groups = null; // a directory may have 100,000 entries: nothing is gathered before it is needed
+  let groups = null; // collected at first use, because a directory may have 100,000 entries
   let rows = null;
-  let waiting = 0;
+  let frame = 0; // the requested animation frame, or 0
 
-  function gather() {
+  function collectRows() {
     if (groups) return;
     groups = [...table.tBodies]
       .filter((body) => !body.classList.contains("up"))
       .map((body) => {
-        const own = [...body.rows];
-        const names = own.map((row) => row.querySelector("bdi")?.textContent.toLowerCase() ?? "");
-        return { body, rows: own, names };
+        const bodyRows = [...body.rows];
+        const names = bodyRows.map((row) => row.querySelector("bdi")?.textContent.toLowerCase() ?? "");
+        return { body, rows: bodyRows, names };
       });
     rows = groups.flatMap((group) => group.rows);
   }
 
-  /* Rows of a group that is out of sight are left as they are: to change 100,000 would be slow. */
-  function filterGroup(group, wanted) {
-    const fits = group.names.map((name) => name.includes(wanted));
-    const left = fits.filter(Boolean).length;
-    group.body.hidden = left === 0;
-    if (left === 0) return 0;
+  /* If no row of a group matches, only the group is hidden: hiding up to 100,000 single rows would be slow. */
+  function filterGroup(group, text) {
+    const matches = group.names.map((name) => name.includes(text));
+    const matchCount = matches.filter(Boolean).length;
+    group.body.hidden = matchCount === 0;
+    if (matchCount === 0) return 0;
     group.rows.forEach((row, index) => {
-      if (row.hidden === fits[index]) row.hidden = !fits[index];
+      if (row.hidden === matches[index]) row.hidden = !matches[index];
     });
-    return left;
+    return matchCount;
   }
 
   function filter() {
-    waiting = 0;
-    gather();
-    const wanted = input.value.trim().toLowerCase();
-    const left = groups.reduce((sum, group) => sum + filterGroup(group, wanted), 0);
-    table.classList.toggle("filtered", left < 2000);
-    count.textContent = wanted ? `${left.toLocaleString("en")} of ${unfiltered}` : unfiltered;
+    frame = 0;
+    collectRows();
+    const text = input.value.trim().toLowerCase();
+    const matchCount = groups.reduce((sum, group) => sum + filterGroup(group, text), 0);
+    table.classList.toggle("filtered", matchCount < 2000);
+    count.textContent = text ? `${matchCount.toLocaleString("en")} of ${unfiltered}` : unfiltered;
   }
 
-  /* Before a key moves on: what was typed just now may wait for the next frame. */
-  function settle() {
-    gather();
-    if (!waiting) return;
-    cancelAnimationFrame(waiting);
+  /* Applies the filter now if it is scheduled for the next frame, so that a key acts on the filtered rows. */
+  function applyPendingFilter() {
+    collectRows();
+    if (!frame) return;
+    cancelAnimationFrame(frame);
     filter();
   }
 
-  function walk(event) {
+  function handleKey(event) {
     if (event.altKey || event.ctrlKey || event.metaKey) return;
-    const here = document.activeElement;
-    const inList = table.contains(here);
-    if (event.key === "/" && here !== input) {
+    const focused = document.activeElement;
+    const inList = table.contains(focused);
+    if (event.key === "/" && focused !== input) {
       input.focus();
-    } else if (event.key === "Escape" && here === input && input.value) {
+    } else if (event.key === "Escape" && focused === input && input.value) {
       input.value = "";
       filter();
-    } else if (event.key === "Enter" && here === input) {
-      settle();
-      if (visit(rows, -1, 1)) document.activeElement.click();
-    } else if ((event.key === "ArrowDown" || event.key === "ArrowUp") && (inList || here === input)) {
-      settle();
+    } else if (event.key === "Enter" && focused === input) {
+      applyPendingFilter();
+      if (focusRow(rows, -1, 1)) document.activeElement.click();
+    } else if ((event.key === "ArrowDown" || event.key === "ArrowUp") && (inList || focused === input)) {
+      applyPendingFilter();
       const step = event.key === "ArrowDown" ? 1 : -1;
-      const at = inList ? rows.indexOf(here.closest("tr")) : -1;
-      if (here === input && step < 0) return;
-      if (!visit(rows, at, step) && step < 0) input.focus();
+      const index = inList ? rows.indexOf(focused.closest("tr")) : -1;
+      if (focused === input && step < 0) return;
+      if (!focusRow(rows, index, step) && step < 0) input.focus();
     } else {
       return;
     }
@@ -86,11 +87,11 @@ function directory(table) {
   }
 
   input.addEventListener("input", () => {
-    waiting = waiting || requestAnimationFrame(filter);
+    frame = frame || requestAnimationFrame(filter);
   });
-  document.addEventListener("keydown", walk);
+  document.addEventListener("keydown", handleKey);
   box.hidden = false;
-  if (input.value) filter(); // the browser kept it over a reload
+  if (input.value) filter(); // the browser restored the text after a reload
 }
 
 function copyButton(box) {

@@ -1,10 +1,10 @@
-"""What the operator sees of the requests: logs and metrics.
+"""Logs and metrics of requests, for operators.
 
 ==============  ======================================================================
-exchange        one request and its answer, measured by a WSGI middleware
-accesslog       one line for each request
+exchange        one request and its response, measured by a WSGI middleware
+accesslog       the access log: one line per request
 metrics         /metrics for Prometheus
-instruments     turns the access log and the metrics on, as the settings say
+instruments     turns on the access log and the metrics according to the settings
 logs            the format of the log: text or JSON
 ==============  ======================================================================
 """

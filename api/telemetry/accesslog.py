@@ -1,12 +1,12 @@
-"""The access log: one line for each request, written to standard output when the answer has ended.
+"""The access log: one line per request, written to standard output when the response ends.
 
 ::
 
     192.0.2.7 "GET /nix/store/...-hello/bin/hello" 200 38400 B 3.1 ms disk 5f0c...e1
     192.0.2.7 "GET /nix/store/...-big/big.iso" 200 7340032 B 812.0 ms fill cut 91ab...77
 
-Client, request, status, bytes of the body, time until its end, where the bytes came from (disk, fill, range, stream; nothing for
-what is not of a file), ``cut`` if the client did not get all of it, and the id of the request.
+The fields are: client, request, status, bytes of the body, time until the end of the body, sources of the bytes (disk, fill,
+range, stream; absent if no file was read), ``cut`` if the client did not get the whole body, and the request id.
 """
 
 import logging
@@ -17,12 +17,13 @@ from api.telemetry.logs import JsonFormatter, LogFormat
 
 log = logging.getLogger("api.access")
 
-# A path is what the client sent: what would end a line, or a quoted part of one, or start a terminal's escape sequence, is spelled
-# out.
+# The client chooses the path. Characters that would end a line or a quoted string, or start a terminal escape sequence, are
+# escaped.
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x21), 0x22, 0x5C, *range(0x7F, 0x100))}
 
 
 def configure_access_log(log_format: LogFormat) -> None:
+    """Send the access log to standard output."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter("%(message)s"))
     log.handlers = [handler]
@@ -30,7 +31,7 @@ def configure_access_log(log_format: LogFormat) -> None:
 
 
 def log_access(exchange: Exchange) -> None:
-    """An observer: see ``api.telemetry.exchange``."""
+    """Log one exchange. This is an observer, see ``api.telemetry.exchange``."""
     path = exchange.path.translate(_ESCAPES)
     text = [
         f'{exchange.client} "{exchange.method} {path}" {exchange.status}',
@@ -43,7 +44,7 @@ def log_access(exchange: Exchange) -> None:
 
 
 def _fields(exchange: Exchange) -> dict[str, object]:
-    """What a line in JSON has, in numbers; it needs no sentence."""
+    """Return the fields of a JSON line. They replace the message of the text format."""
     first_byte = exchange.first_byte
     return {
         "message": "request",

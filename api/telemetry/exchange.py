@@ -1,7 +1,8 @@
-"""One request and its answer (``Exchange``), and the WSGI middleware that measures it for the access log and the metrics.
+"""One request and its response (``Exchange``), and the WSGI middleware that measures it for the access log and the metrics.
 
-The middleware ends an ``Exchange`` when the server closes the body: only then is it known whether the client got all of it.
-``current_exchange`` returns the one that is being answered, so that a log line can carry its id and a trace event its cause.
+An ``Exchange`` ends when the server closes the body, because only then is it known whether the client got the whole body.
+``current_exchange`` returns the exchange of the current thread. A log line takes its request id from there, and a trace event is
+attributed to that exchange.
 """
 
 import logging
@@ -23,43 +24,44 @@ log = logging.getLogger("api")
 
 HEADER = "X-Request-Id"
 
-# What is taken from a client: nothing that could forge a line of a log, or fill it.
-_SANE_ID = re.compile(r"[A-Za-z0-9._~+/=:@-]{1,128}")
+# A request id from a client is used if it matches: it can't forge a log line or fill the log.
+_VALID_ID = re.compile(r"[A-Za-z0-9._~+/=:@-]{1,128}")
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and its answer. Times are in seconds; ``first_byte`` is None as long as there is none."""
+    """One request and its response. Times are in seconds; ``first_byte`` is None until the body begins."""
 
     request_id: str
     method: str
-    path: str  # percent-encoded, with the query, as it was asked for
-    client: str  # an address
+    path: str  # as in the request: percent-encoded, with the query
+    client: str  # an IP address
     started: float = field(default_factory=time.perf_counter)
     status: int = 0
     response_kind: str = "page"
-    sent: int = 0  # bytes of the body that the server took, or the kernel did
+    sent: int = 0  # bytes of the body that the server, or the kernel with sendfile, has taken
     first_byte: float | None = None
     complete: bool = False
-    error: str = ""  # the name of what a body that was cut has raised
+    error: str = ""  # the class name of the exception that cut the body short
     seconds: float = 0.0
-    sources: dict[str, None] = field(default_factory=dict)  # an ordered set: where bytes of NARs came from
+    sources: dict[str, None] = field(default_factory=dict)  # an ordered set: the sources of the bytes of NARs
 
     @classmethod
     def of(cls, environ: "WSGIEnvironment") -> Self:
-        given = environ.get("HTTP_X_REQUEST_ID", "")
+        """Begin an exchange. The client's X-Request-Id is used if it is valid; otherwise the id is random."""
+        client_id = environ.get("HTTP_X_REQUEST_ID", "")
         return cls(
-            given if _SANE_ID.fullmatch(given) else secrets.token_hex(16),
+            client_id if _VALID_ID.fullmatch(client_id) else secrets.token_hex(16),
             environ["REQUEST_METHOD"],
             environ.get("RAW_URI") or environ.get("REQUEST_URI") or _quoted_path(environ),
-            environ.get("REMOTE_ADDR", "").removeprefix("::ffff:") or "-",  # an IPv4 address, on a socket of both
+            environ.get("REMOTE_ADDR", "").removeprefix("::ffff:") or "-",  # an IPv4 client of a dual-stack socket
         )
 
     @property
     def kind(self) -> str:
-        """``redirect`` or ``error`` by the status, else what the response was of: file, directory, archive, page."""
+        """``redirect`` or ``error``, according to the status; otherwise the kind of the response, such as file or page."""
         if self.status in _REDIRECTS:
             return "redirect"
         return "error" if self.status >= 400 else self.response_kind
@@ -75,19 +77,19 @@ _current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
 
 def current_exchange() -> Exchange | None:
-    """The exchange of the request that this thread is answering, or None outside of a request."""
+    """Return the exchange of the request that this thread is answering, or None outside of a request."""
     return _current.get()
 
 
 def record_source(event: str, fields: dict[str, object]) -> None:
-    """Adds the source of a NAR's bytes to the current exchange: a listener for ``narcore.trace``."""
+    """Add the source of a NAR's bytes to the current exchange. This is a listener for ``narcore.trace``."""
     exchange = _current.get()
     if exchange is not None and event == "nar":
         exchange.sources[str(fields["source"])] = None
 
 
 class Observed:
-    """The middleware. ``observers`` are told of each request when it has ended; ``on_start`` when it begins."""
+    """The middleware. It calls ``on_start`` when a request begins, and ``observers`` when the request ends."""
 
     def __init__(
         self, application: "WSGIApplication", observers: Sequence[Observer], *, on_start: Sequence[Observer] = ()
@@ -102,12 +104,12 @@ class Observed:
         for observer in self._on_start:
             observer(exchange)
 
-        def remember(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+        def record_status(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
             exchange.status = int(status[:3])
             return start_response(status, [*headers, (HEADER, exchange.request_id)], *exc_info)
 
         try:
-            body = self._application(environ, remember)
+            body = self._application(environ, record_status)
         except BaseException:
             exchange.status = exchange.status or 500
             self._end(exchange)
@@ -118,9 +120,9 @@ class Observed:
         return _Body(body, exchange, self._end)
 
     def _watch_file(self, body: Any, exchange: Exchange) -> Iterable[bytes]:
-        """A file stays what it is, or the server would not send it by sendfile: it is asked at its end how far it got."""
+        """Observe a file without wrapping it, so that the server still uses sendfile. Its position at the end is the count sent."""
         exchange.begin_body()
-        window = body.filelike  # PEP 3333's name, which gunicorn has too
+        window = body.filelike  # the attribute in PEP 3333's example, which gunicorn has too
         close_file = body.close
 
         def end() -> None:
@@ -156,10 +158,10 @@ class _Body:
             for chunk in self._body:
                 exchange.begin_body()
                 yield chunk
-                exchange.sent += len(chunk)  # now: the server has come back for more
+                exchange.sent += len(chunk)  # counted here, after the server has taken the chunk and asked for the next
         except Exception as error:
             exchange.error = type(error).__name__
-            log.warning("%s %r was cut: %s: %s", exchange.method, exchange.path, exchange.error, error)
+            log.warning("%s %r: response cut short: %s: %s", exchange.method, exchange.path, exchange.error, error)
             raise
         exchange.begin_body()
         exchange.complete = True

@@ -1,4 +1,4 @@
-"""Attaches the access log and the metrics to the app, if the settings turn them on."""
+"""Attaches the access log and the metrics to the app if they are turned on."""
 
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class Instruments:
-    """Raises SettingsError if what metrics need is not installed. ``trace`` is for the BinaryCache that the app serves."""
+    """The access log and the metrics. ``trace`` is the trace listener for the BinaryCache that the app serves.
+
+    Raises SettingsError if metrics are on but prometheus-client is not installed.
+    """
 
     def __init__(self, settings: Settings, *, access_log: bool) -> None:
         self._metrics = _open_metrics() if settings.metrics else None
@@ -28,7 +31,7 @@ class Instruments:
             self.trace = _both(record_source, self._metrics.trace)
 
     def attach(self, app: Flask) -> None:
-        """Nothing is put around an app that is not watched."""
+        """Attach the observers to the app. Without observers, the app stays unwrapped."""
         if not self._observers:
             return
         on_start: list[Observer] = []
@@ -36,12 +39,12 @@ class Instruments:
             on_start.append(self._metrics.started)
             app.add_url_rule("/metrics", view_func=self._metrics.view, methods=["GET"])
         app.after_request(_note_kind)
-        app.wsgi_app = Observed(app.wsgi_app, self._observers, on_start=on_start)  # type: ignore[method-assign]  # Flask's way
+        app.wsgi_app = Observed(app.wsgi_app, self._observers, on_start=on_start)  # type: ignore[method-assign]  # as in Flask's documentation
 
 
 def _open_metrics() -> "Metrics":
     try:
-        from api.telemetry.metrics import Metrics  # takes as long to import as the rest of api
+        from api.telemetry.metrics import Metrics  # imported here because it takes as long as the rest of api
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("prometheus_client"):
             raise
@@ -58,7 +61,7 @@ def _both(one: Trace, other: Trace) -> Trace:
 
 
 def _note_kind(response: flask.Response) -> flask.Response:
-    answered = current_exchange()
-    if answered is not None and isinstance(response, Response):
-        answered.response_kind = response.kind
+    exchange = current_exchange()
+    if exchange is not None and isinstance(response, Response):
+        exchange.response_kind = response.kind
     return response

@@ -1,6 +1,6 @@
-"""The setup of logging: each event is a line of text or a JSON object on standard error.
+"""Logging setup: each record is a line of text or a JSON object on standard error.
 
-A record that is made while a request is answered carries its id.
+A record that is logged while a request is being answered carries the request id.
 """
 
 import json
@@ -15,18 +15,18 @@ LogFormat = Literal["text", "json"]
 
 
 class TextFormatter(logging.Formatter):
-    """One line a record, but for tracebacks."""
+    """Formats a record as one line of text, plus a traceback if there is one."""
 
     def __init__(self) -> None:
         super().__init__("%(levelname)s %(name)s: %(message)s")
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  overrides logging.Formatter
         exchange = current_exchange()
         return super().formatMessage(record) + (f" [{exchange.request_id}]" if exchange else "")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a record. ``extra={"fields": {...}}`` adds to it."""
+    """Formats a record as one JSON object. ``extra={"fields": {...}}`` adds fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {
@@ -48,7 +48,7 @@ def formatter(log_format: LogFormat) -> logging.Formatter:
 
 
 def configure_logging(log_format: LogFormat) -> None:
-    """Send the records of this project, and those alone, to standard error."""
+    """Send the log records of this project, and no others, to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter(log_format))
     for name in ("api", "narcore", "narmount", "narserve"):

@@ -1,7 +1,8 @@
-"""The metrics for Prometheus, and the ``/metrics`` page. Needs prometheus-client, the extra ``metrics``.
+"""Metrics for Prometheus, and the ``/metrics`` page. Requires prometheus-client, the extra ``metrics``.
 
-With several worker processes each keeps its numbers in files of the directory PROMETHEUS_MULTIPROC_DIR, and whichever is asked
-adds them all up. The variable has to be set before this module is imported: ``nar-serve serve`` does that.
+With several worker processes, each worker writes its values to files in the directory PROMETHEUS_MULTIPROC_DIR, and the worker
+that answers /metrics adds up the values of all workers. The variable must be set before this module is imported; ``nar-serve
+serve`` sets it.
 """
 
 import os
@@ -18,43 +19,43 @@ MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 SOURCES = ("disk", "fill", "range", "stream")
 CACHE_EVENTS = ("hit", "miss", "join", "fill", "failure", "evict")
 
-# A health check takes less than the first, a large file to a slow client more than the last.
+# Histogram buckets in seconds. A health check takes less than the first; a large file for a slow client takes more than the last.
 SECONDS = (0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0)
 
 
 class Metrics:
-    """The numbers of this process, kept up by its requests and by the events of ``narcore.trace``."""
+    """The metrics of this process, updated by its requests and by the events of ``narcore.trace``."""
 
     def __init__(self) -> None:
         own = CollectorRegistry()
-        self._shown = own
+        self._exported = own
         if MULTIPROCESS in os.environ:
-            self._shown = CollectorRegistry()
-            MultiProcessCollector(self._shown)  # type: ignore[no-untyped-call]  # the library's
-        self._requests = _counter(own, "requests", "Requests that have ended.", "kind", "status")
-        self._cut = _counter(own, "responses_cut", "Answers that did not reach the client whole.", "kind")
-        self._sent = _counter(own, "sent_bytes", "Bytes of bodies sent to clients.", "kind")
+            self._exported = CollectorRegistry()
+            MultiProcessCollector(self._exported)  # type: ignore[no-untyped-call]  # prometheus-client has no annotation
+        self._requests = _counter(own, "requests", "Completed requests.", "kind", "status")
+        self._cut = _counter(own, "responses_cut", "Responses that did not reach the client completely.", "kind")
+        self._sent = _counter(own, "sent_bytes", "Bytes of response bodies sent to clients.", "kind")
         self._running = Gauge(
             "nar_serve_requests_in_progress",
-            "Requests that are being answered.",
+            "Requests in progress.",
             registry=own,
             multiprocess_mode="livesum",
         )
-        self._seconds = _histogram(own, "request_seconds", "Time until an answer has ended.", "kind")
-        self._first_byte = _histogram(own, "first_byte_seconds", "Time until a body begins.", "kind")
-        self._reads = _counter(own, "nar_reads", "Reads of files in NARs, by where the bytes come from.", "source")
-        self._cache = _counter(own, "cache_events", "What the disk cache of NARs has done.", "event")
-        self._cached = _counter(own, "cache_bytes", "The sizes of the NARs of these events.", "event")
-        self._fetches = _counter(own, "upstream_requests", "Files asked of stores.", "store", "what", "outcome")
-        self._errors = _counter(own, "upstream_errors", "Files that a store failed to give.", "store", "error")
+        self._seconds = _histogram(own, "request_seconds", "Time until the end of the response.", "kind")
+        self._first_byte = _histogram(own, "first_byte_seconds", "Time until the first byte of the body.", "kind")
+        self._reads = _counter(own, "nar_reads", "Reads of files in NARs, by source of the bytes.", "source")
+        self._cache = _counter(own, "cache_events", "Events of the disk cache of NARs.", "event")
+        self._cached = _counter(own, "cache_bytes", "Sum of the NAR sizes of disk cache events.", "event")
+        self._fetches = _counter(own, "upstream_requests", "Files requested from stores.", "store", "what", "outcome")
+        self._errors = _counter(own, "upstream_errors", "Failed requests to stores.", "store", "error")
         self._received = _counter(own, "received_bytes", "Bytes received from stores.", "store", "what")
         self._fetch_seconds = _histogram(
-            own, "upstream_seconds", "Time from asking a store until its file ended.", "what"
+            own, "upstream_seconds", "Time from the request to a store until the end of its file.", "what"
         )
-        self._show_zeros()
+        self._create_series()
 
-    def _show_zeros(self) -> None:
-        """A rate can only be taken of what has been there before it first happened."""
+    def _create_series(self) -> None:
+        """Create all series with the value 0: a rate ignores the first event of a series that did not exist before it."""
         for source in SOURCES:
             self._reads.labels(source)
         for event in CACHE_EVENTS:
@@ -103,7 +104,7 @@ class Metrics:
         headers = safe_headers()
         headers["Cache-Control"] = "no-store"
         headers["Content-Type"] = CONTENT_TYPE_LATEST
-        response = Response(generate_latest(self._shown), headers=headers)
+        response = Response(generate_latest(self._exported), headers=headers)
         response.kind = "metrics"
         return response
 

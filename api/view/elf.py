@@ -1,4 +1,4 @@
-"""Reads the interpreter, the run path and the needed libraries of an ELF file."""
+"""Reads the interpreter, the run path and the needed libraries from an ELF file."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MAGIC = b"\x7fELF"
 
-# What a file may make us read before it is given up: its headers say where things are, and they are a stranger's.
+# Limits for reading one file. The file is untrusted, and its headers determine which bytes are read.
 _BLOCK = 32 * 1024
 _BLOCKS = 64
 _READS = 50_000
@@ -22,7 +22,7 @@ _TAGS = 2000
 
 
 class ElfFacts(NamedTuple):
-    """Texts as the file has them; a run path is split at its colons."""
+    """Properties of an ELF file. Texts are unescaped, as in the file; the run path is split at its colons."""
 
     kind: str
     machine: str
@@ -33,17 +33,17 @@ class ElfFacts(NamedTuple):
 
 
 def elf_facts(read: Callable[[int, int], NarBytes], size: int) -> ElfFacts | None:
-    """Of a file of ``size`` bytes that ``read`` gives ranges of; None if it can't be understood within bounds.
+    """Read the properties of an ELF file of ``size`` bytes. ``read`` returns the bytes from start to stop.
 
-    Raises what reading raises.
+    Returns None if the file is malformed or reading it exceeds the limits. Raises the exceptions of ``read``.
     """
-    from elftools.elf.elffile import ELFFile  # here, since a start need not wait for it
+    from elftools.elf.elffile import ELFFile  # imported here to keep the start fast
 
     try:
         return _facts(ELFFile(cast(BinaryIO, _Ranges(read, size))))
     except NarcoreError:
         raise
-    except Exception:  # noqa: BLE001  that library raises whatever its code runs into on a damaged file
+    except Exception:  # noqa: BLE001  elftools raises arbitrary exceptions for a damaged file
         return None
 
 
@@ -72,9 +72,9 @@ def _facts(elf: "ELFFile") -> ElfFacts:
 
 
 _KINDS = {
-    "ET_EXEC": "program at a fixed address",
-    "ET_DYN": "shared object, or program at any address",
-    "ET_REL": "object to be linked",
+    "ET_EXEC": "executable with a fixed address",
+    "ET_DYN": "shared library or position-independent executable",
+    "ET_REL": "relocatable object file",
     "ET_CORE": "core dump",
 }
 _ATTRIBUTES = {"DT_NEEDED": "needed", "DT_RPATH": "rpath", "DT_RUNPATH": "runpath", "DT_SONAME": "soname"}
@@ -86,7 +86,7 @@ def _text_of(tag: Any) -> str:
 
 
 class _Ranges:
-    """A file to read from and seek in, out of ranges; IndexError when it has been asked for too much."""
+    """A seekable file object on top of ``read``. Raises IndexError if a limit is exceeded."""
 
     def __init__(self, read: Callable[[int, int], NarBytes], size: int) -> None:
         self._read = read
@@ -109,7 +109,7 @@ class _Ranges:
             raise IndexError("too many reads")
         stop = self._size if length < 0 else min(self._size, self._position + length)
         if stop - self._position > _BLOCK * _BLOCKS:
-            raise IndexError("too long a read")
+            raise IndexError("read too long")
         data = b"".join(self._pieces(self._position, stop))
         self._position += len(data)
         return data
@@ -127,7 +127,7 @@ class _Ranges:
     def _block(self, number: int) -> bytes:
         if number not in self._blocks:
             if len(self._blocks) == _BLOCKS:
-                raise IndexError("too many places")
+                raise IndexError("too many blocks")
             start = number * _BLOCK
             with closing(self._read(start, min(self._size, start + _BLOCK))) as content:
                 self._blocks[number] = b"".join(content)

@@ -1,10 +1,10 @@
-"""One page of a long file: which of its bytes the page shows."""
+"""One page of a long file: the range of bytes that the page shows."""
 
 from typing import NamedTuple
 
 
 class FilePage(NamedTuple):
-    """Page ``number`` of ``last``: the bytes ``start`` to ``stop`` of a file."""
+    """Page ``number`` of ``last``: the bytes of a file from ``start`` up to ``stop``."""
 
     number: int
     last: int
@@ -12,11 +12,14 @@ class FilePage(NamedTuple):
     stop: int
 
     @classmethod
-    def of(cls, wanted: str | None, size: int, length: int) -> "FilePage":
-        """The page that a query asks for, the nearest there is: of ``length`` bytes each, in a file of ``size`` bytes."""
+    def of(cls, requested: str | None, size: int, length: int) -> "FilePage":
+        """Return the page for a page number from a query. A page has ``length`` bytes, the file has ``size`` bytes.
+
+        A number out of range selects the nearest page; an invalid number or None selects the first page.
+        """
         last = max(1, -(-size // length))
-        plain = wanted is not None and wanted.isascii() and wanted.isdigit() and len(wanted) < 20
-        number = min(max(1, int(wanted)), last) if plain and wanted else 1
+        is_valid = requested is not None and requested.isascii() and requested.isdigit() and len(requested) < 20
+        number = min(max(1, int(requested)), last) if is_valid and requested else 1
         return cls(number, last, (number - 1) * length, min(size, number * length))
 
     @property

@@ -1,4 +1,4 @@
-"""Bytes as lines of a hex dump: sixteen a line, as hexadecimal digits and as characters."""
+"""A hex dump: sixteen bytes per line, as hexadecimal digits and as characters."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ class HexLine(NamedTuple):
 
 
 def hex_lines(data: bytes, offset: int) -> list[HexLine]:
-    """``offset`` is where ``data`` stands in its file."""
+    """Return the lines of the hex dump of ``data``, which begins at ``offset`` in its file."""
     rows = range(0, len(data), _WIDTH)
     return [_line(data[start : start + _WIDTH], offset + start) for start in rows]
 

@@ -15,7 +15,7 @@ class Size(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Of one store path. ``commands`` are pairs of what a line does and the line."""
+    """The panel of one store path. ``commands`` are pairs of a description and a command line."""
 
     nar_size: Size
     file_size: Size | None
@@ -31,7 +31,10 @@ class Panel(NamedTuple):
 
 
 def panel_of(info: PathInfo, prefix: str, url: str) -> Panel:
-    """``prefix`` (encoded) is what links to other store paths begin with; ``url`` is that of this one, for other programs."""
+    """Make the panel of a store path.
+
+    ``prefix`` is the percent-encoded prefix of links to other store paths. ``url`` is the absolute URL of this store path.
+    """
     narinfo = info.narinfo
     store_dir = narinfo.store_path.store_dir
 
@@ -60,7 +63,7 @@ def _size(size: int) -> Size:
 def _commands(store_path: str, store_url: str, url: str) -> list[tuple[str, str]]:
     path, store = shlex.quote(store_path), shlex.quote(store_url)
     return [
-        ("Copy it into your store", f"nix copy --from {store} {path}"),
-        ("The same, by nix-store", f"nix-store -r {path} --option extra-substituters {store}"),
-        ("Unpack it here, without Nix", f"curl -L {shlex.quote(url + '?format=tar.zst')} | tar --zstd -x"),
+        ("Copy to your Nix store", f"nix copy --from {store} {path}"),
+        ("Copy with nix-store", f"nix-store -r {path} --option extra-substituters {store}"),
+        ("Download and unpack without Nix", f"curl -L {shlex.quote(url + '?format=tar.zst')} | tar --zstd -x"),
     ]

@@ -1,7 +1,7 @@
-"""The README of a directory: Markdown as safe HTML, anything else as it stands.
+"""The README of a directory: Markdown as safe HTML, any other format as plain text.
 
-What it says is a stranger's. No HTML of its own is let through, no script's URL, and no picture from elsewhere: a reader of the
-page tells nobody that it was read.
+A README is untrusted. Its own HTML, script URLs and images from other servers are not passed on, so opening the page sends no
+request to another server.
 """
 
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 SIZE_LIMIT = 256 * 1024
 
-# The parser takes half a second for this much of the worst that can be made for it, and its time grows with the square.
+# The parser takes half a second for the worst input of this size, and the time grows quadratically.
 _MARKDOWN_LIMIT = 48 * 1024
 
 _NAMES = ("README.md", "README.markdown", "README", "README.txt", "README.rst", "Readme.md", "readme.md")
 _MARKDOWN = (".md", ".markdown")
 
-# A heading of the README is below the page's own and its file name.
-_DEEPER = 2
+# Headings of the README are two levels deeper: they follow the heading of the page and the file name of the README.
+_LEVEL_SHIFT = 2
 
 
 class Readme(NamedTuple):
-    """``html`` if it is Markdown, else ``text``."""
+    """A README: ``html`` if it is Markdown, else ``text``."""
 
     name: str
     html: Markup | None
@@ -37,21 +37,22 @@ class Readme(NamedTuple):
 
 
 def find_readme(listing: NarListing, node: Node) -> Node | None:
-    """The README of a directory, if it has one of a size to be shown."""
+    """Return the README of a directory, or None if it has none that is at most SIZE_LIMIT bytes long."""
     found = (listing.child(node, name) for name in _NAMES)
     return next((child for child in found if child and child.kind is Kind.REGULAR and child.size <= SIZE_LIMIT), None)
 
 
 def readme_of(name: str, content: bytes) -> Readme:
+    """Render a README. A Markdown file that is too long for the parser is shown as text."""
     text = content.decode("utf-8", "replace")
     if name.lower().endswith(_MARKDOWN) and len(content) <= _MARKDOWN_LIMIT:
-        return Readme(name, Markup(_markdown().render(text)), "")  # noqa: S704  that renderer escapes all that is not its own
+        return Readme(name, Markup(_markdown().render(text)), "")  # noqa: S704  the renderer escapes everything except its own tags
     return Readme(name, None, text)
 
 
 @cache
 def _markdown() -> "MarkdownIt":
-    from markdown_it import MarkdownIt  # here, since a start need not wait for it
+    from markdown_it import MarkdownIt  # imported here to keep the start fast
 
     markdown = MarkdownIt("commonmark", {"html": False, "maxNesting": 20}).enable(["table", "strikethrough"])
     markdown.core.ruler.push("ours", lambda state: _adapt(state.tokens))
@@ -60,11 +61,15 @@ def _markdown() -> "MarkdownIt":
 
 
 def _adapt(tokens: "Sequence[Token]") -> None:
-    """Headings go down, none by more than one step; links say that nobody vouches for them; keys can scroll a wide table."""
-    level = _DEEPER
+    """Adapt the README to the page.
+
+    Headings are moved down without skipping a level. Links get rel=nofollow noreferrer. Tables become focusable, so that a wide
+    table can be scrolled with the keyboard.
+    """
+    level = _LEVEL_SHIFT
     for token in tokens:
         if token.type == "heading_open":
-            level = min(6, int(token.tag[1:]) + _DEEPER, level + 1)
+            level = min(6, int(token.tag[1:]) + _LEVEL_SHIFT, level + 1)
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{level}"
         if token.type == "table_open":
@@ -76,15 +81,15 @@ def _adapt(tokens: "Sequence[Token]") -> None:
 
 
 def _href(href: str) -> str:
-    """Within the store path as written; "/x" would be the server's root, and is left to lead nowhere."""
+    """Return the target of a link. A link such as "/x" is removed, because it would lead to the root of the server."""
     return "" if href.startswith("/") and not href.startswith("//") else href
 
 
 def _image(renderer: Any, tokens: "Sequence[Token]", index: int, options: Any, env: Any) -> str:
-    """A picture beside the README is shown; of one elsewhere, its description."""
+    """Render an image in the same store path as an image, and any other image as its description."""
     token = tokens[index]
     source = str(token.attrGet("src") or "")
     alt = renderer.renderInlineAsText(token.children, options, env)
     if ":" in source or source.startswith("/"):
-        return str(Markup('<span class="image">{}</span>').format(alt or "picture"))
+        return str(Markup('<span class="image">{}</span>').format(alt or "image"))
     return str(Markup('<img src="{}" alt="{}" loading="lazy">').format(source, alt))

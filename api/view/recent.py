@@ -5,14 +5,14 @@ from collections import deque
 
 
 class RecentPaths:
-    """The last few, each once, in memory. Thread-safe."""
+    """The last ``size`` store paths that were opened, without duplicates, in memory. Thread-safe."""
 
     def __init__(self, size: int = 8) -> None:
         self._lock = threading.Lock()
         self._paths: deque[str] = deque(maxlen=size)
 
     def add(self, store_path: str) -> None:
-        if self._paths and self._paths[0] == store_path:  # mostly: a page and what is on it are of one path
+        if self._paths and self._paths[0] == store_path:  # the common case: the requests of one page
             return
         with self._lock:
             if store_path in self._paths:

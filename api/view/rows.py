@@ -10,7 +10,7 @@ from narcore.formats.listing import Kind, NarListing, Node
 from narcore.formats.storepath import is_base_name
 from narcore.sizes import human_size
 
-# Rows of one <tbody>: a browser lays out only those groups that are in sight.
+# Number of rows in one <tbody>. A browser lays out only the groups that are visible.
 _GROUP = 200
 
 
@@ -20,7 +20,7 @@ class Link(NamedTuple):
 
 
 class Switch(NamedTuple):
-    """A link that turns something on, or off if it ``is_on``."""
+    """A link that turns an option on, or off if it ``is_on``."""
 
     label: str
     href: str
@@ -28,10 +28,10 @@ class Switch(NamedTuple):
 
 
 class EntryRow(NamedTuple):
-    """A line of the page. Names are raw: the template spells them out and escapes them."""
+    """A row of the table. Names are raw; the template escapes them."""
 
     name: str
-    href: str  # of the node itself
+    href: str  # URL of the node itself
     kind: str
     executable: bool
     size: str
@@ -41,14 +41,14 @@ class EntryRow(NamedTuple):
 
 
 class Order(NamedTuple):
-    """How the entries are sorted: the default is the order of the NAR, by the bytes of the names."""
+    """The order of the entries. The default is the order in the NAR: sorted by the bytes of the names."""
 
     by_size: bool = False
     folders_first: bool = False
 
     @classmethod
     def of(cls, query: Mapping[str, str]) -> "Order":
-        """``?sort=size`` and ``?folders=first``; what is not known is left aside."""
+        """Parse ``?sort=size`` and ``?folders=first``. Other values are ignored."""
         return cls(query.get("sort") == "size", query.get("folders") == "first")
 
     @property
@@ -56,7 +56,7 @@ class Order(NamedTuple):
         return "&".join([*["sort=size"] * self.by_size, *["folders=first"] * self.folders_first])
 
     def nodes(self, listing: NarListing, node: Node) -> Iterable[Node]:
-        """The entries, made one by one in the default order; the largest comes first by size."""
+        """Return the entries in this order: lazily in the default order, and with the largest first by size."""
         if self == Order():
             return listing.children(node)
         nodes = list(listing.children(node))
@@ -68,13 +68,13 @@ class Order(NamedTuple):
 
 
 def breadcrumbs(ref: NodeRef) -> list[Link]:
-    """The store path and each directory down to this one, as relative links, which hold under any prefix and host."""
+    """Return links to the store path and to each directory down to this one. They are relative, so any prefix and host works."""
     names = [ref.store_path.rpartition("/")[2], *filter(None, ref.path.split("/"))]
     return [Link(name, "../" * (len(names) - 1 - depth) or "./") for depth, name in enumerate(names)]
 
 
 def file_breadcrumbs(ref: NodeRef, href: str) -> list[Link]:
-    """The same for a file, whose own link is ``href``. A store path that is itself a file has no directory to lead to."""
+    """Return the breadcrumbs of a file; ``href`` is the link to the file. A store path that is a file has no directory above it."""
     if not ref.path:
         return [Link(ref.name, href)]
     names = [ref.store_path.rpartition("/")[2], *ref.path.split("/")]
@@ -92,9 +92,9 @@ def exact_size(size: int) -> str:
 
 
 def rows(listing: NarListing, nodes: Iterable[Node], ref: NodeRef, prefix: str) -> Iterator[EntryRow]:
-    """One EntryRow an entry, made when it is asked for. ``prefix`` comes before absolute targets."""
+    """Yield an EntryRow for each entry. ``prefix`` is the prefix of links to absolute targets."""
     for child in nodes:
-        # "./": without it, a name with a colon could pass for a scheme.
+        # Without "./", a browser would take a name with a colon for a URL with a scheme.
         href = "./" + quote_path(child.name)
         if child.kind is Kind.SYMLINK:
             target_href = _target_href(child, ref, href, prefix)
@@ -109,10 +109,10 @@ def rows(listing: NarListing, nodes: Iterable[Node], ref: NodeRef, prefix: str) 
 
 
 def _target_href(link: Node, ref: NodeRef, href: str, prefix: str) -> str:
-    """Where the target's own text leads, or "" if that is out of the store.
+    """Return the URL for the target of a symbolic link, or "" if the target is outside of the store.
 
-    Where the text alone can't tell (``..`` behind a name that may itself be a link; a way out of this store path, or store dir), it
-    is ``href``, the link itself: the server follows it.
+    The text of the target may not be enough to tell: a ``..`` may follow a name that is itself a link, or the target may leave this
+    store path or store dir. In these cases the result is ``href``, the URL of the link, which makes the server follow the link.
     """
     steps = [step for step in link.target.split("/") if step not in ("", ".")]
     ups = next((index for index, step in enumerate(steps) if step != ".."), len(steps))
@@ -121,6 +121,6 @@ def _target_href(link: Node, ref: NodeRef, href: str, prefix: str) -> str:
         inside = f"/{path}".startswith(f"{ref.store_dir}/") and ".." not in steps
         if inside:
             return f"{prefix}/{quote_path(path)}"
-        return href if any(map(is_base_name, steps)) else ""  # perhaps into another store dir
+        return href if any(map(is_base_name, steps)) else ""  # may lead into another store dir
     depth = ref.path.count("/") + 1 if ref.path else 0
     return href if ups > depth or ".." in steps[ups:] else f"./{quote_path(path)}"

@@ -1,4 +1,4 @@
-"""Text as lines of HTML, highlighted by Pygments where that is cheap and the language is known."""
+"""Text as lines of HTML, highlighted by Pygments if the language is known and the text is not too long."""
 
 import re
 import time
@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from api.view.storelinks import StoreLinks, seen
+from api.view.storelinks import StoreLinks, visible
 
 if TYPE_CHECKING:
     from pygments.lexer import Lexer
 
-# A lexer is a heap of regular expressions over a stranger's text: it gets no more than it does in a fraction of a second, and is
-# given up if that takes longer than this all the same.
+# A lexer applies many regular expressions to untrusted text. It gets only as much text as it highlights in a fraction of a second,
+# and is stopped if it takes longer than this anyway.
 _SECONDS = 2.0
 _LONGEST = 128 * 1024
 _LONGEST_LINE = 5000
 
-_SHEBANG_LENGTH = 256  # as much of it as Linux reads (BINPRM_BUF_SIZE)
+_SHEBANG_LENGTH = 256  # the length that Linux reads (BINPRM_BUF_SIZE)
 _SHEBANG = re.compile(r"#! *(?:/\S*/)?(?:env +(?:-S +)?)?(?:/\S*/)?([a-z]+)")
 _BREAK = re.compile("\r\n|\r")
 
-# Pygments' token types, by as much of their names as is needed, and our classes in the style sheet.
+# Prefixes of Pygments' token type names, and the CSS classes in style.css. The longest matching prefix is used.
 _CLASSES = {
     "Comment": "c",
     "Comment.Preproc": "d",
@@ -51,30 +51,35 @@ _CLASSES = {
 
 
 def highlighter() -> str:
-    """Changes with what is made of a text."""
+    """Return the version of the highlighter, for the ETags of pages."""
     from pygments import __version__
 
     return f"pygments {__version__}"
 
 
 def lines_of(text: str, links: StoreLinks, name: str = "") -> list[Markup]:
-    """Each line, escaped, with store paths as links. With the file's ``name`` the language is guessed, and highlighted."""
-    text = seen(_BREAK.sub("\n", text)).removesuffix("\n")
+    """Return the lines of ``text``, escaped, with links to store paths.
+
+    The lines are highlighted if the language can be guessed from ``name``, the name of the file, or from the first line. Without a
+    name, they are not highlighted.
+    """
+    text = visible(_BREAK.sub("\n", text)).removesuffix("\n")
     lexer = _lexer(name, text) if name and len(text) <= _LONGEST else None
     if lexer is not None and all(len(line) <= _LONGEST_LINE for line in text.split("\n")):
         try:
-            return list(_highlighted(lexer, text + "\n", links))[:-1]  # some lexers want the last line to have its end
+            return list(_highlighted(lexer, text + "\n", links))[:-1]  # some lexers need a line break at the end
         except TimeoutError:
             pass
     return [links.linked(line) for line in text.split("\n")]
 
 
 def _lexer(name: str, text: str) -> "Lexer | None":
-    """By the name, else by the first line: Pygments' own guess would try all the languages that it knows."""
-    from pygments.lexers import (
-        find_lexer_class_for_filename,
-        get_lexer_by_name,
-    )  # here, since a start need not wait for it
+    """Choose a lexer by the file name, or by the interpreter in the first line.
+
+    Pygments' own guess is not used because it tries all languages.
+    """
+    # imported here to keep the start fast
+    from pygments.lexers import find_lexer_class_for_filename, get_lexer_by_name
     from pygments.util import ClassNotFound
 
     options = {"stripnl": False, "ensurenl": False}
@@ -89,13 +94,13 @@ def _lexer(name: str, text: str) -> "Lexer | None":
 
 
 def _highlighted(lexer: "Lexer", text: str, links: StoreLinks) -> Iterator[Markup]:
-    """Raises TimeoutError if it takes too long."""
+    """Yield the highlighted lines. Raises TimeoutError if highlighting takes longer than _SECONDS."""
     for line in _lines(_runs(lexer, text)):
         yield Markup("".join(_spanned(css, part, links) for css, part in line))  # noqa: S704  each part is escaped
 
 
 def _runs(lexer: "Lexer", text: str) -> Iterator[tuple[str, str]]:
-    """Classes, and as much text as has the same one: a path in it may be several tokens."""
+    """Yield pairs of a CSS class and text. Adjacent tokens with the same class are joined, since a path may be several tokens."""
     deadline = time.monotonic() + _SECONDS
     for css, tokens in groupby(lexer.get_tokens(text), key=lambda token: _css(token[0])):
         if time.monotonic() > deadline:
@@ -121,7 +126,7 @@ def _spanned(css: str, text: str, links: StoreLinks) -> str:
 
 @lru_cache(maxsize=256)
 def _css(token: object) -> str:
-    """``token`` is one of Pygments' types, which says its full name: Token.Name.Function.Magic."""
+    """Return the CSS class for a Pygments token type, or "". Its string form is the full name: Token.Name.Function.Magic."""
     names = str(token).split(".")[1:]
     known = (".".join(names[:length]) for length in range(len(names), 0, -1))
     return next((_CLASSES[name] for name in known if name in _CLASSES), "")

@@ -1,4 +1,4 @@
-"""Finds the store paths in a text and makes links of them."""
+"""Finds the store paths in a text and turns them into links."""
 
 import re
 import unicodedata
@@ -10,14 +10,14 @@ from api.http.text import quote_path
 from api.view.rows import Link
 from narcore.formats.nixbase32 import ALPHABET
 
-# What would hide, or show in another order than it stands there (Unicode's "Trojan Source"), and other controls.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
-_LAST = ".,:;!?"
+# Characters that are invisible or change the displayed order of other characters ("Trojan Source"), and other control characters.
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+_PUNCTUATION = ".,:;!?"  # not part of a path at its end
 
 
-def seen(text: str) -> str:
-    """``text`` with what can't be seen spelled out; line feeds and tabs stay."""
-    return _UNSEEN.sub(lambda match: f"⟨{_name(match[0])}⟩", text)
+def visible(text: str) -> str:
+    """Replace the invisible characters of ``text`` by their names, except line feeds and tabs."""
+    return _INVISIBLE.sub(lambda match: f"⟨{_name(match[0])}⟩", text)
 
 
 def _name(character: str) -> str:
@@ -26,7 +26,7 @@ def _name(character: str) -> str:
 
 
 class StoreLinks:
-    """Makes links of the paths in one store dir. ``prefix`` (encoded) is what their URLs begin with."""
+    """Makes links to the store paths of one store dir. ``prefix`` is the percent-encoded prefix of their URLs."""
 
     def __init__(self, store_dir: str, prefix: str) -> None:
         self._prefix = prefix
@@ -34,20 +34,20 @@ class StoreLinks:
         self._path = _pattern(store_dir)
 
     def linked(self, text: str) -> Markup:
-        """``text``, escaped, with each path in it a link to its page."""
+        """Return ``text``, escaped, with a link to the page of each path in it."""
         if self._store_dir not in text:
             return escape(text)
         parts: list[str] = []
         end = 0
         for match in self._path.finditer(text):
-            path = match[0].rstrip(_LAST)
+            path = match[0].rstrip(_PUNCTUATION)
             parts += (escape(text[end : match.start()]), self._anchor(path))
             end = match.start() + len(path)
         return Markup("".join([*parts, escape(text[end:])]))  # noqa: S704  each part is escaped
 
     def paths(self, text: str) -> list[Link]:
-        """Each path in ``text`` once, in the order in which they come."""
-        found = dict.fromkeys(match[0].rstrip(_LAST) for match in self._path.finditer(text))
+        """Return links to the paths in ``text``, without duplicates, in the order of their first occurrence."""
+        found = dict.fromkeys(match[0].rstrip(_PUNCTUATION) for match in self._path.finditer(text))
         return [Link(path, self.href(path)) for path in found]
 
     def href(self, path: str) -> str:

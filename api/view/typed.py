@@ -1,4 +1,4 @@
-"""Finds the store path in what a user types or pastes: a path, a hash, a URL, a line of a terminal."""
+"""Finds the store path in the text that a user types or pastes: a path, a hash, a URL, or a command line."""
 
 import re
 from collections.abc import Iterable
@@ -9,19 +9,20 @@ from narcore.formats.storepath import HASH_PART_LENGTH, is_hash_part
 
 _URL = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE)
 _ENDINGS = (".narinfo", ".ls")
-# Nix writes an output of a derivation so; the derivation is what can be opened.
+# Nix's notation for an output of a derivation. The path of the derivation is the part to open.
 _OUTPUT = re.compile(r"(\.drv)[!^].*")
 
 
 def typed_path(text: str, store_dirs: Iterable[str]) -> str:
-    """The path that ``text`` means: absolute, or one that begins with the hash where it names no store dir.
+    """Return the path in ``text``: absolute, or beginning with the hash if the text has no store dir.
 
-    ``store_dirs`` are those to look for in URLs and lines. Raises StorePathError, with what was typed, if there is none.
+    ``store_dirs`` are the store dirs to look for in URLs and command lines. Raises StorePathError, with the text in its message, if
+    there is no store path in the text.
     """
     typed = text.strip().strip("\"'`")
     found = _found(typed, tuple(store_dirs))
     if found is None:
-        raise StorePathError(f"{typed[:300]!r} is not a store path, and there is none in it")
+        raise StorePathError(f"{typed[:300]!r} does not contain a store path")
     return found
 
 
@@ -35,12 +36,12 @@ def _found(typed: str, store_dirs: tuple[str, ...]) -> str | None:
     words = typed.split()
     if len(words) < 2:
         return None
-    inside = (_found(word.strip("\"'`"), store_dirs) for word in reversed(words) if _tells(word, store_dirs))
-    return next(filter(None, inside), None)
+    paths = (_found(word.strip("\"'`"), store_dirs) for word in reversed(words) if _is_candidate(word, store_dirs))
+    return next(filter(None, paths), None)
 
 
-def _tells(word: str, store_dirs: tuple[str, ...]) -> bool:
-    """Whether a word of a line can be what it is about, and not a program or an option's value."""
+def _is_candidate(word: str, store_dirs: tuple[str, ...]) -> bool:
+    """Return whether a word of a command line can be the store path, rather than a program or the value of an option."""
     word = word.strip("\"'`")
     in_store = any(word.startswith(f"{each}/") for each in store_dirs)
     return in_store or is_hash_part(word[:HASH_PART_LENGTH]) or _URL.match(word) is not None
@@ -53,11 +54,11 @@ def _in_url(url: str, store_dirs: tuple[str, ...]) -> str | None:
         return None
     path = unquote(parts.path, errors="surrogateescape")
     for store_dir in store_dirs:
-        _, there, rest = path.partition(f"{store_dir}/")
-        if there and is_hash_part(rest[:HASH_PART_LENGTH]):
+        _, separator, rest = path.partition(f"{store_dir}/")
+        if separator and is_hash_part(rest[:HASH_PART_LENGTH]):
             return f"{store_dir}/{rest}"
     label = (parts.hostname or "").partition(".")[0]
-    if is_hash_part(label):  # an instance that gives each store path a host of its own
+    if is_hash_part(label):  # the URL of a server with a host name per store path
         return f"{label}{path}"
     name = _without_ending(path.rpartition("/")[2])
     return name if is_hash_part(name) else None

@@ -1,6 +1,6 @@
 'use strict';
 
-// Lets osls make the package by build.py, so that "npx osls deploy" is all there is to do.
+// Plugin for osls that makes the package with build.py, so that "npx osls deploy" is the only command needed.
 
 const { spawnSync } = require('child_process');
 const path = require('path');

@@ -1,6 +1,6 @@
-# services.nar-serve: files out of Nix binary caches, over HTTP.
+# NixOS module services.nar-serve: serves files of Nix binary caches over HTTP.
 #
-# The service is as hardened as ../nar-serve.service, and for the reasons given there; a test holds the two together.
+# The service has the same hardening as ../nar-serve.service, which gives the reasons; a test compares the two.
 { config, lib, pkgs, ... }:
 
 let
@@ -21,14 +21,14 @@ in
       type = lib.types.package;
       default = pkgs.callPackage ../package.nix { };
       defaultText = lib.literalExpression "pkgs.callPackage ../package.nix { }";
-      description = "The nar-serve to run.";
+      description = "The nar-serve package to run.";
     };
 
     host = lib.mkOption {
       type = lib.types.str;
       default = "127.0.0.1";
       example = "";
-      description = "The address to listen on. Empty: every one, IPv4 and IPv6.";
+      description = "The address to listen on. If empty, nar-serve listens on all addresses, IPv4 and IPv6.";
     };
 
     port = lib.mkOption {
@@ -48,8 +48,8 @@ in
       default = [ "https://cache.nixos.org" ];
       example = [ "https://cache.example.org?priority=10" "https://cache.nixos.org" ];
       description = ''
-        The binary caches to serve from. Everybody on this machine can read them in the Nix store: one with a password
-        belongs into environmentFile, as NAR_CACHE_URL.
+        URLs of the binary caches to serve from. All users of this machine can read them in the Nix store; if a URL contains
+        a password, set NAR_CACHE_URL in environmentFile instead.
       '';
     };
 
@@ -58,8 +58,8 @@ in
       default = [ ];
       example = [ "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=" ];
       description = ''
-        Keys by one of which each path has to be signed. None: everything that the caches say is believed, but for
-        cache.nixos.org alone, whose key is known.
+        Trusted public keys. Each store path must be signed by one of them. If the list is empty, signatures are not checked,
+        unless cache.nixos.org is the only cache: its key is built in.
       '';
     };
 
@@ -67,14 +67,14 @@ in
       type = lib.types.attrsOf lib.types.str;
       default = { };
       example = { NAR_CACHE_SIZE = "20G"; NAR_METRICS = "on"; NAR_TRUSTED_PROXIES = "127.0.0.1"; };
-      description = "More settings, by the names of their environment variables.";
+      description = "Other settings, by the names of their environment variables.";
     };
 
     environmentFile = lib.mkOption {
       type = lib.types.nullOr lib.types.path;
       default = null;
       example = "/run/secrets/nar-serve.env";
-      description = "A file with settings that nobody else is to read, such as credentials. They win over the others.";
+      description = "A file with secret settings, such as credentials. They take precedence over the other settings.";
     };
   };
 
@@ -82,12 +82,12 @@ in
     networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall [ cfg.port ];
 
     systemd.services.nar-serve = {
-      description = "Files out of Nix binary caches, over HTTP";
+      description = "Serves files of Nix binary caches over HTTP";
       wants = [ "network-online.target" ];
       after = [ "network-online.target" ];
       wantedBy = [ "multi-user.target" ];
 
-      # systemd expands specifiers in these: 10% is written 10%%.
+      # systemd expands specifiers in environment variables, so 10% must be written as 10%%.
       environment = lib.mapAttrs (_: builtins.replaceStrings [ "%" ] [ "%%" ]) environment;
 
       serviceConfig = {

@@ -1,4 +1,4 @@
-"""A complete NAR out of the cache, open to be read."""
+"""Complete NARs in the cache, open for reading."""
 
 import hashlib
 import os
@@ -15,15 +15,15 @@ from narcore.errors import CacheFailure
 from narcore.formats import nixbase32
 from narcore.sizes import CHUNK_SIZE
 
-# From this size on it takes the kernel less to send a file than us to read it, and half as much where it is large; below, the
-# first step costs more than all the others save. Measured with gunicorn's threads.
+# From this size on, sendfile is cheaper than reading and writing the bytes here; for a large file it costs half as much. Below
+# this size, the fixed cost of sendfile is larger than what it saves. Measured with gunicorn's threads.
 SENDFILE_SIZE = 512 * 1024
 
 Stamp = tuple[int, int, int, int]
 
 
 class CachedNar:
-    """One complete NAR, open. Give it to one reader, or close it."""
+    """One complete NAR, open for reading. It has one user, who closes it."""
 
     def __init__(self, fd: int, status: os.stat_result, discard: Callable[[], None]) -> None:
         self.fd = fd
@@ -34,7 +34,7 @@ class CachedNar:
         return CachedBytes(self, start, stop)
 
     def pread(self, start: int, stop: int) -> bytes:
-        """Some bytes, at least one, of a part that is in the NAR. Raises CacheFailure, and then the entry is removed."""
+        """Return at least one byte of a range within the NAR. If that fails, removes the entry and raises CacheFailure."""
         try:
             with as_cache_failure():
                 data = os.pread(self.fd, stop - start, start)
@@ -43,11 +43,11 @@ class CachedNar:
             raise
         if not data:
             self._discard()
-            raise CacheFailure("a NAR in the cache was cut while it was read")
+            raise CacheFailure("a NAR in the cache was truncated while it was read")
         return data
 
     def check_untouched(self) -> None:
-        """Raises CacheFailure if the file has been written to since it was opened."""
+        """Raise CacheFailure, and remove the entry, if the file has been written to since it was opened."""
         now = os.fstat(self.fd)
         if now.st_size != self._status.st_size or not (now.st_mtime_ns == self._status.st_mtime_ns or is_verified(now)):
             self._discard()
@@ -60,9 +60,9 @@ class CachedNar:
 
 
 class CachedBytes:
-    """Some bytes of a cached NAR; closing it closes the NAR.
+    """Some bytes of a cached NAR. Closing them closes the NAR.
 
-    Where they are worth to be sent by sendfile, ``file`` is the open NAR and their offset in it.
+    ``file`` is the open NAR and the offset of the bytes in it if they are large enough for sendfile, else None.
     """
 
     def __init__(self, nar: CachedNar, start: int, stop: int) -> None:
@@ -75,7 +75,7 @@ class CachedBytes:
         while start < stop:
             data = self._nar.pread(start, min(start + CHUNK_SIZE, stop))
             start += len(data)
-            if start == stop:  # before the answer is complete: is it still what was verified?
+            if start == stop:  # before the last bytes are returned: the file must still be the one that was verified
                 self._nar.check_untouched()
             yield data
 
@@ -83,11 +83,11 @@ class CachedBytes:
         return self._chunks
 
     def check_untouched(self) -> None:
-        """For who reads ``file``, at the end. Raises CacheFailure if it has been written to since it was opened."""
+        """Raise CacheFailure if ``file`` has been written to since it was opened. To be called after reading ``file``."""
         self._nar.check_untouched()
 
     def again(self, start: int, stop: int) -> bytes:
-        """Bytes that were given out before can't be had again: what is there may have been changed."""
+        """Raise CacheFailure: bytes that were returned before are not available again, because the file may have been changed."""
         raise CacheFailure("a NAR in the cache was changed while it was read")
 
     def close(self) -> None:
@@ -96,13 +96,13 @@ class CachedBytes:
 
 
 class Verifier:
-    """Tells whether a file is the NAR that its name says."""
+    """Checks that a file is the NAR that its name says. Thread-safe."""
 
     def __init__(self) -> None:
         self._unmarkable: LruMemory[Stamp, bool] = LruMemory(1000)
 
     def status(self, fd: int, key: NarKey) -> os.stat_result | None:
-        """The file's status if it is the NAR, else None. One that is not marked is hashed, by one process at a time."""
+        """Return the file's status if it is the NAR, else None. A file without the mark is hashed, by one process at a time."""
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size != key.size:
             return None
@@ -119,18 +119,20 @@ class Verifier:
             return None
         try:
             mark(fd, THIS_BOOT)
-        except OSError:  # another user's, or read-only; it need not be hashed for each reader
+        except (
+            OSError
+        ):  # another user's file, or read-only: remember the result, so that it is not hashed for each reader
             self._unmarkable.put(_stamp(status), True)
         return os.fstat(fd)
 
 
 def _stamp(status: os.stat_result) -> Stamp:
-    """Changes when the file is written to."""
+    """Return a value that changes if the file is written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def has_digest(fd: int, digits: str, progress: Callable[[int], None] = lambda size: None) -> bool:
-    """Whether the open file's SHA-256 is the one with these nix32 digits. ``progress`` is called with bytes done just now."""
+    """Return whether the SHA-256 of the open file is ``digits`` (nix32). ``progress`` is called with the size of each chunk."""
     sha256 = hashlib.sha256()
     for chunk in file_chunks(fd):
         sha256.update(chunk)

@@ -1,4 +1,4 @@
-"""What the cache has done so far, counted over all processes that share the directory and over their restarts."""
+"""Counts of cache events, over all processes that share the directory, including their previous runs."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from narcore.cache.layout import Layout
 from narcore.cache.locks import locked, replacing
 
 NAMES = ("hit", "miss", "join", "fill", "evict", "failure")
-FLUSH_SECONDS = 1.0  # what a process that is killed may lose
+FLUSH_SECONDS = 1.0  # a process that is killed loses at most the events of this time
 
 
 class Counters:
-    """Adds up in memory, and writes the sums to the directory once a second at most."""
+    """Counts in memory, and writes the sums to the directory at most once per FLUSH_SECONDS. Thread-safe."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
@@ -30,7 +30,7 @@ class Counters:
         self.flush()
 
     def flush(self) -> None:
-        """Counting is no reason to fail: what can't be written now is written later."""
+        """Write the counts. If that fails, they are written with a later flush: counting must not cause errors."""
         with self._lock, suppress(OSError):
             self._flushed = time.monotonic()
             with locked(self._layout.lock):
@@ -39,11 +39,11 @@ class Counters:
             self._pending = dict.fromkeys(NAMES, 0)
 
     def read(self) -> dict[str, int]:
-        """The sums that were written, by name."""
+        """Return the sums in the directory, by name."""
         try:
             written = json.loads(self._layout.counters.read_text())
             return {name: int(written.get(name, 0)) for name in NAMES}
-        except (OSError, ValueError, AttributeError, TypeError):  # none yet, or spoiled: count anew
+        except (OSError, ValueError, AttributeError, TypeError):  # no file yet, or an invalid one: start from 0
             return dict.fromkeys(NAMES, 0)
 
     def _write(self, sums: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""How the disk cache reports trouble: OSErrors as CacheFailure, and the two ways in which a fill ends without a fault."""
+"""Errors of the disk cache: OSErrors as CacheFailure, and the two reasons why a fill ends without an error."""
 
 import errno
 import os
@@ -9,16 +9,16 @@ from narcore.errors import CacheFailure
 
 
 class NoReadersLeft(CacheFailure):
-    """Nobody reads the NAR any more, and it is not worth finishing."""
+    """The NAR has no readers any more, and too little of it has been fetched to complete it."""
 
 
 class LeaderGaveUp(CacheFailure):
-    """The process that fetched the NAR has stopped without an error: try again."""
+    """The process that fetched the NAR stopped without an error: the caller may try again."""
 
 
 @contextmanager
 def as_cache_failure() -> Generator[None]:
-    """Raise CacheFailure in place of an OSError of the cache directory."""
+    """Convert an OSError of the cache directory to CacheFailure."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Room for what is new, a NAR or a file out of one: the least recently used go, before it comes."""
+"""Makes room for a new NAR or unpacked file: evicts the least recently used entries before the new one is written."""
 
 import os
 import stat
@@ -26,9 +26,9 @@ from narcore.errors import CacheFailure
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A complete NAR in the directory, or the unpacked ``file`` of one.
+    """A complete NAR in the directory, or an unpacked ``file``.
 
-    ``size`` counts the bytes of a NAR's listing too; ``used`` is in nanoseconds since the epoch.
+    ``size`` is in bytes and includes the listing of a NAR; ``used`` is in nanoseconds since the epoch.
     """
 
     digits: str
@@ -41,24 +41,24 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class _Room:
-    """What the directory holds, in bytes. ``pending`` is the part of ``promised`` that is not written yet."""
+class _Usage:
+    """What the directory contains. ``promised`` and ``pending`` are in bytes."""
 
     entries: list[Entry]
-    promised: int  # to what is on its way
-    pending: int
+    promised: int  # reserved for files that are being written, or used by files that must not be evicted
+    pending: int  # the part of ``promised`` that is not written yet
 
 
-# An evicted file keeps its space on the disk until it is closed. A process that keeps files open for the next reader checks every
-# few seconds whether they were evicted.
+# An evicted file takes up disk space until it is closed. A process that keeps files open for the next reader checks every few
+# seconds whether they were evicted.
 RELEASE_SECONDS = 7.0
 
 
 class RecentEvictions:
-    """What was evicted to make room, and may still be open somewhere.
+    """Entries that were evicted to make room, and may still be open in some process.
 
-    Nothing more is evicted before the processes that have it open had time to close it: else every entry would go, one after the
-    other, and free no space.
+    Nothing more is evicted until these processes have had time to close them (RELEASE_SECONDS): otherwise all entries would be
+    evicted, one after the other, without freeing space.
     """
 
     def __init__(self) -> None:
@@ -73,22 +73,22 @@ class RecentEvictions:
 
     @property
     def size(self) -> int:
-        """How many bytes the entries have; some of them may be free by now."""
+        """The bytes of the entries that were evicted recently; some of them may be free by now."""
         return self._size if time.monotonic() < self._until else 0
 
     def finish(self) -> list[Entry]:
-        """The room was found: forget the sizes. Returns the entries that were not reported yet."""
+        """Forget the sizes, since there is room now. Returns the entries that were not reported yet."""
         self._size = 0
         return self.take_unreported()
 
     def take_unreported(self) -> list[Entry]:
-        """The entries that were evicted since the last call."""
+        """Return the entries that were evicted since the last call."""
         unreported, self._unreported = self._unreported, []
         return unreported
 
 
 def entries(layout: Layout) -> list[Entry]:
-    """Every complete NAR and unpacked file, least recently used first. Raises OSError."""
+    """Return every complete NAR and unpacked file, least recently used first. Raises OSError."""
     return _entries(_scan(layout.directory))
 
 
@@ -100,11 +100,11 @@ def make_room(
     reserve: Callable[[], None] = lambda: None,
     recent: RecentEvictions | None = None,
 ) -> list[Entry] | None:
-    """Evict until ``key`` fits below ``limit`` bytes and into the file system, and call ``reserve``; the entries that went.
+    """Evict entries until ``key`` fits into ``limit`` bytes and into the file system, then call ``reserve``.
 
-    What other fills have reserved is left to them: None if it fits only when some of them have ended, or when what went is not
-    open any more: ``recent`` is for who tries again, and then has what went so far. Raises CacheFailure if it doesn't fit at all,
-    and then has evicted nothing.
+    Returns the evicted entries. Returns None if the NAR does not fit yet, because other fills have reserved space or evicted
+    entries are still open: the caller may try again with the same ``recent``, which has the entries evicted so far. Raises
+    CacheFailure, without evicting anything, if the NAR can't fit at all.
     """
     return _make_room(layout, key.size, limit, reserve, own=layout.part(key).name, recent=recent or RecentEvictions())
 
@@ -112,14 +112,15 @@ def make_room(
 def make_room_for_file(
     layout: Layout, file: FileKey, limit: int, *, extra: int = 0, reserve: Callable[[], None], recent: RecentEvictions
 ) -> list[Entry]:
-    """As `make_room`, and raises CacheFailure too where that gives None. ``extra``: how many more bytes to find.
+    """Make room for an unpacked file, and for ``extra`` more bytes, as `make_room` does. Returns the evicted entries.
 
-    The NAR that the file is made of stays: else where only one of both has room, they would drive out each other for ever.
+    Raises CacheFailure also where `make_room` returns None. The NAR that contains the file is not evicted: otherwise, if there
+    is only room for one of them, the NAR and the file would evict each other again and again.
     """
-    evicted = _make_room(layout, file.size + extra, limit, reserve, keep=file.digits, recent=recent)
+    evicted = _make_room(layout, file.size + extra, limit, reserve, protected=file.digits, recent=recent)
     if evicted is None:
-        others = "its NAR, the downloads under way and what was evicted and is still open"
-        raise CacheFailure(f"there is no room for a file of {file.size} bytes beside {others}")
+        others = "its NAR, the running downloads, and evicted files that are still open"
+        raise CacheFailure(f"there is no room for a file of {file.size} bytes next to {others}")
     return evicted
 
 
@@ -130,37 +131,37 @@ def _make_room(
     reserve: Callable[[], None],
     *,
     own: str = "",
-    keep: str = "",
+    protected: str = "",
     recent: RecentEvictions,
 ) -> list[Entry] | None:
-    """``own`` is the name of the part that it is for; the NAR ``keep`` is not evicted."""
+    """``own`` is the name of the part file that needs the room, if any. The NAR ``protected`` is not evicted."""
     with locked(layout.lock):
         files = _scan(layout.directory)
-        room = _room(layout, files, own, keep)
+        usage = _usage(layout, files, own, protected)
         needed = max(0, size - (files[own].st_size if own in files else 0))
-        used = sum(entry.size for entry in room.entries)
-        free = _free(layout.directory) - room.pending
-        if size > limit or needed > free + room.pending + used + recent.size:
+        used = sum(entry.size for entry in usage.entries)
+        free = _free(layout.directory) - usage.pending
+        if size > limit or needed > free + usage.pending + used + recent.size:
             raise CacheFailure(f"there is no room for {size} bytes")
-        if size + room.promised > limit or needed > free + used + recent.size:
+        if size + usage.promised > limit or needed > free + used + recent.size:
             return None
-        evicted, coming = [], free + recent.size
-        while used and (used + room.promised + size > limit or coming < needed):
-            entry = room.entries.pop(0)
+        evicted, expected_free = [], free + recent.size
+        while used and (used + usage.promised + size > limit or expected_free < needed):
+            entry = usage.entries.pop(0)
             remove(layout, entry)
             used -= entry.size
-            coming += entry.size
+            expected_free += entry.size
             evicted.append(entry)
         if evicted:
             recent.add(evicted)
-        if needed > _free(layout.directory) - room.pending:
+        if needed > _free(layout.directory) - usage.pending:
             return None
         reserve()
         return recent.finish()
 
 
 def remove(layout: Layout, entry: Entry) -> None:
-    """Whoever reads from it reads on: POSIX keeps an open file."""
+    """Remove an entry. Readers that have it open can read on: POSIX keeps an open file."""
     if entry.file is None:
         remove_entry(layout, entry.digits)
     else:
@@ -168,12 +169,12 @@ def remove(layout: Layout, entry: Entry) -> None:
 
 
 def remove_entry(layout: Layout, digits: str) -> None:
-    """Remove a NAR."""
-    layout.listing(digits).unlink(missing_ok=True)  # first: a listing without a NAR would stay for ever
+    """Remove a NAR and its listing."""
+    layout.listing(digits).unlink(missing_ok=True)  # first, so that no listing without a NAR remains
     layout.nar(digits).unlink(missing_ok=True)
 
 
-def _room(layout: Layout, files: dict[str, os.stat_result], own: str, keep: str) -> _Room:
+def _usage(layout: Layout, files: dict[str, os.stat_result], own: str, protected: str) -> _Usage:
     promised = pending = 0
     reserved = reserved_parts(layout)
     for name, status in files.items():
@@ -181,7 +182,7 @@ def _room(layout: Layout, files: dict[str, os.stat_result], own: str, keep: str)
         if is_new_file(name):
             claim, written = _claim(layout.directory / name, status)
         elif size is not None and name != own:
-            # One that holds no reservation waits for its turn, or was left by a process that died: it is as large as it is.
+            # A part file without a reservation waits for a slot, or its process died: only its current size counts.
             claim = max(size, status.st_size) if name in reserved else status.st_size
             written = status.st_size
         else:
@@ -189,8 +190,8 @@ def _room(layout: Layout, files: dict[str, os.stat_result], own: str, keep: str)
         promised += claim
         pending += claim - written
     found = _entries(files)
-    protected = sum(entry.size for entry in found if _is_nar(entry, keep))
-    return _Room([entry for entry in found if not _is_nar(entry, keep)], promised + protected, pending)
+    unevictable = sum(entry.size for entry in found if _is_nar(entry, protected))
+    return _Usage([entry for entry in found if not _is_nar(entry, protected)], promised + unevictable, pending)
 
 
 def _is_nar(entry: Entry, digits: str) -> bool:
@@ -198,11 +199,11 @@ def _is_nar(entry: Entry, digits: str) -> bool:
 
 
 def _claim(path: Path, status: os.stat_result) -> tuple[int, int]:
-    """How large an unpacked file will be that is on its way, and how much of it is written. It has its size from the start.
+    """Return the final size of an unpacked file that is being written, and how much of it is written.
 
-    One that a process has left which died is removed.
+    The file has its final size from the start (it is sparse). If the process that wrote it died, it is removed.
     """
-    with suppress(OSError):  # another user's
+    with suppress(OSError):  # another user's file
         if remove_if_free(path):
             return 0, 0
     return status.st_size, min(status.st_size, status.st_blocks * 512)
@@ -226,7 +227,7 @@ def _free(directory: Path) -> int:
 
 
 def _scan(directory: Path) -> dict[str, os.stat_result]:
-    """The regular files in the directory."""
+    """Return the status of each regular file in the directory, by name."""
     found = {}
     with os.scandir(directory) as items:
         for item in items:

@@ -1,6 +1,6 @@
-"""Why a fill failed, remembered for seconds and for every process: a thousand waiting clients must not each try again.
+"""Remembers the error of a failed fill for a few seconds, for all processes, so that not every waiting client tries again.
 
-It holds for the source that the bytes were to come from: another one may have the NAR as it should be.
+The error is only valid for the store that the bytes came from: another store may have the correct NAR.
 """
 
 import json
@@ -22,9 +22,9 @@ _CLASSES = {
 
 
 def remember(path: Path, error: errors.NarcoreError, source: str = "") -> None:
-    """Note the error of a fill from ``source`` at ``path``, in place of an older one.
+    """Write the error of a fill from ``source`` to ``path``, replacing an older one.
 
-    A disk that can't take it is none of the readers' trouble.
+    Ignores OSErrors: readers need not know that the error could not be written.
     """
     note = json.dumps({"error": type(error).__name__, "message": str(error), "source": source}).encode()
     with suppress(OSError), replacing(path) as fd:
@@ -32,16 +32,16 @@ def remember(path: Path, error: errors.NarcoreError, source: str = "") -> None:
 
 
 def recall(path: Path, source: str = "") -> errors.NarcoreError | None:
-    """The error noted at ``path``, if it is of a fill from ``source`` and no older than SECONDS."""
+    """Return the error in ``path`` if it is of a fill from ``source`` and no older than SECONDS, else None."""
     try:
         if is_old(path):
             return None
-        noted = json.loads(path.read_bytes())
-        return _CLASSES[noted["error"]](noted["message"]) if noted["source"] == source else None
-    except (OSError, ValueError, KeyError, TypeError):  # none, or not one of ours
+        note = json.loads(path.read_bytes())
+        return _CLASSES[note["error"]](note["message"]) if note["source"] == source else None
+    except (OSError, ValueError, KeyError, TypeError):  # no file, or an invalid one
         return None
 
 
 def is_old(path: Path) -> bool:
-    """Raises OSError if there is no note."""
+    """Return whether the error in ``path`` is older than SECONDS. Raises OSError if there is none."""
     return abs(time.time() - path.stat().st_mtime) > SECONDS

@@ -1,12 +1,11 @@
-"""A NAR on its way into the cache, and everyone who reads from it meanwhile.
+"""A fill: a NAR that is being fetched into the cache, and its readers.
 
-There is one ``Fill`` a NAR in a process, with a thread of its own. Whichever process gets the lock on the part file downloads;
-the others watch the same file grow, and one of them takes over if the lock becomes free before the NAR is complete. Readers
-only ever read from the file, so they cost no memory, and a slow one holds nobody up.
+Each process has one ``Fill`` per NAR, with its own thread. The process that gets the lock on the part file downloads; the others
+watch the file grow, and one of them takes over if the lock becomes free before the NAR is complete. Readers read only from the
+file, so they need no memory, and a slow reader does not delay others.
 
-The last byte that a reader asks for is kept back until the whole NAR has been verified: a NAR that is not what was promised ends
-in an error for everyone who reads from it, and never in a complete answer. But for those who chose to read what is not verified:
-they ``wait_until`` it is there.
+The last byte that a reader requests is withheld until the whole NAR is verified: if the NAR is not what its narinfo says, all
+readers get an error, and no reader gets a complete answer. Callers that accept unverified bytes use ``wait_until`` instead.
 """
 
 import copy
@@ -22,41 +21,43 @@ from narcore.errors import CacheFailure, CapacityError, StoreTimeout
 from narcore.formats.listing import NarListing
 from narcore.sizes import CHUNK_SIZE
 
-POLL_SECONDS = 0.005  # how soon a reader learns of bytes that another process has written
-STALL_SECONDS = 120.0  # not a byte for so long: longer than all the retries of a store take
+POLL_SECONDS = 0.005  # how often to look for bytes that another process has written
+STALL_SECONDS = 120.0  # readers time out after this time without a byte; longer than all retries of a store take
 
 Check = Callable[[NarListing], None]
 
 
 class Fill:
-    """One NAR that is being fetched. ``NarCache.fill`` makes it or finds it, and joins it for the caller."""
+    """One NAR that is being fetched. ``NarCache.fill`` creates or finds the fill, and joins it for the caller. Thread-safe."""
 
     def __init__(self, part: PartFile, fetch: Fetch, *, on_end: Callable[["Fill", BaseException | None], None]) -> None:
         self.part = part
         self._fetch = fetch
         self._on_end = on_end
         self._lock = threading.Lock()
-        self._waiting: list[tuple[int, int, threading.Condition]] = []  # a heap, by how many bytes are waited for
-        self._news = time.monotonic()
+        self._waiting: list[
+            tuple[int, int, threading.Condition]
+        ] = []  # a heap, ordered by the number of bytes that each waits for
+        self._last_progress = time.monotonic()
         self._readers = 0
         self._available = 0
         self._listing: NarListing | None = None
         self._error: BaseException | None = None
-        self._closed = False  # to newcomers
-        self._ended = False  # the thread is done with the part
+        self._closed = False  # for new readers
+        self._ended = False  # the thread does not use the part file any more
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"fill-{part.key.digits[:8]}", daemon=True)
 
-    # --- the readers' side
+    # --- for readers
 
     def start(self) -> None:
         try:
             self._thread.start()
-        except RuntimeError as error:  # no more threads, or the interpreter is about to end
+        except RuntimeError as error:  # no more threads, or the interpreter is shutting down
             self._end(None, CapacityError(f"no thread for a download: {error}"))
 
     def join(self) -> bool:
-        """Count in one more reader, who has to ``leave``. False if the fill has ended, and nobody keeps its file open."""
+        """Add a reader, who must call ``leave``. Returns False if the fill has ended and its file is closed."""
         with self._lock:
             if self._closed and (self._listing is None or not self._readers):
                 return False
@@ -64,13 +65,14 @@ class Fill:
             return True
 
     def leave(self) -> None:
+        """Remove a reader. The last one closes the file if the fill has ended."""
         with self._lock:
             self._readers -= 1
             if self._ended and not self._readers:
                 self.part.close()
 
     def stop(self) -> None:
-        """Give up soon, whoever reads, since the process ends. What was written stays if another process reads it."""
+        """End the fill soon, despite readers: the process is exiting. The part file stays if another process reads it."""
         self._stopping = True
 
     def join_thread(self, timeout: float) -> None:
@@ -79,20 +81,20 @@ class Fill:
 
     @property
     def available(self) -> int:
-        """How many bytes there are of it so far; they may be none, and are not verified."""
+        """The number of bytes that have arrived so far. They are not verified."""
         return self._available
 
     def wait(self) -> NarListing:
-        """Wait until the NAR is complete and verified; its listing. Raises whatever it failed with."""
+        """Wait until the NAR is complete and verified, and return its listing. Raises the error of the fill if it fails."""
         with self._lock:
             while self._listing is None:
                 self._wait_for(sys.maxsize)
             return self._listing
 
     def wait_until(self, stop: int) -> int:
-        """Wait until the bytes before ``stop`` are there, or all; how many are there. They may not have been verified yet.
+        """Wait until the bytes before ``stop`` have arrived, or all bytes; return how many have arrived.
 
-        Raises whatever the fill has failed with, also if they are there.
+        The bytes may not be verified yet. Raises the error of the fill if it has failed, even if the bytes have arrived.
         """
         with self._lock:
             while self._listing is None and (self._error is not None or self._available < stop):
@@ -100,25 +102,26 @@ class Fill:
             return self.part.key.size if self._listing is not None else self._available
 
     def read_now(self, start: int, stop: int) -> bytes:
-        """Bytes that were waited for, all of them. Raises CacheFailure if the file is not what it was."""
+        """Return all bytes of a range that has arrived. Raises CacheFailure if the file was truncated or changed."""
         data = self.part.read(start, stop) if start < stop else b""
         while len(data) < stop - start:
             more = self.part.read(start + len(data), stop)
             if not more:
-                raise CacheFailure("the part file of a NAR was cut while it was read")
+                raise CacheFailure("the part file of a NAR was truncated while it was read")
             data += more
         if self._listing is not None and not self.part.is_marked():
             raise CacheFailure("a NAR in the cache was changed while it was read")
         return data
 
     def read(self, start: int, stop: int, check: Check, *, whole: bool = False) -> "FillBytes":
-        """Bytes of the NAR, as they arrive; with ``whole``, once all of it has been verified.
+        """Return bytes of the NAR, as they arrive; with ``whole``, after all of the NAR is verified.
 
-        ``check`` gets the verified listing before the last byte is given out.
+        ``check`` is called with the verified listing before the last byte is returned.
         """
         return FillBytes(self, start, stop, check, whole=whole)
 
     def stream(self, start: int, stop: int, check: Check, *, whole: bool) -> Generator[bytes]:
+        """Yield the bytes of ``read``."""
         if whole:
             self.wait()
         position = start
@@ -128,12 +131,12 @@ class Fill:
                 check(self.wait())
             data = self.part.read(position, min(ready, position + CHUNK_SIZE))
             if not data:
-                raise CacheFailure("the part file of a NAR was cut while it was read")
+                raise CacheFailure("the part file of a NAR was truncated while it was read")
             position += len(data)
             yield data
 
     def _wait_beyond(self, position: int, stop: int) -> int:
-        """Wait until there is something to read at ``position``; up to where it may be read."""
+        """Wait until there is something to read at ``position``; return up to where it may be read."""
         with self._lock:
             while True:
                 if self._listing is not None:
@@ -141,35 +144,36 @@ class Fill:
                 ready = min(self._available, stop - 1)
                 if ready > position:
                     return ready
-                self._wait_for(position + 1 if position + 1 < stop else sys.maxsize)  # the last one comes at the end
+                # The last byte comes when the fill ends.
+                self._wait_for(position + 1 if position + 1 < stop else sys.maxsize)
 
     def _wait_for(self, available: int) -> None:
-        """Wait, with the lock held, until so many bytes are there or the fill has ended. Raises what it has failed with.
+        """Wait, with the lock held, until ``available`` bytes have arrived or the fill has ended. Raises the error of the fill.
 
-        Each reader has a condition of its own: to wake all of them for each chunk costs more than to unpack it.
+        Each reader has its own condition: waking all readers for each chunk costs more than decompressing the chunk.
         """
         if self._error is not None:
-            raise copy.copy(self._error)  # each reader's own: a shared one would collect the traceback of each
-        mine = threading.Condition(self._lock)
-        entry = (available, id(mine), mine)
+            raise copy.copy(self._error)  # a copy: a shared one would collect the traceback of each reader
+        condition = threading.Condition(self._lock)
+        entry = (available, id(condition), condition)
         heapq.heappush(self._waiting, entry)
-        while not mine.wait(STALL_SECONDS) and entry in self._waiting:
-            if time.monotonic() - self._news >= STALL_SECONDS:
+        while not condition.wait(STALL_SECONDS) and entry in self._waiting:
+            if time.monotonic() - self._last_progress >= STALL_SECONDS:
                 self._waiting.remove(entry)
                 heapq.heapify(self._waiting)
-                raise StoreTimeout("no byte of the NAR has come for two minutes")
+                raise StoreTimeout("no byte of the NAR arrived for two minutes")
 
     def _wake(self, available: int) -> None:
         while self._waiting and self._waiting[0][0] <= available:
             heapq.heappop(self._waiting)[2].notify()
 
-    # --- the thread's side
+    # --- in the thread of the fill
 
     def _run(self) -> None:
         listing, error = None, None
         try:
             listing = self._lead_or_follow()
-        except BaseException as failure:  # noqa: BLE001  whatever it is, the readers must not wait for ever
+        except BaseException as failure:  # noqa: BLE001  readers must not wait forever after any error
             error = failure
         self._end(listing, error)
         if listing is not None:
@@ -194,36 +198,38 @@ class Fill:
                     self._fetch, publish=self._publish, give_up=self._give_up
                 )
             except LeaderGaveUp:
-                if self._available:  # the readers may have read from the file that is gone
+                if self._available:  # readers may have read from the file that was removed
                     raise
                 self.part.close()
 
     def _follow(self) -> None:
-        """Watch the file grow until the lock on it is free."""
+        """Watch the file grow until its lock is free."""
         while not self.part.try_lead():
             size = self.part.size()
             if size > self._available:
                 self._publish(size)
             if self._give_up(lambda: True):
-                raise NoReadersLeft("nobody reads it here any more")
+                raise NoReadersLeft("no reader is left in this process")
             time.sleep(POLL_SECONDS)
 
     def _publish(self, available: int) -> None:
         with self._lock:
-            self._news = time.monotonic()
-            if available > self._available:  # one that takes over starts from the front, where all is there already
+            self._last_progress = time.monotonic()
+            if (
+                available > self._available
+            ):  # a process that takes over starts at 0 again, while more bytes are in the file
                 self._available = available
                 self._wake(available)
 
     def _give_up(self, may_end: Callable[[], bool]) -> bool:
-        """End the fill for newcomers if nobody reads it and ``may_end`` agrees, or the process ends; tells whether it did."""
+        """Close the fill for new readers if it has none and ``may_end`` agrees, or the process exits; return whether it did."""
         with self._lock:
             self._closed = self._stopping or (not self._readers and may_end())
             return self._closed
 
 
 class FillBytes:
-    """Some bytes of a NAR on its way. Closing it is leaving the fill."""
+    """Some bytes of a NAR that is being fetched. Closing them leaves the fill."""
 
     def __init__(self, fill: Fill, start: int, stop: int, check: Check, *, whole: bool) -> None:
         self.length = stop - start
@@ -234,7 +240,7 @@ class FillBytes:
         return self._chunks
 
     def again(self, start: int, stop: int) -> bytes:
-        """Bytes of the NAR that were given out before, even if the fill has failed since."""
+        """Return bytes of the NAR that were returned before, even if the fill has failed since."""
         if self._fill is None:
             raise ValueError("these bytes of a NAR are closed")
         return self._fill.part.read(start, stop)

@@ -1,29 +1,29 @@
-"""What lies in the cache directory, and what the names and marks there mean.
+"""The files in the cache directory, and the meaning of their names and marks.
 
 ::
 
-    <narhash>.nar           a NAR, unpacked, whole                     (the layout of Nix's own local-nar-cache)
-    <narhash>.ls            its listing, with every narOffset
-    <narhash>.<size>.part   a NAR on its way: grows from its start; locked by whoever fills it
-    <narhash>.<size>.readers   locked (shared) by every process that reads from the part
-    <narhash>.<size>.error  why the last fill failed, for seconds
-    <narhash>.<start>.<size>.file   the bytes of the NAR from <start> on, <size> of them: a file in it, to be opened as one
-    .lock                   held while room is made
-    .slot-<n>               locked by a fill; holds the name of the part that room is reserved for
-    .counters               what happened so far
-    .spare.<who>.new        as large as the room that its owner keeps for files to unpack; locked, and without a byte in it
-    .<name>.<who>.new       what becomes <name> when it is complete; locked while it is written
+    <narhash>.nar              a complete NAR, decompressed            (the layout of Nix's own local-nar-cache)
+    <narhash>.ls               the listing of the NAR, with every narOffset
+    <narhash>.<size>.part      a NAR that is being fetched: grows from the start; locked by the process that writes it
+    <narhash>.<size>.readers   locked (shared) by every process that reads from the part file
+    <narhash>.<size>.error     the error of the last fill; valid for a few seconds
+    <narhash>.<start>.<size>.file   an unpacked file: <size> bytes of the NAR, from <start> on
+    .lock                      locked while entries are evicted
+    .slot-<n>                  locked by a fill; contains the name of the part file that space is reserved for
+    .counters                  counts of events
+    .spare.<owner>.new         a sparse file, as large as the space that a process reserves for files to unpack; locked
+    .<name>.<owner>.new        becomes <name> when it is complete; locked while it is written
 
-The names with a dot in front are ours alone, as are those in ``.part``, ``.readers`` and ``.error``: without a lock on it, a part
-or a new file was left by a process that died.
+Only nar-serve uses names that begin with a dot or end in ``.part``, ``.readers`` and ``.error``. A part file or new file
+without a lock belongs to a process that died.
 
-``<narhash>`` is the SHA-256 in nix32, ``<size>`` the NarSize that the fill was promised: so much room is made for the part, and
-a narinfo that lies about the size is kept away from an honest one of the same hash.
+``<narhash>`` is the SHA-256 in nix32. ``<size>`` is the NarSize in the narinfo: that much space is made for the part file.
+Because it is part of the name, a narinfo with a wrong size does not affect a correct one with the same hash.
 
-A NAR is known to be verified by its modification time: 1 s after the epoch (as in the Nix store) once it has also reached the
-disk; before that a number that stands for the running boot. Writing to the file changes the time, and a file that Nix, a backup
-or a crash put there has another: such an entry is hashed before it is used. A ``.file`` is marked in the same way, for the running
-boot only; one that is not marked is made again, of the NAR.
+The modification time of a NAR marks it as verified: 1 s after the epoch (as in the Nix store) once the NAR has been synced to the
+disk, before that a number that identifies the current boot. Writing to the file changes the time, and a file from Nix, a backup
+or a crash has another one: such an entry is hashed before it is used. A ``.file`` is marked in the same way, but for the current
+boot only; a ``.file`` without the mark is unpacked from the NAR again.
 """
 
 import os
@@ -57,7 +57,7 @@ DURABLE = 1  # seconds since the epoch
 
 @dataclass(frozen=True, slots=True)
 class NarKey:
-    """Which NAR: its SHA-256 (``digits`` in nix32) and its size in bytes."""
+    """Identifies a NAR: its SHA-256 (``digits`` in nix32) and its size in bytes."""
 
     digits: str
     size: int
@@ -65,7 +65,7 @@ class NarKey:
 
 @dataclass(frozen=True, slots=True)
 class FileKey:
-    """Which bytes of which NAR an unpacked file holds; so its contents are known by its name, whatever a listing says."""
+    """Identifies an unpacked file by the range of the NAR that it contains, so that its name does not depend on a listing."""
 
     digits: str
     start: int
@@ -105,10 +105,11 @@ class Layout:
         return self.directory / f".spare.{os.getpid()}-{number}.new"
 
     def slots(self) -> list[Path]:
-        """All slots that there are; other processes may be allowed more of them."""
+        """Return all slot files that exist. If other processes have a higher limit, these are more than this process uses."""
         return [self.directory / name for name in os.listdir(self.directory) if _SLOT_NAME.fullmatch(name)]
 
     def leftovers(self) -> "Leftovers":
+        """Return the files that dead processes may have left."""
         names = set(os.listdir(self.directory))
         parts = {name.removesuffix(PART) for name in names if _PART_NAME.fullmatch(name)}
         parts |= {match[1] for match in map(_READERS_NAME.fullmatch, names) if match}
@@ -126,10 +127,10 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:
-    """What processes that died may have left.
+    """Files that dead processes may have left.
 
-    ``parts`` (each with its readers' file in front of it) and ``new`` files are locked if their owner lives; ``errors`` are of
-    no use when they are old; ``listings`` (each with the path that its NAR would have) lack the NAR.
+    ``parts`` (each preceded by its readers file) and ``new`` files are locked if their owner is alive. ``errors`` are useless
+    if they are old. ``listings`` (each followed by the path of its NAR) have no NAR.
     """
 
     parts: list[tuple[Path, Path]]
@@ -143,27 +144,27 @@ def is_nar_name(name: str) -> bool:
 
 
 def file_of(name: str) -> FileKey | None:
-    """What the unpacked file of that name holds; None if it is no such file's name."""
+    """Parse the name of an unpacked file; None if it is not one."""
     match = _FILE_NAME.fullmatch(name)
     return FileKey(match[1], int(match[2]), int(match[3])) if match else None
 
 
 def is_new_file(name: str) -> bool:
-    """Whether it is the name of an unpacked file that is not complete yet, or of the room for some to come."""
+    """Return whether ``name`` is of an unpacked file that is not complete yet, or of space that is reserved for such files."""
     return _NEW_FILE_NAME.fullmatch(name) is not None
 
 
 def reserved_size(name: str) -> int | None:
-    """How many bytes the part of that name is promised to have; None if it is no part's name."""
+    """Return the size that a part file will have when it is complete; None if ``name`` is not of a part file."""
     match = _PART_NAME.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def _boot_mark() -> int:
-    """A time that no clock shows (before 1987) and that another boot of the machine does not have, most likely."""
+    """Return a time before 1987, which no clock shows, and which most likely differs for each boot of the machine."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
-    except OSError:  # not Linux: as if each process were a boot of its own
+    except OSError:  # not Linux: use a different time for each process
         boot = os.urandom(16)
     return 2 + zlib.crc32(boot) % (1 << 29)
 
@@ -176,12 +177,12 @@ def is_verified(status: os.stat_result) -> bool:
 
 
 def mark(fd: int, seconds: int) -> None:
-    """Note on the file itself that it was verified. The access time, by which the least recently used go, stays."""
+    """Mark the file as verified. Its access time, which determines the order of eviction, does not change."""
     status = os.fstat(fd)
     os.utime(fd, ns=(status.st_atime_ns, seconds * 10**9))
 
 
 def touch(fd: int) -> None:
-    """Note on the file that it was used just now."""
-    with suppress(OSError):  # read-only: then who goes first in an eviction does not matter either
+    """Set the access time of the file to now."""
+    with suppress(OSError):  # read-only: then nothing is evicted, and the order does not matter
         os.utime(fd, ns=(time.time_ns(), os.fstat(fd).st_mtime_ns))

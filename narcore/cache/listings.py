@@ -1,7 +1,7 @@
-"""The listing beside a cached NAR. It is made of the NAR itself, and made again if the file can't be trusted.
+"""The listing next to a cached NAR. It is made from the NAR itself, and made again if its file is not marked as verified.
 
-Nix's RemoteFSAccessor, with which the directory can be shared, keeps the root node alone there: what stands in the ``root`` of the
-``.ls`` file of a binary cache.
+Nix's RemoteFSAccessor, which can share the directory, stores only the root node there: the value of ``root`` in the ``.ls`` file
+of a binary cache.
 """
 
 import os
@@ -15,12 +15,12 @@ from narcore.formats.listing import NarListing
 from narcore.formats.nar.parser import parse_nar
 from narcore.sizes import CHUNK_SIZE
 
-_BEFORE_ROOT, _BEHIND_ROOT = b'{"version":1,"root":', b"}"
+_BEFORE_ROOT, _AFTER_ROOT = b'{"version":1,"root":', b"}"
 
 
 @contextmanager
 def new_listing(layout: Layout, digits: str, listing: NarListing) -> Generator[None]:
-    """Write the listing, and put it in its place at the end of the ``with`` block, if all went well. Raises OSError."""
+    """Write the listing, and move it into place at the end of the ``with`` block unless that raises. Raises OSError."""
     with replacing(layout.listing(digits)) as fd:
         with os.fdopen(fd, "wb", closefd=False) as file:
             file.writelines(_root_chunks(listing))
@@ -34,11 +34,11 @@ def _root_chunks(listing: NarListing) -> Iterator[bytes]:
     for number, chunk in enumerate(listing.json_chunks()):
         yield previous
         previous = chunk if number else chunk.removeprefix(_BEFORE_ROOT)
-    yield previous.removesuffix(_BEHIND_ROOT)
+    yield previous.removesuffix(_AFTER_ROOT)
 
 
 def load_listing(layout: Layout, key: NarKey, nar_fd: int) -> NarListing:
-    """The listing of a complete, verified NAR that is open at ``nar_fd``. Raises OSError."""
+    """Return the listing of a complete, verified NAR that is open at ``nar_fd``. Raises OSError."""
     listing = _read_listing(layout, key)
     if listing is None:
         with alone(nar_fd):
@@ -49,8 +49,8 @@ def load_listing(layout: Layout, key: NarKey, nar_fd: int) -> NarListing:
 def _read_listing(layout: Layout, key: NarKey) -> NarListing | None:
     try:
         with layout.listing(key.digits).open("rb") as file:
-            if is_verified(os.fstat(file.fileno())):  # else somebody wrote to it since
-                return NarListing.parse(b"".join((_BEFORE_ROOT, file.read(), _BEHIND_ROOT)), nar_size=key.size)
+            if is_verified(os.fstat(file.fileno())):  # else another program has written to it
+                return NarListing.parse(b"".join((_BEFORE_ROOT, file.read(), _AFTER_ROOT)), nar_size=key.size)
     except (OSError, ListingError):
         pass
     return None
@@ -59,12 +59,12 @@ def _read_listing(layout: Layout, key: NarKey) -> NarListing | None:
 def _make_listing(layout: Layout, key: NarKey, nar_fd: int) -> NarListing:
     listing = NarListing.from_events(parse_nar(file_chunks(nar_fd), contents=False))
     with suppress(OSError), new_listing(layout, key.digits, listing):
-        pass  # on a disk that is full or read-only, it is made again the next time
+        pass  # if the disk is full or read-only, the listing is made again the next time
     return listing
 
 
 def file_chunks(fd: int) -> Iterator[bytes]:
-    """A whole open file, from its start, whatever its position."""
+    """Yield the contents of an open file from its start, regardless of its position."""
     position = 0
     while chunk := os.pread(fd, CHUNK_SIZE, position):
         yield chunk

@@ -1,4 +1,4 @@
-"""Locks between processes, by flock(2): the kernel lets go of them when their holder dies, however it dies."""
+"""Locks between processes, with flock(2): the kernel releases a lock when the process that holds it dies for any reason."""
 
 import fcntl
 import os
@@ -8,11 +8,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # not blocking: no wait for a writer to a fifo
+# O_NONBLOCK: do not wait for the writer of a FIFO.
+READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def try_lock(fd: int) -> bool:
-    """Take the exclusive lock if nobody has it. A lock that this descriptor holds already is held on."""
+    """Take the exclusive lock if it is free; return whether this descriptor holds it now (it may have held it before)."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -25,7 +26,7 @@ def unlock(fd: int) -> None:
 
 
 def is_still_at(fd: int, path: Path) -> bool:
-    """Whether ``path`` still names the open file: a lock on one that was renamed or removed since locks nothing."""
+    """Return whether ``path`` still names the open file. If not, a lock on the file has no effect for others."""
     try:
         there = path.lstat()
     except FileNotFoundError:
@@ -36,7 +37,7 @@ def is_still_at(fd: int, path: Path) -> bool:
 
 @contextmanager
 def locked(path: Path) -> Generator[int]:
-    """Hold the lock file exclusively; waits for it, so what is done under it must be short. Gives its descriptor."""
+    """Hold the exclusive lock on a lock file; yields its descriptor. Waits for the lock, so hold it only for short work."""
     fd = os.open(path, OPEN_FLAGS, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -47,9 +48,9 @@ def locked(path: Path) -> Generator[int]:
 
 @contextmanager
 def alone(fd: int) -> Generator[None]:
-    """Hold the exclusive lock of an open file: long work on it is done by one at a time, and the next finds it done.
+    """Hold the exclusive lock on an open file, so that only one process at a time does long work on it; the next finds it done.
 
-    Where a file that is open for reading only can't be locked (NFS), it is done without.
+    If the file can't be locked (NFS, for a file that is open for reading only), goes on without the lock.
     """
     with suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -62,9 +63,9 @@ def alone(fd: int) -> Generator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Generator[int]:
-    """Write a new file (its descriptor is given) that takes the place of ``path`` when all went well.
+    """Yield the descriptor of a new file, which replaces ``path`` at the end of the ``with`` block unless that raises.
 
-    Until then it has a name of its own, and a lock by which a cleaner knows that its writer lives.
+    Until then it has a temporary name, and a lock that shows other processes that its writer is alive.
     """
     new = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.new")
     with _new_file(new) as fd:
@@ -81,14 +82,14 @@ def replacing(path: Path) -> Generator[int]:
 def _new_file(path: Path) -> Generator[int]:
     while True:
         with locked(path) as fd:
-            if is_still_at(fd, path):  # else a cleaner was faster than the lock
+            if is_still_at(fd, path):  # else another process removed it before it was locked
                 os.ftruncate(fd, 0)
                 yield fd
                 return
 
 
 def remove_if_free(path: Path, *, also: Path | None = None) -> list[Path]:
-    """Remove the file, and ``also``, if nobody holds a lock on either of them; what was removed. Raises OSError."""
+    """Remove the file, and ``also``, if neither of them is locked; return the removed files. Raises OSError."""
     opened: list[tuple[int, Path]] = []
     try:
         for each in filter(None, (path, also)):

@@ -1,4 +1,4 @@
-"""The disk cache: NARs, unpacked and verified, in a directory that any number of processes may share."""
+"""The disk cache: decompressed, verified NARs in a directory that any number of processes may share."""
 
 import atexit
 import copy
@@ -32,19 +32,19 @@ from narcore.trace import Trace, silent
 
 log = logging.getLogger("narcore.cache")
 
-CLEAN_SECONDS = 600.0  # so often a process that runs for long looks for what others have left
-STOP_SECONDS = 2.0  # so long the end of the process waits for its downloads to end
+CLEAN_SECONDS = 600.0  # how often a long-running process removes the files that dead processes left
+STOP_SECONDS = 2.0  # how long a process that exits waits for its downloads to end
 
-FILL_PATIENCE = 10.0  # seconds that a fill waits for its turn, while somebody waits for it
+FILL_PATIENCE = 10.0  # seconds that a fill waits for a slot, while its readers wait
 
-UNPACK_TRIES = 3  # how often a file is unpacked that was evicted before it could be opened; once is bad luck
+UNPACK_TRIES = 3  # how often to unpack a file that is evicted before it can be opened
 
 
 class NarCache:
-    """NARs by their hash. Thread-safe, and safe among processes.
+    """NARs by their hash. Thread-safe, and safe to use from several processes.
 
-    ``size`` gives the limit in bytes for the directory, once it is there. A directory that can't be used raises CacheFailure,
-    here or whenever it turns out.
+    ``size`` returns the limit in bytes for the directory, which exists when it is called. The constructor and all methods raise
+    CacheFailure if the directory can't be used.
     """
 
     def __init__(
@@ -63,8 +63,9 @@ class NarCache:
         self._verifier = Verifier()
         self._lock = threading.Lock()
         self._fills: dict[NarKey, Fill] = {}
-        self._running: set[Fill] = set()  # also those that are closed to newcomers, who have begun another one
-        self._fetched = 0  # by those that have ended
+        # Including fills that are closed for new readers, which may have begun another fill.
+        self._running: set[Fill] = set()
+        self._fetched = 0  # bytes, by fills that have ended
         self._failed: LruMemory[tuple[NarKey, str], NarcoreError] = LruMemory(1000)
         self._unpacking: SingleFlight[FileKey, None] = SingleFlight()
         self._warned: LruMemory[str, bool] = LruMemory(100)
@@ -78,7 +79,7 @@ class NarCache:
         atexit.register(self.close)
 
     def close(self) -> None:
-        """End the downloads of this process. Others that read from them go on with what there is."""
+        """End the downloads of this process. Other processes that read from them continue the downloads."""
         atexit.unregister(self.close)
         deadline = time.monotonic() + STOP_SECONDS
         with self._lock:
@@ -93,7 +94,7 @@ class NarCache:
     # --- complete NARs
 
     def open(self, key: NarKey) -> CachedNar | None:
-        """The NAR, if it is here whole. One that was written to by somebody else is hashed first, and removed if it is wrong."""
+        """Return the NAR, or None if it is not cached. A file without the mark is hashed first, and removed if it is wrong."""
         nar = self._open(key)
         if nar is None:
             return None
@@ -102,11 +103,11 @@ class NarCache:
         return nar
 
     def is_cached(self, key: NarKey) -> bool:
-        """Whether the NAR seems to be here whole; ``open`` is the one to tell for sure."""
+        """Return whether the NAR seems to be cached. Only ``open`` verifies it."""
         return os.path.exists(self.layout.nar(key.digits))  # noqa: PTH110  Path.exists raises for a directory that can't be read
 
     def listing(self, key: NarKey) -> NarListing | None:
-        """The listing of a NAR that is here whole."""
+        """Return the listing of a cached NAR, or None if it is not cached or its listing can't be read."""
         nar = self._open(key)
         if nar is None:
             return None
@@ -119,7 +120,7 @@ class NarCache:
             nar.close()
 
     def listing_of(self, key: NarKey, nar: CachedNar) -> NarListing:
-        """The listing of a NAR that is open. Raises CacheFailure."""
+        """Return the listing of an open NAR. Raises CacheFailure."""
         with as_cache_failure():
             return load_listing(self.layout, key, nar.fd)
 
@@ -134,23 +135,23 @@ class NarCache:
             return None
         try:
             status = self._verifier.status(fd, key)
-        except OSError as error:  # a bad sector
+        except OSError as error:  # for example a bad sector
             self._warn_once(f"{path} can't be read: {error.strerror}")
             status = None
         except BaseException:
             os.close(fd)
             raise
         if status is None:
-            if not _is_of(key.digits, fd):
+            if not _has_other_size(key.digits, fd):
                 remove_bad(self.layout, key, fd)
             os.close(fd)
             return None
         return CachedNar(fd, status, lambda: remove_bad(self.layout, key, fd))
 
-    # --- files out of them
+    # --- unpacked files
 
     def open_unpacked(self, file: FileKey, nar: CachedNar) -> int:
-        """A descriptor of a file with those bytes of the NAR that is open, made if it is not there. To be closed.
+        """Return a descriptor of an unpacked file of an open NAR, for the caller to close. Unpacks the file if it does not exist.
 
         Raises CacheFailure.
         """
@@ -160,16 +161,16 @@ class NarCache:
                 touch(fd)
                 return fd
             self._unpacking.do(file, partial(self._unpack, file, nar))
-        raise CacheFailure("an unpacked file is evicted each time as soon as it is made; the cache is too small")
+        raise CacheFailure("an unpacked file was evicted immediately, several times; the cache is too small")
 
     def _unpack(self, file: FileKey, nar: CachedNar) -> None:
         with as_cache_failure():
             unpacked.unpack(self.layout, file, nar, reserve=self._reserve, on_evict=self._evicted)
 
-    # --- NARs on their way
+    # --- fills
 
     def joinable(self, key: NarKey) -> Fill | None:
-        """The fill of that NAR that is under way here, with the caller counted in as a reader, who has to leave it."""
+        """Return the running fill of a NAR in this process, or None. Joins it: the caller must ``leave`` it."""
         with self._lock:
             fill = self._fills.get(key)
             if fill is None or not fill.join():
@@ -178,10 +179,10 @@ class NarCache:
         return fill
 
     def fill(self, key: NarKey, fetch: Fetch, *, source: str = "") -> Fill:
-        """The fill of that NAR, begun with ``fetch`` if there is none, with the caller counted in as a reader, who has to leave it.
+        """Return the fill of a NAR; starts one with ``fetch`` if there is none. Joins it: the caller must ``leave`` it.
 
-        Raises CacheFailure if the NAR is larger than the whole cache, or what a fill from the same ``source`` (a store's URL)
-        failed with seconds ago.
+        Raises CacheFailure if the NAR is larger than the whole cache, or the error of a fill from the same ``source`` (the URL of
+        a store) that failed a few seconds ago.
         """
         if key.size > self.limit:
             raise CacheFailure(f"a NAR of {key.size} bytes is larger than the cache")
@@ -196,13 +197,13 @@ class NarCache:
         return fill
 
     def bytes_fetched(self, key: NarKey) -> int:
-        """How much of that NAR the fill that is under way here has got, as it came or by another process. 0 if there is none."""
+        """Return how many bytes of a NAR its running fill has, fetched by this or another process; 0 if there is no fill here."""
         with self._lock:
             fill = self._fills.get(key)
             return fill.available if fill is not None else 0
 
     def total_bytes_fetched(self) -> int:
-        """What all fills of this process have got: it grows as long as anything comes."""
+        """Return how many bytes all fills of this process have received. It grows as long as bytes arrive."""
         with self._lock:
             return self._fetched + sum(fill.available for fill in self._running)
 
@@ -238,23 +239,23 @@ class NarCache:
 
     def _evicted(self, evicted: list[Entry]) -> None:
         for entry in evicted:
-            if entry.file is None:  # an unpacked file costs no download to have again
+            if entry.file is None:  # an unpacked file can be made again without a download
                 self._note("evict", NarKey(entry.digits, entry.size))
 
     # --- upkeep
 
     def entries(self) -> list[Entry]:
-        """Every complete NAR and unpacked file, least recently used first. Raises CacheFailure."""
+        """Return every complete NAR and unpacked file, least recently used first. Raises CacheFailure."""
         with as_cache_failure():
             return entries(self.layout)
 
     def clean(self) -> int:
-        """Remove what processes that died have left; how many files. What a living one holds stays."""
+        """Remove the files that dead processes left; return how many. Files of running processes stay."""
         self._cleaned = time.monotonic()
         return upkeep.clean(self.layout)
 
     def collect(self) -> list[Entry]:
-        """Clean, and evict until the cache is below its limit; the entries that went. Raises CacheFailure."""
+        """Clean, and evict entries until the cache is below its limit; return the evicted entries. Raises CacheFailure."""
         self.clean()
         recent = RecentEvictions()
         with as_cache_failure():
@@ -263,13 +264,13 @@ class NarCache:
         return evicted
 
     def clear(self) -> list[Entry]:
-        """Remove every entry; those that went. Raises CacheFailure."""
-        gone = self.entries()
+        """Remove every entry; return the removed entries. Raises CacheFailure."""
+        removed = self.entries()
         with as_cache_failure():
-            for entry in gone:
+            for entry in removed:
                 remove(self.layout, entry)
         self.clean()
-        return gone
+        return removed
 
     def _note(self, event: str, key: NarKey) -> None:
         self.counters.add(event)
@@ -282,8 +283,8 @@ class NarCache:
             log.warning("%s; caching is off until this is fixed", message)
 
 
-def _is_of(digits: str, fd: int) -> bool:
-    """Whether the file is a NAR with that hash all the same: then who asks for it was told a wrong size."""
+def _has_other_size(digits: str, fd: int) -> bool:
+    """Return whether the file is the NAR with that hash despite its size: then the size in the narinfo is wrong."""
     try:
         return is_verified(os.fstat(fd)) and has_digest(fd, digits)
     except OSError:
@@ -291,9 +292,9 @@ def _is_of(digits: str, fd: int) -> bool:
 
 
 def check_private(directory: Path) -> None:
-    """Raises CacheFailure for a directory that others may write to: in a temp dir, anybody could have made it before us."""
-    for status in (directory.lstat(), directory.stat()):  # a link is somebody's too
+    """Raise CacheFailure if other users may write to the directory: in /tmp, any user could have created it before."""
+    for status in (directory.lstat(), directory.stat()):  # a symlink has an owner, too
         if status.st_uid not in (os.geteuid(), 0):
-            raise CacheFailure("the cache directory is another user's; name one of your own")
+            raise CacheFailure("the cache directory belongs to another user; use a directory of your own")
     if status.st_mode & stat.S_IWOTH:
-        raise CacheFailure("everybody may write to the cache directory; chmod o-w mends that")
+        raise CacheFailure("all users may write to the cache directory; run chmod o-w on it")

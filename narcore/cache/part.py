@@ -1,4 +1,4 @@
-"""The part file of a NAR on its way: who may write it, how it is written, and what becomes of it."""
+"""The part file of a NAR that is being fetched: which process writes it, how it is written, and how it becomes an entry."""
 
 import fcntl
 import os
@@ -18,7 +18,7 @@ from narcore.errors import CapacityError, IntegrityError, NarcoreError
 from narcore.formats.listing import ListingBuilder, NarListing
 from narcore.formats.nar.parser import NarParser
 
-# A fill without readers goes on if at most this many bytes are left: a reader may come soon.
+# A fill without readers continues if at most this many bytes are left: a reader may come soon.
 NEARLY_DONE = 8 << 20
 
 Fetch = Callable[[], Iterator[bytes]]
@@ -27,7 +27,7 @@ GiveUp = Callable[[Callable[[], bool]], bool]
 
 
 class PartFile:
-    """One process's hold on a part file. Not thread-safe but for ``read``. ``source`` names where it would fetch the NAR from."""
+    """A part file, as one process uses it. Only ``read`` is thread-safe. ``source`` is the store that it fetches the NAR from."""
 
     def __init__(
         self,
@@ -50,17 +50,17 @@ class PartFile:
         self._readers_fd = -1
 
     def open(self) -> None:
-        """Open the file, made where it lacks, and tell the other processes that somebody reads here."""
+        """Open the file (create it if it is missing), and show other processes that this process reads it."""
         with as_cache_failure():
             self._layout.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             while not self._try_open():
                 self.close()
 
     def _try_open(self) -> bool:
-        """False if a leader was just giving up, and has removed what was opened."""
+        """Return False if the process that writes the file gave up in between, and removed the opened files."""
         readers = self._layout.readers(self.key)
         self._readers_fd = os.open(readers, OPEN_FLAGS, 0o600)
-        fcntl.flock(self._readers_fd, fcntl.LOCK_SH)  # held against us for an instant at most
+        fcntl.flock(self._readers_fd, fcntl.LOCK_SH)  # the exclusive lock of another process lasts only for a moment
         if not is_still_at(self._readers_fd, readers):
             return False
         self._fd = os.open(self._path, OPEN_FLAGS, 0o600)
@@ -80,48 +80,48 @@ class PartFile:
             return os.pread(self._fd, stop - start, start)
 
     def is_marked(self) -> bool:
-        """Whether the file is marked as verified: once it is complete it has to be, unless somebody has written to it since."""
+        """Return whether the file is marked as verified. A complete file is, unless another program has written to it since."""
         return is_verified(os.fstat(self._fd))
 
     def try_lead(self) -> bool:
-        """Whether nobody else writes the file (any more)."""
+        """Take the lock to write the file; return False if another process has it."""
         return try_lock(self._fd)
 
     def finished_elsewhere(self) -> NarListing | None:
-        """With the lock held: the listing, if another process has completed the NAR; None if it is to be fetched here.
+        """Return the listing if another process has completed the NAR; None if this process must fetch it. Requires the lock.
 
-        Raises what the fill there failed with, if it was from the same source, or LeaderGaveUp.
+        If the fill in the other process failed, raises its error if it fetched from the same source, else LeaderGaveUp.
         """
         with as_cache_failure():
             if is_still_at(self._fd, self._path):
                 return self._adopt_entry()
             if not is_still_at(self._fd, self._layout.nar(self.key.digits)):
                 raise failures.recall(self._layout.error(self.key), self.source) or LeaderGaveUp(
-                    "the download was given up elsewhere"
+                    "another process gave up the download"
                 )
             unlock(self._fd)
             return load_listing(self._layout, self.key, self._fd)
 
     def _adopt_entry(self) -> NarListing | None:
-        """The NAR may have been completed between the look for it and the lock: then read that."""
+        """Use the entry if another process completed the NAR before this process took the lock; else return None."""
         try:
             fd = os.open(self._layout.nar(self.key.digits), READ_FLAGS)
-        except OSError:  # none, or what takes its place is not one: ours will
+        except OSError:  # no entry, or an invalid one, which ours will replace
             return None
         try:
             status = os.fstat(fd)
             if status.st_size != self.key.size or not is_verified(status):
                 return None
             self._remove()
-            os.dup2(fd, self._fd, inheritable=False)  # which lets go of the lock
+            os.dup2(fd, self._fd, inheritable=False)  # this releases the lock
         finally:
             os.close(fd)
         return load_listing(self._layout, self.key, self._fd)
 
     def lead(self, fetch: Fetch, *, publish: Publish, give_up: GiveUp) -> NarListing:
-        """Download and verify the NAR, and add it to the cache; its listing.
+        """Download and verify the NAR, add it to the cache, and return its listing.
 
-        Raises CapacityError, CacheFailure or NoReadersLeft, and what ``fetch`` raises.
+        Raises CapacityError, CacheFailure or NoReadersLeft, and the errors of ``fetch``.
         """
         try:
             with as_cache_failure(), self._slots.hold(partial(self._find_room, give_up, RecentEvictions())):
@@ -133,14 +133,14 @@ class PartFile:
         return listing
 
     def _find_room(self, give_up: GiveUp, recent: RecentEvictions, slot: Slot) -> bool:
-        self._check_wanted(give_up, 0)
+        self._check_has_readers(give_up, 0)
         reserve = partial(slot.reserve, self._path.name)
         evicted = make_room(self._layout, self.key, self._limit, reserve=reserve, recent=recent)
         self._on_evict(evicted or recent.take_unreported())
         return evicted is not None
 
     def _download(self, fetch: Fetch, publish: Publish, give_up: GiveUp) -> NarListing:
-        if self.size() > self.key.size:  # left by who knows whom
+        if self.size() > self.key.size:  # not written by a fill of this NAR
             os.ftruncate(self._fd, 0)
         parser, builder = NarParser(contents=False), ListingBuilder()
         position, present = 0, self.size()
@@ -152,7 +152,7 @@ class PartFile:
                 self._write(chunk, position, present)
                 position += len(chunk)
                 publish(position)
-                self._check_wanted(give_up, position)
+                self._check_has_readers(give_up, position)
         finally:
             chunks.close()
         parser.receive_eof()
@@ -160,27 +160,27 @@ class PartFile:
         return builder.finish()
 
     def _write(self, chunk: bytes, position: int, present: int) -> None:
-        """Write, or compare with what a fill that died has written: its readers may have got it already."""
+        """Write a chunk. Bytes that a previous, failed fill has written must be the same: readers may have received them."""
         overlap = min(len(chunk), max(0, present - position))
         if overlap and os.pread(self._fd, overlap, position) != chunk[:overlap]:
-            raise IntegrityError("the store gave other bytes when the NAR was fetched again")
+            raise IntegrityError("the store sent different bytes when the NAR was fetched again")
         rest = memoryview(chunk)[overlap:]
         while rest:
             written = os.pwrite(self._fd, rest, position + overlap)
             rest, overlap = rest[written:], overlap + written
 
-    def _check_wanted(self, give_up: GiveUp, done: int) -> None:
+    def _check_has_readers(self, give_up: GiveUp, done: int) -> None:
         if give_up(partial(self._may_give_up, done)):
-            raise NoReadersLeft("nobody reads it any more")
+            raise NoReadersLeft("no reader is left")
 
     def _may_give_up(self, done: int) -> bool:
-        """Not if it is more than half done, little is left, or another process reads."""
+        """Return False if more than half is fetched, little is left, or another process reads."""
         if done > self.key.size // 2 or self.key.size - done <= NEARLY_DONE:
             return False
-        # Those that read hold a shared lock. Once we have the other, nobody can begin to read before the part is removed.
+        # Readers hold the shared lock. While we hold the exclusive lock, no process can begin to read before the part is removed.
         if try_lock(self._readers_fd):
             return True
-        fcntl.flock(self._readers_fd, fcntl.LOCK_SH)  # trying for the other has let go of this
+        fcntl.flock(self._readers_fd, fcntl.LOCK_SH)  # trying to take the exclusive lock has released the shared one
         return False
 
     def _add_to_cache(self, listing: NarListing) -> None:
@@ -190,32 +190,34 @@ class PartFile:
             self._path.rename(self._layout.nar(self.key.digits))
         with suppress(OSError):
             self._layout.readers(self.key).unlink(missing_ok=True)
-        self._let_go()
+        self._unlock()
 
     def _discard(self, error: BaseException) -> None:
         if isinstance(error, NarcoreError) and not isinstance(error, CapacityError):
             failures.remember(self._layout.error(self.key), error, self.source)
-        if not isinstance(error, NoReadersLeft) or try_lock(self._readers_fd):  # else another process goes on with it
-            with suppress(OSError):  # a directory that was taken away has nothing left to remove
+        if not isinstance(error, NoReadersLeft) or try_lock(
+            self._readers_fd
+        ):  # else another process continues the download
+            with suppress(OSError):  # the directory itself may have been removed
                 self._remove()
-        self._let_go()
+        self._unlock()
 
     def _remove(self) -> None:
-        """The readers' file first: who opens both between the two finds that the part is gone, and begins again."""
+        """Remove the readers file first: a process that opens both in between notices it, and starts again (see _try_open)."""
         self._layout.readers(self.key).unlink(missing_ok=True)
         self._path.unlink(missing_ok=True)
 
-    def _let_go(self) -> None:
+    def _unlock(self) -> None:
         unlock(self._readers_fd)
         unlock(self._fd)
 
     def settle(self) -> None:
-        """Wait until the NAR and its listing have reached the disk, and note that on them: now a crash can't hurt them.
+        """Sync the NAR and its listing to the disk, and mark them as durable: after that, a crash can't damage them.
 
-        Called when the readers have been told, since it may take long.
+        Called after the readers were notified, since it may take long.
         """
         for path in (self._layout.nar(self.key.digits), self._layout.listing(self.key.digits)):
-            with suppress(OSError):  # evicted already; or it stays marked for this boot, which is all that is known
+            with suppress(OSError):  # evicted already, or not synced: then it stays marked for this boot only
                 fd = os.open(path, READ_FLAGS)
                 try:
                     _make_durable(fd)
@@ -226,5 +228,5 @@ class PartFile:
 def _make_durable(fd: int) -> None:
     if is_verified(os.fstat(fd)):
         os.fdatasync(fd)
-        if is_verified(os.fstat(fd)):  # nobody wrote to it meanwhile
+        if is_verified(os.fstat(fd)):  # nothing was written to it in between
             mark(fd, DURABLE)

@@ -1,7 +1,7 @@
-"""Space that a process reserves for small files that it will unpack, so that it need not scan the whole directory for each of them.
+"""Space that a process reserves for small files that it will unpack, so that it need not scan the directory for each file.
 
-The reservation is a sparse file of that size. Other processes count it as promised, like a file that is being written, and the lock
-on it shows that its owner is alive.
+The reservation is a sparse file of that size. Other processes count it like a file that is being written. A lock on it shows that
+its owner is alive.
 """
 
 import os
@@ -16,39 +16,40 @@ from narcore.cache.layout import FileKey, Layout
 from narcore.cache.locks import OPEN_FLAGS, is_still_at, try_lock
 from narcore.errors import CacheFailure
 
-# Some thousand files of usual size for one look; of a small cache, a small part.
+# Enough for some thousand files of usual size per scan of the directory. In a small cache, at most 1/RESERVE_SHARE of it.
 RESERVE_MAX = 64 << 20
 RESERVE_SHARE = 100
 
-# A file that is larger than this part of the room is worth a look of its own.
+# A file larger than 1/SMALL of the reserved space does not use it: the directory is scanned for this file alone.
 SMALL = 8
 
 _numbers = count()
 
 
 class Reserve:
-    """The reserved space of this process. Thread-safe. ``limit`` is that of the directory, in bytes."""
+    """The reserved space of this process. Thread-safe. ``limit`` is the limit of the cache directory, in bytes."""
 
     def __init__(self, layout: Layout, limit: int) -> None:
         self._layout = layout
         self._limit = limit
         self._full = min(RESERVE_MAX, limit // RESERVE_SHARE)
         self._left = 0
-        self._recent = RecentEvictions()  # of all files: each that found no room would evict as much again
+        # Shared by all files: else each file that finds no room would evict as much again.
+        self._recent = RecentEvictions()
         self._lock = threading.Lock()
         self._fd = -1
         self._path = Path()
 
     def release_for(self, size: int) -> None:
-        """Give the space back if a NAR of ``size`` bytes would not fit into the cache beside it."""
+        """Release the space if a NAR of ``size`` bytes would not fit into the cache next to it."""
         if size + self._full > self._limit:
             self.close()
 
     def make_room(self, file: FileKey, reserve: Callable[[], None]) -> list[Entry]:
-        """Find room for a file and call ``reserve``, which takes it; the entries that went. Raises CacheFailure and OSError."""
+        """Make room for a file, call ``reserve`` to take it, and return the evicted entries. Raises CacheFailure and OSError."""
         with self._lock:
             if self._fd >= 0 and file.size <= self._left:
-                reserve()  # first: what is counted twice for an instant hurts nobody
+                reserve()  # first: counting the space twice for a moment is harmless
                 self._set(self._left - file.size)
                 return []
             if file.size * SMALL <= self._full:
@@ -73,7 +74,7 @@ class Reserve:
             fd = os.open(path, OPEN_FLAGS, 0o600)
             if try_lock(fd) and is_still_at(fd, path):
                 self._fd, self._path = fd, path
-            else:  # of a process with our number in another container, or a cleaner was faster than the lock
+            else:  # another container has a process with the same ID, or another process removed the file before the lock
                 os.close(fd)
 
     def _set(self, left: int) -> None:
@@ -85,7 +86,7 @@ class Reserve:
             self._release()
 
     def _release(self) -> None:
-        """Give the room back. With the lock recent."""
+        """Release the space. Requires the lock."""
         self._left = 0
         if self._fd >= 0:
             with suppress(OSError):

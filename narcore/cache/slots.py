@@ -1,4 +1,4 @@
-"""How many fills may run at once, over all processes that share the directory, and how much room each of them has reserved."""
+"""The limit on concurrent fills, over all processes that share the directory, and the space that each fill has reserved."""
 
 import os
 import time
@@ -10,11 +10,11 @@ from narcore.cache.locks import OPEN_FLAGS, READ_FLAGS, try_lock
 from narcore.errors import CacheFailure, CapacityError
 
 POLL_SECONDS = 0.02
-CROWDED_SECONDS = 0.2  # looking for room costs more than looking for a slot
+NO_ROOM_POLL_SECONDS = 0.2  # looking for room costs more than looking for a slot
 
 
 class Slot:
-    """One of the lock files, held. What is written in it is the name of the part that its holder has reserved room for."""
+    """A lock file that this process holds. It contains the name of the part file that space is reserved for."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -31,7 +31,7 @@ class Slot:
 
 
 class Slots:
-    """``count`` lock files, of which a fill holds one. Who waits longer than ``patience`` seconds for one is turned away."""
+    """``count`` lock files. Each fill holds one, and fails if it does not get one within ``patience`` seconds."""
 
     def __init__(self, layout: Layout, count: int, *, patience: float = 10.0) -> None:
         self._layout = layout
@@ -40,10 +40,10 @@ class Slots:
 
     @contextmanager
     def hold(self, find_room: Callable[[Slot], bool]) -> Generator[None]:
-        """Hold a slot for which ``find_room`` has found room, and reserved it. Waits for either.
+        """Hold a slot for which ``find_room`` has found and reserved room. Waits for a slot and for room.
 
-        Raises CapacityError if there is no slot, CacheFailure if there is no room for long, and OSError if the directory can't
-        be written to.
+        Raises CapacityError if there is no slot in time, CacheFailure if there is no room in time, and OSError if the directory
+        can't be written to.
         """
         slot = self._take(find_room)
         try:
@@ -60,10 +60,10 @@ class Slots:
             if time.monotonic() >= deadline:
                 if slot is not None:
                     raise CacheFailure(
-                        "downloads, or files that were evicted and are still open, leave no room in the cache"
+                        "running downloads, or evicted files that are still open, leave no room in the cache"
                     )
-                raise CapacityError(f"all {self._count} downloads that may run at once are taken", retry_after=10)
-            time.sleep(CROWDED_SECONDS if slot else POLL_SECONDS)
+                raise CapacityError(f"{self._count} downloads are running, which is the limit", retry_after=10)
+            time.sleep(NO_ROOM_POLL_SECONDS if slot else POLL_SECONDS)
 
     def _try_take(self) -> Slot | None:
         for number in range(self._count):
@@ -75,7 +75,7 @@ class Slots:
 
 
 def _has_room(slot: Slot, find_room: Callable[[Slot], bool]) -> bool:
-    """Gives the slot back if there is no room: another fill may need less."""
+    """Return whether ``find_room`` finds room. If not, closes the slot: another fill may need less room."""
     found = False
     try:
         found = find_room(slot)
@@ -86,7 +86,7 @@ def _has_room(slot: Slot, find_room: Callable[[Slot], bool]) -> bool:
 
 
 def reserved_parts(layout: Layout) -> set[str]:
-    """The names of the parts that room is reserved for, by fills that run now."""
+    """Return the names of the part files for which running fills have reserved space."""
     names = set()
     for path in layout.slots():
         try:
@@ -94,7 +94,7 @@ def reserved_parts(layout: Layout) -> set[str]:
         except FileNotFoundError:
             continue
         try:
-            if not try_lock(fd):  # free: what it says is of a process that was killed
+            if not try_lock(fd):  # if it is free, its contents are from a process that was killed
                 names.add(os.pread(fd, 200, 0).decode("ascii", "replace"))
         finally:
             os.close(fd)

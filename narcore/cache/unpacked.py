@@ -1,6 +1,6 @@
-"""Files out of cached NARs, as files of their own: the kernel can be handed one, and then reads it without us.
+"""Unpacked files: files in cached NARs, copied to files of their own, which the kernel can read without this process.
 
-Each is made of its NAR, and again where it can't be trusted; so nothing is lost with one.
+Each is copied from its NAR, and copied again if it is not marked as verified; so losing one loses no data.
 """
 
 import errno
@@ -20,15 +20,15 @@ from narcore.cache.locks import READ_FLAGS, replacing
 from narcore.cache.reserve import Reserve
 from narcore.sizes import CHUNK_SIZE
 
-# What the kernel says where it can't copy by itself from one file to the other: then we do.
+# Errors of copy_file_range(2) if the kernel can't copy between the two files. Then this process copies the bytes.
 _NO_COPY = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV}
 
-COPY_SIZE = 1 << 30  # bytes that the kernel is asked to copy at once, at most
+COPY_SIZE = 1 << 30  # the most bytes to copy in one call of copy_file_range
 
 
 @dataclass(frozen=True, slots=True)
 class UnpackedFile:
-    """Which unpacked file somebody has open: to ask whether it was evicted, and to count it as used, without a descriptor."""
+    """Identifies an unpacked file that is open elsewhere, to check whether it was evicted and to mark it as used."""
 
     path: Path
     device: int
@@ -36,26 +36,26 @@ class UnpackedFile:
 
     @classmethod
     def of(cls, path: Path, fd: int) -> Self:
-        """Of the open file."""
+        """Return the value for the file that is open at ``fd``."""
         status = os.fstat(fd)
         return cls(path, status.st_dev, status.st_ino)
 
     def is_evicted(self) -> bool:
-        """Then only its readers keep it on the disk. So is one that somebody has written to: it will be made again."""
+        """Return whether the file was evicted: then only open descriptors keep it on the disk. Also True if it was written to."""
         try:
-            return not self._is_it(self.path.lstat())
+            return not self._is_same_file(self.path.lstat())
         except FileNotFoundError:
             return True
-        except OSError:  # of a directory that can't be read, nothing is known
+        except OSError:  # the directory can't be read
             return False
 
     def touch(self) -> None:
-        """Let it count as used just now."""
+        """Set the access time of the file to now, unless it was evicted."""
         with suppress(OSError), _opened(self.path) as fd:
-            if self._is_it(os.fstat(fd)):
+            if self._is_same_file(os.fstat(fd)):
                 touch(fd)
 
-    def _is_it(self, status: os.stat_result) -> bool:
+    def _is_same_file(self, status: os.stat_result) -> bool:
         return (status.st_dev, status.st_ino) == (self.device, self.inode) and is_verified(status)
 
 
@@ -69,10 +69,10 @@ def _opened(path: Path) -> Generator[int]:
 
 
 def open_unpacked(layout: Layout, file: FileKey) -> int | None:
-    """A descriptor of the file, if it is there and nobody has written to it."""
+    """Return a descriptor of the file, or None if it does not exist or is not marked as verified."""
     try:
         fd = os.open(layout.file(file), READ_FLAGS)
-    except OSError:  # there is none, or something else, whose place it will take
+    except OSError:  # there is no such file, or another kind of file, which `unpack` replaces
         return None
     status = os.fstat(fd)
     if stat.S_ISREG(status.st_mode) and status.st_size == file.size and is_verified(status):
@@ -84,9 +84,9 @@ def open_unpacked(layout: Layout, file: FileKey) -> int | None:
 def unpack(
     layout: Layout, file: FileKey, nar: CachedNar, *, reserve: Reserve, on_evict: Callable[[list[Entry]], None]
 ) -> None:
-    """Make the file, in place of one that may be there. Raises OSError and CacheFailure, and then nothing is left."""
+    """Unpack the file, replacing an existing one. Raises OSError and CacheFailure, and then leaves no file."""
     with replacing(layout.file(file)) as fd:
-        # It has its size before a byte is written: by that the others know what was promised to it.
+        # The file gets its final size before a byte is written: this reserves the space for it.
         on_evict(reserve.make_room(file, partial(os.ftruncate, fd, file.size)))
         _copy(nar, fd, file.start, file.size)
         nar.check_untouched()
@@ -110,8 +110,8 @@ def _copy(nar: CachedNar, target: int, start: int, size: int) -> None:
         done += os.pwrite(target, data, done)
 
 
-def is_right(file: FileKey, fd: int, nar_fd: int) -> bool:
-    """Whether the open file holds what its NAR does. Raises OSError."""
+def has_contents_of_nar(file: FileKey, fd: int, nar_fd: int) -> bool:
+    """Return whether the open file has the same bytes as its range of the NAR. Raises OSError."""
     if os.fstat(fd).st_size != file.size:
         return False
     done = 0

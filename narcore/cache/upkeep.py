@@ -1,4 +1,4 @@
-"""Upkeep of the cache directory: removes what dead processes have left, and verifies all entries again."""
+"""Maintenance of the cache directory: removes files that dead processes left, and verifies all entries again."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from narcore.cache.errors import as_cache_failure
 from narcore.cache.eviction import Entry, entries, remove_entry
 from narcore.cache.layout import THIS_BOOT, FileKey, Layout, NarKey, is_verified
 from narcore.cache.locks import READ_FLAGS, is_still_at, remove_if_free
-from narcore.cache.unpacked import is_right
+from narcore.cache.unpacked import has_contents_of_nar
 
 log = logging.getLogger("narcore.cache")
 
@@ -19,9 +19,9 @@ Progress = Callable[[int], None]
 
 
 def clean(layout: Layout) -> int:
-    """Remove what dead processes have left; how many files. Files of living processes stay."""
+    """Remove the files that dead processes left; return how many. Files of running processes stay."""
     removed = 0
-    with suppress(OSError):  # a read-only directory can still be read from
+    with suppress(OSError):  # a read-only directory can still be used for reading
         leftovers = layout.leftovers()
         for readers, part in leftovers.parts:
             removed += len(remove_if_free(readers, also=part))
@@ -39,19 +39,19 @@ def remove_bad(layout: Layout, key: NarKey, fd: int) -> None:
     """Remove the NAR that is open at ``fd`` from the cache, unless another file has taken its place."""
     with suppress(OSError):
         if is_still_at(fd, layout.nar(key.digits)):
-            log.warning("the NAR %s in the cache is not what it should be, and is removed", key.digits)
+            log.warning("the NAR %s in the cache does not have its hash; removing it", key.digits)
             remove_entry(layout, key.digits)
 
 
 def verify(layout: Layout, progress: Progress = lambda size: None) -> Iterator[tuple[Entry, bool]]:
-    """Hash every NAR anew, and remove those that are wrong: each entry, and whether it is right.
+    """Hash every NAR again, and remove wrong ones. Yields each entry, and whether it is correct. Raises CacheFailure.
 
-    Unpacked files are compared with their NARs; one whose NAR is not there can't be, and is removed without a word.
-    ``progress`` is called with the bytes that were read just now; they add up to the sizes of all files. Raises CacheFailure.
+    Unpacked files are compared with their NARs. An unpacked file without its NAR is removed and not yielded. ``progress`` is
+    called with the number of bytes just read; these add up to the sizes of all files.
     """
     with as_cache_failure():
         found = entries(layout)
-    for entry in sorted(found, key=lambda entry: entry.file is not None):  # first what they are compared with
+    for entry in sorted(found, key=lambda entry: entry.file is not None):  # NARs first: files are compared with them
         with as_cache_failure():
             right = _verify_file(layout, entry.file, progress) if entry.file else _verify_nar(layout, entry, progress)
         if right is not None:
@@ -59,7 +59,7 @@ def verify(layout: Layout, progress: Progress = lambda size: None) -> Iterator[t
 
 
 def _verify_nar(layout: Layout, entry: Entry, progress: Progress) -> bool | None:
-    """None if the entry is gone meanwhile."""
+    """Return whether the NAR is correct; None if it was evicted in between."""
     path = layout.nar(entry.digits)
     try:
         fd = os.open(path, READ_FLAGS)
@@ -70,14 +70,14 @@ def _verify_nar(layout: Layout, entry: Entry, progress: Progress) -> bool | None
         right = has_digest(fd, entry.digits, progress)
         if not right:
             remove_bad(layout, NarKey(entry.digits, status.st_size), fd)
-        _keep_times(fd, status)
+        _mark_verified(fd, status)
         return right
     finally:
         os.close(fd)
 
 
 def _verify_file(layout: Layout, file: FileKey, progress: Progress) -> bool | None:
-    """None if the file is gone meanwhile, or there is nothing to compare it with."""
+    """Return whether the file is correct; None if it was evicted in between, or its NAR does not exist."""
     path = layout.file(file)
     with ExitStack() as stack:
         try:
@@ -89,17 +89,17 @@ def _verify_file(layout: Layout, file: FileKey, progress: Progress) -> bool | No
             path.unlink(missing_ok=True)
             return None
         status = os.fstat(fd)
-        right = is_right(file, fd, nar_fd)
+        right = has_contents_of_nar(file, fd, nar_fd)
         progress(file.size)
         if right:
-            _keep_times(fd, status)
+            _mark_verified(fd, status)
         elif is_still_at(fd, path):
             path.unlink(missing_ok=True)
         return right
 
 
-def _keep_times(fd: int, status: os.stat_result) -> None:
-    """After a look at a file whose status was that: mark it as verified. Its first time stays, since this was no use of it."""
+def _mark_verified(fd: int, status: os.stat_result) -> None:
+    """Mark a file as verified. Its access time is reset to that of ``status``, since verifying does not count as a use."""
     with suppress(OSError):
         mtime = status.st_mtime_ns if is_verified(status) else THIS_BOOT * 10**9
         os.utime(fd, ns=(status.st_atime_ns, mtime))

@@ -1,10 +1,10 @@
-"""From a hash part to a narinfo: which substituters are asked, in which order, and which answer is trusted.
+"""Lookup of narinfos by hash part: which substituters are asked, in which order, and which answers are trusted.
 
 ::
 
-    lookup         Lookup: asks the substituters, checks signatures, remembers answers
+    lookup         Lookup: asks the substituters, checks signatures, caches answers
     substituter    Substituter: a store with its priority, its nix-cache-info and its circuit breaker
-    breaker        CircuitBreaker: a store that keeps failing is not asked for a while
+    breaker        CircuitBreaker: pauses requests to a store that keeps failing
     pathinfo       PathInfo: a narinfo, its store, and why it is trusted
-    addressproof   AddressProof: whether contents are those of their content address
+    addressproof   AddressProof: checks that contents match their content address
 """

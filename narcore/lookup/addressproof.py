@@ -1,4 +1,4 @@
-"""Checks the contents of paths that are trusted for their content address and not for a signature."""
+"""Checks the contents of paths that are trusted because of their content address and not because of a signature."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,11 +12,10 @@ from narcore.streams.contentcheck import addressed
 
 
 class AddressProof:
-    """Has contents checked against their address, once, and before anything of them is given out.
+    """Checks contents against their content address, once, before any of them are returned. Thread-safe.
 
-    A NAR with the right NarHash is no proof where the address is not made of the NarHash: anybody could have put the hash of
-    another NAR into an unsigned narinfo. ``read`` gives a whole NAR; ``on_mismatch`` is told of
-    a NAR that is not what its address says.
+    If the address does not contain the NarHash, a correct NarHash proves nothing: anyone could have put the hash of another NAR
+    into an unsigned narinfo. ``read`` returns a whole NAR; ``on_mismatch`` is called if a NAR does not match its address.
     """
 
     def __init__(self, read: Callable[[PathInfo], Iterator[bytes]], *, on_mismatch: OnFailure) -> None:
@@ -26,7 +25,7 @@ class AddressProof:
         self._flights: SingleFlight[tuple[str, str], None] = SingleFlight()
 
     def check(self, info: PathInfo) -> None:
-        """Raises HashMismatch or NarError if the contents are not those of the address, and what reading them raises."""
+        """Raise HashMismatch or NarError if the contents do not match the address. Also raises the errors of reading them."""
         narinfo = info.narinfo
         if info.trust is not Trust.ADDRESS or narinfo.ca is None or not contents_unproved(narinfo):
             return

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 log = logging.getLogger("narcore.lookup")
 
-# The circuit breaker opens after so many failures in a row. Each further failed attempt doubles the pause.
+# The circuit breaker opens after this many failures in a row. Each further failed attempt doubles the pause.
 FAILURES = 3
 PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 300.0
@@ -57,7 +57,7 @@ class CircuitBreaker:
         with self._lock:
             was_open = self._failures >= FAILURES
             self._failures += 1
-            # Calls that began before the breaker opened fail one after the other: they add no information.
+            # Calls that began before the breaker opened may still fail: they must not extend the pause.
             if self._failures < FAILURES or (was_open and not self._on_trial):
                 return
             pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""From a hash part to a narinfo, through one or several substituters: order, trust, and what a failure means."""
+"""Lookup of narinfos by hash part at one or several substituters: order, trust, and errors."""
 
 import logging
 import time
@@ -32,21 +32,21 @@ log = logging.getLogger("narcore.lookup")
 
 Strategy = Literal["ordered", "parallel"]
 
-# A narinfo of a path with thousands of references has some 100 KiB.
+# The narinfo of a path with thousands of references has about 100 KiB.
 NARINFO_LIMIT = 1 << 20
 NARINFO_MEMORY = 8 << 20
 
-# A narinfo may be signed anew or taken away, so it is not trusted for ever; a missing one may be uploaded any moment.
+# A narinfo may be signed again or removed, so it is not cached forever. A missing one may be uploaded at any moment.
 NARINFO_SECONDS = 3600.0
 MISSING_SECONDS = 5.0
 
-# How long a store whose NAR of a path was not what its narinfo says, or could not be read, is asked for that path after the others.
+# How long a store is asked last for a path after its NAR of that path did not match the narinfo, or could not be read.
 WRONG_NAR_SECONDS = 300.0
 FAILED_NAR_SECONDS = 60.0
 
 
 class Lookup:
-    """Narinfos, remembered. Thread-safe."""
+    """Finds narinfos, and caches them in memory. Thread-safe."""
 
     def __init__(
         self,
@@ -67,11 +67,11 @@ class Lookup:
         self._flights: SingleFlight[tuple[str, str], PathInfo] = SingleFlight()
 
     def find(self, hash_part: str, store_dir: str) -> PathInfo:
-        """The narinfo of the path with that hash part, of the first substituter in order that has a good one.
+        """Return the narinfo of a path, from the first substituter in order that has a valid, trusted one.
 
-        Raises FileNotInStore only if all of that store dir answered that they have none. Otherwise, with one substituter its own
-        error (StoreError, NarInfoError, UntrustedSignature); with several StoresUnavailable or StoresTimeout if some could not be
-        asked, else the first error.
+        Raises FileNotInStore only if all substituters with this store dir answered that they do not have it. Otherwise, with one
+        substituter, raises its error (StoreError, NarInfoError, UntrustedSignature); with several, raises StoresUnavailable or
+        StoresTimeout if some could not be asked, else the first error.
         """
         key = (store_dir, hash_part)
         known = self._found.get(key)
@@ -84,9 +84,9 @@ class Lookup:
         return self._flights.do(key, partial(self._ask_all, hash_part, store_dir))
 
     def sources(self, info: PathInfo) -> Iterator[PathInfo]:
-        """Who to get the NAR of ``info`` from, one after the other: its own store, then those that have the same NAR.
+        """Yield the stores to get the NAR of ``info`` from, in order: its own store, then others that have the same NAR.
 
-        Its own store is the last one while that store is paused, or if its NAR was wrong or missing recently.
+        Its own store comes last if it is paused, or if its NAR was wrong or missing recently.
         """
         own_last = self.is_paused(info) or self._is_demoted(info.store.url, info.narinfo.store_path.hash_part)
         if not own_last:
@@ -103,33 +103,33 @@ class Lookup:
             try:
                 other = self._fetch(substituter, own.hash_part, own.store_dir)
             except NarcoreError:
-                continue  # the error to be told is that of the one whose narinfo was taken
+                continue  # the error to report is that of the store whose narinfo is used
             if (other.narinfo.nar_hash, other.narinfo.nar_size) == (narinfo.nar_hash, narinfo.nar_size):
                 yield other
 
     def demote(self, info: PathInfo, failure: NarcoreError) -> None:
-        """Note that the NAR could not be had, or was not what its narinfo says: another substituter's turn, if there is one."""
+        """Note that the NAR could not be read, or does not match its narinfo: other substituters are asked first for a while."""
         store_path = info.narinfo.store_path
-        log.warning("the NAR of %s at %s: %s", store_path.base_name, info.store.url, failure)
         is_wrong = isinstance(failure, IntegrityError)
+        seconds = WRONG_NAR_SECONDS if is_wrong else FAILED_NAR_SECONDS
+        text = "the NAR of %s from %s can't be used: %s; asking this store last for %g s"
+        log.warning(text, store_path.base_name, info.store.url, failure, seconds)
         if is_wrong or len(self._substituters) > 1:
             self._found.discard((store_path.store_dir, store_path.hash_part))
-        self._demoted.put(
-            (info.store.url, store_path.hash_part), True, seconds=WRONG_NAR_SECONDS if is_wrong else FAILED_NAR_SECONDS
-        )
+        self._demoted.put((info.store.url, store_path.hash_part), True, seconds=seconds)
 
     # --- the substituters themselves
 
     def substituters(self) -> list[Substituter]:
-        """In the order in which they are asked, as far as it is known."""
+        """Return the substituters in the order in which they are asked, as far as their priorities are known."""
         return sorted(self._substituters, key=lambda substituter: substituter.priority)
 
-    def introduce(self, *, wait: bool) -> None:
-        """Have those asked for their nix-cache-info of which nothing is known; ``wait``: wait for it, but not for long."""
-        _introduce(self._substituters, wait_for_answers=wait)
+    def request_cache_infos(self, *, wait: bool) -> None:
+        """Request the nix-cache-info of the substituters that have none yet; ``wait``: wait for it, for a limited time."""
+        _request_cache_infos(self._substituters, wait_for_answers=wait)
 
     def is_paused(self, info: PathInfo) -> bool:
-        """Whether its store keeps failing and is not asked now, and there are others."""
+        """Return whether the circuit breaker of its store is open, and there are other stores."""
         return len(self._substituters) > 1 and self._substituter(info).is_paused
 
     # --- asking
@@ -151,13 +151,13 @@ class Lookup:
             self._found.put((store_dir, hash_part), info, weight=_weight(info), seconds=NARINFO_SECONDS)
             return info
         if failures:
-            raise self._verdict(failures)
+            raise self._combined_error(failures)
         missing = f"no store has a path {store_dir}/{hash_part}-*"
         self._missing.put((store_dir, hash_part), missing, seconds=MISSING_SECONDS)
         raise FileNotInStore(missing)
 
     def _answers(self, hash_part: str, store_dir: str) -> list[Callable[[], PathInfo]]:
-        """A call for the answer of each substituter, in order. With ``parallel`` all but the first are being asked by then."""
+        """Return a call for the answer of each substituter, in order. With ``parallel``, all calls but the first have begun."""
         asked = [each for each in self._in_order(hash_part) if each.store_dir in (None, store_dir)]
         calls = [partial(self._fetch, substituter, hash_part, store_dir) for substituter in asked]
         if self._strategy == "ordered":
@@ -165,9 +165,11 @@ class Lookup:
         return [*calls[:1], *(each.soon(call) for each, call in zip(asked[1:], calls[1:], strict=True))]
 
     def _in_order(self, hash_part: str) -> list[Substituter]:
-        """By priority, then as configured; behind all others, those whose NAR of this path was no good a while ago."""
+        """Sort by priority, then as configured. Substituters whose NAR of this path failed recently come last."""
         if len(self._substituters) > 1:
-            _introduce([each for each in self._substituters if not each.has_own_priority], wait_for_answers=True)
+            _request_cache_infos(
+                [each for each in self._substituters if not each.has_own_priority], wait_for_answers=True
+            )
         return sorted(self.substituters(), key=lambda each: self._is_demoted(each.url, hash_part))
 
     def _is_demoted(self, url: str, hash_part: str) -> bool:
@@ -176,32 +178,34 @@ class Lookup:
     def _substituter(self, info: PathInfo) -> Substituter:
         return next(each for each in self._substituters if each.store is info.store)
 
-    def _verdict(self, failures: list[NarcoreError]) -> NarcoreError:
-        """What to tell if nobody had it and some failed."""
-        silent = [failure for failure in failures if isinstance(failure, StoreError)]
-        if len(self._substituters) == 1 or not silent:
+    def _combined_error(self, failures: list[NarcoreError]) -> NarcoreError:
+        """Return the error to raise if no substituter has the path and some failed."""
+        store_errors = [failure for failure in failures if isinstance(failure, StoreError)]
+        if len(self._substituters) == 1 or not store_errors:
             return failures[0]
-        kind = StoresTimeout if all(isinstance(failure, StoreTimeout) for failure in silent) else StoresUnavailable
-        return kind(f"{len(silent)} of {len(self._substituters)} stores could not be asked: {silent[0]}")
+        kind = (
+            StoresTimeout if all(isinstance(failure, StoreTimeout) for failure in store_errors) else StoresUnavailable
+        )
+        return kind(f"{len(store_errors)} of {len(self._substituters)} stores could not be asked: {store_errors[0]}")
 
     def _fetch(self, substituter: Substituter, hash_part: str, store_dir: str) -> PathInfo:
-        """Raises FileNotInStore if the substituter is of another store dir."""
+        """Fetch and check the narinfo. Raises FileNotInStore if the substituter has another store dir."""
         data = substituter.read(f"{hash_part}.narinfo", NARINFO_LIMIT)
         try:
             narinfo = _parsed(data, store_dir)
         except NarInfoError:
-            # Asked this late, a store of the usual dir costs one request less.
+            # The store dir is checked this late because it saves a request for stores with the usual store dir.
             if substituter.info().store_dir != store_dir:
-                raise FileNotInStore(f"{substituter.url} is a store of {substituter.store_dir}") from None
+                raise FileNotInStore(f"{substituter.url} has the store directory {substituter.store_dir}") from None
             raise
         if narinfo.store_path.hash_part != hash_part:
-            raise NarInfoError(f"{substituter.url} answers for {hash_part} with {narinfo.store_path.base_name}")
+            raise NarInfoError(f"{substituter.url} sent a narinfo of {narinfo.store_path.base_name} for {hash_part}")
         return PathInfo(narinfo, substituter.store, self._check(substituter, narinfo))
 
     def _check(self, substituter: Substituter, narinfo: NarInfo) -> Trust:
-        """Why the narinfo is trusted (Nix: src/libstore/path-info.cc, checkSignatures). Raises UntrustedSignature.
+        """Return why the narinfo is trusted (Nix: src/libstore/path-info.cc, checkSignatures). Raises UntrustedSignature.
 
-        An address comes last: it is the one that costs reading the whole NAR, mostly, before anything is served.
+        The content address is checked last, because it usually requires reading the whole NAR before anything can be served.
         """
         if not self._trusted_keys:
             return Trust.UNCHECKED
@@ -215,7 +219,7 @@ class Lookup:
 
 
 def _parsed(data: bytes, store_dir: str) -> NarInfo:
-    """An object store may have it compressed (Nix's ``narinfo-compression``), and then sends it so whatever is asked for."""
+    """Parse a narinfo, which may be compressed: an object store sends it as it was uploaded (Nix's ``narinfo-compression``)."""
     try:
         return NarInfo.parse(data, store_dir)
     except NarInfoError as error:
@@ -226,14 +230,14 @@ def _parsed(data: bytes, store_dir: str) -> NarInfo:
     return NarInfo.parse(plain, store_dir)
 
 
-def _introduce(substituters: Sequence[Substituter], *, wait_for_answers: bool) -> None:
+def _request_cache_infos(substituters: Sequence[Substituter], *, wait_for_answers: bool) -> None:
     for substituter in substituters:
-        substituter.introduce()
+        substituter.request_cache_info()
     if wait_for_answers:
         for substituter in substituters:
-            substituter.wait_for_introduction()
+            substituter.wait_for_cache_info()
 
 
 def _weight(info: PathInfo) -> int:
-    """About how many bytes of memory it takes."""
+    """Estimate how many bytes of memory it uses."""
     return 2000 + sum(map(len, info.narinfo.references))

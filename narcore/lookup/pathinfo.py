@@ -1,4 +1,4 @@
-"""What is known of a store path, and which store said so."""
+"""The metadata of a store path: its narinfo, the store that it comes from, and why it is trusted."""
 
 import enum
 from collections.abc import Callable
@@ -16,9 +16,9 @@ class Trust(enum.StrEnum):
     """Why a narinfo is trusted."""
 
     UNCHECKED = ""  # no keys are configured
-    STORE = "store"  # its store is trusted as it is
-    SIGNATURE = "signature"  # by a trusted key
-    ADDRESS = "address"  # the store path itself says what is in it
+    STORE = "store"  # its store is trusted without signatures
+    SIGNATURE = "signature"  # it is signed by a trusted key
+    ADDRESS = "address"  # the store path is content-addressed
 
     @property
     def is_verified(self) -> bool:
@@ -27,12 +27,12 @@ class Trust(enum.StrEnum):
 
     @property
     def explanation(self) -> "TrustExplanation":
-        """The same in words."""
+        """The texts that explain it to users."""
         return _EXPLANATIONS[self]
 
 
 class TrustExplanation(NamedTuple):
-    """What people read about a Trust. ``sentence``: on a page; ``answer``: to "is it trusted?"; ``check``: what was checked."""
+    """Texts about a Trust. ``sentence``: for pages; ``answer``: to "is it trusted?"; ``check``: what was checked."""
 
     sentence: str
     answer: str
@@ -46,8 +46,8 @@ _EXPLANATIONS = {
         "no signature checked (NAR_TRUSTED_PUBLIC_KEYS is not set)",
     ),
     Trust.STORE: TrustExplanation(
-        "Not checked: this server trusts the store as it is.",
-        "yes: its store is trusted as it is",
+        "Not checked: this server trusts the store without signatures.",
+        "yes: its store is trusted without signatures",
         "no signature checked (its store is trusted)",
     ),
     Trust.SIGNATURE: TrustExplanation(
@@ -56,8 +56,8 @@ _EXPLANATIONS = {
         "signature good",
     ),
     Trust.ADDRESS: TrustExplanation(
-        "Verified: the store path itself is the address of its contents.",
-        "yes: the store path itself says what is in it",
+        "Verified: the store path is the content address of its contents.",
+        "yes: the store path is content-addressed",
         "content address good",
     ),
 }
@@ -65,7 +65,7 @@ _EXPLANATIONS = {
 
 @dataclass(frozen=True, slots=True)
 class PathInfo:
-    """A narinfo and the store that it is from: the NAR comes from the same one."""
+    """A narinfo, and the store that it comes from. The NAR comes from the same store."""
 
     narinfo: NarInfo
     store: BinaryCacheStore
@@ -73,14 +73,14 @@ class PathInfo:
 
     @property
     def nar_key(self) -> NarKey:
-        """Identifies the NAR in the disk cache."""
+        """The key of the NAR in the disk cache."""
         return NarKey(self.narinfo.nar_hash.nix32, self.narinfo.nar_size)
 
     def to_json(self) -> dict[str, object]:
-        """The fields of nix path-info --json (see narinfo_json), and three that say whom to believe.
+        """Return the fields of nix path-info --json (see narinfo_json), and three fields about its source and trust.
 
-        ``store`` is where it is from. ``trusted`` is true, or null where there are no keys to tell by; what it is trusted for is
-        ``trustedFor``: a Trust, left out where there is none.
+        ``store`` is the URL of the store. ``trusted`` is true, or null if no keys are configured. ``trustedFor`` is the reason, a
+        Trust; it is omitted if no keys are configured.
         """
         trusted: dict[str, object] = {"trusted": None}
         if self.trust is not Trust.UNCHECKED:
@@ -88,5 +88,5 @@ class PathInfo:
         return narinfo_json.to_json(self.narinfo) | {"store": self.store.url} | trusted
 
 
-# Is told that the NAR of a store path could not be fetched from its store, or was not what its narinfo says.
+# Called if the NAR of a store path could not be fetched from its store, or does not match its narinfo.
 OnFailure = Callable[[PathInfo, NarcoreError], None]

@@ -1,4 +1,4 @@
-"""One of the binary caches that are asked for store paths ("substituter" is Nix's word): a store and what is known of it."""
+"""A substituter (Nix's term): one of the binary caches that are asked for store paths, with its nix-cache-info and its state."""
 
 import copy
 import logging
@@ -24,19 +24,19 @@ CACHE_INFO_LIMIT = 1 << 16
 CACHE_INFO_SECONDS = 3600.0
 FAILED_INFO_SECONDS = 30.0
 
-# How long others wait for a store's first nix-cache-info. After that they go on without, and it takes its place when it has come.
-INTRODUCTION_SECONDS = 3.0
+# How long lookups wait for a store's first nix-cache-info. After that they go on without its priority until it arrives.
+CACHE_INFO_WAIT_SECONDS = 3.0
 
 DEFAULT_PRIORITY = 50  # Nix's (src/libstore/store-api.hh)
 
-# How many calls one store may keep waiting at once in threads of their own: no slow store takes those of another.
+# How many calls to one store may run in background threads at once. The limit is per store: a slow store does not block others.
 CALLS_AT_ONCE = 16
 
 T = TypeVar("T")
 
 
 class Substituter:
-    """A store, its place among others, and whether its narinfos are trusted without a signature. Thread-safe."""
+    """A store, its priority, and whether its narinfos are trusted without a signature. Thread-safe."""
 
     def __init__(
         self,
@@ -56,12 +56,12 @@ class Substituter:
         self._lock = threading.Lock()
         self._info: CacheInfo | None = None
         self._info_failure: NarcoreError | None = None
-        self._introduction: Future[None] | None = None
-        self._introduced_at = self._ask_again_at = 0.0
+        self._info_request: Future[None] | None = None
+        self._info_requested_at = self._ask_again_at = 0.0
 
     @classmethod
     def open(cls, url: str, *, trace: Trace = silent) -> Self:
-        """From a store URL, whose ``priority`` and ``trusted`` are for us. Raises SettingsError."""
+        """Open the store of a store URL, with its parameters ``priority`` and ``trusted``. Raises SettingsError."""
         parameters = parse_qs(url.partition("?")[2], keep_blank_values=True)
         store = open_store(url)
         if trace is not silent:
@@ -76,47 +76,47 @@ class Substituter:
 
     @property
     def priority(self) -> int:
-        """Lower is asked first: the URL's word, else that of nix-cache-info as far as it is known."""
+        """The priority in the URL, else that in nix-cache-info if it has arrived, else Nix's default. Lower is asked first."""
         known = self._info.priority if self._info is not None else None
         return next((number for number in (self._priority, known) if number is not None), DEFAULT_PRIORITY)
 
     @property
     def has_own_priority(self) -> bool:
-        """Whether the URL says it, so that nix-cache-info can't."""
+        """Whether the URL sets the priority, which overrides nix-cache-info."""
         return self._priority is not None
 
     @property
     def store_dir(self) -> str | None:
-        """As far as it is known: nothing is asked for here."""
+        """The store directory, or None if nix-cache-info has not arrived yet. Sends no request."""
         return self._info.store_dir if self._info is not None else None
 
-    def introduce(self) -> Future[None]:
-        """Have its nix-cache-info asked for in the background, unless that was done within the hour (or 30 s, if it failed)."""
+    def request_cache_info(self) -> Future[None]:
+        """Fetch its nix-cache-info in the background, unless that was done within the last hour (30 s if it failed)."""
         with self._lock:
-            asked = self._introduction
-            if asked is None or (asked.done() and self._clock() >= self._ask_again_at):
-                self._introduced_at = self._clock()
-                asked = self._introduction = call_in_background(self._learn)
-            return asked
+            request = self._info_request
+            if request is None or (request.done() and self._clock() >= self._ask_again_at):
+                self._info_requested_at = self._clock()
+                request = self._info_request = call_in_background(self._learn)
+            return request
 
-    def wait_for_introduction(self) -> None:
-        """Have it asked for, and if nothing is known of it yet, wait until INTRODUCTION_SECONDS after it was asked."""
-        asked = self.introduce()
+    def wait_for_cache_info(self) -> None:
+        """Request its nix-cache-info; if it has none yet, wait until CACHE_INFO_WAIT_SECONDS after the request was sent."""
+        request = self.request_cache_info()
         if self._info is None and self._info_failure is None:
-            wait([asked], timeout=max(0.0, self._introduced_at + INTRODUCTION_SECONDS - self._clock()))
+            wait([request], timeout=max(0.0, self._info_requested_at + CACHE_INFO_WAIT_SECONDS - self._clock()))
 
     def info(self) -> CacheInfo:
-        """Its nix-cache-info, Nix's defaults where it has none; however long that takes. Raises StoreError or CacheInfoError."""
-        self.introduce().result()
+        """Return its nix-cache-info, or Nix's defaults if it has none. Waits without limit. Raises StoreError or CacheInfoError."""
+        self.request_cache_info().result()
         if self._info is None:
-            raise copy.copy(self._info_failure or StoreUnavailable(f"{self.url} has not been asked"))
+            raise copy.copy(self._info_failure or StoreUnavailable(f"{self.url} has not been contacted yet"))
         return self._info
 
     def _learn(self) -> None:
         seconds = CACHE_INFO_SECONDS
         try:
             self._info = self._fetch_info()
-        except NarcoreError as failure:  # what was known before still holds
+        except NarcoreError as failure:  # the previous nix-cache-info stays valid
             self._info_failure, seconds = copy.copy(failure), FAILED_INFO_SECONDS
             if not isinstance(failure, StoreError):
                 log.warning("%s: %s", self.url, failure)
@@ -129,11 +129,11 @@ class Substituter:
             return CacheInfo()
 
     def check(self) -> None:
-        """Ask it now, whatever is remembered. Raises StoreError or CacheInfoError if it does not answer."""
+        """Request its nix-cache-info now, regardless of cached answers. Raises StoreError or CacheInfoError if that fails."""
         try:
             CacheInfo.parse(self.read("nix-cache-info", CACHE_INFO_LIMIT))
         except FileNotInStore:
-            self.store.check()  # which tells a missing one from one that may not be read
+            self.store.check()  # distinguishes a missing file from one that may not be read
 
     # --- asking
 
@@ -143,14 +143,15 @@ class Substituter:
         return self._breaker.is_open
 
     def read(self, path: str, limit: int) -> bytes:
-        """The content of a small file. Raises StoreError; while the store is paused, an error as the last one, without asking."""
+        """Return the contents of a small file. Raises StoreError; while the store is paused, the kind of its last error."""
         if not self._breaker.allows_call():
             kind = type(self._last_failure) if self._last_failure else StoreUnavailable
-            raise kind(f"not asking {self.url} for a while, after: {self._last_failure}")
+            raise kind(f"circuit breaker is open; not asking {self.url} after: {self._last_failure}")
         try:
             content = read_file(self.store, path, limit)
         except StoreUnavailable as failure:
-            self._last_failure = copy.copy(failure)  # without its traceback, which keeps what was being read
+            # A copy has no traceback, which would keep the data that was being read.
+            self._last_failure = copy.copy(failure)
             log.warning("%s", failure)
             self._breaker.failed()
             raise
@@ -161,15 +162,15 @@ class Substituter:
         return content
 
     def soon(self, call: Callable[[], T]) -> Callable[[], T]:
-        """Begin a call to the store in a thread of its own, to be waited for by calling what this gives.
+        """Begin a call to the store in a background thread. Returns a function that waits for it and returns its result.
 
-        If too many are under way at this store, it is only begun when it is waited for.
+        If too many calls to this store are running, the call begins only when its result is requested.
         """
         if not self._calls.acquire(blocking=False):
             return call
         try:
             flight = call_in_background(call)
-        except RuntimeError:  # the system has no more threads to give
+        except RuntimeError:  # the system allows no more threads
             self._calls.release()
             return call
         flight.add_done_callback(lambda _flight: self._calls.release())
@@ -181,12 +182,14 @@ def _priority(parameters: dict[str, list[str]]) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
-        raise SettingsError(f"a store's priority is a number, and {text[:50]!r} is none; lower is asked first")
+        raise SettingsError(
+            f"priority={text[:50]!r} is not a number; write for example priority=40 (lower is asked first)"
+        )
     return int(text)
 
 
 def _flag(parameters: dict[str, list[str]], name: str) -> bool:
     text = parameters.get(name, ["false"])[-1]
     if text not in ("true", "false", "1", "0"):
-        raise SettingsError(f"a store's {name!r} is true or false, not {text[:50]!r}")
+        raise SettingsError(f"{name}={text[:50]!r} is not valid; write {name}=true or {name}=false")
     return text in ("true", "1")

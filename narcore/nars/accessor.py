@@ -1,7 +1,7 @@
-"""Random access to a NAR: a listing that says where each file is, and something that gives the bytes there.
+"""Random access to a NAR: a listing, which has the offset of each file, and a function that reads bytes there.
 
-Where those come from (a file on disk, a download under way, a part of a remote file, a stream that is skipped over) is the
-business of whoever made the accessor; nobody above it asks.
+The creator of the accessor decides where the bytes come from (a file on disk, a running download, a range of a remote file, a
+stream that is skipped up to the file). Callers of the accessor need not know.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,9 +14,9 @@ from narcore.formats.storepath import StorePath
 
 
 class NarBytes(Protocol):
-    """Some bytes of a NAR, as an iterator to be closed.
+    """Some bytes of a NAR: an iterator that must be closed.
 
-    Exactly ``length`` bytes come, or an error is raised: a short read never ends as if all were there.
+    It yields exactly ``length`` bytes or raises an error; it never ends early without an error.
     """
 
     length: int
@@ -40,8 +40,8 @@ class NarAccessor:
         is_verified: bool,
         is_cached: Callable[[], bool],
     ) -> None:
-        """``read_node`` gives bytes of a regular file, from one place in it to another. ``is_verified``: the listing is the
-        NAR's own, and not just what its store says.
+        """Create an accessor. ``read_node`` reads a range of a regular file. ``is_verified``: the listing was made from the
+        verified NAR, not sent by its store.
         """
         self.store_path = store_path
         self.listing = listing
@@ -51,14 +51,14 @@ class NarAccessor:
 
     @property
     def is_cached(self) -> bool:
-        """Whether the NAR is in the disk cache, complete and verified: reading costs no download."""
+        """Whether the NAR is in the disk cache, complete and verified, so that reading needs no download."""
         return self._is_cached()
 
     def node(self, path: str) -> Node:
-        """Return the file, directory or link at ``path``, relative to the store path; "" is the store path itself.
+        """Return the file or directory at ``path``, relative to the store path; "" is the store path itself. Follows links.
 
-        Links are followed, so the node is a link only if nothing else is. Raises PathError: NoSuchNode, NotADirectory, SymlinkLoop,
-        OutsideStore, or InOtherStorePath for a link into another store path.
+        Raises a PathError: NoSuchNode, NotADirectory, SymlinkLoop, OutsideStore, or InOtherStorePath for a link into another store
+        path.
         """
         outcome = resolve(self.listing, self.store_path, path)
         while not isinstance(outcome, Found):
@@ -87,5 +87,5 @@ class NarAccessor:
         return self._read_node(node, start, stop)
 
     def read_span(self, first: Node, last: Node) -> NarBytes:
-        """The NAR from the contents of one file to the end of those of another, behind it in the NAR's order."""
+        """Read the NAR from the contents of one file to the end of the contents of a later one."""
         return self._read_node(first, 0, last.nar_offset + last.size - first.nar_offset)

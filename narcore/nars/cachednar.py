@@ -1,4 +1,4 @@
-"""NARs of the disk cache that are held open and read many times, as a file system does: complete ones, and one being fetched."""
+"""NARs of the disk cache that are held open and read many times, for a file system: complete NARs, and NARs being fetched."""
 
 import os
 import sys
@@ -16,9 +16,9 @@ from narcore.formats.listing import Kind, NarListing, Node
 
 
 class OpenNar:
-    """A cached NAR, complete and verified, held open. Thread-safe but for ``close``: nobody may be reading any more then.
+    """A cached NAR, complete and verified, held open. Thread-safe, except that ``close`` must come after all reads.
 
-    It can be read on after it was evicted, and takes up its space on the disk as long as it is open.
+    It can still be read after it was evicted, and takes up disk space as long as it is open.
     """
 
     def __init__(self, cache: NarCache, key: NarKey, nar: CachedNar) -> None:
@@ -27,47 +27,47 @@ class OpenNar:
         self._nar = nar
 
     def read(self, start: int, stop: int) -> bytes:
-        """The bytes of the NAR from ``start`` to ``stop``, all of them. Raises ValueError for a part that it has not.
+        """Return all bytes of the NAR from ``start`` to ``stop``. Raises ValueError if the range is not in the NAR.
 
-        Raises CacheFailure if the disk fails or somebody has written to the file, and then the entry is removed.
+        Raises CacheFailure, and removes the entry, if the disk fails or the file was written to.
         """
         if not 0 <= start <= stop <= self._key.size:
             raise ValueError(f"no bytes {start} to {stop} in a NAR of {self._key.size}")
         data = self._nar.pread(start, stop) if start < stop else b""
-        while len(data) < stop - start:  # a signal came between, or it is more than the system gives at once
+        while len(data) < stop - start:  # interrupted by a signal, or more than the system returns at once
             data += self._nar.pread(start + len(data), stop)
         self._nar.check_untouched()
         return data
 
     def open_unpacked(self, node: Node) -> int:
-        """A descriptor of a file on disk that holds just the contents of that regular file; read-only, and to be closed.
+        """Return a read-only descriptor of the unpacked file of a regular file; the caller closes it.
 
-        It is made if it is not there, which takes space in the cache, and time to copy it. Raises CacheFailure, and ValueError
-        for what is no regular file in this NAR.
+        Unpacks the file if it is not in the cache, which takes space there, and time. Raises CacheFailure, and ValueError if the
+        node is not a regular file within this NAR.
         """
         if node.kind is not Kind.REGULAR or node.nar_offset + node.size > self._key.size:
             raise ValueError(f"no {node.kind} of {node.size} bytes at {node.nar_offset} in a NAR of {self._key.size}")
         return self._cache.open_unpacked(FileKey(self._key.digits, node.nar_offset, node.size), self._nar)
 
     def unpacked_file(self, node: Node, fd: int) -> UnpackedFile:
-        """The file of which `open_unpacked` returned the descriptor ``fd``: it can be watched after ``fd`` is closed."""
+        """Return the file whose descriptor `open_unpacked` returned as ``fd``, to be watched even after ``fd`` is closed."""
         return UnpackedFile.of(self._cache.layout.file(FileKey(self._key.digits, node.nar_offset, node.size)), fd)
 
     @property
     def is_evicted(self) -> bool:
-        """Whether the entry is gone from the cache, or another one is in its place."""
+        """Whether the entry was removed from the cache or replaced."""
         try:
             return not is_still_at(self._nar.fd, self._cache.layout.nar(self._key.digits))
-        except OSError:  # nothing is known of a directory that can't be read
+        except OSError:  # the directory can't be read
             return False
 
     def touch(self) -> None:
-        """Let it count as used just now."""
+        """Set the access time of the entry to now."""
         touch(self._nar.fd)
 
     def drop_pages(self, start: int = 0, stop: int = 0) -> None:
         """Tell the kernel to drop these bytes from its page cache (``stop`` 0: up to the end)."""
-        with suppress(OSError):  # it is but advice
+        with suppress(OSError):  # only advice
             os.posix_fadvise(self._nar.fd, start, stop - start if stop else 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
@@ -75,33 +75,33 @@ class OpenNar:
 
 
 class ArrivingNar:
-    """A NAR on its way into the cache. Thread-safe; what is under way when it is closed comes to its end.
+    """A NAR that is being fetched into the cache. Thread-safe; calls that are running when it is closed complete.
 
-    Unless ``whole``, bytes are given out as they come: they are verified only if `finish` has returned. It can be read on then,
-    whatever becomes of the entry.
+    Unless ``whole``, bytes are returned as they arrive; they are verified only once `finish` has returned. After that, the NAR
+    can still be read, even if the entry is evicted.
     """
 
     def __init__(self, fill: Fill, *, whole: bool) -> None:
-        """``fill``: joined for us."""
+        """``fill`` must have been joined; this object leaves it."""
         self._fill = fill
         self._whole = whole
         self._lock = threading.Lock()
-        self._users = 1  # whoever waits or reads, and who will close it
+        self._users = 1  # running calls, and 1 until it is closed
         self._closed = False
 
     def wait_for(self, stop: int) -> int:
-        """Wait until the bytes before ``stop`` are there, or all; how many can be read now.
+        """Wait until the bytes before ``stop`` have arrived, or all bytes; return how many can be read now.
 
-        Raises what the fill has failed with, and StoreTimeout if nothing comes for long.
+        Raises the error of the fill if it fails, and StoreTimeout if no bytes arrive for a long time.
         """
         with self._in_use():
             return self._fill.wait_until(sys.maxsize if self._whole else stop)
 
     def read(self, start: int, stop: int) -> bytes:
-        """The bytes of the NAR from ``start`` to ``stop``, all of them; waits for them.
+        """Wait for the bytes of the NAR from ``start`` to ``stop``, and return all of them.
 
-        Raises as `wait_for` does, CacheFailure if the disk fails or the file was changed, and ValueError for a part that the NAR
-        has not.
+        Raises the errors of `wait_for`, CacheFailure if the disk fails or the file was changed, and ValueError if the range is
+        not in the NAR.
         """
         size = self._fill.part.key.size
         if not 0 <= start <= stop <= size:
@@ -111,12 +111,12 @@ class ArrivingNar:
             return self._fill.read_now(start, stop)
 
     def finish(self) -> NarListing:
-        """Wait until all is there and verified; its listing. Raises as `wait_for` does."""
+        """Wait until the NAR is complete and verified, and return its listing. Raises the errors of `wait_for`."""
         with self._in_use():
             return self._fill.wait()
 
     def close(self) -> None:
-        """If nobody else reads, the fill ends, unless it is more than half done."""
+        """Leave the fill when the running calls end. Without other readers the fill ends, unless it is more than half done."""
         with self._lock:
             if self._closed:
                 return

@@ -1,4 +1,4 @@
-"""Bytes of one file from one source, with the rest from another source if the first one fails."""
+"""Bytes of one file from one source, and the rest from another source if the first one fails."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 
@@ -9,7 +9,7 @@ from narcore.errors import CacheFailure, CompressionError, IntegrityError, Narco
 from narcore.formats.listing import ListingBuilder, NarListing, Node, contents_prefix
 from narcore.formats.nar.parser import NarParser
 from narcore.nars.accessor import NarBytes
-from narcore.nars.remoteparts import behind_tag
+from narcore.nars.remoteparts import after_tag
 from narcore.nars.wholenar import is_worth_verifying
 from narcore.streams.slicing import skip_and_drain, skip_and_limit
 
@@ -17,22 +17,22 @@ Take = Callable[[Iterator[bytes], int, int], Iterator[bytes]]
 
 
 class Streamed:
-    """Some bytes of the file ``node`` out of a NAR that comes as a stream: what is before them is thrown away.
+    """Some bytes of the file ``node`` from a stream of the NAR. The bytes before them are discarded.
 
-    If little of the NAR follows them (see `is_worth_verifying`), the stream is read to its end, where the NAR's hash is checked,
-    before the last bytes are given out: then a NAR that is not what was promised never gives a complete answer.
-    In any case the file has to begin where it was said to.
+    If little of the NAR follows them (see `is_worth_verifying`), the stream is read to its end, where the NarHash is checked,
+    before the last bytes are returned: then a NAR that does not match its narinfo never yields a complete answer. In any case,
+    the file must begin at the offset in the listing.
     """
 
     def __init__(self, chunks: Iterator[bytes], node: Node, start: int, stop: int, *, nar_size: int) -> None:
         self.length = stop - start
         self._source = chunks
         take = skip_and_drain if is_worth_verifying(stop, nar_size) else skip_and_limit
-        self._chunks = self._behind(node, take, start, stop)
+        self._chunks = self._contents(node, take, start, stop)
 
-    def _behind(self, node: Node, take: Take, start: int, stop: int) -> Generator[bytes]:
+    def _contents(self, node: Node, take: Take, start: int, stop: int) -> Generator[bytes]:
         tag = contents_prefix(node)
-        contents = behind_tag(self._source, node.nar_offset - len(tag), tag)
+        contents = after_tag(self._source, node.nar_offset - len(tag), tag)
         yield from take(contents, start - node.nar_offset, stop - node.nar_offset)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -44,9 +44,9 @@ class Streamed:
 
 
 class PartOrElsewhere:
-    """Some bytes out of a part of a remote file; if that fails, the rest from wherever else it can be had.
+    """Some bytes from a range of a remote file; if that fails, the rest from other sources.
 
-    ``elsewhere`` is told of the failure and where to go on, and gives what to try, one after the other.
+    ``elsewhere`` is called with the error and the offset where to continue. It yields the sources to try, in order.
     """
 
     def __init__(
@@ -90,9 +90,10 @@ class PartOrElsewhere:
 
 
 class CachedOrStreamed:
-    """Some bytes out of the cache; if it fails meanwhile, the rest out of a stream of its own.
+    """Some bytes from the cache; if the cache fails in between, the rest from a new stream.
 
-    ``file`` is that of ``CachedBytes``; who reads it has to ``check_untouched`` at the end, and gets no rest.
+    ``file`` is that of ``CachedBytes``. A caller that reads ``file`` directly must call ``check_untouched`` at the end, and does
+    not get the rest from a stream.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class CachedOrStreamed:
         return self._chunks
 
     def check_untouched(self) -> None:
-        """Raises CacheFailure if ``file`` has been written to since it was opened."""
+        """Raise CacheFailure if ``file`` has been written to since it was opened."""
         if isinstance(self._cached, CachedBytes):
             self._cached.check_untouched()
 
@@ -129,14 +130,14 @@ class CachedOrStreamed:
             yield from self._stream(start, sent, stop)
 
     def _stream(self, start: int, sent: int, stop: int) -> Generator[bytes]:
-        """The bytes behind ``sent``; those before it were given out already, and must have been the same."""
+        """Yield the bytes after ``sent``. Those before it were returned already, and must be the same in the stream."""
         rest = self._open_stream(start, stop)
         try:
             position = start
             for chunk in rest:
                 old = min(len(chunk), max(0, sent - position))
                 if old and self._cached.again(position, position + old) != chunk[:old]:
-                    raise IntegrityError("the store gave other bytes when the NAR was fetched again")
+                    raise IntegrityError("the store sent different bytes when the NAR was fetched again")
                 position += len(chunk)
                 if chunk[old:]:
                     yield chunk[old:]
@@ -146,9 +147,9 @@ class CachedOrStreamed:
 
 @stage
 def as_listed(chunks: Iterable[bytes], listing: NarListing, on_other: Callable[[NarListing], None]) -> Iterator[bytes]:
-    """The NAR as it comes. At its end, before the last bytes are given out, raises IntegrityError if the listing is another's.
+    """Yield the NAR as it arrives, and check that ``listing`` is its listing before the last bytes are returned.
 
-    ``on_other`` gets the right one then.
+    If it is not, calls ``on_other`` with the correct listing and raises IntegrityError.
     """
     parser, builder = NarParser(contents=False), ListingBuilder()
     previous = b""
@@ -167,7 +168,7 @@ def as_listed(chunks: Iterable[bytes], listing: NarListing, on_other: Callable[[
     yield previous
 
 
-def check_same(found: NarListing, told: NarListing) -> None:
-    """Raises IntegrityError if the listing ``found`` in a NAR is not the one that its store told."""
-    if found != told:
-        raise IntegrityError("the store's listing is not that of the NAR")
+def check_same(found: NarListing, expected: NarListing) -> None:
+    """Raise IntegrityError if the listing ``found`` in a NAR is not the one that its store sent."""
+    if found != expected:
+        raise IntegrityError("the listing that the store sent does not match the NAR")

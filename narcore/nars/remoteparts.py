@@ -1,4 +1,4 @@
-"""Parts of a NAR out of the remote file, where they can be had without the rest: see ``RemoteParts``."""
+"""Ranges of a NAR from the remote file, if they can be read without the rest: see ``RemoteParts``."""
 
 import threading
 from collections.abc import Iterator
@@ -16,20 +16,20 @@ from narcore.stores.base import StoreFile
 from narcore.streams.slicing import skip_and_drain
 from narcore.streams.xzblocks import FOOTER_SIZE, XzFooter, XzIndex, unpack_blocks
 
-# A NAR up to this size costs a whole download no more than a part of it does: the round trip counts, not the bytes.
+# For a NAR up to this size, a whole download takes no longer than a range: the round trip dominates, not the bytes.
 WHOLE_SIZE = 1 << 20
 
-# Nix writes blocks of 24 MiB where it writes more than one: below, asking for the index would be a wasted round trip.
+# If Nix writes several blocks, they have 24 MiB. Below this size, requesting the index would be a wasted round trip.
 BLOCKS_SIZE = 32 << 20
 
-# The footer and an index of some 400 blocks, in one request.
+# Large enough to get the footer and the index of some 400 blocks in one request.
 TAIL_SIZE = 4096
 INDEX_LIMIT = 8 << 20
 
-# So many parts of one NAR at once, and it is worth fetching it once for all of them.
+# If more ranges of one NAR than this are being read at once, the NAR is fetched once for all of them instead.
 AT_ONCE = 2
 
-# How far before the part asked for the contents may begin, to check their tag in the same request.
+# If the contents of the file begin at most this far before the requested bytes, one request reads both the tag and the bytes.
 NEAR = 64 << 10
 
 REFUSED_SECONDS = 600.0
@@ -37,13 +37,13 @@ REFUSED_SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How the NAR's file is cut: by an xz index, or not at all (``index`` is None: every byte is its own)."""
+    """The blocks of the NAR's file: those of an xz index, or None for an uncompressed file, where any range can be read."""
 
     header: bytes = b""
     index: XzIndex | None = None
 
     def widened(self, start: int, stop: int) -> tuple[int, int]:
-        """The smallest part around ``start`` to ``stop`` (in the NAR) that can be had."""
+        """Return the smallest range that contains ``start`` to ``stop`` (in the NAR) and can be read."""
         if self.index is None:
             return start, stop
         blocks = self.index.covering(start, stop)
@@ -51,10 +51,10 @@ class Blocks:
 
 
 class RemoteParts:
-    """Reads parts of NARs that are not compressed, or whose xz file has many blocks and an index.
+    """Reads ranges of NARs that are uncompressed, or whose xz file has several blocks and an index. Thread-safe.
 
-    What is read is not hashed, since the hash is the whole NAR's. What can be checked is: the store answers with just that part
-    of a file of the right size, and in the NAR the tag and the length of the contents stand right before them.
+    The bytes can't be verified, since the NarHash covers the whole NAR. But it is checked that the store sends exactly the
+    requested range of a file of the right size, and that the tag and the length of the contents precede them in the NAR.
     """
 
     def __init__(self) -> None:
@@ -65,10 +65,10 @@ class RemoteParts:
         self._refused: LruMemory[tuple[str, str], bool] = LruMemory(10_000)
 
     def read(self, info: PathInfo, node: Node, start: int, stop: int, *, cheap: bool) -> NarBytes | None:
-        """Bytes ``start`` to ``stop`` of the NAR, all of them in the contents of ``node``; None if they can't be had so.
+        """Read bytes ``start`` to ``stop`` of the NAR, all within the contents of ``node``; None if the range can't be read.
 
-        ``cheap``: also None if it is worth fetching the whole NAR, because it is small, because these parts add up to half of
-        it, or because several are being read.
+        ``cheap``: also return None if it is better to fetch the whole NAR, because it is small, because the ranges read so far
+        add up to half of it, or because several ranges are being read.
         """
         place = (info.store.url, info.narinfo.url)
         key = info.nar_key
@@ -78,8 +78,8 @@ class RemoteParts:
         try:
             chunks = self._find(info, key, node, start, stop, cheap=cheap)
         except StoreUnavailable:
-            pass  # whatever the next source says of that is said better
-        except NarcoreError:  # no ranges, not the right file, an index of one block, the tag of something else
+            pass  # the next source reports the error
+        except NarcoreError:  # no ranges, another file, an index of one block, or another tag
             self._refused.put(place, True, seconds=REFUSED_SECONDS)
         finally:
             if chunks is None:
@@ -100,7 +100,7 @@ class RemoteParts:
             _check_tag(info, blocks, node)
         chunks = _open(info, blocks, first, last)
         if near:
-            chunks = behind_tag(chunks, tag_start - first, prefix)
+            chunks = after_tag(chunks, tag_start - first, prefix)
             first = node.nar_offset
         return skip_and_drain(chunks, start - first, stop - first)
 
@@ -127,12 +127,12 @@ class RemoteParts:
             return True
 
     def _find_blocks(self, info: PathInfo) -> Blocks:
-        """Raises StoreError or CompressionError."""
+        """Return the blocks of the NAR's file. Raises StoreError, or CompressionError if ranges of it can't be read."""
         narinfo = info.narinfo
         if narinfo.compression == "none":
             return Blocks()
         if narinfo.compression != "xz" or narinfo.nar_size < BLOCKS_SIZE or not narinfo.file_size:
-            raise CompressionError(f"no part of a NAR in {narinfo.compression} can be had alone")
+            raise CompressionError(f"no range of a NAR in {narinfo.compression} can be read alone")
         place = (info.store.url, narinfo.url)
         blocks = self._blocks.get(place)
         if blocks is None:
@@ -142,7 +142,7 @@ class RemoteParts:
 
 
 class _Part:
-    """Bytes of a remote part, which counts as being read until they are closed."""
+    """Bytes of a remote range, which counts as being read until they are closed."""
 
     def __init__(self, remote: RemoteParts, key: NarKey, chunks: Iterator[bytes], length: int) -> None:
         self.length = length
@@ -177,7 +177,7 @@ def _read_index(info: PathInfo, file_size: int) -> Blocks:
 
 
 def _open(info: PathInfo, blocks: Blocks, first: int, last: int) -> Iterator[bytes]:
-    """Bytes ``first`` to ``last`` of the NAR, which are whole blocks."""
+    """Read bytes ``first`` to ``last`` of the NAR, which must be whole blocks."""
     index = blocks.index
     if index is None:
         file = _request(info, first, last, info.narinfo.nar_size)
@@ -204,22 +204,22 @@ def _check_tag(info: PathInfo, blocks: Blocks, node: Node) -> None:
     prefix = contents_prefix(node)
     start = node.nar_offset - len(prefix)
     first, last = blocks.widened(start, node.nar_offset)
-    chunks = behind_tag(_open(info, blocks, first, last), start - first, prefix)
+    chunks = after_tag(_open(info, blocks, first, last), start - first, prefix)
     close(chunks)
 
 
-def behind_tag(chunks: Iterator[bytes], start: int, tag: bytes) -> Iterator[bytes]:
-    """What follows the tag, which has to stand at ``start``. Reads up to there, and raises CorruptStream if it doesn't."""
+def after_tag(chunks: Iterator[bytes], start: int, tag: bytes) -> Iterator[bytes]:
+    """Return what follows the tag at ``start``. Reads up to the end of the tag; raises CorruptStream if it is not there."""
     try:
         head = b""
         while len(head) < len(tag):
             chunk = next(chunks, None)
             if chunk is None:
-                raise TruncatedStream("the part of the NAR ends early")
+                raise TruncatedStream("the range of the NAR ends early")
             head += chunk[start:]
             start = max(0, start - len(chunk))
         if not head.startswith(tag):
-            raise CorruptStream("there is no such file at that place of the NAR")
+            raise CorruptStream("the NAR has no such file at that offset")
     except BaseException:
         close(chunks)
         raise

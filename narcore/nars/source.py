@@ -1,9 +1,9 @@
-"""Where the bytes of a NAR come from: the best source there is, and quietly the next one if that can't give them.
+"""Chooses where the bytes of a NAR come from: the best available source, or silently the next one if that fails.
 
-1. the NAR on disk, whole and verified;
-2. a fill under way: somebody fetches this NAR already;
-3. a part of the remote file, where it can be had without the rest;
-4. a new fill, or, where nothing can be cached, the stream, of which the front is thrown away.
+1. the complete, verified NAR on disk;
+2. a running fill: the NAR is being fetched already;
+3. a range of the remote file, if it can be read without the rest;
+4. a new fill; or, if the NAR can't be cached, a stream, whose beginning is discarded.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,24 +29,24 @@ OnListing = Callable[[PathInfo, NarListing], None]
 
 @dataclass(frozen=True, slots=True)
 class KnownListing:
-    """The listing in which a file was looked up. If it is not ``verified``, it came from the store and may be wrong."""
+    """The listing in which a file was found. If it is not ``verified``, it came from the store and may be wrong."""
 
     listing: NarListing
     verified: bool
 
     def check(self, found: NarListing) -> None:
-        """Raises IntegrityError if the NAR's own listing turns out to be another one."""
+        """Raise IntegrityError if ``found``, the listing of the NAR itself, is another one."""
         if not self.verified:
             check_same(found, self.listing)
 
 
 class NarSource:
-    """Bytes and listings of NARs, for ``BinaryCache``. With ``strict``, nothing comes from a NAR that isn't wholly verified."""
+    """Bytes and listings of NARs, for ``BinaryCache``. With ``strict``, only bytes of completely verified NARs are returned."""
 
     def __init__(
         self, streams: NarStreams, cache: NarCache | None, *, strict: bool, trace: Trace, on_other_listing: OnListing
     ) -> None:
-        """``on_other_listing`` is told of the listing of a NAR that turned out to be another one than the store's word."""
+        """``on_other_listing`` is called with the listing of a NAR if the listing that its store sent is wrong."""
         self._on_other_listing = on_other_listing
         self._streams = streams
         self._cache = cache
@@ -57,7 +57,7 @@ class NarSource:
     # --- listings
 
     def read_listing(self, info: PathInfo) -> NarListing:
-        """The listing out of the NAR itself, which is read to its end (and cached, if possible)."""
+        """Return the listing made from the NAR itself, which is read to its end (and cached, if possible)."""
         if self._cache:
             try:
                 return self._filled_listing(self._cache, info)
@@ -67,7 +67,7 @@ class NarSource:
         return NarListing.from_events(parse_nar(self._streams.open(info), contents=False))
 
     def whole(self, info: PathInfo) -> Iterator[bytes]:
-        """The whole NAR, verified: out of the cache, if it can be cached. Raises NarcoreError, also while it is read."""
+        """Return the whole, verified NAR, from the cache if it can be cached. Raises NarcoreError, also while it is read."""
         if self._cache:
             try:
                 nar = self._cache.open(info.nar_key)
@@ -88,22 +88,22 @@ class NarSource:
             fill.leave()
 
     def _fill(self, cache: NarCache, info: PathInfo) -> Fill:
-        """The fill under way, joined, or a new one."""
+        """Join the running fill, or start a new one."""
         return cache.joinable(info.nar_key) or cache.fill(
             info.nar_key, partial(self._streams.open, info), source=info.store.url
         )
 
-    # --- NARs that are held open
+    # --- NARs held open
 
     def fetch(self, info: PathInfo) -> None:
-        """Fetch the whole NAR into the cache, and wait for it. Raises CacheFailure, and what fetching raises."""
-        self._filled_listing(self._needed_cache(), info)
+        """Fetch the whole NAR into the cache, and wait for it. Raises CacheFailure and the errors of fetching."""
+        self._filled_listing(self._require_cache(), info)
 
     def open_arriving(self, info: PathInfo) -> ArrivingNar:
-        """The NAR on its way into the cache. Raises CacheFailure, and what a fill failed with seconds ago."""
-        return ArrivingNar(self._fill(self._needed_cache(), info), whole=self._strict)
+        """Open the NAR while it is fetched into the cache. Raises CacheFailure, or the error of a fill that failed seconds ago."""
+        return ArrivingNar(self._fill(self._require_cache(), info), whole=self._strict)
 
-    def _needed_cache(self) -> NarCache:
+    def _require_cache(self) -> NarCache:
         if self._cache is None:
             raise CacheFailure("there is no disk cache")
         return self._cache
@@ -111,7 +111,7 @@ class NarSource:
     # --- bytes
 
     def read(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> NarBytes:
-        """Bytes ``start`` to ``stop`` of the file ``node``. Raises NarcoreError, also while the bytes are read."""
+        """Read bytes ``start`` to ``stop`` of the file ``node``. Raises NarcoreError, also while the bytes are read."""
         source, found = self._choose(info, known, node, node.nar_offset + start, node.nar_offset + stop)
         self._trace("nar", {"nar_hash": info.narinfo.nar_hash.nix32, "source": source, "bytes": stop - start})
         return found
@@ -119,7 +119,8 @@ class NarSource:
     def _choose(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
         if self._cache is None:
             return self._uncached(info, known, node, start, stop)
-        fill = self._cache.joinable(info.nar_key)  # before the look at the disk: a fill that ends now is there
+        # Before looking on the disk, where a fill that ends in between has put the NAR.
+        fill = self._cache.joinable(info.nar_key)
         if fill is None:
             cached = self._cached(self._cache, info, known, start, stop)
             if cached is not None:
@@ -145,7 +146,7 @@ class NarSource:
             return None
         cached = nar.read(start, stop)
         try:
-            if not known.verified:  # the NAR has come since the file was looked up
+            if not known.verified:  # the NAR was fetched after the file was found in the listing
                 known.check(cache.listing_of(info.nar_key, nar))
         except BaseException:
             cached.close()
@@ -158,7 +159,7 @@ class NarSource:
         return CachedOrStreamed(cached, partial(self._stream, info, known, node), start, strict=self._strict)
 
     def _uncached(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
-        # Half of a NAR, or more, costs at most as much again as a stream, and that is checked against its hash at the end.
+        # For half of a NAR or more, a stream costs at most twice as much, and its hash is checked at the end.
         small = 2 * (stop - start) < info.narinfo.nar_size
         part = self._remote.read(info, node, start, stop, cheap=False) if small else None
         if part is None:

@@ -1,4 +1,4 @@
-"""A whole NAR as a stream: fetched, unpacked, and checked as it comes."""
+"""A whole NAR as a stream: fetched, decompressed and verified on the fly."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -19,20 +19,20 @@ from narcore.streams.compression import decompress
 from narcore.streams.integrity import verified
 from narcore.streams.slicing import skip
 
-# After the last byte that is wanted, at most this much more of the NAR is read to check its hash; or as much as was read before.
+# After the last requested byte, at most this much more of the NAR is read to check its hash, or as much as was read before.
 VERIFY_REST = 8 << 20
 
 
 def is_worth_verifying(done: int, nar_size: int) -> bool:
-    """Whether to read a NAR to its end, to check its hash, if ``done`` of its bytes have been read and no more are wanted."""
+    """Return whether to read a NAR to its end, to check its hash, after ``done`` bytes, when no more are requested."""
     return nar_size - done <= max(VERIFY_REST, done)
 
 
 class NarStreams:
-    """Opens NARs.
+    """Opens NARs as streams.
 
-    ``sources`` gives the stores to get a NAR from, the best first and each asked for only if those before it have failed.
-    ``on_failure`` is told of each that could not give it, or whose bytes were not what was promised.
+    ``sources`` yields the stores to get a NAR from, the best first; the next one is requested only if the previous ones failed.
+    ``on_failure`` is called for each store that could not send the NAR, or whose bytes did not match the narinfo.
     """
 
     def __init__(self, *, sources: Callable[[PathInfo], Iterable[PathInfo]], on_failure: OnFailure) -> None:
@@ -40,27 +40,27 @@ class NarStreams:
         self._on_failure = on_failure
 
     def open(self, info: PathInfo) -> Iterator[bytes]:
-        """The bytes of the NAR. The last ones come only when all have been checked against NarSize and NarHash.
+        """Return the bytes of the NAR. The last ones are returned only after NarSize and NarHash have been checked.
 
-        Reading raises StoreError, CompressionError and IntegrityError. Where a store fails half-way, another one that has the
-        same NAR goes on.
+        Reading raises StoreError, CompressionError and IntegrityError. If a store fails in between, the stream continues from
+        another store that has the same NAR.
         """
         narinfo = info.narinfo
         used: list[PathInfo] = []
         plain = self._plain(info, used)
         chunks = verified(plain, nar_hash=narinfo.nar_hash, nar_size=narinfo.nar_size, hasher=BackgroundSha256())
-        return Stage(self._telling(used, chunks), chunks)
+        return Stage(self._reporting(used, chunks), chunks)
 
     def others(self, info: PathInfo, failure: NarcoreError) -> Iterator[PathInfo]:
-        """The same NAR at other stores, now that ``failure`` has shown that this one can't give it."""
+        """Report the ``failure`` of a store, and return other stores that have the same NAR."""
         self._on_failure(info, failure)
         return (source for source in self._sources(info) if source is not info)
 
-    def _telling(self, used: list[PathInfo], chunks: Iterator[bytes]) -> Iterator[bytes]:
+    def _reporting(self, used: list[PathInfo], chunks: Iterator[bytes]) -> Iterator[bytes]:
         try:
             yield from chunks
         except IntegrityError as error:
-            for source in used:  # if there are several, nobody knows whose bytes were the wrong ones
+            for source in used:  # if there are several, it is unknown which store sent the wrong bytes
                 self._on_failure(source, error)
             raise
 
@@ -69,7 +69,7 @@ class NarStreams:
         failure: NarcoreError | None = None
         for source in self._sources(info):
             used.append(source)
-            chunks = _unpacked(source, done)
+            chunks = _decompressed(source, done)
             try:
                 for chunk in chunks:
                     done += len(chunk)
@@ -81,16 +81,16 @@ class NarStreams:
                 return
             finally:
                 close(chunks)
-        raise failure or StoreUnavailable(f"no store can be asked for the NAR of {info.narinfo.store_path.base_name}")
+        raise failure or StoreUnavailable(f"no store is available for the NAR of {info.narinfo.store_path.base_name}")
 
 
-def _unpacked(info: PathInfo, start: int) -> Iterator[bytes]:
-    """The NAR from ``start`` on. Raises from the iterator, also what opening raises."""
+def _decompressed(info: PathInfo, start: int) -> Iterator[bytes]:
+    """Yield the NAR from ``start`` on. All errors are raised by the iterator, also those of opening."""
     if start and info.narinfo.compression == "none":
         try:
             rest = _open(info, start)
         except RangeNotSupported:
-            pass  # then all of it, as of a compressed one
+            pass  # then read all of it, as for a compressed NAR
         else:
             yield from Stage(iter(rest), rest)
             return

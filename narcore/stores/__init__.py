@@ -1,15 +1,15 @@
-"""Where the files of a binary cache come from, by relative path. A store knows nothing of NAR, narinfo or compression.
+"""Stores: the files of a binary cache, by relative path. A store knows nothing about NAR, narinfo or compression.
 
 ::
 
-    base       BinaryCacheStore, StoreFile: what every store offers
+    base       BinaryCacheStore, StoreFile: the interface of every store
     http/      a binary cache behind HTTP
     buckets/   S3, Google Cloud Storage, Azure
     local      a directory
     memory     in memory, for tests and demonstrations
-    traced     TracedStore: fires a trace event for each file
-    names      from the path in a narinfo to a file name
-    cafile     which certificate authorities are trusted
+    traced     TracedStore: emits a trace event for each file
+    names      converts the path in a narinfo to file names
+    cafile     the certificate authorities that are trusted
 """
 
 from narcore.errors import SettingsError
@@ -33,7 +33,7 @@ _USE = "use http://, https://, s3://, gs://, az://, file:// or an absolute path"
 
 
 def open_store(url: str) -> BinaryCacheStore:
-    """The store that a store URL names; nothing is connected to yet. Raises ``SettingsError``."""
+    """Return the store for a store URL, without connecting to it. Raises ``SettingsError`` if the URL is invalid."""
     if url.startswith("/"):
         return LocalBinaryCacheStore(url)
     scheme, colon, _ = url.partition(":")
@@ -43,7 +43,7 @@ def open_store(url: str) -> BinaryCacheStore:
         case "file":
             return LocalBinaryCacheStore(url)
         case "s3":
-            from narcore.stores.buckets.s3 import S3BinaryCacheStore  # these two are for those who have buckets
+            from narcore.stores.buckets.s3 import S3BinaryCacheStore  # optional dependencies: imported only if needed
 
             return S3BinaryCacheStore(url)
         case "gs" | "az":

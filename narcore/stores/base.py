@@ -1,4 +1,4 @@
-"""What a binary cache store is: files by relative path. It knows no format."""
+"""The interface of a binary cache store: files by relative path, regardless of their format."""
 
 import time
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ from typing import Protocol, Self
 
 from narcore.errors import FileNotInStore, StoreError, StoreTimeout
 
-# How long a small file may take: one that comes byte by byte never makes a store that waits for silence give up.
+# How long a small file may take. A read timeout is not enough: a file that arrives byte by byte never reaches it.
 SMALL_FILE_SECONDS = 60.0
 
 
 class Body(Protocol):
-    """The bytes of a file on their way: an iterator that holds something open."""
+    """The bytes of a file as they arrive: an iterator that must be closed."""
 
     def __iter__(self) -> Iterator[bytes]: ...
 
@@ -23,14 +23,14 @@ class Body(Protocol):
 
 
 class StoreFile:
-    """One file of a store, or the part of it that was asked for, to be read once.
+    """One file of a store, or the requested part of it. It can be read once.
 
-    Iterating gives non-empty chunks of at most ``CHUNK_SIZE`` bytes, each as soon as it is there. Reading raises
-    ``StoreUnavailable`` when the bytes end before they should; a short file never ends cleanly if the store can tell.
-    Close it, or use it as a context manager: reading to the end closes it too, leaving early does not.
+    Iterating yields non-empty chunks of at most ``CHUNK_SIZE`` bytes, each as soon as it arrives. Reading raises
+    ``StoreUnavailable`` if the bytes end early; a truncated file never ends without an error if the store can detect it.
+    Close the file, or use it as a context manager. Reading to the end also closes it; stopping early does not.
 
-    ``size`` is the size of the whole file, also when only a part was asked for, or None when the store does not say.
-    ``content_encoding`` is what HTTP calls so (lower case): the bytes are as stored, nothing was decoded.
+    ``size`` is the size of the whole file, even if only a part was requested, or None if the store does not report it.
+    ``content_encoding`` is the Content-Encoding of HTTP, in lower case: the bytes are as stored, not decoded.
     """
 
     __slots__ = ("_body", "content_encoding", "size")
@@ -56,33 +56,32 @@ class StoreFile:
 
 
 class BinaryCacheStore(Protocol):
-    """Files of a binary cache by relative path. Every method may be called from many threads at once.
+    """The files of a binary cache, by relative path. Every method may be called from many threads at once.
 
-    ``path`` is what a narinfo's ``URL`` says: relative to the store, percent-encoded, perhaps with a query. All methods
-    raise ``StoreForbidden`` for a path that leads out of the store, ``StoreUnavailable`` (``StoreTimeout``) when the
-    store can't answer.
+    ``path`` is the ``URL`` field of a narinfo: relative to the store, percent-encoded, possibly with a query. All methods
+    raise ``StoreForbidden`` if the path leads out of the store, and ``StoreUnavailable`` (or its subclass ``StoreTimeout``) if
+    the store can't answer.
     """
 
     @property
     def url(self) -> str:
-        """The store's URL for people and logs: without user, password and parameters."""
+        """The store's URL for messages and logs: without user, password and parameters."""
         ...
 
     def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
         """Open a file, or its bytes from ``start`` up to ``stop`` (exclusive; None: the end).
 
-        A part is exactly the bytes asked for, else ``RangeNotSupported``: also for a part that reaches beyond the end.
-        Raises ``FileNotInStore``, and ``ValueError`` for a part that is empty or runs backwards.
+        Raises ``FileNotInStore`` if there is no such file, ``RangeNotSupported`` if the store can't return exactly the
+        requested bytes (for example because the range reaches beyond the end of the file), and ``ValueError`` if
+        ``stop <= start``.
         """
         ...
 
-    def file_exists(self, path: str) -> bool: ...
-
     def check(self) -> None:
-        """Raise a ``StoreError`` that says what to do if the store can't be used as it is set up.
+        """Raise a ``StoreError`` that says what to do if the store can't be used with its settings.
 
-        It is fine if it answers, even that it has no nix-cache-info. Object stores tell that apart from a file that may
-        not be read, where ``get_file`` can't.
+        Any answer is fine, even that there is no nix-cache-info. Unlike ``get_file``, this method of the object stores
+        distinguishes a missing file from a file that may not be read.
         """
         ...
 
@@ -96,13 +95,16 @@ def check_part(start: int, stop: int | None) -> None:
 
 
 def check_by_asking(store: BinaryCacheStore) -> None:
-    """``check`` for a store whose answers mean what they say."""
+    """Implement ``check`` for a store that reports a missing file and a denied one differently."""
     with suppress(FileNotInStore):
         store.get_file("nix-cache-info").close()
 
 
 def read_file(store: BinaryCacheStore, path: str, limit: int) -> bytes:
-    """A small file, whole. Raises ``StoreError`` if it has more than ``limit`` bytes, ``StoreTimeout`` if it comes too slowly."""
+    """Return the contents of a small file.
+
+    Raises ``StoreError`` if it has more than ``limit`` bytes, and ``StoreTimeout`` if it takes more than SMALL_FILE_SECONDS.
+    """
     deadline = time.monotonic() + SMALL_FILE_SECONDS
     with store.get_file(path) as file:
         if file.size is not None and file.size > limit:
@@ -113,5 +115,5 @@ def read_file(store: BinaryCacheStore, path: str, limit: int) -> bytes:
             if len(content) > limit:
                 raise StoreError(f"{store.url}: {path} has more than the {limit} bytes allowed")
             if time.monotonic() > deadline:
-                raise StoreTimeout(f"{store.url}: {path} has not come within {SMALL_FILE_SECONDS:g} s")
+                raise StoreTimeout(f"{store.url}: {path} did not arrive within {SMALL_FILE_SECONDS:g} s")
     return bytes(content)

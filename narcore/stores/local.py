@@ -14,20 +14,20 @@ from narcore.stores.base import StoreFile, check_by_asking, check_part
 from narcore.stores.http.urls import redacted
 from narcore.stores.names import file_names
 
-# O_NONBLOCK: opening a FIFO returns at once, and fstat then refuses it. O_NOFOLLOW: the path was resolved before, so a
-# link in its last place came there in between.
+# O_NONBLOCK: opening a FIFO returns immediately, and the check with fstat then rejects it. O_NOFOLLOW: the path is resolved
+# before, so a link as its last segment was created in between.
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
 
-# Why a name can't be opened although nothing is wrong with the directory: there is no regular file of that name.
-# (ENXIO: a socket. ELOOP: links in a circle.)
+# Errors that mean that there is no regular file of that name, not that the directory is broken.
+# (ENXIO: a socket. ELOOP: a cycle of links.)
 _NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO}
 
 
 class LocalBinaryCacheStore:
     """The files below one directory. Symlinks are followed as long as they stay inside it.
 
-    ``location`` is ``file:///path`` (percent-encoded) or an absolute path; parameters behind ``?`` are ignored. The
-    directory need not be there yet (a disk may be mounted later): while it is not, the store is unavailable.
+    ``location`` is ``file:///path`` (percent-encoded) or an absolute path; parameters after ``?`` are ignored. The directory
+    need not exist yet (a disk may be mounted later): until it does, the store is unavailable.
     """
 
     def __init__(self, location: str) -> None:
@@ -43,22 +43,15 @@ class LocalBinaryCacheStore:
         end = size if stop is None else stop
         if end > size or (start and start >= end):
             file.close()
-            raise RangeNotSupported(f"{self.url}: {path} has {size} bytes, not {start} to {end}")
+            raise RangeNotSupported(f"{self.url}: {path} has {size} bytes, requested {start} to {end}")
         file.seek(start)
         return StoreFile(_FileBody(file, f"{self.url}: {path}", end - start), size=size)
-
-    def file_exists(self, path: str) -> bool:
-        file = self._open(path)
-        if file is None:
-            return False
-        file.close()
-        return True
 
     def check(self) -> None:
         check_by_asking(self)
 
     def close(self) -> None:
-        """There is nothing to close: every file is closed by its reader."""
+        """Do nothing: every file is closed by its reader."""
 
     def _open(self, path: str) -> FileIO | None:
         root = os.path.realpath(self._root)
@@ -74,9 +67,9 @@ class LocalBinaryCacheStore:
         try:
             real = os.path.realpath(f"{root}/{name}")
             if os.path.commonpath((root, real)) != root:
-                raise StoreForbidden(f"{self.url}: {name!r} is a link out of the store")
+                raise StoreForbidden(f"{self.url}: {name!r} is a link that leads out of the store")
             return _regular_file(os.open(real, _FLAGS))
-        except UnicodeEncodeError:  # lone surrogates: text that can't be a file name
+        except UnicodeEncodeError:  # lone surrogates can't be encoded as a file name
             return None
         except OSError as error:
             if error.errno in _NO_SUCH_FILE:
@@ -97,13 +90,13 @@ def _directory(location: str) -> str:
 def _host_and_path(url: str) -> tuple[str, str]:
     try:
         parts = urlsplit(url)
-    except ValueError:  # a bracket without its pair
+    except ValueError:  # an unbalanced bracket
         return "", ""
     return parts.netloc, unquote(parts.path, errors="surrogateescape")
 
 
 def _regular_file(descriptor: int) -> FileIO | None:
-    # Checked before FileIO sees it: FileIO refuses a directory, and leaves the descriptor open.
+    # Checked before FileIO is called: FileIO rejects a directory, and leaves the descriptor open.
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return FileIO(descriptor)
     os.close(descriptor)
@@ -111,7 +104,7 @@ def _regular_file(descriptor: int) -> FileIO | None:
 
 
 class _FileBody:
-    """The next ``left`` bytes of an open file, which it closes."""
+    """The next ``left`` bytes of an open file. Closes the file at the end."""
 
     def __init__(self, file: FileIO, what: str, left: int) -> None:
         self._file = file
@@ -133,7 +126,7 @@ class _FileBody:
 
     def _read(self, size: int) -> bytes:
         try:
-            return self._file.read(size) or b""  # None (it would block) can't be: the file is a regular one
+            return self._file.read(size) or b""  # None (would block) is impossible for a regular file
         except OSError as error:
             raise StoreUnavailable(f"{self._what}: can't read: {error.strerror}") from error
 

@@ -9,9 +9,9 @@ from narcore.stores.names import file_names
 
 
 class MemoryStore:
-    """``files`` by their relative path. The mapping is not copied: what is added to it later is served.
+    """A store of ``files``, by relative path. The mapping is not copied: files that are added later are served.
 
-    ``content_encodings`` gives some of the files a Content-Encoding, as an HTTP store may.
+    ``content_encodings`` sets the Content-Encoding of some files, as an HTTP store may.
     """
 
     def __init__(
@@ -33,18 +33,15 @@ class MemoryStore:
         content = self._files[name]
         end = len(content) if stop is None else stop
         if end > len(content) or (start and start >= end):
-            raise RangeNotSupported(f"{self.url}: {path} has {len(content)} bytes, not {start} to {end}")
+            raise RangeNotSupported(f"{self.url}: {path} has {len(content)} bytes, requested {start} to {end}")
         encoding = self._content_encodings.get(name)
         return StoreFile(_chunks(content, start, end), size=len(content), content_encoding=encoding)
-
-    def file_exists(self, path: str) -> bool:
-        return self._find(path) is not None
 
     def check(self) -> None:
         check_by_asking(self)
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing."""
 
     def _find(self, path: str) -> str | None:
         return next((name for name in file_names(path) if name in self._files), None)

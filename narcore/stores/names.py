@@ -1,4 +1,4 @@
-"""From the path in a narinfo to the name of a file, for the stores that have files and not URLs."""
+"""Converts the path in a narinfo to file names, for stores that have files and not URLs."""
 
 from urllib.parse import unquote
 
@@ -6,11 +6,11 @@ from narcore.errors import StoreForbidden
 
 
 def file_names(path: str) -> tuple[str, ...]:
-    """The names to try for ``path``, the literal one first; raises ``StoreForbidden`` if one leads out of the store.
+    """Return the names to try for ``path``, the literal one first. Raises ``StoreForbidden`` if one leads out of the store.
 
-    Nix joins a narinfo's URL to the directory as it stands (local-binary-cache-store.cc), so the literal name wins. But
-    a cache copied from an HTTP server keeps URLs such as ``nar/x.nar?hash=y``, and callers percent-encode what a URL
-    can't hold: the second name is the path read as a URL, without its query and decoded.
+    Nix appends a narinfo's URL to the directory unchanged (local-binary-cache-store.cc), so the literal name comes first. But
+    a cache copied from an HTTP server has URLs such as ``nar/x.nar?hash=y``, and callers percent-encode the characters that a
+    URL can't contain. The second name is the path parsed as a URL: decoded, without its query.
     """
     literal = _inside(path)
     as_url = _inside(unquote(path.partition("?")[0], errors="surrogateescape"))
@@ -18,17 +18,17 @@ def file_names(path: str) -> tuple[str, ...]:
 
 
 def _inside(name: str) -> str:
-    """``name`` without ``.`` and ``..`` and empty segments."""
+    """Return ``name`` without ``.``, ``..`` and empty segments. Raises ``StoreForbidden`` if it leads out of the store."""
     if "\0" in name or name.startswith("/"):
         raise StoreForbidden(f"not a file of a store: {name!r}")
-    kept: list[str] = []
+    segments: list[str] = []
     for segment in name.split("/"):
         if segment == "..":
-            if not kept:
-                raise StoreForbidden(f"leads out of the store: {name!r}")
-            kept.pop()
+            if not segments:
+                raise StoreForbidden(f"{name!r} leads out of the store")
+            segments.pop()
         elif segment not in ("", "."):
-            kept.append(segment)
-    if not kept:
-        raise StoreForbidden(f"names no file: {name!r}")
-    return "/".join(kept)
+            segments.append(segment)
+    if not segments:
+        raise StoreForbidden(f"{name!r} names no file")
+    return "/".join(segments)

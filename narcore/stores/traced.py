@@ -1,4 +1,4 @@
-"""A store that tells of each file that is asked of it: the event ``fetch`` of ``trace``."""
+"""A store that emits the trace event ``fetch`` for each file."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ _WHAT = ((".narinfo", "narinfo"), (".ls", "listing"), ("nix-cache-info", "info")
 
 
 class TracedStore:
-    """``store`` itself, but it tells."""
+    """A wrapper around ``store`` that emits an event for each file when reading it ends."""
 
     def __init__(
         self, store: BinaryCacheStore, trace: Trace, *, clock: Callable[[], float] = time.perf_counter
@@ -36,9 +36,6 @@ class TracedStore:
             raise
         return StoreFile(_TracedBody(file, fetch), size=file.size, content_encoding=file.content_encoding)
 
-    def file_exists(self, path: str) -> bool:
-        return self._store.file_exists(path)
-
     def check(self) -> None:
         self._store.check()
 
@@ -47,7 +44,7 @@ class TracedStore:
 
 
 class _Fetch:
-    """One file on its way; tells once how that ended."""
+    """The fetch of one file. Emits the event once, when the fetch ends."""
 
     def __init__(self, trace: Trace, store: str, path: str, clock: Callable[[], float]) -> None:
         self.bytes = 0
@@ -56,15 +53,15 @@ class _Fetch:
         self._path = path
         self._clock = clock
         self._started = clock()
-        self._told = False
+        self._reported = False
 
     def failed(self, error: StoreError) -> None:
         self.ended("missing" if isinstance(error, FileNotInStore) else "error", type(error).__name__)
 
     def ended(self, outcome: Outcome, error: str = "") -> None:
-        if self._told:
+        if self._reported:
             return
-        self._told = True
+        self._reported = True
         self._trace(
             "fetch",
             {

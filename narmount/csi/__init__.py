@@ -1,13 +1,13 @@
-"""``nar-serve csi``: store paths as volumes of Kubernetes, by the Container Storage Interface.
+"""``nar-serve csi``: store paths as volumes of Kubernetes, through the Container Storage Interface (CSI).
 
 ::
 
-    server        the sockets, and errors as codes        schema  the messages, without a .proto or generated code
-    attributes    what a pod may say, checked once        node    what the calls do
-    registration  how kubelet finds the plugin
+    server        gRPC on a socket, and error codes       schema  the messages, declared without generated code
+    attributes    parses volumeAttributes of a pod        node    implements the calls
+    registration  registers the plugin with kubelet
 
-The mounts are ``narmount.volumes``. The specification is github.com/container-storage-interface/spec; only the Identity and the
-Node service are needed for volumes that live as long as their pods, and no sidecar containers.
+``narmount.volumes`` does the mounting. The specification is github.com/container-storage-interface/spec. Volumes that live as
+long as their pods need only its Identity and Node services, and no sidecar containers.
 
-gRPC is an extra (``csi``) and slow to import: only ``server``, ``registration`` and ``schema`` do.
+gRPC is an optional dependency (``csi``) and slow to import: only ``server``, ``registration`` and ``schema`` import it.
 """

@@ -1,7 +1,7 @@
-"""The Node service: what kubelet asks for when a pod with a volume begins and ends. Also Identity, which says who we are.
+"""The Node service, which kubelet calls when a pod with a volume starts and ends, and the Identity service.
 
-In the order in which csi-sanity wants arguments to be checked. Calls take milliseconds: nothing is fetched in them, and kubelet
-would give up after two minutes.
+Arguments are checked in the order that csi-sanity expects. Calls take milliseconds, since they fetch nothing; kubelet gives up
+after two minutes.
 """
 
 import logging
@@ -14,7 +14,7 @@ from typing import Any
 
 from narcore.errors import MountError
 from narcore.version import __version__
-from narmount.csi.attributes import Attributes
+from narmount.csi.attributes import parse_attributes, pod_name
 from narmount.csi.schema import (
     CSI,
     MODE_MULTI_NODE_READER_ONLY,
@@ -31,17 +31,20 @@ from narmount.volumes import Volumes
 from narmount.volumes.errors import NoSuchVolume, VolumeRefused
 from narmount.volumes.targets import shown
 
-READERS = (MODE_SINGLE_NODE_READER_ONLY, MODE_MULTI_NODE_READER_ONLY)
-WRITERS = (MODE_SINGLE_NODE_WRITER, MODE_SINGLE_NODE_SINGLE_WRITER, MODE_SINGLE_NODE_MULTI_WRITER)
-PROBE_SECONDS = 1.0  # for all mounts together: kubelet gives a probe one second
-ID_MAX = 128  # bytes, of every string unless the specification says otherwise
+READER_MODES = (MODE_SINGLE_NODE_READER_ONLY, MODE_MULTI_NODE_READER_ONLY)
+WRITER_MODES = (MODE_SINGLE_NODE_WRITER, MODE_SINGLE_NODE_SINGLE_WRITER, MODE_SINGLE_NODE_MULTI_WRITER)
+PROBE_SECONDS = 1.0  # for all mounts together; kubelet gives a probe one second
+STRING_MAX = 128  # bytes; the limit of every string for which the specification sets no other
 
 log = logging.getLogger("narmount.csi")
 
 
 @dataclass(frozen=True, slots=True)
-class Plugin:
-    """``name`` is that of the CSIDriver object. ``kubelet_dir``: targets of volumes are below it. ``caches``: mounts by name."""
+class CsiPlugin:
+    """The settings of the plugin.
+
+    ``name`` is the name of the CSIDriver object. Targets of volumes are below ``kubelet_dir``. ``caches`` has the mounts by name.
+    """
 
     name: str
     node_id: str
@@ -49,8 +52,10 @@ class Plugin:
     caches: Mapping[str, Path]
 
 
-class Identity:
-    def __init__(self, plugin: Plugin, volumes: Volumes) -> None:
+class CsiIdentity:
+    """The Identity service. The methods take and return messages of ``narmount.csi.schema``."""
+
+    def __init__(self, plugin: CsiPlugin, volumes: Volumes) -> None:
         self._plugin = plugin
         self._volumes = volumes
 
@@ -58,11 +63,11 @@ class Identity:
         return CSI["GetPluginInfoResponse"](name=self._plugin.name, vendor_version=__version__)
 
     def get_plugin_capabilities(self, _: Any) -> Any:
-        """None: there is no controller."""
+        """Return no capabilities, since there is no controller."""
         return CSI["GetPluginCapabilitiesResponse"]()
 
     def probe(self, _: Any) -> Any:
-        """Ready when all mounts answer."""
+        """Return whether all mounts answer."""
         response = CSI["ProbeResponse"]()
         response.ready.value = self._is_ready()
         return response
@@ -78,8 +83,10 @@ class Identity:
         return True
 
 
-class Node:
-    def __init__(self, plugin: Plugin, volumes: Volumes) -> None:
+class CsiNode:
+    """The Node service. The methods take and return messages of ``narmount.csi.schema``."""
+
+    def __init__(self, plugin: CsiPlugin, volumes: Volumes) -> None:
         self._plugin = plugin
         self._volumes = volumes
         self._kubelet_dir = Path(os.path.realpath(plugin.kubelet_dir))
@@ -92,27 +99,21 @@ class Node:
         return CSI["NodeGetCapabilitiesResponse"](capabilities=[{"rpc": {"type": kind}} for kind in kinds])
 
     def publish(self, request: Any) -> Any:
-        volume_id, given = _id(request), _target(request, "target_path")
+        volume_id, path = _id(request), _target(request, "target_path")
         if not request.HasField("volume_capability"):
             raise VolumeRefused("volume_capability is missing")
         capability = request.volume_capability
-        is_for_readers = _is_for_readers(capability)
-        target = self._below_kubelet_dir(given)
-        attributes = Attributes.parse(
+        is_read_only = _is_read_only(capability)
+        target = self._below_kubelet_dir(path)
+        options = parse_attributes(
             request.volume_context,
-            read_only=request.readonly or is_for_readers,
+            read_only=request.readonly or is_read_only,
             mount_group=capability.mount.volume_mount_group,
             caches=tuple(self._plugin.caches),
         )
-        self._volumes.publish(
-            volume_id,
-            target,
-            cache=attributes.cache,
-            mode=attributes.mode,
-            group=attributes.group,
-            prefetch=attributes.prefetch,
-        )
-        log.info("published %s for pod %s: cache %s, %s", volume_id, attributes.pod, attributes.cache, attributes.mode)
+        self._volumes.publish(volume_id, target, options)
+        pod = pod_name(request.volume_context)
+        log.info("published %s for pod %s: cache %s, %s", volume_id, pod, options.cache, options.mode)
         return CSI["NodePublishVolumeResponse"]()
 
     def unpublish(self, request: Any) -> Any:
@@ -122,48 +123,49 @@ class Node:
         return CSI["NodeUnpublishVolumeResponse"]()
 
     def get_volume_stats(self, request: Any) -> Any:
-        """What the pod has written, by the files on the node: no file system is asked through its mount."""
+        """Return the size of what the pod has written. It is measured in the upper layer on the node, since the mount may hang."""
         volume_id, path = _id(request), _target(request, "volume_path")
         try:
             self._volumes.find(volume_id, self._below_kubelet_dir(path))
-        except VolumeRefused as error:  # there can't be such a volume
+        except VolumeRefused as error:  # a volume with such an id or path can't exist
             raise NoSuchVolume(str(error)) from error
         used, available = self._volumes.usage(volume_id), self._volumes.space()
         usage = {"unit": UNIT_BYTES, "used": used, "available": available, "total": used + available}
         return CSI["NodeGetVolumeStatsResponse"](usage=[usage])
 
     def _below_kubelet_dir(self, text: str) -> Path:
-        """The target, if kubelet may mount something there. Raises VolumeRefused."""
+        """Return the target, if it is below the directory of kubelet. Raises VolumeRefused."""
         target = Path(os.path.normpath(text))
         for top in (self._plugin.kubelet_dir, self._kubelet_dir):
             if text.startswith("/") and ".." not in Path(text).parts and top in target.parents:
                 return self._kubelet_dir / target.relative_to(top)
         raise VolumeRefused(
-            f"{shown(text)} is not below {self._plugin.kubelet_dir}; --kubelet-dir says where kubelet has its files"
+            f"{shown(text)} is not below {self._plugin.kubelet_dir}; set --kubelet-dir to the directory of kubelet"
         )
 
 
-def _is_for_readers(capability: Any) -> bool:
-    """Whether nobody is to write, by its access mode. Raises VolumeRefused for what no volume here can do."""
+def _is_read_only(capability: Any) -> bool:
+    """Return whether the access mode is read-only. Raises VolumeRefused if the capability is not supported."""
     if capability.HasField("block"):
-        raise VolumeRefused("a volume of store paths can't be a block device; use volumeMounts, not volumeDevices")
+        raise VolumeRefused("block volumes are not supported; use volumeMounts, not volumeDevices")
     if not capability.HasField("mount"):
-        raise VolumeRefused("volume_capability has no access_type; it has to be mount")
+        raise VolumeRefused("volume_capability has no access_type; set it to mount")
     if capability.mount.mount_flags:
-        raise VolumeRefused("mount options can't be chosen; leave mountOptions out")
+        raise VolumeRefused("mount options are not supported; remove mountOptions")
     mode = capability.access_mode.mode
-    if mode not in (*READERS, *WRITERS):
-        raise VolumeRefused(f"access mode {mode} is not possible: what is written to a volume is on one node alone")
-    return mode in READERS
+    if mode not in (*READER_MODES, *WRITER_MODES):
+        step = "use ReadWriteOncePod, ReadWriteOnce or ReadOnlyMany"
+        raise VolumeRefused(f"access mode {mode} is not supported, since writes to a volume stay on one node; {step}")
+    return mode in READER_MODES
 
 
 def _id(request: Any) -> str:
-    """Raises VolumeRefused; what it may be made of is checked by ``Volumes``."""
+    """Return the id of a volume; ``Volumes`` checks its characters. Raises VolumeRefused."""
     volume_id: str = request.volume_id
     if not volume_id:
         raise VolumeRefused("volume_id is missing")
-    if len(volume_id.encode()) > ID_MAX:
-        raise VolumeRefused(f"volume_id is longer than {ID_MAX} bytes")
+    if len(volume_id.encode()) > STRING_MAX:
+        raise VolumeRefused(f"volume_id is longer than {STRING_MAX} bytes")
     return volume_id
 
 

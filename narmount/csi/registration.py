@@ -1,7 +1,7 @@
-"""Kubelet finds a plugin by a socket in its directory ``plugins_registry``, and asks it there what it is.
+"""Registers the plugin with kubelet, which looks for sockets in its directory ``plugins_registry`` and asks each for its plugin.
 
-This is what the sidecar node-driver-registrar does for others. Kubelet sees a socket come and go, so it is made when the plugin
-listens, and removed before it ends.
+Other plugins use the sidecar node-driver-registrar for this. Kubelet watches the directory, so the socket is created when the
+plugin listens, and removed before the plugin ends.
 """
 
 import logging
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from narmount.csi.schema import REGISTRATION
-from narmount.csi.server import Calls, Server
+from narmount.csi.server import CsiCalls, CsiServer
 
-VERSIONS = ["1.0.0"]  # kubelet wants those of the plugin interface; any of CSI 1 is the same to it
+VERSIONS = ["1.0.0"]  # versions of the plugin interface; kubelet accepts any version of CSI 1
 
 log = logging.getLogger("narmount.csi")
 
@@ -20,8 +20,8 @@ def registration_path(kubelet_dir: Path, name: str) -> Path:
     return kubelet_dir / "plugins_registry" / f"{name}-reg.sock"
 
 
-def registration_server(path: Path, name: str, endpoint: Path, calls: Calls) -> Server:
-    """``endpoint`` is the plugin's socket, as kubelet sees it."""
+def registration_server(path: Path, name: str, endpoint: Path, calls: CsiCalls) -> CsiServer:
+    """Return a server at ``path`` that registers the plugin. ``endpoint`` is the path at which kubelet sees the plugin's socket."""
 
     def info(_: Any) -> Any:
         return REGISTRATION["PluginInfo"](
@@ -30,13 +30,13 @@ def registration_server(path: Path, name: str, endpoint: Path, calls: Calls) -> 
 
     def notified(status: Any) -> Any:
         if status.plugin_registered:
-            log.info("kubelet has registered %s", name)
+            log.info("kubelet registered %s", name)
         else:
-            step = "is the CSIDriver of that name there, and has no other plugin taken it?"
-            log.error("kubelet does not register %s: %s; %s", name, status.error[:1000], step)
+            step = "check that a CSIDriver of that name exists, and that no other plugin uses the name"
+            log.error("kubelet did not register %s: %s; %s", name, status.error[:1000], step)
         return REGISTRATION["RegistrationStatusResponse"]()
 
-    server = Server(path, calls)
+    server = CsiServer(path, calls)
     server.add(
         "pluginregistration.Registration",
         {

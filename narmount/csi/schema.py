@@ -1,8 +1,8 @@
-"""The messages of CSI and of kubelet's plugin registration that are used here, declared when this is imported.
+"""The messages of CSI and of kubelet's plugin registration that are used here, declared when this module is imported.
 
 Field numbers and types are those of csi.proto (package csi.v1, version 1.12) and of pluginregistration v1 (api.proto of
-k8s.io/kubelet). Fields that are not declared are ignored, as protobuf wants it. What is nested there is flat here, enums are
-numbers, and a oneof is its fields: the bytes are the same.
+k8s.io/kubelet). As usual in protobuf, fields that are not declared are ignored. Nested messages are declared at the top level here,
+enums as numbers, and a oneof as its fields; the encoded bytes are the same.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ BOOL_VALUE = ".google.protobuf.BoolValue"
 
 
 class Field(NamedTuple):
-    """``kind`` is one of the types above, the name of a message, or MAP: of strings to strings."""
+    """A field of a message. ``kind`` is one of the types above, the name of a message, or MAP (a map of strings to strings)."""
 
     number: int
     kind: "int | str"
@@ -102,7 +102,7 @@ MODE_SINGLE_NODE_SINGLE_WRITER, MODE_SINGLE_NODE_MULTI_WRITER = 6, 7
 
 
 def _message_classes(package: str, schema: Schema) -> dict[str, type[Any]]:
-    """In a pool of their own, so that they don't meet those of a library that declares them, too."""
+    """Create message classes, in their own pool so that they don't collide with a library that declares the same messages."""
     file = FileDescriptorProto(
         name=f"{package}.proto", package=package, syntax="proto3", dependency=[wrappers_pb2.DESCRIPTOR.name]
     )
@@ -124,7 +124,7 @@ def _add_field(message: DescriptorProto, name: str, field: Field, package: str) 
     label = FieldDescriptorProto.LABEL_REPEATED if is_repeated else FieldDescriptorProto.LABEL_OPTIONAL
     added = message.field.add(name=name, number=field.number, label=label)
     if isinstance(field.kind, int):
-        added.type = field.kind  # type: ignore[assignment]  # a number by another name
+        added.type = field.kind  # type: ignore[assignment]  # the stub has an enum
         return
     added.type = FieldDescriptorProto.TYPE_MESSAGE
     if field.kind == MAP:
@@ -134,7 +134,10 @@ def _add_field(message: DescriptorProto, name: str, field: Field, package: str) 
 
 
 def _add_entry(message: DescriptorProto, name: str) -> str:
-    """The message that a map of strings is made of (protobuf.dev/programming-guides/proto3, "Backwards compatibility" of maps)."""
+    """Add the entry message of a map of strings, and return its name.
+
+    See "Backwards compatibility" of maps in protobuf.dev/programming-guides/proto3.
+    """
     entry = message.nested_type.add(name=name.title().replace("_", "") + "Entry")
     entry.options.map_entry = True
     for field_name, number in (("key", 1), ("value", 2)):

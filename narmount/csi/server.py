@@ -1,4 +1,4 @@
-"""The sockets: gRPC on them, exceptions as codes, and what is counted of the calls."""
+"""gRPC on a unix socket: exceptions become status codes, and calls are counted."""
 
 import errno
 import logging
@@ -16,8 +16,9 @@ from typing import Any
 import grpc
 
 from narcore.errors import MountError, SettingsError
-from narmount.csi.node import Identity, Node, Plugin
+from narmount.csi.node import CsiIdentity, CsiNode, CsiPlugin
 from narmount.csi.schema import CSI
+from narmount.daemon.control import SOCKET_PATH_MAX
 from narmount.metrics import Family
 from narmount.volumes import Volumes
 from narmount.volumes.errors import (
@@ -29,21 +30,19 @@ from narmount.volumes.errors import (
     VolumeRefused,
 )
 
-THREADS = 128  # a call takes milliseconds, unless a mount hangs: those for all other volumes of a node go on meanwhile
-CALLS_MAX = 512  # under way and waiting: as many as a node may have pods, and then some
-MESSAGE_MAX = 256 * 1024  # the largest of the specification's are 4 KiB of attributes
-TOLD_MAX = 600  # characters of a message; as it is encoded, each may take 12 bytes, and gRPC takes 8 KiB of headers
-STOP_SECONDS = 5.0  # so long calls under way may take when it ends
-
-_PATH_MAX = 107  # unix(7): sun_path, without the NUL
+THREADS = 128  # a call takes milliseconds, unless a mount hangs; then there are threads for the volumes of other mounts
+CALLS_MAX = 512  # running and waiting calls; more than the pods of a node
+MESSAGE_MAX = 256 * 1024  # bytes; the largest field of the specification has 4 KiB of attributes
+ERROR_MAX = 600  # characters of an error message; each takes up to 12 bytes encoded, and gRPC limits headers to 8 KiB
+STOP_SECONDS = 5.0  # how long running calls may take when the server stops
 
 Method = Callable[[Any], Any]
 
-# The nearest class counts.
+# The nearest base class of an error determines its code.
 _CODES: Mapping[type[BaseException], grpc.StatusCode] = {
     VolumeRefused: grpc.StatusCode.INVALID_ARGUMENT,
     VolumeConflict: grpc.StatusCode.ALREADY_EXISTS,
-    VolumeElsewhere: grpc.StatusCode.FAILED_PRECONDITION,  # what is for one node may be published once
+    VolumeElsewhere: grpc.StatusCode.FAILED_PRECONDITION,  # a volume of a single node may be published only once
     NoSuchVolume: grpc.StatusCode.NOT_FOUND,
     VolumeBusy: grpc.StatusCode.ABORTED,  # "operation pending for volume"
     CacheDead: grpc.StatusCode.UNAVAILABLE,
@@ -56,42 +55,41 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 log = logging.getLogger("narmount.csi")
 
 
-class Calls:
-    """How many calls there were, how they ended, and how long they took. Thread-safe."""
+class CsiCalls:
+    """Counts calls by name and status code, and measures their durations. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[tuple[str, ...]] = Counter()
         self._seconds: dict[tuple[str, ...], float] = {}
-        self._under_way = 0
+        self._running = 0
 
     def begin(self) -> None:
         with self._lock:
-            self._under_way += 1
+            self._running += 1
 
-    def add(self, call: str, code: grpc.StatusCode, seconds: float) -> None:
-        """It has ended."""
+    def end(self, call: str, code: grpc.StatusCode, seconds: float) -> None:
         with self._lock:
-            self._under_way -= 1
+            self._running -= 1
             self._counts[call, code.name] += 1
             self._seconds[(call,)] = self._seconds.get((call,), 0.0) + seconds
 
-    def under_way(self) -> int:
-        return self._under_way
+    def running(self) -> int:
+        return self._running
 
     def families(self) -> list[Family]:
         with self._lock:
             counts, seconds = dict(self._counts), dict(self._seconds)
         return [
-            Family("nar_csi_calls", "Calls of kubelet, by how they ended.", "counter", ("call", "code"), counts),
-            Family("nar_csi_call_seconds", "How long they took, all together.", "counter", ("call",), seconds),
+            Family("nar_csi_calls", "Calls of kubelet, by status code.", "counter", ("call", "code"), counts),
+            Family("nar_csi_call_seconds", "Total duration of the calls.", "counter", ("call",), seconds),
         ]
 
 
-class Server:
-    """gRPC on a unix socket that is for its owner alone. ``services`` are methods by name: service, call, and its messages."""
+class CsiServer:
+    """A gRPC server on a unix socket that only its owner can connect to."""
 
-    def __init__(self, path: Path, calls: Calls) -> None:
+    def __init__(self, path: Path, calls: CsiCalls) -> None:
         self._path = path
         self._calls = calls
         self._server = grpc.server(
@@ -101,7 +99,7 @@ class Server:
         )
 
     def add(self, service: str, methods: Mapping[str, tuple[Method, type[Any], type[Any]]]) -> None:
-        """Each is a method with the classes of its request and its response."""
+        """Add a service. ``methods`` has, by the name of the call, a method and the classes of its request and its response."""
         handlers = {
             name: grpc.unary_unary_rpc_method_handler(
                 self._guarded(name, method),
@@ -113,9 +111,9 @@ class Server:
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
 
     def start(self) -> None:
-        """Raises SettingsError or MountError if it can't listen there."""
-        make_way(self._path)
-        with _private():
+        """Listen and answer calls. Raises SettingsError or MountError if it can't listen at its path."""
+        prepare_socket(self._path)
+        with _owner_only():
             try:
                 self._server.add_insecure_port(f"unix:{self._path}")
             except RuntimeError as error:
@@ -123,7 +121,7 @@ class Server:
         self._server.start()
 
     def stop(self) -> None:
-        """No new calls; those under way may end."""
+        """Accept no new calls, and let running calls end within STOP_SECONDS."""
         self._server.stop(STOP_SECONDS).wait()
         self._path.unlink(missing_ok=True)
 
@@ -134,19 +132,19 @@ class Server:
             self._calls.begin()
             try:
                 return method(request)
-            except Exception as error:  # noqa: BLE001  all of them become a code
+            except Exception as error:  # noqa: BLE001  every error becomes a status code
                 code = code_of(error)
-                _report(name, error)
-                context.abort(code, _told(error)[:TOLD_MAX])
+                _log_error(name, error)
+                context.abort(code, _user_message(error)[:ERROR_MAX])
             finally:
-                self._calls.add(name, code, time.monotonic() - start)
+                self._calls.end(name, code, time.monotonic() - start)
 
         return call
 
 
-def csi_server(path: Path, plugin: Plugin, volumes: Volumes, calls: Calls) -> Server:
-    """Identity and Node."""
-    server, identity, node = Server(path, calls), Identity(plugin, volumes), Node(plugin, volumes)
+def csi_server(path: Path, plugin: CsiPlugin, volumes: Volumes, calls: CsiCalls) -> CsiServer:
+    """Return a server at ``path`` with the Identity and the Node service."""
+    server, identity, node = CsiServer(path, calls), CsiIdentity(plugin, volumes), CsiNode(plugin, volumes)
     services: dict[str, dict[str, Method]] = {
         "csi.v1.Identity": {
             "GetPluginInfo": identity.get_plugin_info,
@@ -170,7 +168,7 @@ def csi_server(path: Path, plugin: Plugin, volumes: Volumes, calls: Calls) -> Se
 
 
 def is_ready(path: Path, timeout: float) -> bool:
-    """What the plugin behind the socket says when it is probed. Raises MountError if nothing answers."""
+    """Probe the plugin at a socket: return whether it is ready. ``timeout`` is in seconds. Raises MountError if it is silent."""
     with grpc.insecure_channel(f"unix:{path}") as channel:
         probe = channel.unary_unary(
             "/csi.v1.Identity/Probe",
@@ -180,33 +178,33 @@ def is_ready(path: Path, timeout: float) -> bool:
         try:
             return bool(probe(CSI["ProbeRequest"](), timeout=timeout).ready.value)
         except grpc.RpcError as error:
-            raise MountError(f"nobody answers at {path}; is nar-serve csi running?") from error
+            raise MountError(f"no answer at {path}; is nar-serve csi running?") from error
 
 
-def make_way(path: Path) -> None:
-    """Remove a socket that was left behind, and make its directory. Raises SettingsError if somebody listens there."""
-    if len(os.fsencode(path)) > _PATH_MAX:
-        raise SettingsError(f"{path} is too long for a socket, by {len(os.fsencode(path)) - _PATH_MAX} bytes")
+def prepare_socket(path: Path) -> None:
+    """Create the directory of a socket, and remove an abandoned socket. Raises SettingsError if a program listens there."""
+    if len(os.fsencode(path)) > SOCKET_PATH_MAX:
+        raise SettingsError(f"{path} is too long for a socket; use a path of at most {SOCKET_PATH_MAX} bytes")
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trying:
-        trying.settimeout(1)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
         try:
-            trying.connect(str(path))
+            probe.connect(str(path))
         except FileNotFoundError:
             return
         except ConnectionRefusedError as error:
             if not path.is_socket():
-                raise SettingsError(f"{path} is in the way: it is no socket; remove it") from error
+                raise SettingsError(f"{path} exists and is not a socket; remove it") from error
             path.unlink()
             return
         except OSError as error:
-            raise SettingsError(f"{path} is in the way: {error.strerror or error}; remove it") from error
-    raise SettingsError(f"something listens at {path} already; is nar-serve csi running?")
+            raise SettingsError(f"can't use {path}: {error.strerror or error}; remove it") from error
+    raise SettingsError(f"another program listens at {path}; is nar-serve csi running already?")
 
 
 @contextmanager
-def _private() -> Iterator[None]:
-    """Sockets that are made in it are for their owner alone: who may connect may mount."""
+def _owner_only() -> Iterator[None]:
+    """Let only the owner use sockets that are created in the block, since a client may mount."""
     before = os.umask(0o177)
     try:
         yield
@@ -215,22 +213,22 @@ def _private() -> Iterator[None]:
 
 
 def code_of(error: BaseException) -> grpc.StatusCode:
-    """For kubelet, some of them mean that it is to try again."""
+    """Return the status code of an error. By the code, kubelet decides whether to retry."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return grpc.StatusCode.RESOURCE_EXHAUSTED
     return next(_CODES[base] for base in type(error).__mro__ if base in _CODES)
 
 
-def _told(error: Exception) -> str:
-    """It becomes an event of the pod, which its user reads."""
+def _user_message(error: Exception) -> str:
+    """Return the message of an error that kubelet shows to users, as an event of the pod."""
     if isinstance(error, MountError):
         return str(error)
     if isinstance(error, OSError):
-        return f"the node has trouble with its disk: {error.strerror or error}; the log of nar-serve csi says more"
-    return "a mistake of nar-serve; the log of nar-serve csi says more"
+        return f"disk error on the node: {error.strerror or error}; see the log of nar-serve csi"
+    return "internal error of nar-serve; see the log of nar-serve csi"
 
 
-def _report(name: str, error: Exception) -> None:
+def _log_error(name: str, error: Exception) -> None:
     if isinstance(error, MountError | OSError):
         log.warning("%s: %s", name, error)
     else:

@@ -1,8 +1,8 @@
-"""The processes of a mount, and the socket that they answer on.
+"""The processes of a mount, and its control socket.
 
 ::
 
-    holder   mounts, keeps the device open, starts workers     control        client of the control socket
-    worker   the process that answers the kernel               controlserver  server of the control socket
-    options  how a file system is mounted                      ratelimit      a limit of the number of log lines
+    holder   mounts, keeps the device open, starts workers    control        client of the control socket
+    worker   answers the kernel                               controlserver  server of the control socket
+    options  what these processes hand to each other          ratelimit      a limit for the number of log lines
 """

@@ -1,4 +1,4 @@
-"""The client of the control socket of a mount: where the socket is, and what can be asked there.
+"""The client of a mount's control socket.
 
 ``controlserver`` describes the requests and their answers.
 """
@@ -14,27 +14,27 @@ from contextlib import suppress
 from pathlib import Path
 
 from narcore.errors import MountError
+from narmount.fuse.mountinfo import absolute
 
-NAMES_MAX = 1000  # of one request, and of one line of news
-ANSWER_MAX = 4 << 20  # bytes of an answer that a client accepts
+NAMES_MAX = 1000  # names in one request or in one line of news
+ANSWER_MAX = 4 << 20  # bytes; a client refuses longer answers
 
-_PATH_MAX = 107  # unix(7): sun_path, without the NUL
+SOCKET_PATH_MAX = 107  # bytes; unix(7): sun_path, without the NUL
 
 
 def control_path(run_dir: Path, target: Path) -> Path:
-    """Where the socket of the mount at ``target`` is. Raises MountError if it would be too long for a socket."""
-    absolute = os.path.abspath(target)  # noqa: PTH100  pathlib keeps ..
-    digest = hashlib.sha256(os.fsencode(absolute)).hexdigest()
+    """Return the path of the control socket of the mount at ``target``. Raises MountError if it is too long for a socket."""
+    digest = hashlib.sha256(os.fsencode(absolute(target))).hexdigest()
     path = run_dir / "mounts" / f"{digest[:16]}.sock"
-    if len(os.fsencode(path)) > _PATH_MAX:
-        raise MountError(f"{run_dir} is too long a path for sockets; NAR_RUN_DIR or --run-dir names a shorter one")
+    if len(os.fsencode(path)) > SOCKET_PATH_MAX:
+        raise MountError(f"the path {run_dir} is too long for a socket; NAR_RUN_DIR or --run-dir names a shorter one")
     return path
 
 
 def make_run_dir(run_dir: Path) -> None:
-    """Make it, for its owner alone, or see that it is ours: the name of one in the temp dir is known to everybody.
+    """Make the directory for sockets, with access for its owner only, or check that it belongs to this user.
 
-    Raises MountError.
+    Raises MountError. The check is needed since a name in the temporary directory can be guessed.
     """
     sockets = run_dir / "mounts"
     try:
@@ -43,7 +43,7 @@ def make_run_dir(run_dir: Path) -> None:
         raise MountError(
             f"can't make {sockets}: {error.strerror}; NAR_RUN_DIR or --run-dir names another directory"
         ) from error
-    _see_owner(sockets)
+    _check_owner(sockets)
 
 
 def encode_line(value: dict[str, object]) -> bytes:
@@ -52,34 +52,34 @@ def encode_line(value: dict[str, object]) -> bytes:
 
 
 def read_status(path: Path, timeout: float) -> dict[str, object]:
-    """The status of a mount, by its control socket. ``timeout`` is in seconds. Raises MountError if nobody answers."""
+    """Ask the control socket of a mount for its status. ``timeout`` is in seconds. Raises MountError if it does not answer."""
     return _ask(path, {"do": "status"}, timeout)
 
 
 def ask_prefetch(path: Path, names: Sequence[str], timeout: float) -> None:
-    """Have the closures of these store paths, given by their base names, fetched in the background. Raises MountError."""
+    """Have the mount fetch the closures of these store paths (base names) in the background. Raises MountError."""
     for at in range(0, len(names), NAMES_MAX):
         _ask(path, {"do": "prefetch", "names": list(names[at : at + NAMES_MAX])}, timeout)
 
 
 def watch(path: Path) -> Iterator[list[str]]:
-    """Names that were denied and are there now, as they appear.
+    """Return lists of names that were missing and have appeared, as they appear.
 
-    The first list is empty, and comes when the watching begins: what appeared before may have been missed. It ends when the
-    worker does; then connect again, which waits until there is another one. Raises MountError if nobody listens.
+    The first list is empty and comes when watching begins; names that appeared before are not reported. The iterator ends when the
+    worker ends. Calling `watch` again waits for the next worker. Raises MountError if no process listens.
     """
-    with _connected(path, None) as connection:
+    with _connect(path, None) as connection:
         _send(connection, path, {"do": "watch"})
         with suppress(ConnectionError), connection.makefile("rb") as lines:
             while (line := lines.readline(ANSWER_MAX)).endswith(b"\n"):
-                names = _checked(path, line).get("names")
+                names = _parse_answer(path, line).get("names")
                 if not isinstance(names, list):
-                    raise MountError(f"{path} answers, but not as a mount of this version does")
+                    raise MountError(f"{path} gave an answer that this version of nar-serve does not understand")
                 yield names
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether the socket is there and nobody listens on it: its mount has died, holder and worker."""
+    """Return whether the socket exists and no process listens on it: holder and worker of its mount have died."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.setblocking(False)
         try:
@@ -92,39 +92,37 @@ def is_abandoned(path: Path) -> bool:
 def _ask(path: Path, request: dict[str, object], timeout: float) -> dict[str, object]:
     deadline = time.monotonic() + timeout
     answer = bytearray()
-    with _connected(path, timeout) as connection:
+    with _connect(path, timeout) as connection:
         _send(connection, path, request)
         while not answer.endswith(b"\n"):
             connection.settimeout(max(0.001, deadline - time.monotonic()))
             try:
                 data = connection.recv(65536)
             except TimeoutError as error:
-                raise _silent(path, f"has not answered within {timeout:g} seconds") from error
+                raise _unresponsive(path, f"has not answered within {timeout:g} seconds") from error
             except OSError as error:
-                raise _silent(path, f"broke off: {error.strerror}") from error
+                raise _unresponsive(path, f"closed the connection: {error.strerror}") from error
             answer += data
             if not data or len(answer) > ANSWER_MAX:
                 break
-    return _checked(path, bytes(answer))
+    return _parse_answer(path, bytes(answer))
 
 
-def _connected(path: Path, timeout: float | None) -> socket.socket:
-    _see_owner(path.parent)
+def _connect(path: Path, timeout: float | None) -> socket.socket:
+    _check_owner(path.parent)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(timeout)
     try:
         connection.connect(str(path))
-    except FileNotFoundError as error:
-        connection.close()
-        raise MountError(f"nobody answers at {path}; is nar-serve mount running for that directory?") from error
-    except ConnectionRefusedError as error:
-        connection.close()
-        raise MountError(
-            f"nobody answers at {path}: nar-serve mount has died; run it again for that directory"
-        ) from error
     except OSError as error:
         connection.close()
-        raise _silent(path, f"can't be reached: {error.strerror or error}") from error
+        if isinstance(error, FileNotFoundError):
+            step = "; is nar-serve mount running for that directory?"
+        elif isinstance(error, ConnectionRefusedError):
+            step = ": nar-serve mount has died; run it again for that directory"
+        else:
+            raise _unresponsive(path, f"can't be reached: {error.strerror or error}") from error
+        raise MountError(f"nobody answers at {path}{step}") from error
     return connection
 
 
@@ -132,36 +130,36 @@ def _send(connection: socket.socket, path: Path, request: dict[str, object]) -> 
     try:
         connection.sendall(encode_line(request))
     except OSError as error:
-        raise _silent(path, f"broke off: {error.strerror or error}") from error
+        raise _unresponsive(path, f"closed the connection: {error.strerror or error}") from error
 
 
-def _checked(path: Path, line: bytes) -> dict[str, object]:
+def _parse_answer(path: Path, line: bytes) -> dict[str, object]:
     if not line:
-        raise _silent(path, "broke off")
+        raise _unresponsive(path, "closed the connection")
     try:
         answer = json.loads(line)
     except ValueError as error:
-        raise _silent(path, "gave no whole answer") from error
+        raise _unresponsive(path, "sent an incomplete answer") from error
     if not isinstance(answer, dict):
-        raise MountError(f"{path} answers, but not as a mount of this version does")
+        raise MountError(f"{path} gave an answer that this version of nar-serve does not understand")
     if "error" in answer:
-        raise MountError(f"the mount refuses: {answer['error']}")
+        raise MountError(f"the mount refused the request: {answer['error']}")
     return answer
 
 
-def _silent(path: Path, what: str) -> MountError:
+def _unresponsive(path: Path, what: str) -> MountError:
     return MountError(
-        f"the mount behind {path} {what}; if it stays so, its worker hangs: kill that, and the holder starts another"
+        f"the mount behind {path} {what}; if this persists, its worker hangs: kill the worker, and the holder starts another"
     )
 
 
-def _see_owner(directory: Path) -> None:
-    """Whoever else can write to it could answer in the place of a mount. Raises MountError."""
+def _check_owner(directory: Path) -> None:
+    """Check that no other user can write to the directory, and so answer instead of a mount. Raises MountError."""
     try:
         status = directory.stat()
-    except OSError:  # it is not there: connecting says so
+    except OSError:  # it does not exist: connecting reports that
         return
     if status.st_uid not in (0, os.geteuid()):
-        raise MountError(f"{directory} is not yours; NAR_RUN_DIR or --run-dir names another directory")
+        raise MountError(f"{directory} belongs to another user; NAR_RUN_DIR or --run-dir names another directory")
     if status.st_mode & stat.S_IWOTH:
-        raise MountError(f"everybody may write to {directory}; chmod o-w mends that")
+        raise MountError(f"every user may write to {directory}; run chmod o-w {directory}")

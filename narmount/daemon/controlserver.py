@@ -1,15 +1,15 @@
-"""The server on the control socket of a mount: status, news of names that have appeared, and requests to prefetch.
+"""The server of a mount's control socket: status, news of names that have appeared, and requests to prefetch.
 
 A client sends one line of JSON, and gets lines of JSON back::
 
-    {"do": "status"}                        its status, as one line
-    {"do": "watch"}                         {"names": []} at once, then {"names": [...]} whenever denied ones appear
+    {"do": "status"}                        the status, as one line
+    {"do": "watch"}                         {"names": []} immediately, then {"names": [...]} when missing names appear
     {"do": "prefetch", "names": [...]}      {} when the closures of these store paths (base names) are in the queue
 
-Where something is wrong with the request, the line is ``{"error": "..."}``. The listening socket is the holder's, and each worker
-inherits it: who connects while there is none waits until the next one has begun.
+The answer to a wrong request is ``{"error": "..."}``. The listening socket belongs to the holder, and each worker inherits it: a
+client that connects while there is no worker waits for the next one.
 
-The server is one thread, and nobody can hold it up: requests, answers, connections and the time that they take are bounded.
+The server is one thread. No client can block it: requests, answers, connections and the time that they take are limited.
 """
 
 import errno
@@ -27,10 +27,10 @@ from narcore.formats.storepath import StorePath
 from narmount.daemon.control import NAMES_MAX, encode_line
 
 REQUEST_MAX = 64 * 1024
-CONNECTIONS_MAX = 64  # more wait to be accepted
-WATCHERS_MAX = 48  # of those: the rest is for who asks for the status
-UNREAD_MAX = 1 << 20  # of news for a watcher that does not read; then it is let go, and has to connect again
-IDLE_SECONDS = 10.0  # so long nothing may move in a connection that is not watching
+CONNECTIONS_MAX = 64  # more have to wait in the backlog
+WATCHERS_MAX = 48  # connections that watch; the others are for requests
+UNREAD_MAX = 1 << 20  # bytes of news that a watcher has not read; with more, its connection is closed
+IDLE_SECONDS = 10.0  # without traffic, a connection that does not watch is closed
 
 log = logging.getLogger("narmount")
 
@@ -39,9 +39,9 @@ Prefetch = Callable[[Sequence[str]], None]
 
 
 class ControlServer:
-    """Answers on ``listener``, which it takes over, in a thread of its own.
+    """Answers requests on ``listener``, which it closes at the end, in its own thread.
 
-    ``status`` and ``prefetch`` are called in that thread, and have to return soon.
+    ``status`` and ``prefetch`` are called in that thread and must not block.
     """
 
     def __init__(self, listener: socket.socket, *, status: Status, prefetch: Prefetch) -> None:
@@ -63,14 +63,14 @@ class ControlServer:
         self._thread.start()
 
     def announce(self, names: Sequence[str]) -> None:
-        """Tell all watchers that there are store paths of these names now. From any thread; does not wait."""
+        """Tell all watchers that store paths of these names have appeared. Any thread may call this; it does not block."""
         lines = [encode_line({"names": list(names[at : at + NAMES_MAX])}) for at in range(0, len(names), NAMES_MAX)]
         with self._lock:
             self._news += lines
         self._wake()
 
     def close(self) -> None:
-        """End all connections. The socket goes on listening in whoever else holds it."""
+        """Close all connections. The socket keeps listening in other processes that have it open."""
         self._closing = True
         self._wake()
         if self._thread.ident is not None:
@@ -83,35 +83,36 @@ class ControlServer:
             ours.close()
 
     def _wake(self) -> None:
-        with suppress(OSError):  # full: it has not yet heard of the last time; or closed
+        with suppress(OSError):  # the buffer is full, so the thread wakes up anyway; or it is closed
             self._waker.send(b"!")
 
     # --- the thread
 
     def _run(self) -> None:
         while not self._closing:
-            self._accept_or_not()
-            for key, events in self._selector.select(self._patience()):
+            self._limit_accepting()
+            for key, events in self._selector.select(self._seconds_left()):
                 if key.fileobj is self._waking:
-                    self._hear()
+                    self._send_news()
                 elif key.fileobj is self._listener:
                     self._accept()
                 else:
                     self._serve(key.data, events)
             now = time.monotonic()
-            for connection in [one for one in self._connections if one.deadline <= now]:
+            for connection in [each for each in self._connections if each.deadline <= now]:
                 self._drop(connection)
 
-    def _accept_or_not(self) -> None:
-        """Those above the limit are left to wait in the backlog."""
-        wanted = len(self._connections) < CONNECTIONS_MAX
-        if wanted and not self._accepting:
+    def _limit_accepting(self) -> None:
+        """Accept connections below the limit; above it, they wait in the backlog."""
+        accepting = len(self._connections) < CONNECTIONS_MAX
+        if accepting and not self._accepting:
             self._selector.register(self._listener, selectors.EVENT_READ)
-        elif self._accepting and not wanted:
+        elif self._accepting and not accepting:
             self._selector.unregister(self._listener)
-        self._accepting = wanted
+        self._accepting = accepting
 
-    def _patience(self) -> float | None:
+    def _seconds_left(self) -> float | None:
+        """Return the time until the first connection times out; None without connections that do."""
         first = min((connection.deadline for connection in self._connections), default=float("inf"))
         return None if first == float("inf") else max(0.0, first - time.monotonic())
 
@@ -120,23 +121,23 @@ class ControlServer:
             client, _ = self._listener.accept()
         except OSError as error:
             if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
-                time.sleep(0.1)  # the connection stays in the backlog, and would wake us at once
-            return  # or it has gone again
+                time.sleep(0.1)  # the connection stays in the backlog, and select would return immediately
+            return  # or the client has closed the connection
         client.setblocking(False)
         connection = _Connection(client)
         self._connections.add(connection)
         self._selector.register(client, selectors.EVENT_READ, connection)
 
-    def _hear(self) -> None:
+    def _send_news(self) -> None:
         with suppress(BlockingIOError):
             self._waking.recv(4096)
         with self._lock:
             news, self._news = b"".join(self._news), []
-        for connection in [one for one in self._connections if one.watching]:
+        for connection in [each for each in self._connections if each.watching]:
             self._send(connection, news)
 
     def _serve(self, connection: "_Connection", events: int) -> None:
-        if connection not in self._connections:  # let go in the same round
+        if connection not in self._connections:  # closed earlier in the same round
             return
         if events & selectors.EVENT_WRITE:
             self._send(connection, b"")
@@ -150,51 +151,46 @@ class ControlServer:
             return
         except OSError:
             data = b""
-        if not data or connection.answered:  # gone; or it says more than it was asked to
+        if not data or connection.answered:  # the client has closed the connection, or sent more than one request
             self._drop(connection)
             return
         connection.request += data
-        connection.moved()
+        connection.extend()
         request, end, _ = connection.request.partition(b"\n")
         if len(request) > REQUEST_MAX:
-            self._finish(connection, {"error": f"a request is one line of {REQUEST_MAX} bytes at most"})
+            self._finish(connection, {"error": f"a request is one line of at most {REQUEST_MAX} bytes"})
         elif end:
             self._answer(connection, bytes(request))
 
     def _answer(self, connection: "_Connection", text: bytes) -> None:
         try:
-            request = _parse(text)
-            if request.get("do") == "watch":
-                self._watch(connection)
-                return
-            self._finish(connection, self._do(request))
+            self._finish(connection, self._do(connection, _parse(text)))
         except _BadRequest as error:
             self._finish(connection, {"error": str(error)})
         except Exception:
-            log.exception("a request on the control socket")
-            self._finish(connection, {"error": "something went wrong here; the log of the mount has the details"})
+            log.exception("a request on the control socket failed")
+            self._finish(connection, {"error": "internal error; the log of the mount has the details"})
 
-    def _do(self, request: dict[str, object]) -> dict[str, object]:
+    def _do(self, connection: "_Connection", request: dict[str, object]) -> dict[str, object]:
         match request.get("do"):
             case "status":
                 return self._status()
             case "prefetch":
                 self._prefetch(_names(request.get("names")))
                 return {}
+            case "watch":
+                if sum(each.watching for each in self._connections) >= WATCHERS_MAX:
+                    raise _BadRequest(f"{WATCHERS_MAX} clients are watching already, which is the limit")
+                connection.watching = True
+                return {"names": []}
         raise _BadRequest('"do" has to be one of status, watch, prefetch')
-
-    def _watch(self, connection: "_Connection") -> None:
-        if sum(one.watching for one in self._connections) >= WATCHERS_MAX:
-            raise _BadRequest(f"{WATCHERS_MAX} are watching already, and that is the limit")
-        connection.watching = connection.answered = True
-        self._send(connection, encode_line({"names": []}))
 
     def _finish(self, connection: "_Connection", answer: dict[str, object]) -> None:
         connection.answered = True
         self._send(connection, encode_line(answer))
 
     def _send(self, connection: "_Connection", data: bytes) -> None:
-        """As much as the client takes now; the rest when it takes more. What is not a watcher is let go at the end."""
+        """Send as much as the socket takes now, and the rest later. At the end, close the connection unless it watches."""
         connection.unsent += data
         try:
             count = connection.socket.send(connection.unsent)
@@ -205,7 +201,7 @@ class ControlServer:
             return
         del connection.unsent[:count]
         if count:
-            connection.moved()
+            connection.extend()
         if connection.unsent:
             if len(connection.unsent) > UNREAD_MAX and connection.watching:
                 self._drop(connection)
@@ -224,7 +220,7 @@ class ControlServer:
 
 
 class _Connection:
-    """``deadline``: when it is let go, by time.monotonic()."""
+    """A connection of a client. It is closed at ``deadline``, by time.monotonic()."""
 
     def __init__(self, client: socket.socket) -> None:
         self.socket = client
@@ -232,14 +228,14 @@ class _Connection:
         self.unsent = bytearray()
         self.answered = self.watching = False
         self.deadline = 0.0
-        self.moved()
+        self.extend()
 
-    def moved(self) -> None:
+    def extend(self) -> None:
         self.deadline = time.monotonic() + IDLE_SECONDS
 
 
 class _BadRequest(Exception):
-    """What the client is told."""
+    """A wrong request. The message is for the client."""
 
 
 def _parse(text: bytes) -> dict[str, object]:
@@ -248,13 +244,13 @@ def _parse(text: bytes) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         raise _BadRequest("a request is one line of JSON") from error
     if not isinstance(request, dict):
-        raise _BadRequest("a request is one object of JSON")
+        raise _BadRequest("a request is a JSON object")
     return request
 
 
 def _names(value: object) -> list[str]:
     if not isinstance(value, list) or len(value) > NAMES_MAX:
-        raise _BadRequest(f'"names" has to be a list of {NAMES_MAX} at most')
+        raise _BadRequest(f'"names" has to be a list of at most {NAMES_MAX} names')
     for name in value:
         try:
             StorePath.from_base_name(name if isinstance(name, str) else "")

@@ -1,7 +1,7 @@
-"""How one file system is mounted: what the command line hands to the holder, and the holder to its workers."""
+"""What the processes of a mount hand to each other as command line arguments."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
 
@@ -9,8 +9,30 @@ from narmount.fuse.protocol import Agreed
 
 
 @dataclass(frozen=True, slots=True)
-class MountOptions:
-    """``ready_fd``: where to say that it is mounted, or why not. ``metrics``: an address for Prometheus, or nothing."""
+class _Argument:
+    """A value that is passed to a process of the same version as JSON."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        values = json.loads(text)
+        for field in fields(cls):
+            if field.type is Path:
+                values[field.name] = Path(values[field.name])
+            elif field.type is Agreed:
+                values[field.name] = Agreed(**values[field.name])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions(_Argument):
+    """How to mount a file system: from the command line to the holder.
+
+    ``ready_fd`` is the pipe on which the holder reports that it has mounted, or why not. ``metrics`` is the address to serve
+    Prometheus metrics on; empty for none.
+    """
 
     target: Path
     allow_other: bool
@@ -20,55 +42,34 @@ class MountOptions:
     ready_fd: int | None = None
     metrics: str = ""
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), default=str)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        fields = json.loads(text)
-        for name in ("target", "run_dir", "cache_dir"):
-            fields[name] = Path(fields[name])
-        return cls(**fields)
-
 
 @dataclass(frozen=True, slots=True)
-class MountHandover:
-    """A mount, as it is handed on from process to process. The first four are descriptors, which are inherited: the device, the
-    listening control socket (at ``control``), and the memory files of the names and the files that the kernel reads by itself.
+class MountHandover(_Argument):
+    """A mount: from the holder to a worker, and from a worker to the holder that it becomes.
 
-    ``generation`` is 0 for the first worker, and one more for each that takes its place. ``plain_reason`` says why file contents
-    are not passed through by the kernel; it is empty where they are. ``since``: in seconds since the epoch.
+    The first four fields are file descriptors, which the process inherits: the device, the listening control socket (at the path
+    ``control``), and the memory files of `PathNumbers` and `PassthroughFiles`. ``generation`` is 0 for the first worker and grows
+    by one with each new worker. ``since`` is when the file system was mounted, in seconds since the epoch.
+    ``no_passthrough_reason`` says why the kernel does not read files itself; it is empty if the kernel does.
     """
 
     device: int
     listener: int
-    names: int
-    backings: int
+    path_numbers: int
+    passthrough_files: int
     generation: int
     since: float
-    minor: int
-    passthrough: bool
-    resend: bool
-    plain_reason: str
+    agreed: Agreed
+    no_passthrough_reason: str
     target: Path
     control: Path
     control_inode: int
     metrics: str
 
     @property
-    def agreed(self) -> Agreed:
-        return Agreed(self.minor, self.passthrough, self.resend)
+    def mode(self) -> str:
+        return "plain" if self.no_passthrough_reason else "passthrough"
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        return self.device, self.listener, self.names, self.backings
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), default=str)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        fields = json.loads(text)
-        for name in ("target", "control"):
-            fields[name] = Path(fields[name])
-        return cls(**fields)
+        return self.device, self.listener, self.path_numbers, self.passthrough_files

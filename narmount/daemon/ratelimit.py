@@ -1,4 +1,4 @@
-"""A log that nobody can fill: whoever may look up names could have a line written for each of them."""
+"""A limit for the number of log lines: a process that looks up many names could otherwise fill the log."""
 
 import logging
 import threading
@@ -10,7 +10,7 @@ SECONDS = 10.0
 
 
 class LogRateLimit(logging.Filter):
-    """Lets LINES records pass in SECONDS, and errors; with the next one it says how many did not."""
+    """Lets LINES records pass in SECONDS, and all errors. The next record then says how many were left out."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()

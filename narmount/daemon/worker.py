@@ -1,6 +1,5 @@
-"""The process that answers the requests of one mount. The holder starts it, and another one in its place when it ends."""
+"""The process that answers the requests of one mount. The holder starts it, and starts another one when it ends."""
 
-import json
 import logging
 import os
 import signal
@@ -18,71 +17,76 @@ from narcore.errors import NarcoreError, SettingsError
 from narcore.lookup.pathinfo import PathInfo
 from narcore.settings import Settings
 from narmount.daemon.controlserver import ControlServer
-from narmount.daemon.holder import STOPPED, TROUBLE, UNMOUNTED, USAGE, take_over
+from narmount.daemon.holder import STOPPED, TROUBLE, UNMOUNTED, USAGE, take_over, tell_ready
 from narmount.daemon.options import MountHandover
 from narmount.daemon.ratelimit import LogRateLimit
 from narmount.files.filesystem import FileSystem
-from narmount.files.passthrough import Backings
-from narmount.files.pathnumbers import Names
+from narmount.files.passthrough import PassthroughFiles
+from narmount.files.pathnumbers import PathNumbers
 from narmount.files.prefetch import Prefetch
-from narmount.fuse.server import Server
+from narmount.files.storepaths import StorePaths
+from narmount.fuse.protocol import Notify
+from narmount.fuse.server import FuseServer
 
 log = logging.getLogger("narmount")
 
 TICK_SECONDS = 1.0
 SWEEP_TICKS = 5
-ASK_AT_ONCE = 16  # names that were denied, asked for again in one tick
+LOOKUPS_PER_TICK = 16  # of missing names
 
 
 class MountWorker:
-    def __init__(self, held: MountHandover, settings: Settings, holder: int) -> None:
-        """Raises SettingsError."""
-        self._held = held
-        self._holder = holder  # not whoever is our parent by now
+    """Everything that answers the requests of a mount: file system, request loop, control socket, and upkeep."""
+
+    def __init__(self, handover: MountHandover, settings: Settings, holder: int) -> None:
+        """``holder`` is the process id of the holder. Raises SettingsError if the settings can't be used."""
+        self._handover = handover
+        self._holder = holder  # not os.getppid(), which changes when the holder dies
         self._settings = settings
         self._cache = BinaryCache.from_settings(
             settings, strict=not settings.mount_early, patience=float(settings.mount_deadline)
         )
-        names = Names(held.names)
-        self._names = names
-        self._backings = None if held.plain_reason else Backings(held.device, held.backings, held.generation + 1)
+        self._passthrough = (
+            None
+            if handover.no_passthrough_reason
+            else PassthroughFiles(handover.device, handover.passthrough_files, handover.generation + 1)
+        )
         self._appeared: deque[str] = deque()
         self._appeared_last: list[str] = []
-        self._files = FileSystem(
+        self._paths = StorePaths(
             self._cache,
-            names,
-            self._backings,
+            PathNumbers(handover.path_numbers),
             early=settings.mount_early,
-            prunes=held.agreed.prune,
-            notify=lambda code, body: self._server.notify(code, body),
+            notify=self._notify,
             announce=self._appeared.append,
         )
-        self._server = Server(
-            held.device,
+        self._files = FileSystem(self._cache, self._paths, self._passthrough, self._notify)
+        self._server = FuseServer(
+            handover.device,
             self._files,
-            held.agreed,
+            handover.agreed,
             deadline=float(settings.mount_deadline),
-            resumed=held.generation > 0,
+            resumed=handover.generation > 0,
         )
-        self._prefetch = Prefetch(self._fetch_ahead)
+        self._prefetch = Prefetch(self._fetch)
         self._control = ControlServer(
-            socket.socket(fileno=held.listener), status=self.status, prefetch=self._prefetch.add
+            socket.socket(fileno=handover.listener), status=self.status, prefetch=self._prefetch.add
         )
         self._stopped = False
         self._closed = threading.Event()
         self._ticks = 0
 
     def start(self) -> None:
-        """What may fail. Raises SettingsError."""
+        """Set up signals and metrics. Raises SettingsError if the metrics can't be served."""
         signal.signal(signal.SIGTERM, self._stop)
-        for of_the_terminal in (signal.SIGINT, signal.SIGHUP):  # for the holder, who has them as well
-            signal.signal(of_the_terminal, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGHUP):  # the terminal sends them to the holder too, which handles them
+            signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        if self._held.metrics:
+        if self._handover.metrics:
             self._serve_metrics()
 
     def run(self) -> int:
-        """Answer requests until there are none any more. How it ended: UNMOUNTED or STOPPED."""
+        """Answer requests until the end. Returns UNMOUNTED or STOPPED."""
         self._control.start()
         self.start_upkeep()
         self._server.serve()
@@ -101,13 +105,16 @@ class MountWorker:
     def _serve_metrics(self) -> None:
         from narmount.metrics import mount_metrics, serve_metrics  # prometheus-client is an extra
 
-        serve_metrics(self._held.metrics, lambda: mount_metrics(self.status()))
+        serve_metrics(self._handover.metrics, lambda: mount_metrics(self.status()))
+
+    def _notify(self, code: Notify, body: bytes) -> None:
+        self._server.notify(code, body)
 
     # --- beside the requests
 
     def start_upkeep(self) -> None:
-        """On threads of their own: whatever waits for a store or for the disk, the holder is looked after."""
-        for task in (self._watch_holder, self._keep_up, self._ask_again):
+        """Start upkeep. Each task has its own thread: waiting for a store or the disk must not delay the watch over the holder."""
+        for task in (self._watch_holder, self._maintain, self._look_up_missing):
             threading.Thread(target=self._every_tick, args=(task,), name=task.__name__, daemon=True).start()
 
     def _every_tick(self, do: Callable[[], None]) -> None:
@@ -115,92 +122,85 @@ class MountWorker:
             try:
                 do()
             except Exception:
-                log.exception("upkeep of the mount")
+                log.exception("upkeep of the mount failed; trying again")
 
     def _watch_holder(self) -> None:
         if os.getppid() != self._holder:
-            log.warning("the process that held the mount has died: this one takes its place")
-            take_over(replace(self._held, generation=self._held.generation + 1))
+            log.warning("the holder of the mount has died; this worker becomes the holder")
+            take_over(replace(self._handover, generation=self._handover.generation + 1))
 
-    def _keep_up(self) -> None:
+    def _maintain(self) -> None:
         self._announce()
         self._ticks += 1
-        if self._ticks % SWEEP_TICKS == 0 or self._server.waiting:  # for room, say, that what was evicted still takes
+        # While a request waits, sweep more often: it may need disk space that evicted files still take.
+        if self._ticks % SWEEP_TICKS == 0 or self._server.waiting:
             self._files.sweep()
 
-    def _ask_again(self) -> None:
-        for name in self._files.denied.due()[:ASK_AT_ONCE]:
-            with suppress(NarcoreError, OSError):  # a store that does not answer: the next time it may
-                self._files.look_for(name)
+    def _look_up_missing(self) -> None:
+        for name in self._paths.missing_names.due()[:LOOKUPS_PER_TICK]:
+            with suppress(NarcoreError, OSError):  # a store does not answer; the name is looked up again later
+                self._paths.look_for(name)
 
     def _announce(self) -> None:
-        """Tell whoever watches which names had appeared by the last tick: by now the kernel has every older answer."""
+        """Tell watchers which names had appeared by the last tick: by now the kernel has read all older answers."""
         names, self._appeared_last = self._appeared_last, [self._appeared.popleft() for _ in range(len(self._appeared))]
         if names:
-            log.info("published meanwhile: %s", " ".join(names))
+            log.info("appeared in a store: %s", " ".join(names))
             self._control.announce(names)
 
-    def _fetch_ahead(self, base_name: str) -> PathInfo | None:
-        found = self._files.find(base_name)
+    def _fetch(self, base_name: str) -> PathInfo | None:
+        found = self._paths.find(base_name)
         if found is None:
             return None
         self._cache.open_fetched(found.info).close()
         return found.info
 
-    # --- what it says of itself
+    # --- status
 
     def status(self) -> dict[str, object]:
-        held, server, files = self._held, self._server, self._files
+        handover, server, files, paths = self._handover, self._server, self._files, self._paths
         return {
-            "target": str(held.target),
-            "mode": "plain" if held.plain_reason else "passthrough",
-            "mode_reason": held.plain_reason,
-            "resend": held.resend,
-            "kernel_minor": held.minor,
+            "target": str(handover.target),
+            "mode": handover.mode,
+            "mode_reason": handover.no_passthrough_reason,
+            "resend": handover.agreed.resend,
+            "kernel_minor": handover.agreed.minor,
             "worker_pid": os.getpid(),
-            "holder_pid": self._holder,  # never whoever is our parent since it has died, such as init
-            "restarts": held.generation,
-            "since": held.since,
+            "holder_pid": self._holder,  # not os.getppid(), which may be init by now
+            "restarts": handover.generation,
+            "since": handover.since,
             "stores": [substituter.url for substituter in self._cache.substituters],
             "cache": self._cache.disk_usage(),
             "early": self._settings.mount_early,
             "deadline": self._settings.mount_deadline,
             "counts": server.counts(),
-            "lookups": dict(files.lookups),
+            "lookups": dict(paths.lookups),
             "waiting": server.waiting,
             "interrupts": server.interrupts,
             "errors": server.errors,
             "last_error": server.last_error,
             "read_bytes": files.read_bytes,
-            "passthrough_opens": self._backings.opened if self._backings else 0,
-            "passthrough_files": len(self._backings) if self._backings else 0,
+            "passthrough_opens": self._passthrough.opened if self._passthrough else 0,
+            "passthrough_files": len(self._passthrough) if self._passthrough else 0,
             "open_nars": files.open_nars,
-            "paths_known": len(self._names),
-            "denied": len(files.denied),
+            "paths_known": len(paths),
+            "denied": len(paths.missing_names),
             "prefetch_pending": self._prefetch.pending,
         }
 
 
-def _say_ready(fd: int, answer: dict[str, object]) -> None:
-    with suppress(BrokenPipeError):  # only of the first worker it is asked
-        os.write(fd, json.dumps(answer).encode() + b"\n")
-    os.close(fd)
-
-
-def main(held: MountHandover, ready: int, holder: int) -> int:
+def main(handover: MountHandover, ready: int, holder: int) -> int:
     logging.basicConfig(format="nar-serve: %(message)s", level=logging.INFO)
     logging.getLogger().handlers[0].addFilter(LogRateLimit())
     try:
         settings = Settings.from_environ(os.environ)
-        worker = MountWorker(held, settings, holder)
+        worker = MountWorker(handover, settings, holder)
         worker.start()
-    except SettingsError as error:
-        _say_ready(ready, {"error": str(error), "code": USAGE})
-        return USAGE
     except NarcoreError as error:
-        _say_ready(ready, {"error": str(error), "code": TROUBLE})
-        return TROUBLE
-    _say_ready(ready, {"ready": True, "stores": len(settings.cache_urls)})
+        code = USAGE if isinstance(error, SettingsError) else TROUBLE
+        tell_ready(ready, {"error": str(error), "code": code})
+        return code
+    tell_ready(ready, {"ready": True, "stores": len(settings.cache_urls)})
     code = worker.run()
     if code == UNMOUNTED:
         worker.close()
@@ -209,5 +209,5 @@ def main(held: MountHandover, ready: int, holder: int) -> int:
 
 if __name__ == "__main__":
     status = main(MountHandover.from_json(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
-    # At once: threads that read the device or wait for a store are not waited for. What they had read is sent again.
+    # Exit without joining the threads that read the device or wait for a store. The kernel sends their requests again.
     os._exit(status)

@@ -1,10 +1,11 @@
-"""``nar-serve docker-volume``: store paths as volumes of Docker, by the API of its volume plugins.
+"""``nar-serve docker-volume``: store paths as volumes of Docker, through the API of volume plugins.
 
 ::
 
-    app      the nine endpoints: JSON in, JSON out     options  names and options of volumes, and refusals
-    driver   what the endpoints do                     records  which volumes there are, and who uses them: on disk
-    service  the socket, and the server on it          users    who asked for a mount, and whether anybody sees it
+    app      the nine endpoints, with JSON             options  checks names and options of volumes
+    driver   implements the calls                      records  the volumes and their users, on disk
+    service  the socket and its server                 users    which process uses a volume
 
-The mounts themselves are ``narmount.volumes``. What dockerd asks is in docs/extend/plugins_volume.md and plugin_api.md of Docker.
+``narmount.volumes`` does the mounting. The calls of dockerd are described in docs/extend/plugins_volume.md and plugin_api.md of
+Docker.
 """

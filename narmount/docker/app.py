@@ -1,4 +1,4 @@
-"""The endpoints of Docker's volume plugins: JSON in, JSON out, and what is wrong in ``Err``."""
+"""The endpoints of Docker's volume plugins. Requests and responses are JSON; an error is in the field ``Err``."""
 
 import json
 import logging
@@ -13,15 +13,25 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, Reque
 
 from narcore.errors import MountError
 from narmount.docker.driver import Driver
-from narmount.docker.options import Refused
 from narmount.docker.users import UNKNOWN, caller
+from narmount.metrics import Family
+from narmount.volumes.errors import NoSuchVolume, VolumeBusy, VolumeConflict, VolumeRefused
 
-BODY_MAX = 64 * 1024  # a name and some options; prefetch may have a hundred store paths
+BODY_MAX = 64 * 1024  # bytes: a name and some options, of which prefetch may have a hundred store paths
 MEDIA_TYPE = "application/vnd.docker.plugins.v1.2+json"
 
-NAMELESS = ("List", "Capabilities")  # the calls that need no body
+CALLS_WITHOUT_BODY = ("List", "Capabilities")
 
 OUTCOMES = ("ok", "refused", "error")
+
+# The errors that are the caller's to fix.
+_STATUSES: Mapping[type[MountError], int] = {
+    NoSuchVolume: 404,
+    VolumeBusy: 503,
+    VolumeConflict: 409,
+    VolumeRefused: 400,
+}
+_REFUSED = tuple(_STATUSES)
 
 Call = Callable[[Mapping[str, object]], Mapping[str, object]]
 
@@ -29,43 +39,48 @@ log = logging.getLogger("narmount.docker")
 
 
 class BodyLost(Exception):
-    """dockerd makes a call again that broke off, since the plugin was killed in the middle of it, but without its body: that it has
-    read already (moby, pkg/plugins/client.go: callWithRetry). So nobody knows what it was about.
+    """A repeated call that has no body.
+
+    If the plugin is killed during a call, dockerd repeats the call, but has read the body already and sends none (moby,
+    pkg/plugins/client.go: callWithRetry). So the arguments of the call are unknown.
     """
 
 
-class Calls:
-    """How many there were of each, by how they ended. For any thread."""
+class DockerCalls:
+    """Counts calls by name and outcome. Thread-safe."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._lock = threading.Lock()
-        self._counts: dict[tuple[str, ...], float] = {(name, end): 0 for name in names for end in OUTCOMES}
+        self._counts: dict[tuple[str, ...], float] = {(name, outcome): 0 for name in names for outcome in OUTCOMES}
 
     def count(self, name: str, outcome: str) -> None:
         with self._lock:
             self._counts[name, outcome] += 1
 
-    def counts(self) -> dict[tuple[str, ...], float]:
+    def families(self) -> list[Family]:
         with self._lock:
-            return dict(self._counts)
+            counts = dict(self._counts)
+        return [
+            Family("nar_docker_calls", "Calls of dockerd, by how they ended.", "counter", ("call", "outcome"), counts)
+        ]
 
 
-def create_docker_app(driver: Driver, status: Callable[[], Mapping[str, object]]) -> tuple[Flask, Calls]:
-    """The app, and what it counts. ``status`` is what ``GET /status`` says, for people and not for dockerd."""
+def create_docker_app(driver: Driver, status: Callable[[], Mapping[str, object]]) -> tuple[Flask, DockerCalls]:
+    """Return the app and the counts of its calls. ``status`` gives the response to ``GET /status``, which dockerd does not use."""
     app = Flask("nar-serve-docker-volume", static_folder=None, template_folder=None, root_path=".")
     app.config["MAX_CONTENT_LENGTH"] = BODY_MAX
     volume_calls = _volume_calls(driver)
-    calls = Calls(volume_calls)
+    calls = DockerCalls(volume_calls)
     for name, call in volume_calls.items():
         app.add_url_rule(f"/VolumeDriver.{name}", name, _view(name, call, calls), methods=["POST"])
     app.add_url_rule("/Plugin.Activate", "Activate", _activate, methods=["POST"])
-    app.add_url_rule("/status", "status", lambda: _answer(status()), methods=["GET"])
-    app.register_error_handler(Exception, _failure)
+    app.add_url_rule("/status", "status", lambda: _response(status()), methods=["GET"])
+    app.register_error_handler(Exception, _error_response)
     return app, calls
 
 
 def _volume_calls(driver: Driver) -> dict[str, Call]:
-    """By their names in Docker's protocol."""
+    """Return the calls by their names in Docker's protocol."""
 
     def create(body: Mapping[str, object]) -> Mapping[str, object]:
         driver.create(body.get("Name"), body.get("Opts"))
@@ -90,91 +105,89 @@ def _volume_calls(driver: Driver) -> dict[str, Call]:
         "Path": lambda body: {"Mountpoint": driver.mountpoint(body.get("Name"))},
         "Get": lambda body: {"Volume": driver.describe(body.get("Name"))},
         "List": lambda body: {"Volumes": driver.all()},
-        "Capabilities": lambda body: {"Capabilities": {"Scope": "local"}},  # a volume is of this machine alone
+        "Capabilities": lambda body: {"Capabilities": {"Scope": "local"}},  # volumes are not shared between machines
     }
 
 
-def _view(name: str, call: Call, calls: Calls) -> Callable[[], Response]:
+def _view(name: str, call: Call, calls: DockerCalls) -> Callable[[], Response]:
     def view() -> Response:
-        begun = time.monotonic()
+        start = time.monotonic()
         try:
             body = _body()
-            if not body and name not in NAMELESS:
+            if not body and name not in CALLS_WITHOUT_BODY:
                 raise BodyLost
-            answer = _answer({"Err": "", **call(body)})
-        except Refused:
-            calls.count(name, "refused")
-            raise
-        except Exception:
-            calls.count(name, "error")
+            response = _response({"Err": "", **call(body)})
+        except Exception as error:
+            calls.count(name, "refused" if isinstance(error, _REFUSED) else "error")
             raise
         calls.count(name, "ok")
         if name in ("Create", "Mount", "Unmount", "Remove"):
-            log.info("%s %s: done in %.0f ms", name, body.get("Name"), (time.monotonic() - begun) * 1000)
-        return answer
+            log.info("%s %s: done in %.0f ms", name, body.get("Name"), (time.monotonic() - start) * 1000)
+        return response
 
     return view
 
 
 def _caller() -> str:
+    """Return the identity of the process that made the current request."""
     connection = request.environ.get("werkzeug.socket")
     return caller(connection) if isinstance(connection, socket.socket) else UNKNOWN
 
 
 def _hang_up() -> None:
+    """Close the connection of the current request without a response."""
     connection = request.environ.get("werkzeug.socket")
     if isinstance(connection, socket.socket):
-        with suppress(OSError):  # it has gone already
+        with suppress(OSError):  # the client has closed it already
             connection.shutdown(socket.SHUT_RDWR)
 
 
 def _activate() -> Response:
-    """Which of Docker's kinds of plugin this is."""
-    return _answer({"Implements": ["VolumeDriver"]})
+    """Tell dockerd which kinds of plugin this is."""
+    return _response({"Implements": ["VolumeDriver"]})
 
 
 def _body() -> Mapping[str, object]:
-    """An object of JSON; dockerd sends no body at all where there is nothing to say. Raises Refused."""
+    """Return the JSON object of the request; an empty body is an empty object. Raises VolumeRefused."""
     data = request.get_data(cache=False)
     try:
         body = json.loads(data) if data else {}
     except (ValueError, RecursionError) as error:
-        raise Refused("the body is not JSON; is it dockerd that calls?") from error
+        raise VolumeRefused("the request body is not JSON; this socket is for dockerd") from error
     if not isinstance(body, dict):
-        raise Refused("the body is not an object of JSON; is it dockerd that calls?")
+        raise VolumeRefused("the request body is not a JSON object; this socket is for dockerd")
     return body
 
 
-def _answer(content: Mapping[str, object], status: int = 200) -> Response:
+def _response(content: Mapping[str, object], status: int = 200) -> Response:
     return Response(json.dumps(content) + "\n", status=status, content_type=MEDIA_TYPE)
 
 
-def _failure(error: Exception) -> Response:
-    """dockerd shows ``Err``, whatever the status."""
+def _error_response(error: Exception) -> Response:
+    """Log an error, and return it as a response. dockerd shows ``Err`` whatever the status."""
     match error:
-        case Refused():
-            message, status = str(error), error.status
+        case MountError():
+            message = str(error)
+            status = next((_STATUSES[base] for base in type(error).__mro__ if base in _STATUSES), 500)
         case BodyLost():
             if request.endpoint == "Get":
-                # To dockerd, any answer but a volume means that there is none: it would forget its labels.
+                # dockerd takes any response without a volume as "no such volume", and would forget the labels of the volume.
                 _hang_up()
-            message, status = "the call broke off before, and dockerd has repeated it without its body; try again", 400
-        case MountError():
-            message, status = str(error), 500
+            message, status = "the call was interrupted, and dockerd repeated it without its body; try again", 400
         case OSError():
-            message, status = f"{error.strerror or error}; the log of nar-serve docker-volume has the details", 500
+            message, status = f"{error.strerror or error}; see the log of nar-serve docker-volume", 500
         case RequestEntityTooLarge():
-            message, status = f"the body of a call has {BODY_MAX} bytes at most; use fewer or shorter options", 413
+            message, status = f"the request body exceeds {BODY_MAX} bytes; use fewer or shorter options", 413
         case NotFound() | MethodNotAllowed():
-            message, status = "there is no such call; POST /VolumeDriver.List is one", error.code
+            message, status = "there is no such call; try POST /VolumeDriver.List", error.code
         case HTTPException():
-            message, status = "this is not a call of a volume plugin; is it dockerd that calls?", error.code or 400
+            message, status = "this is not a call of a volume plugin; this socket is for dockerd", error.code or 400
         case _:
-            message, status = "something went wrong; the log of nar-serve docker-volume has the details", 500
-    if isinstance(error, Refused) and error.status == 404:
-        log.debug("%s: %s", request.path, message)  # dockerd asks every driver whether a new name is one of its own
-    elif isinstance(error, Refused | BodyLost | HTTPException):
+            message, status = "internal error; see the log of nar-serve docker-volume", 500
+    if isinstance(error, NoSuchVolume):
+        log.debug("%s: %s", request.path, message)  # dockerd asks every driver for each new name
+    elif isinstance(error, (*_REFUSED, BodyLost, HTTPException)):
         log.warning("%s: %s", request.path, message)
     else:
         log.error("%s: %s", request.path, error, exc_info=not isinstance(error, MountError))
-    return _answer({"Err": message}, status)
+    return _response({"Err": message}, status)

@@ -1,49 +1,43 @@
-"""What the calls of dockerd do: volumes that are made, mounted for who uses them, counted, and removed.
+"""Implements the calls of dockerd: creates, mounts, unmounts and removes volumes, and records their users.
 
-The order of steps is what survives kill -9 at any moment. A mount is made before it is counted, and no longer counted before it is
-unmounted: what is left behind by an interruption is a mount that nobody counts, which the next start (or the next call)
-takes away, and never a count that nobody takes back. dockerd repeats a call that it could not make, with the same ID, so all of
-them can be repeated. One that broke off it does not repeat (see ``app``), and none when it was killed itself: see ``users``.
+The order of the steps allows for kill -9 at any moment. A volume is mounted before its user is recorded, and its user is deleted
+before it is unmounted. So an interruption may leave a mount without users, which the next start or the next call unmounts, but
+never a user who is gone. All calls can be repeated: if dockerd can't connect, it repeats the call with the same ID. If a call is
+interrupted, dockerd repeats it without its body (see ``app``). A dockerd that was killed repeats nothing (see ``users``).
 """
 
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from narcore.errors import MountError
-from narmount.docker.options import Mode, Refused, VolumeOptions, mount_id, shown, volume_name
+from narmount.docker.options import mount_id, parse_options, volume_name
 from narmount.docker.records import Record, Records
 from narmount.docker.users import UNKNOWN, is_gone, is_mounted_elsewhere
+from narmount.volumes.errors import NoSuchVolume, VolumeBusy, VolumeConflict, VolumeRefused
+from narmount.volumes.request import MODES, VolumeRequest
 from narmount.volumes.states import overlay_source
+from narmount.volumes.targets import shown
 
-VOLUMES_MAX = 10_000  # all of them are in memory, and in every answer to List
-MOUNTS_MAX = 10_000  # of one volume; more than a kernel lets a machine mount is no use (fs.mount-max is 100,000)
+VOLUMES_MAX = 10_000  # all volumes are in memory, and in every response to List
+MOUNTS_MAX = 10_000  # users of one volume; the kernel limits the mounts of a machine anyway (fs.mount-max is 100,000)
 
-# A mount takes milliseconds, unless what it is made of does not answer. dockerd itself gives a call up after two minutes.
-TURN_SECONDS = 60
+# How long a call waits for another call for the same volume. Mounting takes milliseconds, unless a mount hangs. dockerd gives up
+# after two minutes.
+LOCK_SECONDS = 60
 
 log = logging.getLogger("narmount.docker")
 
 
-class Volumes(Protocol):
-    """What is taken of ``narmount.volumes.Volumes``. ``keep``: what was written, until the volume is published again."""
+class DockerVolumes(Protocol):
+    """The methods of ``narmount.volumes.Volumes`` that the driver uses. ``keep`` keeps what was written."""
 
-    def publish(
-        self,
-        volume_id: str,
-        target: Path,
-        *,
-        cache: str,
-        mode: Mode,
-        group: int | None,
-        prefetch: Sequence[str],
-        keep: bool,
-    ) -> None: ...
+    def publish(self, volume_id: str, target: Path, request: VolumeRequest, *, keep: bool) -> None: ...
 
     def unpublish(self, volume_id: str, target: Path, *, keep: bool) -> None: ...
 
@@ -51,63 +45,57 @@ class Volumes(Protocol):
 
 
 class Driver:
-    """``caches`` are the names of those that ``volumes`` has; ``mountpoints`` is where volumes are mounted.
+    """The volumes of Docker. ``caches`` has the names of the caches of ``volumes``. Volumes are mounted in ``mountpoints``.
 
-    All of the methods raise Refused for what can't be done, MountError for what the kernel refuses, and OSError for a disk
-    that fails.
+    The methods raise an error of ``narmount.volumes.errors`` for an invalid call, MountError if the kernel refuses to mount, and
+    OSError if the disk fails.
     """
 
-    def __init__(self, volumes: Volumes, records: Records, mountpoints: Path, caches: tuple[str, ...]) -> None:
+    def __init__(self, volumes: DockerVolumes, records: Records, mountpoints: Path, caches: tuple[str, ...]) -> None:
         self._volumes = volumes
         self._records = records
         self._mountpoints = mountpoints
         self._caches = caches
         self._known = {record.name: record for record in records.load()}
-        self._turns = _Turns()
+        self._locks = _VolumeLocks()
 
-    # --- what changes something
+    # --- methods that change something
 
-    def create(self, name: object, given: object) -> None:
-        """Of the same name and options there may be one."""
-        name, options = volume_name(name), VolumeOptions.parse(given, self._caches)
-        with self._turns.take(name):
+    def create(self, name: object, options: object) -> None:
+        """Create a volume, unless it exists with the same options."""
+        name, wanted = volume_name(name), parse_options(options, self._caches)
+        with self._locks.locked(name):
             known = self._known.get(name)
-            if known is not None and known.options != options:
-                raise Refused(
-                    f"there is a volume {name} with other options; docker volume rm {name} removes it", status=409
+            if known is not None and known.options != wanted:
+                raise VolumeConflict(
+                    f"the volume {name} exists with other options; remove it first: docker volume rm {name}"
                 )
             if known is not None:
                 return
             if len(self._known) >= VOLUMES_MAX:
-                raise Refused(
-                    f"there are {VOLUMES_MAX} volumes, and that is the limit; docker volume prune removes some"
+                raise VolumeRefused(
+                    f"there are {VOLUMES_MAX} volumes, which is the limit; remove some: docker volume prune"
                 )
-            self._store(Record(name, options, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())))
+            self._store(Record(name, wanted, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())))
 
     def mount(self, name: object, identity: object, caller: str = UNKNOWN) -> Path:
-        """Where the volume is now, for the user that ``identity`` stands for; ``caller`` is the process that asks."""
+        """Mount a volume for the user with the id ``identity``, and return where. ``caller`` is the process that asks."""
         name, identity = volume_name(name), mount_id(identity)
-        with self._turns.take(name):
+        with self._locks.locked(name):
             record = self._record(name)
             options, target = record.options, self._target(record)
             if options.cache not in self._caches:
                 step = f"start nar-serve docker-volume with --cache {options.cache}=DIR"
-                raise Refused(f"the volume {record.name} is of the cache {options.cache}, which is not there; {step}")
-            if identity not in record.users and len(record.users) >= MOUNTS_MAX:
-                raise Refused(
-                    f"the volume {record.name} has {MOUNTS_MAX} users, and that is the limit; make another one"
+                raise VolumeRefused(
+                    f"the volume {name} needs the cache {options.cache}, which is not configured; {step}"
                 )
-            self._volumes.publish(
-                record.name,
-                target,
-                cache=options.cache,
-                mode=options.mode,
-                group=options.group,
-                prefetch=options.prefetch,
-                keep=True,
-            )
+            if identity not in record.users and len(record.users) >= MOUNTS_MAX:
+                raise VolumeRefused(
+                    f"the volume {name} has {MOUNTS_MAX} users, which is the limit; create another volume"
+                )
+            self._volumes.publish(record.name, target, options, keep=True)
             try:
-                self._count(record, {**record.users, identity: caller})
+                self._set_users(record, {**record.users, identity: caller})
             except OSError:
                 if not record.users:
                     self._volumes.unpublish(record.name, target, keep=True)
@@ -115,38 +103,39 @@ class Driver:
             return target
 
     def unmount(self, name: object, identity: object) -> None:
-        """That user has ended; with the last one the mount ends. What was written stays."""
+        """Remove a user of a volume, and unmount the volume after its last user. What was written stays."""
         name, identity = volume_name(name), mount_id(identity)
-        with self._turns.take(name):
+        with self._locks.locked(name):
             record = self._record(name)
-            others = {name: asker for name, asker in record.users.items() if name != identity}
-            left = self._living(replace(record, users=others))
-            self._count(record, left)
-            if not left:
+            others = {user: process for user, process in record.users.items() if user != identity}
+            users = self._living_users(replace(record, users=others))
+            self._set_users(record, users)
+            if not users:
                 self._volumes.unpublish(record.name, self._target(record), keep=True)
 
     def remove(self, name: object) -> None:
-        """With what was written to it. One that is not there has been removed: dockerd looks first, and may ask twice.
+        """Remove a volume and what was written to it. Does nothing if there is no such volume: dockerd may repeat the call.
 
-        It asks only if it knows of nobody who uses it. Who is counted all the same is somebody whose mount it never got an answer
-        for, since the plugin was killed, and so never takes back; unless a container sees the volume, of another dockerd, say.
+        dockerd calls this only if it knows of no user. Recorded users are left over from a mount whose response dockerd never
+        received, since the plugin was killed; so they are ignored, unless a container sees the volume, such as one of another
+        dockerd.
         """
         name = volume_name(name)
-        with self._turns.take(name):
+        with self._locks.locked(name):
             record = self._known.get(name)
             if record is None:
                 return
             if record.users and self._is_seen(record):
-                step = f"docker ps -a --filter volume={record.name} shows by whom"
-                raise Refused(f"the volume {record.name} is in use; {step}", status=409)
+                step = f"find its containers: docker ps -a --filter volume={name}"
+                raise VolumeConflict(f"the volume {name} is in use; {step}")
             self._volumes.unpublish(record.name, self._target(record), keep=False)
             self._records.delete(record.name)
             del self._known[record.name]
 
     def recover(self) -> None:
-        """At the start: mounts that nobody counts end, and those that are counted stay as they are.
+        """Unmount volumes without users, and keep the mounts of the others. Called at the start.
 
-        What fails is logged: it concerns that volume alone, and mounting it says so again.
+        A failure is logged. It concerns only one volume, and is reported again when the volume is mounted.
         """
         self._volumes.recover()
         for record in list(self._known.values()):
@@ -156,14 +145,14 @@ class Driver:
             except (MountError, OSError) as error:
                 log.error("volume %s: %s", record.name, error)
 
-    # --- what only looks
+    # --- methods that only read
 
     def mountpoint(self, name: object) -> str:
-        """Empty if nobody uses it."""
+        """Return where a volume is mounted, or an empty string if it has no users."""
         return self._shown_mountpoint(self._record(volume_name(name)))
 
     def describe(self, name: object) -> dict[str, object]:
-        """As Docker shows it in ``docker volume inspect``. No file system is asked for it."""
+        """Return what ``docker volume inspect`` shows. Does not access any file system."""
         record = self._record(volume_name(name))
         return {
             "Name": record.name,
@@ -177,13 +166,13 @@ class Driver:
         return [{"Name": record.name, "Mountpoint": self._shown_mountpoint(record)} for record in records]
 
     def status(self) -> list[dict[str, object]]:
-        """Of each volume, for people."""
+        """Return the name, the time of creation and the options of each volume, for ``--status``."""
         records = sorted(self._known.copy().values(), key=lambda record: record.name)
         return [{"name": record.name, "created": record.created} | self._details(record) for record in records]
 
     def published(self) -> Mapping[str, int]:
-        """How many volumes are mounted, by mode."""
-        counts = {"overlay": 0, "ro": 0}
+        """Return the number of mounted volumes by mode."""
+        counts: dict[str, int] = dict.fromkeys(MODES, 0)
         for record in self._known.copy().values():
             counts[record.options.mode] += bool(record.users)
         return counts
@@ -206,25 +195,26 @@ class Driver:
     def _record(self, name: str) -> Record:
         record = self._known.get(name)
         if record is None:
-            raise Refused(f"no such volume: {shown(name)}; docker volume ls shows those that there are", status=404)
+            raise NoSuchVolume(f"no such volume: {shown(name)}; list the volumes: docker volume ls")
         return record
 
-    def _living(self, record: Record) -> Mapping[str, str]:
-        """Those who use it, without what a dockerd that was killed has never taken back."""
-        left = {name: asker for name, asker in record.users.items() if not is_gone(asker)}
-        if left or not record.users:
+    def _living_users(self, record: Record) -> Mapping[str, str]:
+        """Return the users of a volume, without users that a killed dockerd left behind."""
+        is_left_behind = bool(record.users) and all(map(is_gone, record.users.values()))
+        if not is_left_behind or self._is_seen(record):  # containers may outlive their dockerd
             return record.users
-        if self._is_seen(record):
-            return record.users  # containers that have outlived it
-        log.info("volume %s: who asked for it is gone, and nobody uses it", record.name)
+        log.info(
+            "volume %s: the processes that mounted it are gone and no container uses it; its users are removed",
+            record.name,
+        )
         return {}
 
     def _is_seen(self, record: Record) -> bool:
-        """By a container. Of a read-only one that is not known: its source is that of all of them."""
+        """Return whether a container sees an overlay. Returns False for read-only volumes, which all have the same source."""
         source = overlay_source(record.name)
         return record.options.mode == "overlay" and is_mounted_elsewhere(source, self._target(record))
 
-    def _count(self, record: Record, users: Mapping[str, str]) -> None:
+    def _set_users(self, record: Record, users: Mapping[str, str]) -> None:
         if users != record.users:
             self._store(replace(record, users=users))
 
@@ -233,29 +223,29 @@ class Driver:
         self._known[record.name] = record
 
 
-class _Turns:
-    """One call at a time for each volume: two of them don't wait for each other."""
+class _VolumeLocks:
+    """One lock for each volume, so that calls for different volumes don't wait for each other."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._turns: dict[str, tuple[threading.Lock, int]] = {}
+        self._locks: dict[str, tuple[threading.Lock, int]] = {}  # each with the number of its users
 
     @contextmanager
-    def take(self, name: str) -> Iterator[None]:
-        """Raises Refused if it takes too long."""
+    def locked(self, name: str) -> Iterator[None]:
+        """Lock a volume. Raises VolumeBusy after LOCK_SECONDS."""
         with self._lock:
-            turn, waiting = self._turns.get(name, (threading.Lock(), 0))
-            self._turns[name] = turn, waiting + 1
+            lock, users = self._locks.get(name, (threading.Lock(), 0))
+            self._locks[name] = lock, users + 1
         try:
-            if not turn.acquire(timeout=TURN_SECONDS):
-                step = "nar-serve docker-volume --status shows whether its cache answers"
-                raise Refused(f"another call for the volume {name} has not ended for a minute; {step}", status=503)
+            if not lock.acquire(timeout=LOCK_SECONDS):
+                step = "check that its cache answers: nar-serve docker-volume --status"
+                raise VolumeBusy(f"another call for the volume {name} has been running for a minute; {step}")
             try:
                 yield
             finally:
-                turn.release()
+                lock.release()
         finally:
             with self._lock:
-                turn, waiting = self._turns.pop(name)
-                if waiting > 1:
-                    self._turns[name] = turn, waiting - 1
+                lock, users = self._locks.pop(name)
+                if users > 1:
+                    self._locks[name] = lock, users - 1

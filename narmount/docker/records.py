@@ -1,100 +1,75 @@
-"""Which volumes there are, and which mounts dockerd has asked for: a file each, so that a restart forgets nothing.
+"""The volumes of Docker and the mounts that dockerd has asked for, one file per volume, so that a restart forgets nothing.
 
-A record is replaced as a whole: after kill -9, or a power cut, it is the old one or the new one. The mounts in it only count
-until the machine is started again, since none of them outlives that.
+The users in a record are valid only until the next boot, since no mount outlives that.
 """
 
-import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from narmount.docker.options import Refused, VolumeOptions, mount_id, volume_name
-
-RECORD_MAX = 4 << 20  # one with the most mounts, and the longest ids, takes 2.6 MB
-
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+from narcore.errors import MountError
+from narmount.docker.options import mount_id, volume_name
+from narmount.volumes.request import VolumeRequest
+from narmount.volumes.statefiles import PART, current_boot_id, read_state, sync_directory, write_state
 
 log = logging.getLogger("narmount.docker")
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """``created`` is as Docker shows it: RFC 3339. ``users`` has the ids of mounts, and who asked for each: see ``users``."""
+    """A volume of Docker.
+
+    ``created`` is a time as Docker shows it (RFC 3339). ``users`` maps the ids of mounts to the processes that asked for them: see
+    ``narmount.docker.users``.
+    """
 
     name: str
-    options: VolumeOptions
+    options: VolumeRequest
     created: str
     users: Mapping[str, str] = field(default_factory=dict)
 
 
 class Records:
-    """Those in ``directory``, which is made. One process at a time: see ``narmount.docker.service``."""
+    """The records in ``directory``, which is created. Only one process may use it: see ``narmount.docker.service``."""
 
     def __init__(self, directory: Path, boot_id: str | None = None) -> None:
         self._directory = directory
-        self._boot_id = boot_id or _BOOT_ID.read_text().strip()
+        self._boot_id = boot_id or current_boot_id()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def load(self) -> Iterator[Record]:
-        """All of them. One that can't be read is logged and left where it is: the other volumes have to go on."""
+        """Read all records. A record that can't be read is logged and left in place, so that the other volumes work."""
         for path in sorted(self._directory.iterdir()):
-            if path.suffix == ".part":  # a new one that was not finished
+            if path.suffix == PART:
                 path.unlink()
                 continue
             try:
-                yield self._read(path)
-            except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, Refused) as error:
-                log.error("%s can't be read, so there is no such volume: %s", path, error)
+                yield read_state(path, partial(self._record, path.stem))
+            except MountError as error:
+                log.error("%s; its volume is not available", error)
 
-    def _read(self, path: Path) -> Record:
-        with path.open("rb") as file:
-            fields = json.loads(file.read(RECORD_MAX))
-        if volume_name(fields["name"]) != path.stem:
-            raise ValueError("it is of another volume")
-        record = Record(path.stem, VolumeOptions.from_json(fields["options"]), str(fields["created"]))
-        if fields["boot_id"] != self._boot_id:
-            return record
-        return replace(record, users={mount_id(name): str(asker) for name, asker in fields["users"].items()})
+    def _record(self, name: str, fields: Mapping[str, Any]) -> Record:
+        if volume_name(fields["name"]) != name:
+            raise ValueError("it describes another volume")
+        users = fields["users"].items() if fields["boot_id"] == self._boot_id else ()
+        return Record(
+            name,
+            VolumeRequest.from_json(fields["options"]),
+            str(fields["created"]),
+            {mount_id(identity): str(process) for identity, process in users},
+        )
 
     def save(self, record: Record) -> None:
-        """On the disk when it returns. Raises OSError; then the old one is still there."""
-        fields = {
-            "name": record.name,
-            "options": record.options.to_json(),
-            "created": record.created,
-            "boot_id": self._boot_id,
-            "users": dict(record.users),
-        }
-        path = self._path(record.name)
-        part = path.with_suffix(".part")
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(fields, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        self._sync_directory()
+        """Replace the record of a volume. It is on the disk when the method returns. Raises OSError; then the old one stays."""
+        write_state(self._path(record.name), asdict(record) | {"boot_id": self._boot_id})
 
     def delete(self, name: str) -> None:
-        """Also if there is none. Raises OSError."""
+        """Delete a record if it exists. Raises OSError."""
         self._path(name).unlink(missing_ok=True)
-        self._sync_directory()
+        sync_directory(self._directory)
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}.json"
-
-    def _sync_directory(self) -> None:
-        with _opened(self._directory) as directory:
-            os.fsync(directory)
-
-
-@contextmanager
-def _opened(directory: Path) -> Iterator[int]:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

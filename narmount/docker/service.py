@@ -1,9 +1,9 @@
-"""The plugin's socket, and the server on it: Werkzeug's, with a thread a call.
+"""The socket of the plugin, and its server: Werkzeug's, with a thread for each call.
 
-The one client is dockerd on the same machine, as root. It makes a handful of short calls a container, one a connection, and what
-they wait for is the kernel. All of the state is in one process. gunicorn's workers, timeouts and restarts are for other
-things, and it is an extra; Werkzeug is there with Flask. What its server leaves open is bounded here: calls at once, and how long
-a client may be silent.
+The only client is dockerd on the same machine, as root. For each container it makes a few short calls, each in its own connection,
+which wait for the kernel. All state is in one process, so the workers, timeouts and restarts of gunicorn, an optional dependency,
+would not help. Werkzeug comes with Flask. Its server has no limits, so this module limits the number of concurrent calls and the
+time that a client may be silent.
 """
 
 import fcntl
@@ -22,24 +22,24 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from narcore.errors import MountError, SettingsError
+from narmount.daemon.control import SOCKET_PATH_MAX
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-CALLS_MAX = 64  # at once; dockerd's next ones wait to be accepted
+CALLS_MAX = 64  # concurrent calls; further connections wait to be accepted
 BACKLOG = 128
-SILENCE_SECONDS = 30  # so long a client may take to say something, or to listen
-LOOK_SECONDS = 0.5  # between two looks whether it is to stop, while all calls are taken
-STOP_SECONDS = 10  # so long stopping waits for calls under way; what they leave behind is seen to at the next start
+SILENCE_SECONDS = 30  # how long a client may take to send or receive something
+LOOK_SECONDS = 0.5  # how often the server checks whether it should stop, while CALLS_MAX calls are running
+STOP_SECONDS = 10  # how long stopping waits for running calls; the next start cleans up what they leave behind
 
-_PATH_MAX = 107  # unix(7): sun_path, without the NUL
 _STOPPING = {signal.SIGTERM, signal.SIGINT}
 
 log = logging.getLogger("narmount.docker")
 
 
 class Service:
-    """Answers by ``app`` on the socket at ``path``, from ``start`` until ``close``. ``start`` raises SettingsError."""
+    """A server at the socket ``path``, from ``start`` until ``close``."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -47,7 +47,10 @@ class Service:
         self._thread = threading.Thread(target=self._serve, name="accept", daemon=True)
 
     def start(self, app: "WSGIApplication") -> None:
-        """The socket is there at once with its mode, and with somebody who listens: dockerd may be waiting for it."""
+        """Serve ``app``. Raises SettingsError if it can't listen at its path.
+
+        The socket appears with its final mode and accepts connections immediately, since dockerd may be waiting for it.
+        """
         with _bound(self._path) as listener:
             self._server = _Server(f"unix://{self._path}", 0, app, _Handler, fd=listener.fileno())
         self._thread.start()
@@ -57,7 +60,7 @@ class Service:
         self._server.serve_forever()
 
     def close(self) -> None:
-        """No new calls; those under way may end, for a while."""
+        """Accept no new calls, and wait up to STOP_SECONDS for running calls."""
         if self._server is None:
             return
         self._path.unlink(missing_ok=True)
@@ -68,37 +71,41 @@ class Service:
 
 
 def block_signals() -> None:
-    """Those that end us, in this thread and in all that it starts: see `wait_for_signal`."""
+    """Block SIGTERM and SIGINT in this thread and in all threads that it starts, for ``wait_for_signal``."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
 
 
 def wait_for_signal() -> signal.Signals:
+    """Wait for SIGTERM or SIGINT, and return which one came."""
     return signal.Signals(signal.sigwait(_STOPPING))
 
 
 @contextmanager
 def sole_owner(directory: Path) -> Iterator[None]:
-    """Nobody else has the state in ``directory``, which is made. Raises SettingsError."""
+    """Create and lock a state directory. Raises SettingsError if another process uses it."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (directory / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            step = "stop that one first, or name another --state-dir and --socket"
-            raise SettingsError(f"another nar-serve docker-volume has its state in {directory}; {step}") from error
+            step = "stop it first, or choose another --state-dir and --socket"
+            raise SettingsError(f"another nar-serve docker-volume uses {directory}; {step}") from error
         yield
 
 
 @contextmanager
 def _bound(path: Path) -> Iterator[socket.socket]:
-    """A socket that listens, and appears at ``path`` when it does, for its owner alone. Raises SettingsError."""
+    """Yield a socket that listens at ``path``, where only its owner can connect. Raises SettingsError.
+
+    It is bound to a temporary name, and renamed when it listens.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    if len(os.fsencode(part)) > _PATH_MAX:
-        raise SettingsError(f"--socket {path} is too long a path for a socket; name a shorter one")
+    if len(os.fsencode(part)) > SOCKET_PATH_MAX:
+        raise SettingsError(f"--socket {path} is too long for a socket; use a shorter path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            _see_that_it_is_a_socket(path)
+            _check_is_socket(path)
             with suppress(FileNotFoundError):
                 part.unlink()
             listener.bind(str(part))
@@ -110,15 +117,15 @@ def _bound(path: Path) -> Iterator[socket.socket]:
         yield listener
 
 
-def _see_that_it_is_a_socket(path: Path) -> None:
-    """What is not one was not left behind by us. Raises SettingsError."""
+def _check_is_socket(path: Path) -> None:
+    """Raise SettingsError if the path exists and is not a socket: only a socket can be left over from an earlier run."""
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise SettingsError(f"--socket {path} is there and is no socket; name another path, or move it away")
+            raise SettingsError(f"--socket {path} exists and is not a socket; use another path, or move the file away")
 
 
 class _Server(ThreadedWSGIServer):
-    """A thread for each call, up to a limit."""
+    """A server with a thread for each call, and at most CALLS_MAX threads."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -128,7 +135,7 @@ class _Server(ThreadedWSGIServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         while not self._free.acquire(timeout=LOOK_SECONDS):
             if self.is_stopping:
-                self.shutdown_request(request)  # dockerd asks whoever is next
+                self.shutdown_request(request)  # dockerd repeats the call, and the next process answers it
                 return
         try:
             super().process_request(request, client_address)
@@ -143,13 +150,13 @@ class _Server(ThreadedWSGIServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.exception("a call broke off")
+        log.exception("call failed")
 
     def wait_for_calls(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         for _ in range(CALLS_MAX):
             if not self._free.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                log.warning("a call has not ended in %g seconds, and is left", seconds)
+                log.warning("a call is still running after %g seconds, and is abandoned", seconds)
                 return
 
 
@@ -157,7 +164,7 @@ class _Handler(WSGIRequestHandler):
     timeout = SILENCE_SECONDS
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002  Werkzeug's name
-        """The app logs what was called for; what is left is what was no HTTP."""
+        """Log requests that are not valid HTTP. The app logs all others."""
         if type == "error":
             log.warning(message, *args)
 
@@ -166,15 +173,15 @@ class _Handler(WSGIRequestHandler):
 
 
 def ask(path: Path, timeout: float) -> bytes:
-    """What the plugin behind the socket says at ``/status``. Raises MountError."""
+    """Return the body of ``GET /status`` from the plugin at a socket. ``timeout`` is in seconds. Raises MountError."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout)
             connection.connect(str(path))
             connection.sendall(b"GET /status HTTP/1.0\r\n\r\n")
-            with connection.makefile("rb") as answer:
-                whole = answer.read(64 << 20)
+            with connection.makefile("rb") as file:
+                response = file.read(64 << 20)
     except OSError as error:
-        step = "is nar-serve docker-volume running? --socket names another one"
-        raise MountError(f"nobody answers at {path} ({error.strerror or error}); {step}") from error
-    return whole.partition(b"\r\n\r\n")[2]
+        step = "is nar-serve docker-volume running with this --socket?"
+        raise MountError(f"no answer at {path} ({error.strerror or error}); {step}") from error
+    return response.partition(b"\r\n\r\n")[2]

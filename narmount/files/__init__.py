@@ -3,7 +3,7 @@
 ::
 
     filesystem   what each request means for store paths     opennars      cached NARs that are open
-    pathnumbers  the number of each store path               passthrough   files that the kernel reads itself
-    early        reads before the NAR is verified            missingnames  names that are in no store
-    prefetch     closures that are fetched ahead
+    storepaths   finding and opening store paths             passthrough   files that the kernel reads itself
+    pathnumbers  the number of each store path               missingnames  names that no store has
+    early        reads before the NAR is verified            prefetch      closures that are fetched ahead
 """

@@ -1,14 +1,15 @@
-"""Reading of a NAR before it has been verified, for who chose that (NAR_MOUNT_EARLY).
+"""Reads of a NAR before it has been verified (NAR_MOUNT_EARLY).
 
-Look-ups are served by the store's listing, which is not signed, and reads wait for just the bytes that they need of the NAR on its
-way. If it then turns out to be another one than was promised, or its listing is, everything that was given out is taken back as
-far as that goes: the kernel drops the pages at once and the names within a second, and whoever reads on gets EIO.
+Lookups use the store's listing, which is not signed, and reads wait only for the bytes that they need of the NAR in flight. If the
+NAR or its listing turns out to be wrong, what was shown is withdrawn as far as possible: the kernel drops the pages immediately and
+the names within a second, and further reads get EIO.
 """
 
 import hashlib
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 
 from narcore.binarycache import BinaryCache
@@ -16,47 +17,44 @@ from narcore.errors import NarcoreError
 from narcore.formats.listing import NarListing
 from narcore.lookup.pathinfo import PathInfo
 from narcore.nars.cachednar import ArrivingNar
-from narmount.files.pathnumbers import Names
+from narmount.files.pathnumbers import PathNumbers
 from narmount.fuse import protocol
-from narmount.fuse.protocol import Notify
+from narmount.fuse.protocol import Notify, NotifyKernel
 from narmount.fuse.server import Slow
 
 log = logging.getLogger("narmount")
 
-BLOCK = 1 << 20  # those who wait for bytes of the same block wait together
+BLOCK = 1 << 20  # requests for bytes of the same block share one wait
 
 OnEnd = Callable[[int, bool], None]
 
 
+@dataclass(slots=True)
 class _Arrival:
-    __slots__ = ("available", "closed", "lock", "nar", "nodes")
-
-    def __init__(self, nar: ArrivingNar) -> None:
-        self.nar = nar
-        self.available = 0
-        self.nodes: set[int] = set()  # of which something was given out
-        self.lock = threading.Lock()
-        self.closed = False
+    nar: ArrivingNar
+    available: int = 0
+    nodes: set[int] = field(default_factory=set)  # nodes that were read
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    closed: bool = False
 
     def wait_for(self, stop: int) -> None:
+        """Wait until the first ``stop`` bytes of the NAR are there."""
         try:
             available = self.nar.wait_for(stop)
-        except ValueError:  # all of it has arrived meanwhile, and it is closed: who waits looks again
+        except ValueError:  # the NAR is complete and was closed meanwhile; the request is tried again
             if not self.closed:
                 raise
         else:
             self.available = max(self.available, available)
 
 
-class Early:
-    """The NARs on their way, by row. Thread-safe."""
+class EarlyReads:
+    """NARs in flight, by row. Thread-safe."""
 
-    def __init__(
-        self, cache: BinaryCache, names: Names, *, notify: Callable[[Notify, bytes], None], on_end: OnEnd
-    ) -> None:
-        """``on_end`` gets the row of a NAR that has arrived, and whether it is what was promised."""
+    def __init__(self, cache: BinaryCache, numbers: PathNumbers, *, notify: NotifyKernel, on_end: OnEnd) -> None:
+        """``on_end`` is called with the row of a NAR that has arrived, and whether NAR and listing are right."""
         self._cache = cache
-        self._names = names
+        self._numbers = numbers
         self._notify = notify
         self._on_end = on_end
         self._lock = threading.Lock()
@@ -64,14 +62,14 @@ class Early:
 
     @staticmethod
     def identity(info: PathInfo, listing: NarListing) -> str:
-        """Tells one NAR with one listing from any other."""
+        """Return what identifies this NAR with this listing."""
         sha256 = hashlib.sha256(info.narinfo.nar_hash.nix32.encode())
         for chunk in listing.json_chunks():
             sha256.update(chunk)
         return sha256.hexdigest()[:32]
 
     def read(self, row: int, info: PathInfo, node_id: int, start: int, stop: int) -> bytes:
-        """Bytes ``start`` to ``stop`` of the NAR. Raises Slow until they are there."""
+        """Return the bytes from ``start`` to ``stop`` of the NAR. Raises Slow until they are there."""
         arrival = self._arrivals.get(row)
         if arrival is None:
             raise Slow(("early", info.narinfo.store_path.base_name), partial(self._begin, row, info))
@@ -91,20 +89,20 @@ class Early:
 
     def _finish(self, row: int, info: PathInfo, arrival: _Arrival) -> None:
         try:
-            right = self.identity(info, arrival.nar.finish()) == self._names.identity(row)
+            is_right = self.identity(info, arrival.nar.finish()) == self._numbers.identity(row)
         except NarcoreError as error:
-            log.warning("%s: %s", self._names.base_name(row), error)
-            right = False
+            log.warning("%s: %s; fetching the NAR failed", self._numbers.base_name(row), error)
+            is_right = False
         with self._lock:
             del self._arrivals[row]
         with arrival.lock:
             arrival.closed = True
             arrival.nar.close()
-        self._on_end(row, right)
-        if not right:
-            self._take_back(row, arrival.nodes)
+        self._on_end(row, is_right)
+        if not is_right:
+            self._withdraw(row, arrival.nodes)
 
-    def _take_back(self, row: int, nodes: set[int]) -> None:
-        log.warning("%s is not what was promised: what was read of it is taken back", self._names.base_name(row))
+    def _withdraw(self, row: int, nodes: set[int]) -> None:
+        log.warning("%s: not what its store promised; dropping what was read of it", self._numbers.base_name(row))
         for node_id in nodes:
             self._notify(Notify.INVAL_INODE, protocol.INVAL_INODE.pack(node_id, 0, -1))

@@ -1,12 +1,12 @@
-"""The files that the kernel reads instead of asking us (FUSE_PASSTHROUGH), by the numbers that it knows them by.
+"""Files that the kernel reads itself (FUSE_PASSTHROUGH), by the backing ids that it gave them.
 
-A node must not be opened on one file while it is open on another, nor be passed through while it is open and read through us: the
-kernel refuses that. So what a node was opened as is remembered for as long as it is open, in a file that a next worker inherits.
-How often it was opened by processes that an earlier worker has served is not known: such a node is kept until the kernel forgets
-it, which it is asked to where it can be (`sweep`).
+The kernel refuses to open a node on one file while the node is open on another, or to pass a node through while it is open and read
+through the worker. So the backing id of an open node is recorded in a memory file, which the next worker inherits. A worker does
+not know how often processes have opened a node under an earlier worker: such a node stays until the kernel forgets it, and `sweep`
+tells which nodes the kernel should forget.
 
-A file that was evicted from the cache keeps its space on the disk for as long as the kernel has it. So what is in use is touched,
-lest it be evicted, and what was evicted is let go of as soon as nobody has it open.
+A file that was evicted from the cache takes up space on the disk until the kernel closes it. So files in use are touched, to
+protect them from eviction, and an evicted file is closed as soon as no process has it open.
 """
 
 import os
@@ -14,40 +14,39 @@ import struct
 import threading
 from collections import OrderedDict
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 from narmount.fuse import device
 
-IDLE_MAX = 256  # kept for the next open
+IDLE_MAX = 256  # files that are not open, but may be opened again
 
-PLAIN = 0  # read through us, since there was no room for a file, say
-_GONE = -1
+PLAIN = 0  # instead of a backing id: the node is read through the worker, for example since the disk is full
+_REMOVED = -1
 _RECORD = struct.Struct("=Qq")
-_FILE_MAX = 1 << 20  # bytes; then what is gone is left out
+_FILE_MAX = 1 << 20  # bytes; a longer file is compacted
 
 
-class Kept(Protocol):
-    """A file in the cache."""
+class CachedFile(Protocol):
+    """A file of the disk cache."""
 
     def is_evicted(self) -> bool: ...
 
     def touch(self) -> None:
-        """Let it count as used just now."""
+        """Mark the file as used now."""
 
 
-class _Backing:
-    __slots__ = ("inherited", "kept", "number", "opens", "used")
-
-    def __init__(self, number: int, kept: Kept | None = None, *, inherited: bool = False) -> None:
-        self.number = number
-        self.kept = kept
-        self.opens = 0
-        self.used = False  # since the last sweep
-        self.inherited = inherited
+@dataclass(slots=True)
+class _PassthroughFile:
+    number: int
+    cached: CachedFile | None = None
+    opens: int = 0
+    used: bool = False  # since the last sweep
+    inherited: bool = False
 
 
-class Backings:
-    """``fuse`` is the device, ``fd`` the file to remember by. Thread-safe."""
+class PassthroughFiles:
+    """The nodes that are passed through. ``fuse`` is the device and ``fd`` the file of records. Thread-safe."""
 
     def __init__(self, fuse: int, fd: int, generation: int) -> None:
         self._fuse = fuse
@@ -55,110 +54,108 @@ class Backings:
         self._handle = generation << 32
         self._generation = generation
         self._lock = threading.Lock()
-        self._nodes: OrderedDict[int, _Backing] = OrderedDict()
+        self._end = 0  # of the records
+        self._nodes = OrderedDict(
+            (node, _PassthroughFile(number, inherited=True)) for node, number in self._recorded().items()
+        )
         self.opened = 0
-        self._end = 0  # of the file
-        self._restore()
 
     def __len__(self) -> int:
         return len(self._nodes)
 
     def open(self, node_id: int) -> tuple[int, int] | None:
-        """A file handle and the number of the file, or PLAIN; None if the node has none yet."""
+        """Return a file handle and the backing id or PLAIN; None if the node has not been added."""
         with self._lock:
-            backing = self._nodes.get(node_id)
-            if backing is None:
+            file = self._nodes.get(node_id)
+            if file is None:
                 return None
-            backing.opens += 1
-            backing.used = True
+            file.opens += 1
+            file.used = True
             self._nodes.move_to_end(node_id)
             self._handle += 1
-            self.opened += backing.number != PLAIN
-            return self._handle, backing.number
+            self.opened += file.number != PLAIN
+            return self._handle, file.number
 
-    def add(self, node_id: int, fd: int | None, kept: Kept | None = None) -> None:
-        """Let the node be read from the open file ``fd``, which is ``kept``, or through us if it is None. Raises OSError."""
+    def add(self, node_id: int, fd: int | None, cached: CachedFile | None = None) -> None:
+        """Let the kernel read the node from the open file ``fd`` of the cache, or through the worker if it is None.
+
+        Raises OSError if the kernel refuses the file.
+        """
         with self._lock:
             if node_id in self._nodes:
                 return
             number = PLAIN if fd is None else device.open_backing(self._fuse, fd)
-            self._note(node_id, number)
-            self._nodes[node_id] = _Backing(number, kept)
-            idle = [node for node, backing in self._nodes.items() if not backing.opens and not backing.inherited]
+            self._record(node_id, number)
+            self._nodes[node_id] = _PassthroughFile(number, cached)
+            idle = [node for node, file in self._nodes.items() if not file.opens and not file.inherited]
             for node in idle[: max(0, len(idle) - IDLE_MAX)]:
                 self._remove(node)
 
-    def released(self, node_id: int, handle: int) -> None:
+    def release(self, node_id: int, handle: int) -> None:
+        """A process has closed the file handle."""
         if handle >> 32 != self._generation:
             return
         with self._lock:
-            backing = self._nodes.get(node_id)
-            if backing is None:
+            file = self._nodes.get(node_id)
+            if file is None:
                 return
-            backing.opens -= 1
-            if backing.number == PLAIN and not backing.opens and not backing.inherited:
-                self._remove(node_id)  # the next time there may be room
+            file.opens -= 1
+            if file.number == PLAIN and not file.opens and not file.inherited:
+                self._remove(node_id)  # the next time the disk may have room
 
-    def forgotten(self, node_ids: list[int]) -> None:
-        """The kernel has dropped these nodes: none of them is open."""
+    def forget(self, node_ids: list[int]) -> None:
+        """Drop these nodes, which the kernel has forgotten, except those that have been opened again."""
         if not self._nodes:
             return
         with self._lock:
             for node_id in node_ids:
-                backing = self._nodes.get(node_id)
-                if backing is not None and not backing.opens:
+                file = self._nodes.get(node_id)
+                if file is not None and not file.opens:
                     self._remove(node_id)
 
     def sweep(self) -> list[int]:
-        """Let go of what was evicted and is not open. The nodes that are left of an earlier worker, for the kernel to forget."""
+        """Close evicted files that are not open. Returns the nodes of earlier workers, which the kernel should forget."""
         with self._lock:
-            known = dict(self._nodes)
-        for node_id, backing in known.items():
-            if backing.kept is None:
+            nodes = dict(self._nodes)
+        for node_id, file in nodes.items():
+            if file.cached is None:
                 continue
-            if backing.opens or backing.used:
-                backing.used = False
-                backing.kept.touch()
-            if backing.kept.is_evicted():
-                self._let_go(node_id, backing)
-        return [node_id for node_id, backing in known.items() if backing.inherited and not backing.opens]
-
-    def _let_go(self, node_id: int, backing: _Backing) -> None:
-        with self._lock:
-            if self._nodes.get(node_id) is backing and not backing.opens:
-                self._remove(node_id)
+            if file.opens or file.used:
+                file.used = False
+                file.cached.touch()
+            if file.cached.is_evicted():
+                self.forget([node_id])
+        return [node_id for node_id, file in nodes.items() if file.inherited and not file.opens]
 
     def _remove(self, node_id: int) -> None:
-        backing = self._nodes.pop(node_id)
-        self._note(node_id, _GONE)
-        if backing.number != PLAIN:
-            with suppress(OSError):  # the connection is gone, and all of them with it
-                device.close_backing(self._fuse, backing.number)
+        file = self._nodes.pop(node_id)
+        self._record(node_id, _REMOVED)
+        if file.number != PLAIN:
+            with suppress(OSError):  # the connection has ended, which closes all files
+                device.close_backing(self._fuse, file.number)
 
-    def _note(self, node_id: int, number: int) -> None:
+    def _record(self, node_id: int, number: int) -> None:
         self._end += os.pwrite(self._fd, _RECORD.pack(node_id, number), self._end)
         if self._end > _FILE_MAX:
-            self._shorten()
+            self._compact()
 
-    def _restore(self) -> None:
-        numbers = self._noted()
-        self._nodes = OrderedDict((node, _Backing(number, inherited=True)) for node, number in numbers.items())
-
-    def _noted(self) -> dict[int, int]:
-        """What is in the file, in the order in which it was noted; and where the next record goes."""
+    def _recorded(self) -> dict[int, int]:
+        """Read the records: the number of each node, in the order of the records. Sets where the next record goes."""
         data = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
-        self._end = len(data) // _RECORD.size * _RECORD.size  # one that was never finished is written over
+        self._end = len(data) // _RECORD.size * _RECORD.size  # an incomplete record is overwritten
         numbers: dict[int, int] = {}
         for node_id, number in _RECORD.iter_unpack(data[: self._end]):
             numbers.pop(node_id, None)
-            if number != _GONE:
+            if number != _REMOVED:
                 numbers[node_id] = number
         return numbers
 
-    def _shorten(self) -> None:
-        """Killed in the midst of it, it is read right all the same: no record is moved towards the end, so each is either among
-        what was written or where it was, and what is left behind is what was noted last.
+    def _compact(self) -> None:
+        """Leave out the records that are not valid any more.
+
+        If the process is killed meanwhile, the file is still read correctly: records only move towards the beginning, so each one
+        is either in the part that was written or at its old place, and the last records come last.
         """
-        records = b"".join(_RECORD.pack(*record) for record in self._noted().items())
+        records = b"".join(_RECORD.pack(*record) for record in self._recorded().items())
         self._end = os.pwrite(self._fd, records, 0)
         os.ftruncate(self._fd, self._end)

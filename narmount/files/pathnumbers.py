@@ -1,14 +1,15 @@
-"""Which store path has which number. Node ids are made of these numbers, and the kernel keeps node ids over a change of worker.
+"""The numbers of store paths. Node ids are made of them, and the kernel keeps node ids when the worker changes.
 
-The table is a file that only grows, a line a row, and outlives every worker: all of them inherit the same open file. A line is
+The table is a memory file that only grows, with one line per row. All workers inherit the same open file. A line is
 
     <mark><base name> <identity> <record>
 
-The mark is ``?`` until the path has been seen: so far only its store says that it is there. The identity tells what the row is of:
-another NAR of the same name, or a listing that turned out to be wrong, takes another row.
-The record (a line of ASCII) is what is known of the path: a next worker needs no store to go on with what is on disk.
+The mark is ``?`` until the path has been seen; until then, only its store says that the path exists. The identity identifies the
+contents: another NAR of the same name gets another row, and so does a listing that replaces a wrong one. The record is one line of
+ASCII with what is known of the path, so that the next worker can open what is cached without a store.
 """
 
+import errno
 import fcntl
 import os
 import threading
@@ -16,46 +17,46 @@ from array import array
 from collections.abc import Callable, Iterator
 
 ROWS_MAX = 200_000
-"""Rows of one mount; some 200 bytes of memory each here, and 1 or 2 KiB in the file, which is in memory as well."""
+"""Rows of one mount; each takes about 200 bytes in the worker and 1 to 2 KiB in the memory file."""
 
 
 _PROMISED, _SEEN = "?", "."
 
 
-class TooManyNames(Exception):
+class TooManyPaths(OSError):
     """The table is full."""
 
 
-class Names:
-    """The table in the file ``fd``. Thread-safe, and safe among processes that have the file open."""
+class PathNumbers:
+    """The table in the file ``fd``. Several threads and processes may use it."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._lock = threading.Lock()
         self._rows: list[tuple[str, str]] = []  # base name, identity
-        self._starts = array("Q", [0])  # of each row's line in the file, and where the next one will be
+        self._starts = array("Q", [0])  # offset of each row's line in the file, and of the next line
         self._newest: dict[str, int] = {}
         self._promised: set[int] = set()
         with self._lock:
-            self._changed(lambda: None)
+            self._update(lambda: None)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def row(self, base_name: str) -> int | None:
-        """The newest row of that store path; rows count from 1."""
+        """Return the newest row of the store path, or None. Rows count from 1."""
         return self._newest.get(base_name)
 
     def base_name(self, row: int) -> str:
-        """Raises KeyError for a row that there is not."""
+        """Raises KeyError if there is no such row."""
         return self._row(row)[0]
 
     def identity(self, row: int) -> str:
-        """Raises KeyError."""
+        """Raises KeyError if there is no such row."""
         return self._row(row)[1]
 
     def record(self, row: int) -> str:
-        """Raises KeyError."""
+        """Raises KeyError if there is no such row."""
         base_name, identity = self._row(row)
         start, stop = self._starts[row - 1 : row + 1]
         line = os.pread(self._fd, stop - start, start).decode("ascii")
@@ -63,18 +64,18 @@ class Names:
 
     def _row(self, row: int) -> tuple[str, str]:
         if not 0 < row <= len(self._rows):
-            with self._lock:  # another worker may have added it
-                self._changed(lambda: None)
+            with self._lock:  # another worker may have added the row
+                self._update(lambda: None)
         if not 0 < row <= len(self._rows):
             raise KeyError(row)
         return self._rows[row - 1]
 
     def is_newest(self, row: int) -> bool:
-        """Raises KeyError."""
+        """Raises KeyError if there is no such row."""
         return self._newest.get(self.base_name(row)) == row
 
     def newest(self, start: int) -> Iterator[tuple[int, str]]:
-        """Each store path that has been seen once, by its newest row, from row ``start`` on."""
+        """Return row and base name of each store path that has been seen, at its newest row, from row ``start`` on."""
         for row in range(max(1, start), len(self._rows) + 1):
             base_name = self._rows[row - 1][0]
             if self._newest[base_name] == row and self.is_seen(row):
@@ -84,9 +85,9 @@ class Names:
         return row not in self._promised
 
     def add(self, base_name: str, identity: str, record: str, *, seen: bool = True) -> int:
-        """The row of that store path with that identity, now its newest. Raises TooManyNames and OSError."""
+        """Return the row of the store path with that identity, and make it the newest. Raises TooManyPaths and OSError."""
         with self._lock:
-            self._changed(lambda: self._append(base_name, identity, record, seen=seen))
+            self._update(lambda: self._append(base_name, identity, record, seen=seen))
             return self._newest[base_name]
 
     def _append(self, base_name: str, identity: str, record: str, *, seen: bool) -> None:
@@ -97,26 +98,26 @@ class Names:
                 self._promised.discard(newest)
             return
         if len(self._rows) >= ROWS_MAX:
-            raise TooManyNames(f"more than {ROWS_MAX} store paths were looked up in this mount")
+            raise TooManyPaths(errno.ENFILE, f"more than {ROWS_MAX} store paths were looked up in this mount")
         line = f"{_SEEN if seen else _PROMISED}{base_name} {identity} {record}\n"
         os.pwrite(self._fd, line.encode("ascii"), self._starts[-1])
-        self._take_in(line)
+        self._read_line(line)
 
-    def _changed(self, change: Callable[[], None]) -> None:
-        """Read what others have added, and make a change, while they can't."""
+    def _update(self, change: Callable[[], None]) -> None:
+        """Lock the file, read the lines that other processes have added, and call ``change``."""
         fcntl.lockf(self._fd, fcntl.LOCK_EX)
         try:
             read, size = self._starts[-1], os.fstat(self._fd).st_size
             if size > read:
                 new = os.pread(self._fd, size - read, read).decode("ascii")
                 for line in new.splitlines(keepends=True):
-                    if line.endswith("\n"):  # of a torn one nobody has heard: it is written over
-                        self._take_in(line)
+                    if line.endswith("\n"):  # an incomplete line has no row yet, and is overwritten
+                        self._read_line(line)
             change()
         finally:
             fcntl.lockf(self._fd, fcntl.LOCK_UN)
 
-    def _take_in(self, line: str) -> None:
+    def _read_line(self, line: str) -> None:
         base_name, identity, _record = line[1:].split(" ", 2)
         self._rows.append((base_name, identity))
         self._starts.append(self._starts[-1] + len(line))

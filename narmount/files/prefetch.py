@@ -1,4 +1,4 @@
-"""Closures that are fetched ahead, in the background: a store path and all that it refers to, and so on."""
+"""Prefetching closures in the background: a store path, its references, their references, and so on."""
 
 import logging
 import threading
@@ -10,46 +10,43 @@ from narcore.lookup.pathinfo import PathInfo
 
 log = logging.getLogger("narmount")
 
-THREADS = 2  # beside them, those who wait for a store path just now shall get their turn
-PATHS_MAX = 100_000  # of all closures together; the largest systems have some 10,000
+THREADS = 2  # few, so that processes that wait for a store path now are not delayed
+PATHS_MAX = 100_000  # of all closures together; the largest systems have about 10,000
 
 Fetch = Callable[[str], PathInfo | None]
 
 
 class Prefetch:
-    """``fetch`` makes one store path available, by its base name, and waits for that; None if no store has it. Thread-safe."""
+    """A queue of store paths, and threads that fetch them. ``fetch`` fetches one by its base name. Thread-safe."""
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
         self._changed = threading.Condition()
         self._queue: deque[str] = deque()
-        self._seen: set[str] = set()  # since the queue was empty
+        self._seen: set[str] = set()  # store paths added since the queue was empty
         self._busy = 0
-        self._threads: list[threading.Thread] = []
+        self._threads = 0
 
     @property
     def pending(self) -> int:
-        """Store paths that are still to be fetched, as far as they are known yet."""
+        """The number of store paths that still have to be fetched, as far as known."""
         return len(self._queue) + self._busy
 
     def add(self, base_names: Sequence[str]) -> None:
+        """Have these store paths and their closures fetched. Returns immediately."""
         with self._changed:
             for name in base_names:
                 self._add(name)
-            if not self._threads:
-                self._threads = [
-                    threading.Thread(target=self._run, name=f"prefetch-{number}", daemon=True)
-                    for number in range(THREADS)
-                ]
-                for thread in self._threads:
-                    thread.start()
+            for number in range(self._threads, THREADS):
+                threading.Thread(target=self._run, name=f"prefetch-{number}", daemon=True).start()
+            self._threads = THREADS
             self._changed.notify_all()
 
     def _add(self, name: str) -> None:
         if name in self._seen:
             return
         if len(self._seen) >= PATHS_MAX:
-            log.warning("%s is not fetched ahead: there are %d store paths to fetch already", name, PATHS_MAX)
+            log.warning("%s: %d store paths are waiting; not prefetching it", name, PATHS_MAX)
             return
         self._seen.add(name)
         self._queue.append(name)
@@ -71,13 +68,13 @@ class Prefetch:
                 self._changed.notify_all()
 
     def _references(self, name: str) -> Sequence[str]:
-        """Fetch the store path; what it refers to."""
+        """Fetch the store path, and return its references."""
         try:
             info = self._fetch(name)
         except (NarcoreError, OSError) as error:
-            log.warning("%s could not be fetched ahead: %s", name, error)
+            log.warning("%s: %s; not prefetching it", name, error)
             return ()
         if info is None:
-            log.warning("%s could not be fetched ahead: no store has it", name)
+            log.warning("%s: no store has it; not prefetching it", name)
             return ()
         return info.narinfo.references

@@ -4,5 +4,5 @@
 
     protocol   what the kernel's bytes mean         syscalls      mount(2) and umount2(2)
     device     /dev/fuse, fusermount3               mountinfo     what is mounted
-    server     requests off the device, answers     fatalsignals  whether a process that waits is about to end
+    server     reads requests, sends answers        fatalsignals  whether a waiting process is being killed
 """

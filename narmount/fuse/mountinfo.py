@@ -1,4 +1,4 @@
-"""What is mounted, as /proc/self/mountinfo tells (proc_pid_mountinfo(5)). No file system is asked, and so nothing can hang."""
+"""What is mounted, from /proc/self/mountinfo (proc_pid_mountinfo(5)). This asks no file system, so it can't hang."""
 
 import os
 import re
@@ -9,13 +9,15 @@ from pathlib import Path
 from narmount.fuse.syscalls import SOURCE
 
 _MOUNTINFO = Path("/proc/self/mountinfo")
-_ESCAPE = re.compile(rb"\\([0-7]{3})")  # white space, # and the backslash
+_ESCAPE = re.compile(rb"\\([0-7]{3})")  # the kernel escapes white space, # and the backslash
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """``device`` is ``major:minor`` of the file system, ``root`` what of it is shown. ``options`` are those of this mount,
-    ``super_options`` those of the file system.
+    """A line of mountinfo.
+
+    ``device`` is the ``major:minor`` of the file system, and ``root`` the directory of it that is mounted. ``options`` belong to
+    the mount, ``super_options`` to the file system.
     """
 
     id: int
@@ -30,8 +32,8 @@ class Mount:
 
     @classmethod
     def parse(cls, line: bytes) -> "Mount":
-        """Raises ValueError."""
-        about_mount, separator, about_fs = line.partition(b" - ")  # optional fields end here
+        """Raises ValueError if it is not a line of mountinfo."""
+        about_mount, separator, about_fs = line.partition(b" - ")  # this ends the optional fields
         if not separator:
             raise ValueError(f"not a line of mountinfo: {line[:200]!r}")
         number, parent, device, root, target, options, *_ = about_mount.split(b" ")
@@ -50,45 +52,43 @@ class Mount:
 
 
 def mounts() -> list[Mount]:
-    """All that the process can see, those that are on top of others behind them. Raises OSError without /proc."""
+    """Return all mounts that this process can see; a mount on top of another comes after it. Raises OSError without /proc."""
     return [Mount.parse(line) for line in mountinfo_lines(_MOUNTINFO)]
 
 
 def mountinfo_lines(path: Path) -> list[bytes]:
-    """Of a file. A path in one may hold what ends a line elsewhere: of those, the kernel escapes the newline. Raises OSError."""
+    """Return the lines of a mountinfo file. Raises OSError.
+
+    Only a newline ends a line: the kernel escapes it in paths, but not other characters at which `str.splitlines` splits.
+    """
     return path.read_bytes().removesuffix(b"\n").split(b"\n")
 
 
 def mounts_at(target: Path) -> list[Mount]:
-    """Those at ``target``, the one that is seen last.
+    """Return the mounts at ``target``. The last one is on top of the others."""
+    path = absolute(target)
+    return [mount for mount in mounts() if mount.target == path]
 
-    The path is made absolute by its text alone: following its links could ask a file system that does not answer.
-    """
-    absolute = Path(os.path.abspath(target))  # noqa: PTH100  pathlib keeps ..
-    return [mount for mount in mounts() if mount.target == absolute]
+
+def absolute(path: Path) -> Path:
+    """Make the path absolute by its text alone: following links could ask a file system that does not answer."""
+    return Path(os.path.abspath(path))  # noqa: PTH100  pathlib keeps ..
 
 
 def ours_at(target: Path) -> Mount | None:
-    """What is seen at the target, if nar-serve has mounted it."""
-    there = mounts_at(target)
-    return there[-1] if there and is_ours(there[-1]) else None
+    """Return the topmost mount at the target if it is a mount of nar-serve, else None."""
+    found = mounts_at(target)
+    return found[-1] if found and is_ours(found[-1]) else None
 
 
 def is_ours(mounted: Mount) -> bool:
     return mounted.source == SOURCE and mounted.fs_type.startswith("fuse")
 
 
-def mount_of(path: Path, among: Iterable[Mount] | None = None) -> Mount:
-    """Return the mount that contains ``path``, which must be absolute and free of links.
-
-    ``among`` is what is mounted; without it, the mounts of this process. Raises LookupError if none of them contains the path:
-    in a chroot, the mount of / is not listed.
-    """
-    found = mounts() if among is None else among
-    holding = [mount for mount in found if path == mount.target or mount.target in path.parents]
-    if not holding:
-        raise LookupError(f"no mount contains {path}")
-    deepest = max(len(mount.target.parts) for mount in holding)
+def mount_of(path: Path) -> Mount:
+    """Return the mount that ``path`` is in, which has to be absolute and without links. Raises LookupError without a root mount."""
+    holding = [mount for mount in mounts() if path.is_relative_to(mount.target)]
+    deepest = max((len(mount.target.parts) for mount in holding), default=0)
     return [mount for mount in holding if len(mount.target.parts) == deepest][-1]
 
 

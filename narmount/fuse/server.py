@@ -1,14 +1,14 @@
-"""Requests off the device, and answers to it.
+"""The request loop: reads requests from the device and writes the answers.
 
-What can be answered out of memory or off the disk is answered on the thread that reads the device. What has to wait for a store
-raises `Slow`: the work is done once, on another thread, however many wait for it, and then each of the requests is tried again.
-Nobody waits for ever: when no progress was seen for the deadline, those who wait get EIO, and the work goes on without them.
+The thread that reads a request answers it if memory or the disk suffices. A request that has to wait for a store raises `Slow`:
+other threads do the work, once for all requests that wait for it, and then each of these requests is tried again. If the work makes
+no progress for the deadline, the requests get EIO, and the work continues without them.
 
-A process that is killed while it waits is let go at once (FUSE_INTERRUPT); work that was begun goes on. Any other signal waits
-until the request has been answered.
+A process that is killed while it waits gets its answer immediately (FUSE_INTERRUPT), and the work continues. Other signals have no
+effect before the request has been answered.
 
-All threads read the same descriptor, never a clone of it: what was read from a clone is lost when the clone is closed, and so could
-not be sent again (FUSE_NOTIFY_RESEND) to the worker that takes the place of one that died.
+All threads read the same descriptor, never a clone of it: when a worker dies, the kernel sends its unanswered requests again to the
+next worker (FUSE_NOTIFY_RESEND), except those that were read from a clone, which are lost when the clone is closed.
 """
 
 import errno
@@ -24,46 +24,47 @@ from typing import Protocol
 
 from narcore.errors import NarcoreError
 from narmount.fuse import protocol
-from narmount.fuse.fatalsignals import is_dying
+from narmount.fuse.fatalsignals import has_fatal_signal
 from narmount.fuse.protocol import Agreed, Notify, Opcode
 
 log = logging.getLogger("narmount")
 
-READERS = 2  # one reads the device while another waits for the disk; more of them only wait for the interpreter's lock
-WORKERS = 64  # of each kind of work, such as looking names up; the downloads among it are bounded by NAR_MAX_FILLS
-TRIES = 3  # what was just fetched may be evicted before it is used
+READERS = 2  # one reads the device while the other waits for the disk; more would only wait for the GIL
+WORKERS = 64  # threads for each kind of work, such as lookups; NAR_MAX_FILLS limits the downloads among it
+TRIES = 3  # a NAR may be evicted between its fetch and the next try
 SWEEP_SECONDS = 0.25
 
-# After a failure the same is not tried again for so long. The kernel asks again at once when reading ahead has failed, and a
-# process that gets EIO often does.
+# Work that has failed is not tried again for this long. The kernel repeats a failed read-ahead immediately, and so do many
+# processes that get EIO.
 FAILURE_SECONDS = 1.0
 FAILURES_MAX = 10_000
 
-AHEAD_MAX = 1000  # far more than there are threads that could be about to have a request wait
+EARLY_INTERRUPTS_MAX = 1000  # far more than there are threads that may have just read a request
 
+# Requests that are not for the file system. As numbers, since every request is compared, and enum members are slow.
+_INTERNAL = frozenset(map(int, (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.DESTROY)))
 
-# The rest is for the file system. Looked up by number: this is asked for each request, and an enum's member takes its time.
-_OURS = frozenset(map(int, (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.DESTROY)))
+_NAMES = {opcode.value: opcode.name.lower() for opcode in Opcode}
 
 Key = tuple[object, ...]
 
 
 class Slow(Exception):
-    """``work`` has to be done before the request can be answered; ``progress`` is a number that changes while it gets on.
+    """Raised if ``work`` has to be done before a request can be answered.
 
-    The ``key`` says what is done, and on what: it is for the log, too. Each kind of work has threads of its own: however many
-    look-ups hang, what is on disk is read.
+    ``progress`` returns a number that changes while the work makes progress. ``key`` is the kind of work and what it is done on,
+    also for the log. Each kind of work has its own threads, so that lookups that hang don't block reads of the disk.
     """
 
     def __init__(self, key: Key, work: Callable[[], None], progress: Callable[[], int] = lambda: 0) -> None:
-        super().__init__(key)
+        super().__init__(" ".join(map(str, key)))
         self.key = key
         self.work = work
         self.progress = progress
 
 
 class Operations(Protocol):
-    """What a file system answers: the body. Raises OSError with an errno, or Slow."""
+    """What a file system implements. ``answer`` returns the body of the answer. It raises OSError with an errno, or Slow."""
 
     def answer(self, opcode: int, node_id: int, body: memoryview) -> bytes: ...
 
@@ -84,13 +85,16 @@ class _Waiting:
 @dataclass(slots=True)
 class _Job:
     slow: Slow
-    moved: float
-    seen: int = 0
+    changed: float  # when progress was seen last
+    progress: int = 0
     waiting: dict[int, _Waiting] = field(default_factory=dict)
 
 
-class Server:
-    """Serves one connection, from one process. ``resumed``: another worker has served it before."""
+class FuseServer:
+    """Serves one connection in one process.
+
+    ``deadline`` is in seconds. ``resumed`` says that another worker has served the connection before.
+    """
 
     def __init__(
         self,
@@ -111,8 +115,8 @@ class Server:
         self._lock = threading.Lock()
         self._jobs: dict[Key, _Job] = {}
         self._waiting: dict[int, Key] = {}
-        self._interrupted: set[int] = set()  # of those that wait: got a signal, which may be followed by a deadly one
-        self._ahead: OrderedDict[int, None] = OrderedDict()  # interrupts read before the request was seen to wait
+        self._interrupted: set[int] = set()  # waiting requests whose process got a signal; a fatal one may follow
+        self._early_interrupts: OrderedDict[int, None] = OrderedDict()  # of requests that were not waiting yet
         self._failed: dict[Key, float] = {}
         self._first_unique: int | None = None
         self._pools: dict[object, ThreadPoolExecutor] = {}
@@ -123,10 +127,10 @@ class Server:
         self.errors = 0
         self.last_error: dict[str, object] | None = None
 
-    # --- from outside
+    # --- for the worker
 
     def serve(self) -> None:
-        """Until the file system is unmounted, or this worker has been told to stop."""
+        """Answer requests until the file system is unmounted or `stop` is called."""
         if self._resumed and self._agreed.resend:
             self.notify(Notify.RESEND)
         for number in range(READERS):
@@ -135,35 +139,36 @@ class Server:
             self._sweep()
 
     def stop(self) -> None:
-        """Take no new requests, answer those that wait, and end: for a successor, which sees none of ours.
+        """End `serve`, so that the next worker takes over.
 
-        Where requests can be sent again, nothing needs to be waited for.
+        If the kernel can send requests again, the next worker answers the unanswered ones. Otherwise this first answers all
+        requests that were read.
         """
         self._draining = True
         if self._agreed.resend:
             self._ended.set()
 
     def notify(self, code: Notify, body: bytes = b"") -> None:
+        """Send the kernel a notification, unless the kernel does not know this one."""
+        if code == Notify.PRUNE and not self._agreed.prune:
+            return
         try:
             os.write(self._fd, protocol.notification(code, body))
         except OSError as error:
-            # ENOENT: the kernel does not know that node or name (any more), and so has nothing to drop.
+            # ENOENT: the kernel does not know the node, so it has nothing to drop.
             if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENOTDIR):
-                log.warning("notifying the kernel (%s) failed: %s", code.name, error.strerror)
+                log.warning("could not notify the kernel (%s): %s", code.name, error.strerror)
 
     @property
     def waiting(self) -> int:
         return len(self._waiting)
 
     def counts(self) -> dict[str, int]:
-        """Requests so far, by the names of their opcodes."""
-        total: Counter[int] = Counter()
-        for counter in self._counts:
-            total.update(counter.copy())
-        names = {opcode.value: opcode.name.lower() for opcode in Opcode}
+        """Return the number of requests so far by the name of their opcode."""
         found: Counter[str] = Counter()
-        for opcode, count in total.items():
-            found[names.get(opcode, "other")] += count
+        for counter in self._counts:
+            for opcode, count in counter.copy().items():
+                found[_NAMES.get(opcode, "other")] += count
         return dict(sorted(found.items()))
 
     # --- reading
@@ -180,30 +185,31 @@ class Server:
                     break
                 _, opcode, unique, node_id, _, _, thread_id, *_ = protocol.REQUEST.unpack_from(buffer)
                 counts[opcode] += 1
-                self._take(opcode, unique, node_id, thread_id, view[protocol.REQUEST.size : size])
+                self._dispatch(opcode, unique, node_id, thread_id, view[protocol.REQUEST.size : size])
         except BaseException:
-            log.exception("a thread that reads requests has ended")
+            log.exception("a thread that reads requests has failed; the worker ends")
             raise
         finally:
             if not self._draining:
                 self._ended.set()
 
     def _read(self, buffers: list[bytearray]) -> int | None:
-        """None when there is no more to come."""
+        """Read a request into the buffer. Returns its size, or None at the end of the connection."""
         while True:
             try:
                 return os.readv(self._fd, buffers)
             except OSError as error:
-                # Unmounted; or ended by way of /sys/fs/fuse/connections.
+                # The file system was unmounted, or aborted through /sys/fs/fuse/connections.
                 if error.errno in (errno.ENODEV, errno.ECONNABORTED):
                     return None
-                if error.errno not in (errno.EINTR, errno.ENOENT, errno.EAGAIN):  # interrupted before it was read
+                # The request was interrupted before it was read.
+                if error.errno not in (errno.EINTR, errno.ENOENT, errno.EAGAIN):
                     raise
 
-    def _take(self, opcode: int, unique: int, node_id: int, thread_id: int, body: memoryview) -> None:
+    def _dispatch(self, opcode: int, unique: int, node_id: int, thread_id: int, body: memoryview) -> None:
         if self._first_unique is None:
             self._first_unique = unique
-        if opcode not in _OURS:
+        if opcode not in _INTERNAL:
             self._handle(opcode, unique, node_id, thread_id, body, 0)
         elif opcode == Opcode.INTERRUPT:
             self._interrupt(protocol.INTERRUPT.unpack_from(body)[0])
@@ -219,12 +225,12 @@ class Server:
             if tries < TRIES:
                 self._defer(slow, _Waiting(unique, thread_id, opcode, node_id, bytes(body), tries, self._clock()))
                 return
-            log.warning("%s: what is fetched is gone again before it can be used", _named(slow.key))
+            log.warning("%s: evicted before it could be read, %d times in a row; answering EIO", slow, TRIES)
             self._refuse(unique, errno.EIO)
         except OSError as error:
             self._refuse(unique, error.errno or errno.EIO)
         except Exception:
-            log.exception("a request (opcode %d) could not be answered", opcode)
+            log.exception("could not answer a request (opcode %d)", opcode)
             self._refuse(unique, errno.EIO)
         else:
             self._send(unique, 0, found)
@@ -238,27 +244,26 @@ class Server:
         try:
             os.writev(self._fd, (protocol.answer(unique, number, len(body)), body))
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV):  # nobody waits for it any more
+            if error.errno not in (errno.ENOENT, errno.ENODEV):  # the request was aborted, or the file system unmounted
                 raise
 
-    # --- what takes long
+    # --- work that takes long
 
     def _defer(self, slow: Slow, waiting: _Waiting) -> None:
         with self._lock:
-            if self._failed.get(slow.key, 0.0) > self._clock():
-                failed, begun = True, False
-            else:
-                failed, begun = False, slow.key not in self._jobs
+            failed = self._failed.get(slow.key, 0.0) > self._clock()
+            begins = not failed and slow.key not in self._jobs
+            if not failed:
                 job = self._jobs.setdefault(slow.key, _Job(slow, waiting.since))
                 job.waiting[waiting.unique] = waiting
                 self._waiting[waiting.unique] = slow.key
-                if waiting.unique in self._ahead:
-                    del self._ahead[waiting.unique]
-                    self._interrupted.add(waiting.unique)  # which the next sweep looks at
+                if waiting.unique in self._early_interrupts:
+                    del self._early_interrupts[waiting.unique]
+                    self._interrupted.add(waiting.unique)  # for the next sweep
         if failed:
             self._refuse(waiting.unique, errno.EIO)
-        elif begun:
-            self._pool(slow.key[0]).submit(self._work, slow)
+        elif begins:
+            self._pool(slow.key[0]).submit(self._do_work, slow)
 
     def _pool(self, kind: object) -> ThreadPoolExecutor:
         with self._lock:
@@ -266,7 +271,7 @@ class Server:
                 self._pools[kind] = ThreadPoolExecutor(WORKERS, thread_name_prefix=str(kind))
             return self._pools[kind]
 
-    def _work(self, slow: Slow) -> None:
+    def _do_work(self, slow: Slow) -> None:
         if self._is_abandoned(slow.key):
             return
         failure = 0
@@ -274,36 +279,33 @@ class Server:
             slow.work()
         except OSError as error:
             failure = error.errno if error.errno in (errno.ESTALE, errno.ENFILE) else errno.EIO
-            self._say(slow.key, error.strerror or str(error))
+            self._report(slow, error.strerror or str(error))
         except NarcoreError as error:
             failure = errno.EIO
-            self._say(slow.key, str(error))
+            self._report(slow, str(error))
         except Exception:
             failure = errno.EIO
-            log.exception("%s", _named(slow.key))
+            log.exception("%s", slow)
         for waiting in self._end_job(slow.key, failed=bool(failure)):
             if failure:
                 self._refuse(waiting.unique, failure)
             else:
-                self._retry(waiting)
+                opcode, body = waiting.opcode, memoryview(waiting.body)
+                self._handle(opcode, waiting.unique, waiting.node_id, waiting.thread_id, body, waiting.tries + 1)
 
-    def _say(self, key: Key, why: str) -> None:
-        """To the log, and for who asks what has failed: a process is told no more than "Input/output error"."""
-        text = f"{_named(key)}: {why}"
+    def _report(self, slow: Slow, why: str) -> None:
+        """Log a failure, and keep it for --status: the process that reads only gets "Input/output error"."""
+        text = f"{slow}: {why}"
         log.warning("%s", text)
         self.last_error = {"at": time.time(), "text": text}
 
     def _is_abandoned(self, key: Key) -> bool:
-        """Whether all who waited were killed or have given up before it was begun: those who still wait get its turn."""
+        """Return whether no request waits any more for work that has not begun; the work is then dropped."""
         with self._lock:
             abandoned = not self._jobs[key].waiting
             if abandoned:
                 del self._jobs[key]
             return abandoned
-
-    def _retry(self, waiting: _Waiting) -> None:
-        unique, thread_id, body = waiting.unique, waiting.thread_id, memoryview(waiting.body)
-        self._handle(waiting.opcode, unique, waiting.node_id, thread_id, body, waiting.tries + 1)
 
     def _end_job(self, key: Key, *, failed: bool) -> list[_Waiting]:
         with self._lock:
@@ -321,32 +323,36 @@ class Server:
             self._failed[key] = self._clock() + FAILURE_SECONDS
 
     def _interrupt(self, unique: int) -> None:
-        """The kernel does not tell again, unless it is asked to (EAGAIN), and then it does so at once, and again and again."""
+        """A process that waits for the request got a signal.
+
+        The kernel reports each signal once. EAGAIN would make it repeat that, but immediately and in a loop.
+        """
         self.interrupts += 1
         if self._is_lost(unique):
             self._send(unique, errno.EINTR)
             return
         with self._lock:
-            known = unique in self._waiting
-            if known:
+            is_waiting = unique in self._waiting
+            if is_waiting:
                 self._interrupted.add(unique)
-            else:  # another thread has just read it, and may be about to have it wait; or it was answered
-                self._ahead[unique] = None
-                if len(self._ahead) > AHEAD_MAX:
-                    self._ahead.popitem(last=False)
-        if known:
-            self._let_go_the_dying()
+            else:  # another thread has just read it and may call _defer next; or it has been answered
+                self._early_interrupts[unique] = None
+                if len(self._early_interrupts) > EARLY_INTERRUPTS_MAX:
+                    self._early_interrupts.popitem(last=False)
+        if is_waiting:
+            self._answer_killed()
 
-    def _let_go_the_dying(self) -> None:
+    def _answer_killed(self) -> None:
+        """Answer the waiting requests of processes that are being killed."""
         with self._lock:
             self._interrupted &= self._waiting.keys()
             waiting = [self._jobs[self._waiting[unique]].waiting[unique] for unique in self._interrupted]
         for each in waiting:
-            if is_dying(each.thread_id) and self._forget(each.unique):
+            if has_fatal_signal(each.thread_id) and self._forget(each.unique):
                 self._send(each.unique, errno.EINTR)
 
     def _forget(self, unique: int) -> bool:
-        """Whether it was still waiting."""
+        """Stop waiting for a request. Returns whether it was waiting."""
         with self._lock:
             key = self._waiting.pop(unique, None)
             if key is None:
@@ -355,33 +361,30 @@ class Server:
             return True
 
     def _is_lost(self, unique: int) -> bool:
-        """Whether a worker before us has read it, and it can't be sent again: then we are the one to let its process go."""
+        """Return whether an earlier worker has read the request and the kernel can't send it again: nobody else will answer it."""
         return self._resumed and not self._agreed.resend and unique < (self._first_unique or 0)
 
     def _sweep(self) -> None:
+        """Answer the requests that have waited too long, and those of killed processes."""
         now = self._clock()
         overdue: list[_Waiting] = []
         with self._lock:
             for key, job in self._jobs.items():
-                seen = job.slow.progress()
-                if seen != job.seen:
-                    job.seen, job.moved = seen, now
-                late = [each for each in job.waiting.values() if now - max(each.since, job.moved) > self._deadline]
+                progress = job.slow.progress()
+                if progress != job.progress:
+                    job.progress, job.changed = progress, now
+                late = [each for each in job.waiting.values() if now - max(each.since, job.changed) > self._deadline]
                 for waiting in late:
                     del job.waiting[waiting.unique]
                     self._waiting.pop(waiting.unique, None)
                 if late:
-                    self._say(key, f"nothing has come for {self._deadline:g} s")
+                    self._report(job.slow, f"no progress for {self._deadline:g} s")
                     self._remember(key, failed=True)
                 overdue += late
             done = self._draining and not self._jobs
         for waiting in overdue:
             self._refuse(waiting.unique, errno.EIO)
         if self._interrupted:
-            self._let_go_the_dying()
+            self._answer_killed()
         if done:
             self._ended.set()
-
-
-def _named(key: Key) -> str:
-    return " ".join(map(str, key))

@@ -1,6 +1,6 @@
-"""mount(2) and umount2(2), through the C library: no program has to be there, and the GIL is not held while they wait.
+"""mount(2) and umount2(2), through the C library: this needs no other program, and does not hold the GIL while they wait.
 
-None of them asks a file system anything by its path, apart from what the kernel itself asks the layers of a new overlay.
+No function here accesses a file system by a path, except that the kernel itself reads the layers of a new overlay.
 """
 
 import ctypes
@@ -20,21 +20,21 @@ MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 
 _SAFE = MS_NOSUID | MS_NODEV
 
-# mount(2) takes a page of options, with the NUL at their end, and overlayfs splits them at these.
+# mount(2) takes one page of options, including the NUL. overlayfs splits options at these characters.
 _DATA_MAX = 4095
 _SPECIAL = frozenset(",:\\")
 
-# The next step, where the errno alone does not say it.
+# The next step, where the errno alone does not suggest it.
 _STEPS = {
     errno.EPERM: "it needs root (CAP_SYS_ADMIN), or a user namespace: unshare --user --map-root-user --mount",
     errno.EACCES: "it needs root (CAP_SYS_ADMIN), or a user namespace: unshare --user --map-root-user --mount",
-    errno.ENODEV: "this kernel does not know the file system; modprobe fuse or modprobe overlay loads it",
+    errno.ENODEV: "the kernel lacks the file system; modprobe fuse or modprobe overlay loads it",
     errno.ENOENT: "make the directory first",
-    errno.ENOTDIR: "it has to be a directory",
-    errno.ENOTCONN: "what was mounted there has died; nar-serve mount --unmount DIR removes it",
+    errno.ENOTDIR: "it is not a directory; name one",
+    errno.ENOTCONN: "the mount there is dead; nar-serve mount --unmount DIR removes it",
     errno.EBUSY: "something is using it; lsof or fuser -m shows what",
-    errno.ESTALE: "its layers were used for another overlay; give it new ones",
-    errno.ELOOP: "too many links, or file systems that are stacked upon each other",
+    errno.ESTALE: "its layers were used for another overlay; use new ones",
+    errno.ELOOP: "there are too many links, or too many file systems stacked on each other",
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -43,9 +43,9 @@ _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 
 
 def mount_fuse(fd: int, target: Path, *, allow_other: bool) -> None:
-    """Mount the file system that is answered for on ``fd``, an open /dev/fuse. Raises MountError.
+    """Mount the file system of the connection ``fd``, an open /dev/fuse, at ``target``. Raises MountError.
 
-    The kernel checks modes and owners (default_permissions): answers need not.
+    The kernel checks modes and owners (default_permissions), so answers need not.
     """
     options = (
         f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()},default_permissions,max_read={MAX_READ}"
@@ -59,33 +59,37 @@ def mount_fuse(fd: int, target: Path, *, allow_other: bool) -> None:
 
 
 def bind_read_only(source: Path, target: Path) -> None:
-    """Show ``source`` at ``target`` too: read-only, without set-user-ID programs and devices. Raises MountError."""
+    """Bind-mount ``source`` at ``target``: read-only, without set-user-ID programs and devices. Raises MountError."""
     what = f"can't mount {source} at {target}"
     try:
         _mount(str(source), target, None, MS_BIND, None)
     except OSError as error:
         raise _failure(what, error) from error
     try:
-        _mount(None, target, None, MS_BIND | MS_REMOUNT | MS_RDONLY | _SAFE, None)  # a bind takes no flags at first
+        _mount(
+            None, target, None, MS_BIND | MS_REMOUNT | MS_RDONLY | _SAFE, None
+        )  # with MS_BIND alone, other flags are ignored
     except OSError as error:
-        with suppress(OSError):
-            _unmount(target, MNT_DETACH)
+        with suppress(MountError):
+            unmount(target, lazy=True)
         raise _failure(f"{what} read-only", error) from error
 
 
 def mount_overlay(target: Path, *, name: str, lower: Path, upper: Path, work: Path, volatile: bool = True) -> None:
-    """Show ``lower``, with what is written kept in ``upper``. ``work`` is an empty directory beside ``upper``.
+    """Mount an overlay that shows ``lower`` and keeps changes in ``upper``. ``work`` is an empty directory beside ``upper``.
 
-    ``volatile``: nothing is ever synced to the disk (Linux 5.10), and after a crash the kernel refuses to mount ``upper`` and
-    ``work`` again. ``name`` is what mountinfo gives as the source. Raises MountError.
+    With ``volatile``, nothing is synced to the disk (Linux 5.10), and after a crash the kernel refuses to mount ``upper`` and
+    ``work`` again. ``name`` is the source that mountinfo shows. Raises MountError.
     """
     options = f"lowerdir={_layer(lower)},upperdir={_layer(upper)},workdir={_layer(work)}"
     if volatile:
         options += ",volatile"
     if not in_initial_user_namespace():
-        options += ",userxattr"  # trusted.* is for root outside of it
+        options += ",userxattr"  # only root of the initial user namespace may set trusted.* attributes
     if len(os.fsencode(options)) > _DATA_MAX:
-        raise MountError(f"can't mount {target}: the paths of its layers are longer than a page; use shorter ones")
+        raise MountError(
+            f"can't mount {target}: the paths of its layers are longer than a page (4 KiB); use shorter ones"
+        )
     try:
         _mount(name, target, "overlay", _SAFE, options)
     except OSError as error:
@@ -93,10 +97,10 @@ def mount_overlay(target: Path, *, name: str, lower: Path, upper: Path, work: Pa
 
 
 def flush_overlay(target: Path) -> None:
-    """Make an overlay forget which names it has not found in its lower layer, and what that lists. Raises MountError.
+    """Make an overlay forget the names that its lower layer did not have, and its cached directories. Raises MountError.
 
-    An overlay never asks again for a name that was not there once: the kernel expects no changes below. A remount drops its
-    cache of names, and disturbs nobody inside.
+    The kernel expects no changes of the lower layer, so an overlay never looks a missing name up again. A remount drops its cache
+    of names, and does not disturb programs that use the overlay.
     """
     try:
         _mount(None, target, None, MS_REMOUNT | _SAFE, None)
@@ -105,12 +109,13 @@ def flush_overlay(target: Path) -> None:
 
 
 def unmount(target: Path, *, lazy: bool = False) -> None:
-    """Unmount what is on top at ``target``; ``lazy``: out of sight at once, and gone when nobody uses it any more.
+    """Unmount the topmost mount at ``target``. Raises MountError, also if nothing is mounted there.
 
-    Raises MountError, also if nothing is mounted there.
+    With ``lazy``, the mount disappears immediately although it is in use, and ends when nothing uses it any more.
     """
     try:
-        _unmount(target, MNT_DETACH if lazy else 0)
+        if _libc.umount2(_bytes(target), (MNT_DETACH if lazy else 0) | UMOUNT_NOFOLLOW):
+            _raise_errno()
     except OSError as error:
         if error.errno == errno.EINVAL:
             raise MountError(f"can't unmount {target}: nothing is mounted there") from error
@@ -118,7 +123,7 @@ def unmount(target: Path, *, lazy: bool = False) -> None:
 
 
 def in_initial_user_namespace() -> bool:
-    """Also where there is no /proc, or the kernel has no user namespaces."""
+    """Return whether this is the initial user namespace. True also without /proc, and if the kernel has no user namespaces."""
     try:
         mapped = Path("/proc/self/uid_map").read_text()
     except OSError:
@@ -127,15 +132,8 @@ def in_initial_user_namespace() -> bool:
 
 
 def _mount(source: str | None, target: Path, fs_type: str | None, flags: int, options: str | None) -> None:
-    """Raises OSError."""
-    arguments = (_bytes(source), _bytes(target), _bytes(fs_type), flags, _bytes(options))
-    if _libc.mount(*arguments):
-        _raise_errno()
-
-
-def _unmount(target: Path, flags: int) -> None:
-    """Raises OSError."""
-    if _libc.umount2(_bytes(target), flags | UMOUNT_NOFOLLOW):
+    """Call mount(2). Raises OSError."""
+    if _libc.mount(_bytes(source), _bytes(target), _bytes(fs_type), flags, _bytes(options)):
         _raise_errno()
 
 
@@ -148,16 +146,16 @@ def _bytes(text: str | Path | None) -> bytes | None:
     if text is None:
         return None
     encoded = os.fsencode(text)
-    if b"\0" in encoded:  # the C library would see another path
+    if b"\0" in encoded:  # the C library would use the part before it as the path
         raise OSError(errno.EINVAL, "a NUL in a path")
     return encoded
 
 
 def _layer(path: Path) -> str:
-    """How such characters are escaped depends on the kernel's version and the option, so they are refused."""
+    """Return the path as text. Raises MountError for characters whose escapes depend on the kernel version and the option."""
     if _SPECIAL & {*str(path)}:
         raise MountError(
-            f"can't use {path} as a layer of an overlay: a path with , : or \\ can't be told to every kernel"
+            f"can't use {path} as a layer of an overlay: not every kernel accepts a path with , : or \\ there"
         )
     return str(path)
 

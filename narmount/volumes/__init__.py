@@ -1,19 +1,21 @@
-"""Views of a mount for containers: read-only, or an overlay that keeps what is written. For Kubernetes and Docker.
+"""Views of a mount for containers of Kubernetes and Docker: read-only, or an overlay that keeps what is written.
 
 ::
 
-    volumes   publish, unpublish, flush, recover         states    which volumes there are: a directory each, on disk
-    watcher   overlays see what was published late       targets   ids and paths from outside, checked once
-    prefetch  closures to fetch, told to the mount       trees     directories that containers have written to
-    liveness  whether the mounts answer                  removals  what is left of volumes goes, in the background
-    caches    the mounts, by command line                errors    why a volume can't be had
+    volumes   publish, unpublish, flush, recover        states      the states of volumes on disk, and their locks
+    request   parses what a pod or a container requests statefiles  reads and replaces small JSON files
+    watcher   shows overlays names that appear late     targets     checks ids and target paths
+    prefetch  asks a mount to fetch closures            trees       directories that containers have written to
+    liveness  checks that a mount answers               removals    removes files of volumes in the background
+    caches    parses --cache NAME=DIR                   errors      why a volume can't be mounted
 
-Nothing here asks the file system of a mount anything: it may not answer, and then neither would we. What is mounted is read from
-mountinfo, and whether a mount lives is seen at its control socket.
+The code here never accesses the file system of a mount, since the call would hang if the mount does. It reads from mountinfo what
+is mounted, and asks the control socket of a mount whether it answers.
 """
 
-from narmount.volumes.states import MODES, Mode, Volume
+from narmount.volumes.request import MODES, Mode, VolumeRequest
+from narmount.volumes.states import Volume
 from narmount.volumes.volumes import Volumes
 from narmount.volumes.watcher import Watcher
 
-__all__ = ["MODES", "Mode", "Volume", "Volumes", "Watcher"]
+__all__ = ["MODES", "Mode", "Volume", "VolumeRequest", "Volumes", "Watcher"]

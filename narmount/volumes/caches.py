@@ -1,4 +1,4 @@
-"""The mounts that volumes can show, as a command line names them: ``NAME=DIR``."""
+"""The mounts that volumes can show, as ``--cache NAME=DIR`` names them."""
 
 import os
 import re
@@ -12,14 +12,14 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 
 
 def parse_caches(texts: Iterable[str]) -> dict[str, Path]:
-    """By name, in their order; the first one is the default. Raises SettingsError, also if there is none."""
+    """Return the mounts by name, in the given order; the first is the default. Raises SettingsError if there is none."""
     caches: dict[str, Path] = {}
     for text in texts:
         name, _, directory = text.partition("=")
         if not directory or not _NAME.fullmatch(name):
             raise SettingsError(f"--cache {shown(text)} is not NAME=DIR; try --cache main=/srv/nix-store")
         if name in caches:
-            raise SettingsError(f"--cache {name} is there twice; give each cache a name of its own")
+            raise SettingsError(f"--cache {name} is given twice; give each cache its own name")
         caches[name] = real_path(Path(directory))
     if not caches:
         raise SettingsError("--cache NAME=DIR is missing: DIR is where nar-serve mount shows a binary cache")
@@ -27,6 +27,6 @@ def parse_caches(texts: Iterable[str]) -> dict[str, Path]:
 
 
 def real_path(directory: Path) -> Path:
-    """As mountinfo has it. What is mounted at ``directory`` itself is not touched: it may not answer."""
+    """Return the path as mountinfo has it. Does not access what is mounted at ``directory``, which may hang."""
     absolute = Path(os.path.abspath(directory))  # noqa: PTH100  pathlib keeps ..
     return Path(os.path.realpath(absolute.parent)) / absolute.name

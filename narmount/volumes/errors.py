@@ -1,27 +1,27 @@
-"""Why a volume can't be had. Each is a MountError, and its message has the next step."""
+"""Why an operation on a volume failed. The message of each error has the next step."""
 
 from narcore.errors import MountError
 
 
 class VolumeRefused(MountError):
-    """An id, a target or an option that can't be used: asking again for the same does not help."""
+    """An id, a target or an option is invalid. Repeating the call does not help."""
 
 
 class VolumeConflict(MountError):
-    """There is something else at the target already."""
+    """The target or the name is in use for something else."""
 
 
 class VolumeElsewhere(VolumeConflict):
-    """The volume is at another target."""
+    """The volume is mounted at another target."""
 
 
 class NoSuchVolume(MountError):
-    """There is no volume of that id, or not there."""
+    """There is no volume of that id, or it is not mounted at that target."""
 
 
 class VolumeBusy(MountError):
-    """Something else is done with the volume just now; asking again in a moment helps."""
+    """Another operation on the volume is in progress. Repeating the call in a moment helps."""
 
 
 class CacheDead(MountError):
-    """Nothing answers for the mount that the volume is to show."""
+    """The mount that the volume shows has died, or does not answer."""

@@ -1,8 +1,11 @@
-"""Whether the mounts answer. The kernel asks one when it becomes the lower layer of an overlay, and waits for it without an end.
+"""Checks that a mount answers before the kernel uses it.
 
-So each is asked before, at its control socket, by one caller at a time. That it does not answer holds for a moment: a mount that
-hangs then costs all who wait for it as long as one of them. And only so many may be in the kernel for one of them, in case that
-it answers there and nowhere else: the other threads are for those who want another one.
+When a mount becomes the lower layer of an overlay, the kernel sends it a request and waits for the response without a time limit.
+So the control socket of the mount is asked first. One caller at a time asks, and a negative answer stays valid for a moment:
+however many callers wait for a mount that hangs, they wait about as long as one of them would.
+
+A mount may answer at its control socket and still hang in the kernel. So the number of threads that use one mount is limited, which
+leaves threads for the other mounts.
 """
 
 import threading
@@ -16,45 +19,50 @@ from narcore.errors import MountError
 from narmount.daemon.control import read_status
 from narmount.volumes.errors import CacheDead
 
-ANSWER_SECONDS = 5.0  # a worker that was killed is replaced sooner
-HOLDS_SECONDS = 1.0
-AT_ONCE = 16  # for a mount that does not hang, one takes milliseconds
+ANSWER_SECONDS = 5.0  # a worker that was killed is replaced in less time
+VALID_SECONDS = 1.0  # how long a negative answer stays valid
+AT_ONCE = 16  # threads for one mount; if it does not hang, a thread takes milliseconds
 
 
 @dataclass(slots=True)
-class _Pulse:
+class _Cache:
     free: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(AT_ONCE))
     asking: threading.Lock = field(default_factory=threading.Lock)
-    missed: float = float("-inf")  # when it did not answer, by time.monotonic()
+    failed_at: float = float("-inf")  # by time.monotonic()
 
 
-class Pulses:
-    """Of the mounts of ``caches``. Thread-safe."""
+class Liveness:
+    """Whether the mounts of ``caches`` answer. Thread-safe."""
 
     def __init__(self, caches: Iterable[str]) -> None:
-        self._pulses = {cache: _Pulse() for cache in caches}
+        self._caches = {name: _Cache() for name in caches}
 
     @contextmanager
-    def taken(self, cache: str, control: Path) -> Iterator[None]:
-        """The kernel may be let ask it in here. ``control`` is its control socket. Raises CacheDead."""
-        pulse = self._pulses[cache]
-        if not pulse.free.acquire(timeout=ANSWER_SECONDS):
-            raise CacheDead(f"the mount of the cache {cache} does not answer, and {AT_ONCE} wait for it already")
+    def checked(self, name: str, control: Path) -> Iterator[None]:
+        """Enter a block in which the kernel may use the mount of a cache. ``control`` is the control socket of the mount.
+
+        Raises CacheDead if the mount does not answer, or if too many threads use it already.
+        """
+        cache = self._caches[name]
+        if not cache.free.acquire(timeout=ANSWER_SECONDS):
+            raise CacheDead(
+                f"the mount of the cache {name} does not answer, and {AT_ONCE} calls are waiting for it already"
+            )
         try:
-            _ask(pulse, cache, control)
+            _ask(cache, name, control)
             yield
         finally:
-            pulse.free.release()
+            cache.free.release()
 
 
-def _ask(pulse: _Pulse, cache: str, control: Path) -> None:
-    if not control.exists():  # nobody can be asked
+def _ask(cache: _Cache, name: str, control: Path) -> None:
+    if not control.exists():  # the mount has no socket to ask
         return
-    with pulse.asking:
-        if time.monotonic() - pulse.missed < HOLDS_SECONDS:
-            raise CacheDead(f"the mount of the cache {cache} does not answer")
+    with cache.asking:
+        if time.monotonic() - cache.failed_at < VALID_SECONDS:
+            raise CacheDead(f"the mount of the cache {name} does not answer")
         try:
             read_status(control, ANSWER_SECONDS)
         except MountError as error:
-            pulse.missed = time.monotonic()
-            raise CacheDead(f"the cache {cache}: {error}") from error
+            cache.failed_at = time.monotonic()
+            raise CacheDead(f"the cache {name}: {error}") from error

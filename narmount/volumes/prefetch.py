@@ -1,4 +1,4 @@
-"""Closures that a volume wants fetched ahead: told to the mount in the background, so that nobody waits for its answer."""
+"""Asks a mount to prefetch closures for a volume. This happens in the background, so publishing does not wait for the mount."""
 
 import logging
 from collections.abc import Sequence
@@ -9,34 +9,34 @@ from narcore.concurrency.background import WorkQueue
 from narcore.errors import MountError
 from narmount.daemon.control import ask_prefetch
 
-WISHES_MAX = 1000  # a mount that does not answer for long is one whose volumes can't be used either
-ANSWER_SECONDS = 30.0  # the mount answers at once, unless its worker is just being replaced
+REQUESTS_MAX = 1000  # waiting requests; volumes of a mount that does not answer for so long can't be used anyway
+ANSWER_SECONDS = 30.0  # a mount answers immediately, unless its worker is being replaced
 
 log = logging.getLogger("narmount.volumes")
 
 
-class _Wish(NamedTuple):
+class _Request(NamedTuple):
     volume_id: str
     socket: Path
     names: tuple[str, ...]
 
 
 class VolumePrefetch:
-    """Thread-safe. What fails is logged, and nothing else: a volume works without it."""
+    """The prefetch requests for one mount. Failures are only logged, since a volume works without prefetching. Thread-safe."""
 
     def __init__(self) -> None:
-        self._wishes = WorkQueue("ahead", _tell)
+        self._requests = WorkQueue("prefetch", _send)
 
     def ask(self, volume_id: str, socket: Path, names: Sequence[str]) -> None:
-        """``names`` are base names of store paths. Returns at once."""
-        if len(self._wishes) >= WISHES_MAX:
-            log.warning("volume %s: nothing is fetched ahead, since the mount does not answer", volume_id)
+        """Queue a request to prefetch the store paths whose base names are ``names``. Returns immediately."""
+        if len(self._requests) >= REQUESTS_MAX:
+            log.warning("volume %s: prefetch skipped, since the mount does not answer", volume_id)
             return
-        self._wishes.put(_Wish(volume_id, socket, tuple(names)))
+        self._requests.put(_Request(volume_id, socket, tuple(names)))
 
 
-def _tell(wish: _Wish) -> None:
+def _send(request: _Request) -> None:
     try:
-        ask_prefetch(wish.socket, wish.names, ANSWER_SECONDS)
+        ask_prefetch(request.socket, request.names, ANSWER_SECONDS)
     except (MountError, OSError) as error:
-        log.warning("volume %s: nothing is fetched ahead: %s", wish.volume_id, error)
+        log.warning("volume %s: prefetch failed: %s", request.volume_id, error)

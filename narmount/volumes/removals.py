@@ -1,6 +1,7 @@
-"""What containers have written goes with their volumes: as much as is quickly done at once, the rest in the background.
+"""Removes what containers have written to their volumes.
 
-It can be millions of files. Who asks for the next volume has to wait for none of them.
+It may be millions of files. So a call removes files only for a short time, and the rest is removed in the background: the next
+volume does not have to wait.
 """
 
 import logging
@@ -11,25 +12,25 @@ from pathlib import Path
 from narcore.concurrency.background import WorkQueue
 from narmount.volumes.trees import remove_tree
 
-AT_ONCE_SECONDS = 1.0  # so long a call takes part in it
+AT_ONCE_SECONDS = 1.0  # how long a call removes files itself
 
 log = logging.getLogger("narmount.volumes")
 
 
 class Removals:
-    """Thread-safe. What fails is logged: it is tried again at the next start, as is what was not finished."""
+    """Removes directories. Failures are logged; they and unfinished removals are retried at the next start. Thread-safe."""
 
     def __init__(self) -> None:
-        self._put_off = WorkQueue("removals", _remove)
+        self._deferred = WorkQueue("removals", _remove)
 
     def remove(self, directories: Iterable[Path]) -> None:
-        """Returns soon, whatever is in them."""
+        """Remove directories, or what is left of them after AT_ONCE_SECONDS in the background."""
         deadline = time.monotonic() + AT_ONCE_SECONDS
         for directory in directories:
             try:
                 remove_tree(directory, deadline - time.monotonic())
             except TimeoutError:
-                self._put_off.put(directory)
+                self._deferred.put(directory)
             except OSError as error:
                 _report(directory, error)
 

@@ -1,43 +1,42 @@
-"""Which volumes there are: ``<directory>/<id>/`` with ``state.json``, and ``upper`` and ``work`` of an overlay.
+"""The volumes of a state directory: ``<directory>/<id>/`` has ``state.json``, and ``upper`` and ``work`` of an overlay.
 
-A state is on the disk before its volume is mounted, and goes after it was unmounted: whatever is interrupted, what is mounted has
-a state. It is replaced as a whole, by rename(2).
+A state is written to the disk before its volume is mounted, and removed after the volume is unmounted. So every mounted volume
+has a state, wherever the process was interrupted.
 
-Names that begin with ``~`` are no ids: ``~locks`` has the locks, ``~gone-...`` is what is being removed.
+Names that begin with ``~`` are not ids: ``~locks`` holds the locks, and ``~gone-...`` is a directory that is being removed.
 """
 
 import fcntl
-import json
 import os
 import time
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Self
 
 from narcore.errors import MountError
-from narmount.volumes.errors import VolumeBusy, VolumeRefused
+from narmount.volumes.errors import VolumeBusy
+from narmount.volumes.request import MODES, Mode
+from narmount.volumes.statefiles import read_state, sync_directory, write_state
 from narmount.volumes.targets import check_id
 
-Mode = Literal["ro", "overlay"]
-MODES: tuple[Mode, ...] = ("ro", "overlay")
-
-# Files, made when they are needed, and never removed: so nobody holds one that is no longer there. Ids share them, but so few that
-# those whose mounts hang don't hold up others.
+# The locks are files that are created on demand and never removed, so no process holds a lock on a file that is gone. Ids share the
+# locks by their hash. There are enough of them that volumes whose mounts hang rarely block other volumes.
 LOCKS = 4096
-LOCK_SECONDS = 20.0  # what is done under a lock takes milliseconds, unless a disk hangs
-STATE_MAX = 64 * 1024
-
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+LOCK_SECONDS = 20.0  # an operation under a lock takes milliseconds, unless a disk hangs
 
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """``target`` is where it is mounted, or None for one that is kept, but not mounted. ``cache`` is the name of the mount that
-    it shows, ``device`` the device of that. ``group``: who may write besides root. ``keep``: what is written outlives a reboot.
+    """A volume as its state describes it.
+
+    ``target`` is where it is mounted, or None for a kept volume that is not mounted. ``cache`` is the name of the mount that it
+    shows, and ``device`` is the device of that mount. ``group`` may write to it, besides root. With ``keep``, what is written
+    outlives a reboot.
     """
 
     id: str
@@ -51,28 +50,26 @@ class Volume:
 
     @property
     def source(self) -> str:
-        """What mountinfo gives as the source of its overlay."""
+        """The source of its overlay in mountinfo."""
         return overlay_source(self.id)
 
-    def is_as(self, other: "Volume") -> bool:
-        """Whether it was asked for in the same way."""
-        return self._asked() == other._asked()
+    def has_options_of(self, other: "Volume") -> bool:
+        """Return whether both volumes were requested in the same way."""
+        return self._options() == other._options()
 
-    def _asked(self) -> tuple[object, ...]:
+    def _options(self) -> tuple[object, ...]:
         return self.id, self.target, self.cache, self.mode, self.group, self.keep
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), default=str)
-
     @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        """Raises ValueError, TypeError or KeyError for what ``to_json`` did not write."""
-        fields = json.loads(text)
+    def from_json(cls, volume_id: str, fields: Mapping[str, Any]) -> Self:
+        """Read what ``dataclasses.asdict`` made of that volume. Raises ValueError, TypeError, KeyError or VolumeRefused."""
         target, group, mode = fields["target"], fields["group"], fields["mode"]
+        if fields["id"] != volume_id:
+            raise ValueError("it describes another volume")
         if mode not in MODES or not isinstance(group, int | None):
             raise ValueError("not the state of a volume")
         return cls(
-            id=check_id(fields["id"]),
+            id=check_id(volume_id),
             target=None if target is None else Path(target),
             cache=str(fields["cache"]),
             mode=mode,
@@ -87,12 +84,8 @@ def overlay_source(volume_id: str) -> str:
     return f"nar-serve:{volume_id}"
 
 
-def current_boot_id() -> str:
-    return _BOOT_ID.read_text().strip()
-
-
 class States:
-    """Those in ``directory``, which is made when it is first needed. Of several processes one at a time has a volume's lock."""
+    """The states in ``directory``, which is created on demand. Several processes may share it: each volume has a lock."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -100,7 +93,7 @@ class States:
 
     @contextmanager
     def locked(self, volume_id: str) -> Iterator[None]:
-        """Nobody else, in this process or another, does something with that volume. Raises VolumeBusy if that takes long."""
+        """Lock a volume against other threads and processes. Raises VolumeBusy if that takes longer than LOCK_SECONDS."""
         self._make_directory()
         path = self._locks / f"{zlib.crc32(volume_id.encode()) % LOCKS:04}"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -111,35 +104,31 @@ class States:
             os.close(fd)
 
     def read(self, volume_id: str) -> Volume | None:
-        """None if there is none. Raises MountError if its state can't be read: it may be one to keep."""
+        """Return the state of a volume, or None if it has none.
+
+        Raises MountError if the state can't be read: the volume may be one to keep.
+        """
         path = self._state(volume_id)
         try:
-            with path.open("rb") as file:
-                volume = Volume.from_json(file.read(STATE_MAX))
-            if volume.id != volume_id:
-                raise ValueError("it is of another volume")
+            return read_state(path, partial(Volume.from_json, volume_id))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError, RecursionError, VolumeRefused) as error:
+        except MountError as error:
             step = f"if nothing in it is needed, unmount the volume and remove {path.parent}"
-            raise MountError(f"{path} can't be read ({error}); {step}") from error
-        return volume
+            raise MountError(f"{error}; {step}") from error
 
     def write(self, volume: Volume) -> None:
-        """On the disk when it returns. Raises OSError; then the old one is still there."""
+        """Replace the state of a volume. It is on the disk when the method returns. Raises OSError; then the old one stays."""
         path = self._state(volume.id)
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        part = path.with_suffix(".part")
-        with part.open("w", encoding="utf-8") as file:
-            file.write(volume.to_json())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        _sync(path.parent)
-        _sync(self.directory)
+        write_state(path, asdict(volume))
+        sync_directory(self.directory)
 
     def forget(self, volume_id: str) -> Path | None:
-        """Take its directory out of the way at once; gives what is then to be removed, which may take a while. Raises OSError."""
+        """Move the directory of a volume out of the way, and return its new path, or None if there is none. Raises OSError.
+
+        The caller removes it, which may take a while.
+        """
         gone = self.directory / f"~gone-{uuid.uuid4().hex}"
         try:
             self.home(volume_id).rename(gone)
@@ -148,11 +137,11 @@ class States:
         return gone
 
     def ids(self) -> list[str]:
-        """Also of those without a state, whose making was interrupted."""
+        """Return all ids, including volumes without a state, whose creation was interrupted."""
         return [name for name in self._names() if not name.startswith("~")]
 
     def forgotten(self) -> list[Path]:
-        """What was to be removed then, and is still there."""
+        """Return the directories that ``forget`` has moved and nobody has removed yet."""
         return [self.directory / name for name in self._names() if name.startswith("~gone-")]
 
     def home(self, volume_id: str) -> Path:
@@ -178,8 +167,8 @@ class States:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._locks.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            step = "name another directory for the state of volumes"
-            raise MountError(f"{self.directory} can't be made: {error.strerror}; {step}") from error
+            step = "choose another --state-dir"
+            raise MountError(f"can't create {self.directory}: {error.strerror}; {step}") from error
 
 
 def _lock(fd: int, volume_id: str) -> None:
@@ -189,15 +178,9 @@ def _lock(fd: int, volume_id: str) -> None:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise VolumeBusy(f"something else is done with the volume {volume_id}; try again in a moment") from None
+                raise VolumeBusy(
+                    f"another operation on the volume {volume_id} is in progress; try again in a moment"
+                ) from None
             time.sleep(0.005)
         else:
             return
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -1,7 +1,7 @@
-"""Directories that containers have written to. They can be of any depth and size, and what is in them is hostile.
+"""Removes and measures directories that containers have written to. They can have any depth and size, and any content.
 
-shutil.rmtree and os.walk recurse, and paths have a maximal length: a container could make what they can't remove. So nothing here
-depends on the depth of a tree.
+shutil.rmtree and os.walk recurse, and the length of a path is limited, so a container could create a tree that they can't remove.
+The functions here work at any depth.
 """
 
 import errno
@@ -18,9 +18,9 @@ _BLOCK = 512  # what st_blocks counts, stat(2)
 
 
 def remove_tree(top: Path, seconds: float = math.inf) -> None:
-    """Remove a directory and all in it; links in it are not followed. Nothing if it is not there. Raises OSError.
+    """Remove a directory and everything in it, if it exists. Does not follow links.
 
-    It is a TimeoutError if that takes longer than so many seconds; then a part of it is still there.
+    Raises TimeoutError after ``seconds``, when a part of the directory is still there, and OSError for other failures.
     """
     deadline = time.monotonic() + seconds
     with suppress(FileNotFoundError):
@@ -30,7 +30,7 @@ def remove_tree(top: Path, seconds: float = math.inf) -> None:
 
 
 def _empty(top: int, deadline: float) -> None:
-    """Directories below the first level are moved up to it, and so it never goes deeper than that."""
+    """Remove everything in a directory. Subdirectories are moved up to its first level, so the code never descends further."""
     numbers = itertools.count()
     for name in _names(top, deadline):
         try:
@@ -50,8 +50,9 @@ def _empty_into(inner: int, top: int, numbers: Iterator[int], deadline: float) -
 
 
 def _names(directory: int, deadline: float) -> Iterator[str]:
-    """What is in it, until nothing is: each has to be gone when the next is asked for. Never all of them in memory: they can be
-    more than fit. Raises TimeoutError.
+    """Yield the names in a directory until it is empty. The caller must remove each name before it takes the next.
+
+    The names are not read into memory at once, since they may not fit. Raises TimeoutError.
     """
     is_empty = False
     while not is_empty:
@@ -60,7 +61,7 @@ def _names(directory: int, deadline: float) -> Iterator[str]:
             for entry in entries:
                 is_empty = False
                 if time.monotonic() > deadline:
-                    raise TimeoutError(errno.ETIMEDOUT, "it takes long")
+                    raise TimeoutError(errno.ETIMEDOUT, "the time is over")
                 yield entry.name
 
 
@@ -76,9 +77,9 @@ def _move_up(name: str, inner: int, top: int, numbers: Iterator[int]) -> None:
 
 
 def used_bytes(top: Path, seconds: float) -> tuple[int, bool]:
-    """What the files in a directory take on the disk, and whether that is all: it ends after so many seconds.
+    """Return the size on the disk of the files in a directory, in bytes, and whether it is complete: it ends after ``seconds``.
 
-    What is removed meanwhile, or too deep for a path, is not counted.
+    Files that are removed meanwhile, or are too deep for a path, are not counted.
     """
     deadline = time.monotonic() + seconds
     total, pending = 0, [str(top)]
@@ -94,7 +95,7 @@ def used_bytes(top: Path, seconds: float) -> tuple[int, bool]:
 
 
 def _size(entry: "os.DirEntry[str]") -> int:
-    """Of one name: a file that has several is counted by parts, which takes no memory for those seen already."""
+    """Return the size of one name. A file with n links counts as 1/n for each, so files seen before need not be remembered."""
     with suppress(FileNotFoundError):
         status = entry.stat(follow_symlinks=False)
         links = 1 if entry.is_dir(follow_symlinks=False) else status.st_nlink

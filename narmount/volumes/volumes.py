@@ -1,11 +1,12 @@
-"""Volumes: a mount as one container sees it, at a target of its own.
+"""Volumes: views of a mount, each for one container and at its own target.
 
-Each step can be the last one before a crash, so their order is what counts::
+The process may crash after any step, so the order of the steps matters::
 
-    publish     state written - target made - mounted
-    unpublish   unmounted - target removed - state forgotten - what was written removed
+    publish     write the state - create the target - mount
+    unpublish   unmount - remove the target - forget the state - remove the written files
 
-Whatever is left half done is ended by the same call when it is made again, by unpublish, or by ``recover`` at the next start.
+An operation that was interrupted is completed by the same call when it is repeated, by unpublish, or by ``recover`` at the next
+start.
 """
 
 import logging
@@ -22,29 +23,32 @@ from narmount.daemon.control import control_path, is_abandoned
 from narmount.fuse import syscalls
 from narmount.fuse.mountinfo import Mount, mounts, mounts_at
 from narmount.volumes.errors import CacheDead, NoSuchVolume, VolumeBusy, VolumeConflict, VolumeElsewhere, VolumeRefused
-from narmount.volumes.liveness import Pulses
+from narmount.volumes.liveness import Liveness
 from narmount.volumes.prefetch import VolumePrefetch
 from narmount.volumes.removals import Removals
-from narmount.volumes.states import MODES, Mode, States, Volume, current_boot_id, overlay_source
+from narmount.volumes.request import MODES, VolumeRequest
+from narmount.volumes.statefiles import current_boot_id
+from narmount.volumes.states import States, Volume, overlay_source
 from narmount.volumes.targets import check_id, check_target, shown
 from narmount.volumes.trees import remove_tree, used_bytes
 
-USAGE_SECONDS = 60.0  # so long a count holds: the kubelet asks every minute
-COUNT_SECONDS = 2.0  # so long counting may take; what was found by then is what is reported
-TURN_SECONDS = 0.2  # so long a call waits for its turn to count
-GROUP_MAX = 2**32 - 2  # the last one means "none" to chown(2)
+USAGE_SECONDS = 60.0  # how long a measured usage stays valid; kubelet asks every minute
+COUNT_SECONDS = 2.0  # how long a measurement may take; then what was found so far is reported
+TURN_SECONDS = 0.2  # how long a call waits for its turn to measure
 
-_SAFE = {"ro", "nosuid", "nodev"}
+_READ_ONLY_OPTIONS = {"ro", "nosuid", "nodev"}
 
 log = logging.getLogger("narmount.volumes")
 
 
 class Volumes:
-    """``stores`` are the mounts that volumes can show, by name: real paths. ``within``: all targets have to be below it.
+    """The volumes whose states are in ``directory``. Thread-safe; several processes may share a directory.
 
-    Thread-safe; several processes may share a directory.
+    ``stores`` maps the names of caches to the real paths where they are mounted. If ``within`` is given, all targets must be
+    below it.
 
-    Errors are those of ``narmount.volumes.errors``, MountError for what the kernel refuses, and OSError for a disk that fails.
+    The methods raise an error of ``narmount.volumes.errors``, MountError if the kernel refuses to mount, and OSError if the disk
+    fails.
     """
 
     def __init__(
@@ -61,54 +65,46 @@ class Volumes:
         self._run_dir = run_dir
         self._within = Path(os.path.realpath(within)) if within is not None else None
         self._boot_id = boot_id or current_boot_id()
-        self._ahead = {
-            cache: VolumePrefetch() for cache in stores
-        }  # one that does not answer is not in the way of the others
+        # One queue for each cache, so that a mount that does not answer does not delay the others.
+        self._prefetch = {cache: VolumePrefetch() for cache in stores}
         self._removals = Removals()
-        self._pulses = Pulses(stores)
+        self._liveness = Liveness(stores)
         self._usage: dict[str, tuple[float, int]] = {}
-        self._counting = threading.Lock()
+        self._measuring = threading.Lock()
 
-    # --- what changes something
+    # --- methods that change something
 
     def publish(
         self,
         volume_id: str,
         target: Path,
+        request: VolumeRequest,
         *,
-        cache: str,
-        mode: Mode,
-        group: int | None = None,
-        prefetch: Sequence[str] = (),
         keep: bool = False,
     ) -> None:
-        """Mount it at ``target``, which is made. Nothing is done if it is there already, and as it is asked for.
+        """Mount a volume at ``target``, which is created. Does nothing if the same volume is mounted there already.
 
-        ``group`` may write to the root of an overlay, besides root. ``prefetch``: base names of store paths, which are fetched in
-        the background, with all that they refer to. ``keep``: what is written stays until ``unpublish`` without it.
+        With ``keep``, what is written to the volume stays until ``unpublish`` is called without it.
         """
         target = self._checked(volume_id, target)
+        cache = request.cache
         store_dir = self._store(cache)
-        if mode not in MODES:
-            raise VolumeRefused(f"there is no mode {shown(mode)}; it is {' or '.join(MODES)}")
-        if group is not None and not 0 <= group <= GROUP_MAX:
-            raise VolumeRefused(f"{group} is not the number of a group")
         with self._states.locked(volume_id):
-            device = self._live(cache, store_dir).device
-            wanted = Volume(volume_id, target, cache, mode, group, keep, device, self._boot_id)
-            if not self._is_done(wanted):
-                self._mount(wanted, store_dir)
-        if prefetch:
-            self._ahead[cache].ask(volume_id, self.control(cache), prefetch)
+            device = self._live_mount(cache, store_dir).device
+            volume = Volume(volume_id, target, cache, request.mode, request.group, keep, device, self._boot_id)
+            if not self._is_mounted(volume):
+                self._mount(volume, store_dir)
+        if request.prefetch:
+            self._prefetch[cache].ask(volume_id, self.control(cache), request.prefetch)
 
     def unpublish(self, volume_id: str, target: Path, *, keep: bool = False) -> None:
-        """Unmount it, and remove ``target``; also if it is not mounted, or its state is lost or can't be read.
+        """Unmount a volume and remove ``target``, even if it is not mounted, or its state is lost or can't be read.
 
-        What was written to it is removed, unless ``keep``.
+        What was written to the volume is removed, unless ``keep`` is set.
         """
         target = self._checked(volume_id, target)
         with self._states.locked(volume_id):
-            volume = self._states.read(volume_id) if keep else self._readable(volume_id)
+            volume = self._states.read(volume_id) if keep else self._state_if_readable(volume_id)
             self._unmount(volume_id, target, volume)
             _remove_target(target)
             if volume is not None and self._is_mounted_elsewhere(volume, target):
@@ -121,7 +117,7 @@ class Volumes:
         self._remove(gone)
 
     def flush(self, cache: str) -> int:
-        """Have every overlay of that cache forget which names it did not find; how many there were. What fails is logged."""
+        """Have every overlay of a cache forget which names it did not find. Returns the number of overlays. Logs failures."""
         done = 0
         sources = {mounted.source for mounted in mounts()}
         for volume in self.list():
@@ -130,7 +126,7 @@ class Volumes:
         return done
 
     def recover(self) -> None:
-        """At the start: end what was interrupted, and remove what a reboot has left. What fails is logged."""
+        """Complete interrupted operations, and remove what a reboot has left. Called at the start. Logs failures."""
         for volume_id in self._states.ids():
             try:
                 with self._states.locked(check_id(volume_id)):
@@ -139,69 +135,72 @@ class Volumes:
                 log.error("volume %s: %s", volume_id, error)
         self._removals.remove(self._states.forgotten())
 
-    # --- what only looks
+    # --- methods that only read
 
     def warn_of_dead_caches(self) -> None:
-        """At the start, for whoever has mistyped a directory. It is no error: the mount may come later."""
+        """Log a warning for each cache that is not mounted, since its directory may be mistyped.
+
+        It is not an error: the cache may be mounted later.
+        """
         for cache, store_dir in self._stores.items():
             try:
-                self._live(cache, store_dir)
+                self._live_mount(cache, store_dir)
             except CacheDead as error:
-                log.warning("%s; until then it has no volumes", error)
+                log.warning("%s; until then its volumes can't be mounted", error)
 
     def list(self) -> list[Volume]:
-        """All that can be read, in the order of their ids."""
+        """Return all volumes whose states can be read, in the order of their ids."""
         found = []
         for volume_id in self._states.ids():
-            with suppress(MountError):  # said at the start, and whenever something is done with it
+            with suppress(MountError):  # logged at the start, and raised by every operation on the volume
                 volume = self._states.read(volume_id)
                 if volume is not None:
                     found.append(volume)
         return found
 
     def find(self, volume_id: str, target: Path) -> Volume:
-        """The volume that is mounted at ``target``. Raises NoSuchVolume."""
+        """Return the volume that is mounted at ``target``. Raises NoSuchVolume."""
         target = self._checked(volume_id, target)
         volume = self._states.read(volume_id)
         if volume is None or volume.target != target or not _shows(mounts_at(target)[-1:], volume):
             raise NoSuchVolume(f"there is no volume {volume_id} at {target}")
         return volume
 
-    def published(self) -> dict[Mode, int]:
-        """How many are mounted, by mode."""
+    def published(self) -> dict[str, int]:
+        """Return the number of mounted volumes by mode."""
         targets = {mounted.target for mounted in mounts()}
         modes = [volume.mode for volume in self.list() if volume.target in targets]
         return {mode: modes.count(mode) for mode in MODES}
 
     def usage(self, volume_id: str) -> int:
-        """Bytes on the disk of what was written to it, counted once a minute at most. Raises VolumeBusy.
+        """Return the size on the disk, in bytes, of what was written to a volume. Raises VolumeBusy.
 
-        One volume is counted at a time, so that calls for others don't all wait for the disk.
+        The result may be USAGE_SECONDS old. One volume is measured at a time, so that calls for others don't all wait for the disk.
         """
         check_id(volume_id)
-        counted, before = self._usage.get(volume_id, (None, 0))
-        if counted is not None and time.monotonic() - counted < USAGE_SECONDS:
-            return before
-        if not self._counting.acquire(timeout=TURN_SECONDS):
-            if counted is None:
-                raise VolumeBusy(f"other volumes are being counted; ask for {volume_id} again in a moment")
-            return before
+        measured_at, last = self._usage.get(volume_id, (None, 0))
+        if measured_at is not None and time.monotonic() - measured_at < USAGE_SECONDS:
+            return last
+        if not self._measuring.acquire(timeout=TURN_SECONDS):
+            if measured_at is None:
+                raise VolumeBusy(f"the usage of other volumes is being measured; ask for {volume_id} again in a moment")
+            return last
         try:
-            found, is_all = used_bytes(self._states.upper(volume_id), COUNT_SECONDS)
+            found, is_complete = used_bytes(self._states.upper(volume_id), COUNT_SECONDS)
         finally:
-            self._counting.release()
-        used = found if is_all else max(found, before)
+            self._measuring.release()
+        used = found if is_complete else max(found, last)
         if self._states.home(volume_id).exists():
             self._usage[volume_id] = time.monotonic(), used
         return used
 
     def space(self) -> int:
-        """Bytes that can still be written to volumes, all together. Raises OSError."""
+        """Return the number of bytes that can still be written to all volumes together. Raises OSError."""
         status = os.statvfs(self._states.directory)
         return status.f_bavail * status.f_frsize
 
     def control(self, cache: str) -> Path:
-        """The control socket of a cache's mount."""
+        """Return the path of the control socket of a cache's mount."""
         return control_path(self._run_dir, self._store(cache))
 
     # --- steps
@@ -215,37 +214,44 @@ class Volumes:
             return self._stores[cache]
         except KeyError:
             names = ", ".join(self._stores)
-            raise VolumeRefused(f"there is no cache {shown(cache)}; there are: {names}") from None
+            raise VolumeRefused(f"unknown cache {shown(cache)}; the caches here are {names}") from None
 
-    def _live(self, cache: str, store_dir: Path) -> Mount:
-        """What is mounted there. Raises CacheDead."""
-        there = mounts_at(store_dir)
-        if not there or there[-1].source != syscalls.SOURCE:
+    def _live_mount(self, cache: str, store_dir: Path) -> Mount:
+        """Return the mount of a cache. Raises CacheDead if it is not mounted or has died."""
+        found = mounts_at(store_dir)
+        if not found or found[-1].source != syscalls.SOURCE:
             raise CacheDead(f"the cache {cache} is not mounted; run nar-serve mount {store_dir}")
         if is_abandoned(self.control(cache)):
             raise CacheDead(f"the mount of the cache {cache} has died; run nar-serve mount {store_dir} again")
-        return there[-1]
+        return found[-1]
 
-    def _is_done(self, wanted: Volume) -> bool:
-        """Whether it is mounted as wanted. What is ours, but incomplete or dead, is unmounted. Raises VolumeConflict."""
-        assert wanted.target is not None
-        before = self._states.read(wanted.id)
-        if before is not None and self._is_mounted_elsewhere(before, wanted.target):
-            raise VolumeElsewhere(f"the volume {wanted.id} is mounted at {before.target}; unpublish it there first")
-        on_top = mounts_at(wanted.target)[-1:]
-        if not on_top:
+    def _is_mounted(self, volume: Volume) -> bool:
+        """Return whether a volume is mounted as requested. Raises VolumeConflict if its target is in use.
+
+        If the volume is mounted there, but its mount is incomplete or shows a dead mount, it is unmounted first.
+        """
+        assert volume.target is not None
+        existing = self._states.read(volume.id)
+        if existing is not None and self._is_mounted_elsewhere(existing, volume.target):
+            raise VolumeElsewhere(f"the volume {volume.id} is mounted at {existing.target}; unpublish it there first")
+        topmost = mounts_at(volume.target)[-1:]
+        if not topmost:
             return False
-        if before is None or before.boot_id != self._boot_id or not _shows(on_top, before):
-            raise VolumeConflict(f"something else is mounted at {wanted.target}; unmount it, or name another target")
-        if not before.is_as(wanted):
-            raise VolumeConflict(f"the volume {wanted.id} is there with other options; unpublish it first")
-        if before.device == wanted.device and (before.mode == "overlay" or {*on_top[0].options} >= _SAFE):
+        if existing is None or existing.boot_id != self._boot_id or not _shows(topmost, existing):
+            raise VolumeConflict(f"something else is mounted at {volume.target}; unmount it, or choose another target")
+        if not existing.has_options_of(volume):
+            raise VolumeConflict(f"the volume {volume.id} is mounted with other options; unpublish it first")
+        is_complete = existing.mode == "overlay" or {*topmost[0].options} >= _READ_ONLY_OPTIONS
+        if existing.device == volume.device and is_complete:
             return True
-        self._unmount(wanted.id, wanted.target, before)
+        self._unmount(volume.id, volume.target, existing)
         return False
 
-    def _readable(self, volume_id: str) -> Volume | None:
-        """Its state, or None, as if it were lost: nothing of it is to be kept. Its pod could never end otherwise."""
+    def _state_if_readable(self, volume_id: str) -> Volume | None:
+        """Return the state of a volume of which nothing is to be kept, or None if it is lost or can't be read.
+
+        An unreadable state must not raise an error here: the pod could never end.
+        """
         try:
             return self._states.read(volume_id)
         except MountError as error:
@@ -261,7 +267,8 @@ class Volumes:
         if volume.mode == "ro":
             self._write_and_mount(volume, store_dir)
             return
-        with self._pulses.taken(volume.cache, self.control(volume.cache)):  # the kernel asks it for its statistics
+        # The kernel asks the mount for its statistics.
+        with self._liveness.checked(volume.cache, self.control(volume.cache)):
             self._write_and_mount(volume, store_dir)
 
     def _write_and_mount(self, volume: Volume, store_dir: Path) -> None:
@@ -279,15 +286,15 @@ class Volumes:
             raise
 
     def _make_home(self, volume: Volume) -> None:
-        """Its directory, without what an earlier volume of that id has left, unless that is to be kept."""
-        before = self._states.read(volume.id)
-        if before is None or not (before.keep or before.boot_id == self._boot_id):
+        """Create the directory of a volume. Files of an earlier volume of that id are removed, unless they are to be kept."""
+        existing = self._states.read(volume.id)
+        if existing is None or not (existing.keep or existing.boot_id == self._boot_id):
             self._discard(volume.id)
         self._states.home(volume.id).mkdir(mode=0o700, exist_ok=True)
 
     def _mount_overlay(self, volume: Volume, target: Path, store_dir: Path) -> None:
         upper, work = self._states.upper(volume.id), self._states.work(volume.id)
-        remove_tree(work)  # the kernel refuses one that was used by a volatile overlay
+        remove_tree(work)  # the kernel refuses a directory that a volatile overlay has used
         work.mkdir(mode=0o700)
         upper.mkdir(exist_ok=True)
         _set_owner(upper, volume.group)
@@ -296,9 +303,9 @@ class Volumes:
         )
 
     def _undo(self, volume: Volume, target: Path) -> None:
-        """After a failure nothing is left, so that it does not matter whether anybody calls again."""
+        """Clean up after a failure, so that nothing is left even if the call is never repeated."""
         try:
-            with suppress(VolumeConflict):  # somebody else's files are there: that is the failure
+            with suppress(VolumeConflict):  # the failure was that the target has other files
                 _remove_target(target)
             if volume.keep:
                 self._states.write(replace(volume, target=None))
@@ -308,16 +315,16 @@ class Volumes:
             log.error("volume %s: %s", volume.id, error)
 
     def _unmount(self, volume_id: str, target: Path, volume: Volume | None) -> None:
-        while there := mounts_at(target):
-            if not self._is_ours(there[-1], volume_id, volume):
-                raise VolumeConflict(f"what is mounted at {target} is not the volume {volume_id}; unmount it by hand")
+        while found := mounts_at(target):
+            if not self._is_ours(found[-1], volume_id, volume):
+                raise VolumeConflict(f"the mount at {target} is not the volume {volume_id}; unmount it manually")
             try:
                 syscalls.unmount(target)
             except MountError:  # in use, or dead
                 syscalls.unmount(target, lazy=True)
 
     def _is_ours(self, mounted: Mount, volume_id: str, volume: Volume | None) -> bool:
-        """Whether it may be unmounted for that volume, whose state may be lost."""
+        """Return whether a mount may be unmounted for a volume. ``volume`` is None if its state is lost."""
         if volume is not None and volume.target == mounted.target:
             return _shows([mounted], volume)
         if mounted.fs_type == "overlay":
@@ -335,7 +342,7 @@ class Volumes:
     def _flush(self, volume_id: str) -> bool:
         try:
             with self._states.locked(volume_id):
-                volume = self._states.read(volume_id)  # it may have gone
+                volume = self._states.read(volume_id)  # it may have been unpublished meanwhile
                 if volume is None or volume.target is None or volume.mode != "overlay":
                     return False
                 if not _shows(mounts_at(volume.target)[-1:], volume):
@@ -343,57 +350,58 @@ class Volumes:
                 syscalls.flush_overlay(volume.target)
                 return True
         except (MountError, OSError) as error:
-            log.warning("volume %s does not see what was published late: %s", volume_id, error)
+            log.warning("volume %s: names that appeared late stay missing: %s", volume_id, error)
             return False
 
     def _recover(self, volume_id: str) -> None:
         volume = self._states.read(volume_id)
         if volume is None:
-            self._states.forget(volume_id)  # its making was interrupted, before it could be mounted
+            self._states.forget(volume_id)  # its creation was interrupted before it was mounted
             return
         if volume.target is None or _shows(mounts_at(volume.target)[-1:], volume):
             return
         if volume.boot_id == self._boot_id and volume.target.parent.exists():
-            return  # not mounted yet, or no more: whoever wants it will say so again
-        with suppress(MountError):  # somebody else's files are there; they can stay
+            return  # not mounted yet, or not any more; a call that needs it will be repeated
+        with suppress(MountError):  # the target has other files, which stay
             _remove_target(volume.target)
         if volume.keep:
             self._states.write(replace(volume, target=None))
             return
         self._states.forget(volume_id)
-        log.info(
-            "volume %s is removed: it was of before the machine was started again, or its target is gone", volume_id
-        )
+        log.info("volume %s is removed: it dates from before the last reboot, or its target is gone", volume_id)
 
 
-def _shows(on_top: Sequence[Mount], volume: Volume) -> bool:
-    """Whether that is the volume; a read-only one has no name of its own, but the device of the mount that it shows."""
-    if not on_top:
+def _shows(topmost: Sequence[Mount], volume: Volume) -> bool:
+    """Return whether the mount, if there is one, is the volume.
+
+    A read-only volume has no source of its own; it is recognized by the device of the mount that it shows.
+    """
+    if not topmost:
         return False
-    mounted = on_top[0]
+    mounted = topmost[0]
     if volume.mode == "overlay":
         return mounted.fs_type == "overlay" and mounted.source == volume.source
     return mounted.device == volume.device and mounted.source == syscalls.SOURCE
 
 
 def _make_target(target: Path) -> None:
-    """Raises OSError, VolumeConflict."""
+    """Create the target of a volume. Raises VolumeConflict if it is in use, and OSError."""
     try:
         target.mkdir(mode=0o750, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise _no_directory(target) from error
     if os.listdir(target):
-        raise VolumeConflict(f"{target} is not empty; what is in it would be hidden: remove it")
+        raise VolumeConflict(f"{target} is not empty, and the volume would hide its files; remove them")
 
 
 def _no_directory(target: Path) -> VolumeConflict:
-    return VolumeConflict(f"{target} is a file, or below one, and a volume needs a directory; remove that")
+    return VolumeConflict(f"{target} is a file or below a file, but a volume needs a directory; remove the file")
 
 
 def _remove_target(target: Path) -> None:
-    """It may be gone already. Nothing may be mounted there. Raises VolumeConflict, OSError."""
+    """Remove the target of a volume, if it exists. Raises VolumeConflict if something is mounted or stored there, and OSError."""
     if mounts_at(target):
-        raise VolumeConflict(f"something else is mounted at {target}; unmount it by hand")
+        raise VolumeConflict(f"something else is mounted at {target}; unmount it manually")
     try:
         target.rmdir()
     except FileNotFoundError:
@@ -402,17 +410,24 @@ def _remove_target(target: Path) -> None:
         raise _no_directory(target) from error
     except OSError as error:
         if target.is_dir() and os.listdir(target):
-            raise VolumeConflict(f"{target} has files of somebody else, and is not removed; remove them") from error
+            raise VolumeConflict(
+                f"{target} contains files that are not of the volume, so it is not removed; remove them"
+            ) from error
         raise
 
 
 def _set_owner(upper: Path, group: int | None) -> None:
-    """The root of an overlay has the owner and the mode of its upper layer's. Raises VolumeRefused, OSError."""
+    """Let a group write to the root of an overlay, whose owner and mode are those of its upper layer.
+
+    Raises VolumeRefused or OSError.
+    """
     if group is None:
         upper.chmod(0o755)
         return
     try:
         os.chown(upper, -1, group)
     except OSError as error:
-        raise VolumeRefused(f"the group {group} can't be given files here ({error.strerror}); name another") from error
+        raise VolumeRefused(
+            f"files here can't be given to the group {group} ({error.strerror}); use another group"
+        ) from error
     upper.chmod(0o2775)

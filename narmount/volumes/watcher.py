@@ -1,4 +1,4 @@
-"""Overlays learn what was published after they had looked for it: their cache of names is dropped when a mount has news."""
+"""Shows overlays names that appear after they were looked up: their caches of names are flushed when the mount reports news."""
 
 import logging
 import random
@@ -8,18 +8,22 @@ from narcore.errors import MountError
 from narmount.daemon.control import watch
 from narmount.volumes.volumes import Volumes
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds between two tries to reach the mount
-FLUSH_PAUSE = 0.5  # news come in bursts, and each flush remounts every overlay
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds between two attempts to connect to the mount
+FLUSH_PAUSE = 0.5  # seconds; news arrive in bursts, and each flush remounts every overlay
 
-# The kernel, and look-ups that are under way, may deny a name for so long after it is there (narmount.files.filesystem:
-# MISSING_SECONDS, twice). Who looks for it all the time makes an overlay believe that, for ever; so it is flushed once more.
+# After a name has appeared, the kernel and look-ups in progress may report it as missing for this long (twice MISSING_SECONDS of
+# narmount.files.storepaths). If a program looks it up in this time, an overlay caches that it is missing, without a time limit.
+# So overlays are flushed once more afterwards.
 SETTLE_SECONDS = 5.0
 
 log = logging.getLogger("narmount.volumes")
 
 
 class Watcher:
-    """Follows one cache's mount, over restarts of its worker, until it is closed. In two threads: one hears, one flushes."""
+    """Follows the mount of one cache, across restarts of its worker, until it is closed.
+
+    One thread listens to the mount, and another flushes the overlays.
+    """
 
     def __init__(self, volumes: Volumes, cache: str) -> None:
         self._volumes = volumes
@@ -36,7 +40,7 @@ class Watcher:
             thread.start()
 
     def close(self) -> None:
-        """Nothing is flushed after this. The thread that hears ends with its connection, or with the process."""
+        """Stop flushing. The thread that listens ends with its connection, or with the process."""
         self._closing.set()
         self._news.set()
         self._threads[1].join()
@@ -58,21 +62,22 @@ class Watcher:
         while not self._closing.is_set():
             if self._follow():
                 pause = FIRST_PAUSE
-            self._closing.wait(pause * random.uniform(0.5, 1))  # noqa: S311  many nodes, one upgrade
+            self._closing.wait(pause * random.uniform(0.5, 1))  # noqa: S311  spreads the load after an upgrade of many nodes
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _follow(self) -> bool:
-        """Until the connection breaks; whether there was one."""
-        was_there = False
+        """Listen until the connection breaks. Returns whether there was a connection."""
+        was_connected = False
         try:
             for names in watch(self._volumes.control(self._cache)):
                 if self._closing.is_set():
                     break
                 if names:
                     log.info("cache %s: %s appeared", self._cache, " ".join(names[:10]))
-                if names or not was_there:  # what appeared before the connection was there may have been missed
+                # At the start, names that appeared before the connection was made may have been missed.
+                if names or not was_connected:
                     self._news.set()
-                was_there = True
+                was_connected = True
         except (MountError, OSError) as error:
             log.debug("cache %s: %s", self._cache, error)
-        return was_there
+        return was_connected

@@ -1,4 +1,4 @@
-"""The application as the two ways to run it on Lambda want it."""
+"""The WSGI application for Lambda, both buffered and streamed."""
 
 import logging
 import os
@@ -16,9 +16,10 @@ log = logging.getLogger("api")
 
 
 def load_application(carries: int, examples: Sequence[tuple[str, str]] = ()) -> WSGIApplication:
-    """The app for what the environment says, with no answer of more than ``carries`` bytes.
+    """Make the application from the environment.
 
-    Ends the process, with a line for people, if a setting can't be used.
+    ``carries`` is the largest response body, in bytes, that the platform carries. ``examples`` are pairs of label and URL path for
+    the landing page. Exits the process with a one-line message if a setting is invalid.
     """
     try:
         settings = Settings.from_environ(os.environ)
@@ -29,7 +30,7 @@ def load_application(carries: int, examples: Sequence[tuple[str, str]] = ()) -> 
 
 
 def _limited(settings: Settings, carries: int) -> Settings:
-    wanted = settings.max_response
-    if wanted is not None and wanted > carries:
-        log.warning("NAR_MAX_RESPONSE: the platform carries %d bytes, so %d can't be", carries, wanted)
-    return replace(settings, max_response=min(wanted or carries, carries))
+    limit = settings.max_response
+    if limit is not None and limit > carries:
+        log.warning("NAR_MAX_RESPONSE=%d: the platform carries at most %d bytes; using that limit", limit, carries)
+    return replace(settings, max_response=min(limit or carries, carries))

@@ -1,4 +1,4 @@
-"""Answers whole: an event in, one JSON text with the body in base64 out. Mangum does that, on a2wsgi's bridge to WSGI."""
+"""Buffered responses: takes an event, returns one JSON text with the body in base64. Uses Mangum, and a2wsgi to call WSGI."""
 
 from collections.abc import Iterable
 from typing import Any, cast
@@ -9,15 +9,16 @@ from mangum import Mangum
 
 from narserve.awslambda.restapi import path_variables
 
-# The JSON may have 6,291,556 bytes. This in base64 has 5,592,408, and what is left is for headers; the next round number,
-# 4.5 MiB, does not fit. A longer JSON ends the process, and the client gets a 502 that says nothing.
+# Largest body in bytes. The JSON text is limited to 6,291,556 bytes. 4 MiB are 5,592,408 bytes in base64, and the rest is for
+# headers; the next round number, 4.5 MiB, does not fit. A longer JSON text ends the process, and the client gets a 502 without an
+# explanation.
 CARRIES = 4 << 20
 
 
 class FromRestApi:
-    """Puts the path into ``environ`` as the client sent it.
+    """Middleware that sets the path in ``environ`` from the event, as the client sent it.
 
-    Mangum decodes it to text, where bytes that are no UTF-8 are lost, and knows nothing of stages.
+    Mangum decodes the path to text, which loses bytes that are not UTF-8, and does not support stages.
     """
 
     def __init__(self, application: WSGIApplication) -> None:
@@ -29,7 +30,7 @@ class FromRestApi:
 
 
 def make_handler(application: WSGIApplication) -> Mangum:
-    # One worker: an instance has one request at a time. No type counts as text, since JSON makes up to six bytes out of one
-    # of a text, while base64 always makes four out of three.
+    # One worker, since a Lambda instance handles one request at a time. No media type counts as text: JSON turns one byte of text
+    # into up to six, while base64 always turns three bytes into four.
     bridge = WSGIMiddleware(cast(Any, FromRestApi(application)), workers=1)
     return Mangum(cast(Any, bridge), lifespan="off", text_mime_types=["application/x-never"])

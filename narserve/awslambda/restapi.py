@@ -1,4 +1,4 @@
-"""What an event of a REST API says of a request, as a WSGI application wants it.
+"""Reads the event of a REST API into WSGI variables.
 
 https://docs.aws.amazon.com/apigateway/latest/developerguide/set-up-lambda-proxy-integrations.html
 """
@@ -11,7 +11,7 @@ Event = Mapping[str, Any]
 
 
 def path_variables(event: Event) -> dict[str, str]:
-    """SCRIPT_NAME and PATH_INFO. The event's path is still percent-encoded, and decoded here, once, into bytes."""
+    """Return SCRIPT_NAME, PATH_INFO and REQUEST_URI. The event's path is percent-encoded; it is decoded here, once, to bytes."""
     path = event["path"] or "/"
     return {
         "SCRIPT_NAME": _decoded(stage_prefix(event)),
@@ -21,16 +21,20 @@ def path_variables(event: Event) -> dict[str, str]:
 
 
 def stage_prefix(event: Event) -> str:
-    """``/prod``, where the URL names the stage: on API Gateway's own host names. ``path`` is without it, this one is not."""
+    """Return the stage as a path prefix, such as ``/prod``, if the URL contains it, else "".
+
+    URLs on API Gateway's own host names contain the stage. The event's ``path`` is without the stage, the context's ``path`` is
+    with it.
+    """
     context = event["requestContext"]
     prefix = f"/{context['stage']}"
-    whole = context.get("path") or ""
-    named = whole != event["path"] and (whole == prefix or whole.startswith(f"{prefix}/"))
-    return prefix if named else ""
+    full_path = context.get("path") or ""
+    has_stage = full_path != event["path"] and (full_path == prefix or full_path.startswith(f"{prefix}/"))
+    return prefix if has_stage else ""
 
 
 def headers(event: Event) -> dict[str, str]:
-    """By lower-case name; a header that came more than once is joined."""
+    """Return the headers by lower-case name. The values of a repeated header are joined with commas."""
     many = event.get("multiValueHeaders") or {name: [value] for name, value in (event.get("headers") or {}).items()}
     return {name.lower(): ", ".join(values) for name, values in many.items()}
 

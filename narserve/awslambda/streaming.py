@@ -1,7 +1,7 @@
-"""A runtime client for Lambda that streams: API Gateway's ``responseTransferMode: STREAM`` carries 200 MB, as it comes.
+"""A runtime client for Lambda that streams responses: with ``responseTransferMode: STREAM``, API Gateway carries 200 MB.
 
-``python -m narserve.awslambda.streaming``, in place of the platform's own client, which can't stream (``stream`` is the wrapper
-that Lambda starts). One request at a time, as Lambda gives them.
+Run as ``python -m narserve.awslambda.streaming`` in place of Lambda's own runtime client, which can't stream; ``stream`` is the
+wrapper script that Lambda starts. Handles one request at a time, as Lambda sends them.
 
 https://docs.aws.amazon.com/lambda/latest/dg/runtimes-custom.html#runtimes-custom-response-streaming
 """
@@ -22,7 +22,8 @@ from wsgiref.types import WSGIApplication, WSGIEnvironment
 
 from narserve.awslambda.restapi import Event, headers, path_variables
 
-# Decimal, and so below what the platform means, whichever way it counts. What is written around the body is a few KB.
+# Largest body in bytes. The platform's 200 MB may be decimal or binary; the decimal value is safe for both. The prelude and the
+# chunk headers around the body add only a few KB.
 CARRIES = 200_000_000
 
 BASE = "/2018-06-01/runtime"
@@ -48,25 +49,25 @@ def main() -> None:
 
 
 class Runtime:
-    """The Runtime API, at ``host:port``."""
+    """Client of Lambda's Runtime API. ``address`` is ``host:port``."""
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._waiting = HTTPConnection(address)  # kept alive; an answer has a connection of its own, closed behind it
+        self._polling = HTTPConnection(address)  # kept alive; each response uses a new connection, closed afterwards
 
     def next(self) -> tuple[str, Event]:
-        """Wait for a request: its id and its event."""
-        self._waiting.request("GET", f"{BASE}/invocation/next")
-        response = self._waiting.getresponse()
+        """Wait for a request. Returns its id and its event."""
+        self._polling.request("GET", f"{BASE}/invocation/next")
+        response = self._polling.getresponse()
         event = json.loads(response.read())
         os.environ["_X_AMZN_TRACE_ID"] = response.headers.get("Lambda-Runtime-Trace-Id", "")
         return response.headers["Lambda-Runtime-Aws-Request-Id"], event
 
     def close(self) -> None:
-        self._waiting.close()
+        self._polling.close()
 
     def post(self, path: str, error: BaseException) -> None:
-        """Say that something failed before there was an answer."""
+        """Report an error that occurred before the response began. ``path`` is relative to BASE."""
         connection = HTTPConnection(self._address)
         try:
             connection.request("POST", BASE + path, _error_json(error), {ERROR_TYPE: type(error).__name__})
@@ -75,14 +76,14 @@ class Runtime:
             connection.close()
 
     def answer(self, invocation: str, event: Event, application: WSGIApplication) -> None:
-        """Send what the application answers. One that fails half-way is reported as failed: no stump passes for the whole."""
+        """Call the application and send its response. Reports a failure to Lambda, so a partial response never looks complete."""
         response = _Response()
         body: Iterable[bytes] = ()
         try:
             body = application(environ_of(event), response.start)
             chunks = filter(None, body)
-            first = next(chunks, b"")  # the status is known now
-        except Exception as error:  # noqa: BLE001  whatever it is, the next request is to be answered
+            first = next(chunks, b"")  # from here on, the status is known
+        except Exception as error:  # noqa: BLE001  after any error, the next request must still be answered
             traceback.print_exc()
             self.post(f"/invocation/{invocation}/error", error)
         else:
@@ -95,13 +96,13 @@ class Runtime:
         try:
             _Sending(connection, f"{BASE}/invocation/{invocation}/response").send_all(response, first, chunks)
         except OSError as error:
-            log.warning("the answer could not be given to Lambda: %s", error)
+            log.warning("the response could not be sent to Lambda: %s", error)
         finally:
             connection.close()
 
 
 class _Response:
-    """Takes the status and the headers."""
+    """The status and the headers that the application passes to ``start``."""
 
     def __init__(self) -> None:
         self.status = ""
@@ -114,15 +115,15 @@ class _Response:
         return _no_write
 
     def prelude(self) -> bytes:
-        """What API Gateway makes the status and the headers from."""
-        many: dict[str, list[str]] = {}
+        """Return the JSON text from which API Gateway takes the status and the headers."""
+        headers: dict[str, list[str]] = {}
         for name, value in self.headers:
-            many.setdefault(name, []).append(value)
-        return json.dumps({"statusCode": int(self.status[:3]), "multiValueHeaders": many}).encode()
+            headers.setdefault(name, []).append(value)
+        return json.dumps({"statusCode": int(self.status[:3]), "multiValueHeaders": headers}).encode()
 
 
 class _Sending:
-    """A POST with a chunked body and a trailer, which http.client can't write by itself."""
+    """A POST with a chunked body and a trailer, which http.client does not support."""
 
     def __init__(self, connection: HTTPConnection, path: str) -> None:
         self._connection = connection
@@ -142,10 +143,10 @@ class _Sending:
                 self._send(first)
             for chunk in chunks:
                 self._send(chunk)
-        except Exception as error:  # noqa: BLE001  whatever it is, it is said in the trailer
+        except Exception as error:  # noqa: BLE001  the trailer reports any error
             traceback.print_exc()
-            told = base64.b64encode(_error_json(error)).decode()
-            trailer = f"{ERROR_TYPE}: {type(error).__name__}\r\n{ERROR_BODY}: {told}\r\n".encode()
+            error_body = base64.b64encode(_error_json(error)).decode()
+            trailer = f"{ERROR_TYPE}: {type(error).__name__}\r\n{ERROR_BODY}: {error_body}\r\n".encode()
         self._socket.sendall(b"0\r\n" + trailer + b"\r\n")
         self._connection.getresponse().read()
 
@@ -154,26 +155,26 @@ class _Sending:
 
 
 def environ_of(event: Event) -> WSGIEnvironment:
-    """PEP 3333's variables for an event of a REST API."""
-    given = headers(event)
+    """Return the WSGI environ (PEP 3333) of an event of a REST API."""
+    request_headers = headers(event)
     raw = event.get("body") or ""
     body = base64.b64decode(raw) if event.get("isBase64Encoded") else raw.encode()
     environ: dict[str, Any] = {
         f"HTTP_{name.upper().replace('-', '_')}": value
-        for name, value in given.items()
+        for name, value in request_headers.items()
         if name not in ("content-type", "content-length")
     }
     return environ | {
         "REQUEST_METHOD": event["httpMethod"],
         "QUERY_STRING": urlencode(event.get("multiValueQueryStringParameters") or {}, doseq=True),
-        "SERVER_NAME": given.get("host", "lambda").partition(":")[0],
-        "SERVER_PORT": given.get("x-forwarded-port", "443"),
+        "SERVER_NAME": request_headers.get("host", "lambda").partition(":")[0],
+        "SERVER_PORT": request_headers.get("x-forwarded-port", "443"),
         "SERVER_PROTOCOL": "HTTP/1.1",
         "REMOTE_ADDR": event["requestContext"]["identity"]["sourceIp"],
-        "CONTENT_TYPE": given.get("content-type", ""),
+        "CONTENT_TYPE": request_headers.get("content-type", ""),
         "CONTENT_LENGTH": str(len(body)),
         "wsgi.version": (1, 0),
-        "wsgi.url_scheme": given.get("x-forwarded-proto", "https"),
+        "wsgi.url_scheme": request_headers.get("x-forwarded-proto", "https"),
         "wsgi.input": io.BytesIO(body),
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": False,
@@ -188,7 +189,7 @@ def _error_json(error: BaseException) -> bytes:
 
 
 def _no_write(data: bytes) -> object:
-    raise NotImplementedError("write() of PEP 3333 is not offered")
+    raise NotImplementedError("the write() callable of PEP 3333 is not supported")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The commands: one module per command, with a function of the same name, and ``mountstatus`` for ``mount --status``."""
+"""The commands: one module per command, with a function of the same name, and modules for ``--status``."""

@@ -1,4 +1,4 @@
-"""``nar-serve cache``: upkeep of the directory that the server keeps NARs in."""
+"""``nar-serve cache``: maintenance of the disk cache."""
 
 import functools
 import json
@@ -21,31 +21,31 @@ from narserve.terminal.progress import progress
 P = ParamSpec("P")
 
 
-@click.group(no_args_is_help=True, short_help="Look after the disk cache: stat, verify, gc, clear.")
+@click.group(no_args_is_help=True, short_help="Maintain the disk cache: stat, verify, gc, clear.")
 def cache() -> None:
-    """Look after the directory in which unpacked archives (NARs) are kept.
+    """Maintain the disk cache, the directory of unpacked archives (NARs).
 
     \b
       nar-serve cache stat
       nar-serve cache verify
       NAR_CACHE_SIZE=5G nar-serve cache gc
 
-    All of this can be done while servers use the directory.
+    All commands are safe while servers use the directory.
     """
 
 
 def with_cache(command: Callable[Concatenate[NarCache, P], None]) -> Callable[..., None]:
-    """Give a command the option for the directory, and the cache in it as its first argument."""
+    """Add the option ``--cache-dir`` to a command, and pass it the cache in that directory as its first argument."""
 
-    @click.option("--cache-dir", metavar="DIR", help="The directory.  [env: NAR_CACHE_DIR]")
+    @click.option("--cache-dir", metavar="DIR", help="The directory of the cache.  [env: NAR_CACHE_DIR]")
     @functools.wraps(command)
     def run(cache_dir: str | None, *args: P.args, **kwargs: P.kwargs) -> None:
         settings = read_settings((), cache_dir)
         directory = settings.cache_dir
         if directory is None:
-            raise SettingsError("the cache is turned off by NAR_CACHE_DIR=off; --cache-dir DIR names one")
+            raise SettingsError("the cache is turned off; name its directory with --cache-dir DIR or NAR_CACHE_DIR")
         if not directory.is_dir():
-            raise SettingsError(f"there is no cache at {directory} yet; --cache-dir DIR names another one")
+            raise SettingsError(f"there is no cache at {directory}; name another directory with --cache-dir DIR")
         opened = NarCache(directory, size=settings.cache_size.in_bytes, max_fills=settings.max_fills)
         try:
             command(opened, *args, **kwargs)
@@ -56,12 +56,12 @@ def with_cache(command: Callable[Concatenate[NarCache, P], None]) -> Callable[..
 
 
 @cache.command()
-@click.option("--json", "as_json", is_flag=True, help="The numbers as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as one JSON object.")
 @with_cache
 def stat(opened: NarCache, as_json: bool) -> None:
-    """Show how much is kept, and how often that was of use.
+    """Show the size of the cache, and its hits and misses.
 
-    The counts are of all processes that have ever used the directory.
+    The counts include all processes that have ever used the directory.
     """
     entries = opened.entries()
     size = sum(entry.size for entry in entries)
@@ -76,10 +76,10 @@ def stat(opened: NarCache, as_json: bool) -> None:
     rows = {
         "directory": str(opened.layout.directory),
         "entries": str(nars),
-        "unpacked": f"{files} files out of them, as a mount needs them",
+        "unpacked": f"{files} files unpacked for mounts",
         "size": f"{human_size(size)} of {human_size(opened.limit)}",
-        "hits": f"{counts['hit']} (out of the cache), {counts['join']} more of a download under way",
-        "misses": f"{counts['miss']}, of which {counts['fill']} were kept and {counts['failure']} failed",
+        "hits": f"{counts['hit']} (from the cache), and {counts['join']} that joined a download in progress",
+        "misses": f"{counts['miss']}, of which {counts['fill']} were cached and {counts['failure']} failed",
         "evicted": str(counts["evict"]),
     }
     for label, text in rows.items():
@@ -87,12 +87,12 @@ def stat(opened: NarCache, as_json: bool) -> None:
     out.flush()
 
 
-@cache.command(short_help="Hash every archive again, and remove bad ones.")
+@cache.command(short_help="Check the hash of every archive, and remove bad ones.")
 @with_cache
 def verify(opened: NarCache) -> None:
-    """Hash every archive again, compare the files unpacked from it, and remove those that are not what they should be.
+    """Check the hash of every archive and the files unpacked from it, and remove those that are damaged.
 
-    If there was one, it is named, and the exit code is 1.
+    Each removed file is printed. If any file was removed, the exit code is 1.
     """
     entries = opened.entries()
     out = StandardOutput()
@@ -101,7 +101,7 @@ def verify(opened: NarCache) -> None:
         for entry, right in upkeep.verify(opened.layout, tick):
             good, bad = good + right, bad + (not right)
             if not right:
-                out.line(f"{entry.path(opened.layout)}: wrong, and removed")
+                out.line(f"{entry.path(opened.layout)}: damaged, removed")
                 out.flush()
     out.line(f"{good} good, {bad} removed")
     out.flush()
@@ -109,46 +109,48 @@ def verify(opened: NarCache) -> None:
         raise click.exceptions.Exit(NO)
 
 
-@cache.command(short_help="Remove archives until the limit holds.")
+@cache.command(short_help="Shrink the cache to its limit.")
 @with_cache
 def gc(opened: NarCache) -> None:
-    """Remove what was used least recently until the limit holds, and what crashes have left.
+    """Shrink the cache to its limit, least recently used archives first, and remove leftovers of crashes.
 
-    The limit is NAR_CACHE_SIZE: bytes, such as 20G, or a share of the file system, such as 10%.
+    The limit is NAR_CACHE_SIZE: a size such as 20G, or a share of the file system such as 10%.
     """
     _report(opened.collect())
 
 
 @cache.command()
-@click.option("-y", "--yes", is_flag=True, help="Don't ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @with_cache
 def clear(opened: NarCache, yes: bool) -> None:
-    """Remove every archive and what was unpacked from it. What is being read or fetched just now is not disturbed."""
+    """Remove all archives and the files unpacked from them. Reads and downloads in progress are not disturbed."""
     entries = opened.entries()
     if not yes:
         if not sys.stdin.isatty():
-            raise SettingsError("clear asks before it removes anything, and there is no terminal: say --yes")
+            raise SettingsError(
+                "clear asks for confirmation, and standard input is not a terminal; use --yes to confirm"
+            )
         size = human_size(sum(entry.size for entry in entries))
-        question = f"Remove {_named(entries)} ({size}) from {opened.layout.directory}?"
+        question = f"Remove {_description(entries)} ({size}) from {opened.layout.directory}?"
         if not click.confirm(question, err=True):
             print_message("nothing was removed")
             raise click.exceptions.Exit(NO)
     _report(opened.clear())
 
 
-def _report(gone: list[Entry]) -> None:
+def _report(removed: list[Entry]) -> None:
     out = StandardOutput()
-    out.line(f"removed {_named(gone)}, {human_size(sum(entry.size for entry in gone))}")
+    out.line(f"removed {_description(removed)}, {human_size(sum(entry.size for entry in removed))}")
     out.flush()
 
 
 def _counts(entries: list[Entry]) -> tuple[int, int]:
-    """How many archives there are, and how many files out of them."""
+    """Return the number of archives, and the number of files unpacked from them."""
     files = sum(entry.file is not None for entry in entries)
     return len(entries) - files, files
 
 
-def _named(entries: list[Entry]) -> str:
+def _description(entries: list[Entry]) -> str:
     nars, files = _counts(entries)
     archives = f"{nars} archive" if nars == 1 else f"{nars} archives"
     if not files:

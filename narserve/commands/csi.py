@@ -1,6 +1,5 @@
-"""The command line of ``nar-serve csi``. ``narserve.program`` finds it by the entry point in pyproject.toml."""
+"""``nar-serve csi``"""
 
-import json
 import logging
 import os
 import re
@@ -15,50 +14,47 @@ from pathlib import Path
 import click
 
 from narcore.errors import MountError, SettingsError
-from narmount.daemon.control import control_path, read_status
 from narmount.fuse.mountinfo import mounts
 from narmount.metrics import check_metrics, serve_metrics, volume_metrics
 from narmount.volumes import Volume, Volumes, Watcher
 from narmount.volumes.caches import parse_caches
+from narserve.commands.statusoutput import STATUS_SECONDS, cache_statuses, plugin_text, print_status
 from narserve.session.session import read_settings
 from narserve.terminal.exits import NO, TROUBLE
-from narserve.terminal.output import StandardOutput
 
 DRIVER_NAME = "store.nar-serve.dev"
 STATE_DIR = Path("/var/lib/nar-serve/csi")
 KUBELET_DIR = Path("/var/lib/kubelet")
-STATUS_SECONDS = 5.0  # so long --status waits for the plugin
-CACHE_SECONDS = 2.0  # and that for each of the mounts, which answer at once or hang
 
 # CSI, GetPluginInfoResponse.name: 63 characters of domain names.
 _DRIVER = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?")
 _NODE = re.compile(r"[!-~]{1,192}")
 
-HELP = """Store paths as volumes of Kubernetes: a CSI plugin for the pods of this node, until a signal ends it.
+HELP = """Run a CSI plugin that gives pods of this Kubernetes node volumes of store paths, until a signal stops it.
 
 \b
   nar-serve mount --allow-other /var/lib/nar-serve/main
   nar-serve csi --cache main=/var/lib/nar-serve/main
   nar-serve csi --cache main=/var/lib/nar-serve/main --status
 
-Each cache is a directory where nar-serve mount shows a binary cache; volumes are of the first one, unless a pod names another. A
-pod has its volume as long as it lives (a CSI ephemeral volume), and what it writes there is its own.
+Each --cache is a directory where nar-serve mount shows a binary cache. A volume shows the first cache, unless its pod names
+another. It is a CSI ephemeral volume: it exists as long as its pod, and what the pod writes to it is private to the pod.
 
 \b
-What a pod can say, as volumeAttributes:
-  cache: NAME         another cache than the first one
-  mode: ro            nothing can be written (overlay: what is written is gone with the pod; the default, without readOnly)
-  group: "GID"        who may write besides root; by default the fsGroup of the pod
-  prefetch: PATHS     store paths, with white space or commas between them, to be fetched ahead with all that they refer to
+A pod can set these volumeAttributes:
+  cache: NAME         the cache to show; the default is the first
+  mode: MODE          ro (read-only), or overlay (writes are removed with the pod); the default is overlay, or ro with readOnly
+  group: "GID"        the group that may write, besides root; the default is the fsGroup of the pod
+  prefetch: PATHS     store paths to fetch ahead with their closures, separated by white space or commas
 
-The name of the plugin has to be that of the CSIDriver object. It needs root, and to mount where the node sees it
-(mountPropagation: Bidirectional); deploy/kubernetes has all that. Pods go on when this is stopped or started again.
+The plugin must have the name of the CSIDriver object. It needs root, and its mounts must be visible to the node
+(mountPropagation: Bidirectional); deploy/kubernetes sets this up. Running pods are not affected when the plugin stops or restarts.
 """
 
 
-@click.command(short_help="Store paths as volumes of Kubernetes (CSI), or show which there are.", help=HELP)
-@click.option("--cache", "caches", multiple=True, metavar="NAME=DIR", help="A mount to make volumes of; repeatable.")
-@click.option("--driver-name", default=DRIVER_NAME, show_default=True, help="As the CSIDriver object has it.")
+@click.command(short_help="Run a CSI plugin for volumes of Kubernetes, or show its status.", help=HELP)
+@click.option("--cache", "caches", multiple=True, metavar="NAME=DIR", help="A mount that volumes can show; repeatable.")
+@click.option("--driver-name", default=DRIVER_NAME, show_default=True, help="The name of the CSIDriver object.")
 @click.option(
     "--endpoint",
     envvar="CSI_ENDPOINT",
@@ -73,24 +69,28 @@ The name of the plugin has to be that of the CSIDriver object. It needs root, an
     type=click.Path(path_type=Path),
     default=KUBELET_DIR,
     show_default=True,
-    help="Where kubelet mounts.",
+    help="The directory of kubelet.",
 )
-@click.option("--no-register", is_flag=True, help="Something else tells kubelet, or there is none.")
+@click.option(
+    "--no-register", is_flag=True, help="Don't register with kubelet; something else does, or there is no kubelet."
+)
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path),
     default=STATE_DIR,
     show_default=True,
-    help="Where it is kept which volumes there are, and what pods write; on ext4, xfs or the like.",
+    help="A directory for the states of volumes and for what pods write, on ext4, xfs or similar.",
 )
-@click.option("--run-dir", metavar="DIR", help="Where the control sockets of mounts are.  [env: NAR_RUN_DIR]")
-@click.option("--metrics", metavar="[HOST]:PORT", default="", help="Serve /metrics for Prometheus there.")
+@click.option("--run-dir", metavar="DIR", help="The directory of the control sockets of mounts.  [env: NAR_RUN_DIR]")
+@click.option(
+    "--metrics", metavar="[HOST]:PORT", default="", help="Serve Prometheus metrics at /metrics of this address."
+)
 @click.option(
     "--status",
     is_flag=True,
-    help="Show the plugin that is running; exit code 1: it is not ready, 3: it does not answer.",
+    help="Show the status of the running plugin; the exit code is 1 if it is not ready, and 3 if it does not answer.",
 )
-@click.option("--json", "as_json", is_flag=True, help="With --status: as a JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="With --status: print a JSON object.")
 def csi(
     caches: tuple[str, ...],
     driver_name: str,
@@ -111,18 +111,18 @@ def csi(
     settings = read_settings((), None)
     _need_grpc()
     if not _DRIVER.fullmatch(driver_name):
-        raise SettingsError(f"--driver-name {driver_name!r} is not a domain name of 63 characters at most")
+        raise SettingsError(f"--driver-name {driver_name!r} is not a domain name of at most 63 characters")
     path = _socket(endpoint) if endpoint else kubelet_dir.absolute() / "plugins" / driver_name / "csi.sock"
     directories = parse_caches(caches)
     volumes = Volumes(state_dir.absolute(), directories, settings.run_dir, within=kubelet_dir)
     if status:
-        _show(path, volumes, directories, settings.run_dir, as_json)
+        _show(path, volumes, directories, settings.run_dir, as_json=as_json)
         return
     node = node_id or socket.gethostname()
     if not _NODE.fullmatch(node):
-        raise SettingsError(f"--node-id {node!r} is not the name of a node")
+        raise SettingsError(f"--node-id {node!r} is not a valid node name")
     if os.geteuid() != 0:
-        raise MountError("mounting volumes needs root; in Kubernetes, a container that is privileged")
+        raise MountError("mounting volumes needs root; in Kubernetes, run the container as privileged")
     if metrics:
         check_metrics(metrics)
     _log_to_stderr()
@@ -140,20 +140,20 @@ def _run(
     registry: Path | None,
     metrics: str,
 ) -> None:
-    from narmount.csi.node import Plugin
+    from narmount.csi.node import CsiPlugin
     from narmount.csi.registration import registration_path, registration_server
-    from narmount.csi.server import Calls, csi_server
+    from narmount.csi.server import CsiCalls, csi_server
 
     log = logging.getLogger("narmount.csi")
-    ending = _ending()
-    calls = Calls()
-    server = csi_server(path, Plugin(name, node_id, kubelet_dir, caches), volumes, calls)
+    stop = _stop_event()
+    calls = CsiCalls()
+    server = csi_server(path, CsiPlugin(name, node_id, kubelet_dir, caches), volumes, calls)
     with ExitStack() as stack:
         volumes.recover()
         volumes.warn_of_dead_caches()
         if metrics:
-            port = serve_metrics(metrics, lambda: [*volume_metrics(_published(volumes)), *calls.families()])
-            log.info("metrics at port %d", port)
+            port = serve_metrics(metrics, lambda: [*volume_metrics(volumes.published()), *calls.families()])
+            log.info("serving metrics at port %d", port)
         for cache in caches:
             watcher = Watcher(volumes, cache)
             watcher.start()
@@ -163,31 +163,27 @@ def _run(
         if registry is not None:
             registration = registration_server(registration_path(registry, name), name, path, calls)
             registration.start()
-            stack.callback(registration.stop)  # the first to go
+            stack.callback(registration.stop)  # stops before the other server
         log.info("%s: volumes of %s for node %s at %s", name, ", ".join(caches), node_id, path)
-        ending.wait()
-        log.info("stopping; pods that run go on")
-    if calls.under_way():
-        log.warning("calls that have not ended are left: %d", calls.under_way())
-        os._exit(0)  # Python would wait for their threads, and they may wait for a mount that hangs
+        stop.wait()
+        log.info("stopping; running pods keep their volumes")
+    if calls.running():
+        log.warning("%d calls are still running, and are abandoned", calls.running())
+        os._exit(0)  # Python would wait for their threads, which may wait for a mount that hangs
 
 
-def _published(volumes: Volumes) -> dict[str, int]:
-    return {str(mode): count for mode, count in volumes.published().items()}
-
-
-def _ending() -> threading.Event:
-    """Set by SIGTERM or Ctrl-C. A second one ends the process at once."""
-    ending = threading.Event()
+def _stop_event() -> threading.Event:
+    """Return an event that SIGTERM or Ctrl-C sets. A second signal ends the process immediately."""
+    stop = threading.Event()
 
     def end(number: int, _: object) -> None:
-        if ending.is_set():
+        if stop.is_set():
             os._exit(128 + number)
-        ending.set()
+        stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    return ending
+    return stop
 
 
 def _need_grpc() -> None:
@@ -199,7 +195,7 @@ def _need_grpc() -> None:
 
 
 def _socket(endpoint: str) -> Path:
-    """As the specification has it: unix:///path, or unix:/path. Raises SettingsError."""
+    """Return the path of an endpoint: unix:///path or unix:/path, as in the specification. Raises SettingsError."""
     path = endpoint.removeprefix("unix://") if endpoint.startswith("unix://") else endpoint.removeprefix("unix:")
     if not path.startswith("/"):
         raise SettingsError(f"--endpoint {endpoint!r} is not unix://PATH with an absolute path")
@@ -207,10 +203,10 @@ def _socket(endpoint: str) -> Path:
 
 
 def _log_to_stderr() -> None:
-    """What is worth a line in a pod's log: each volume that comes and goes."""
+    """Log to standard error, with a line for each volume that is published or unpublished."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     for name in ("narcore", "narmount"):
-        logging.getLogger(name).handlers.clear()  # those of a command line, which say the same
+        logging.getLogger(name).handlers.clear()  # the handlers of the command line would repeat the lines
     for name in ("narmount.csi", "narmount.volumes"):
         logging.getLogger(name).setLevel(logging.INFO)
 
@@ -218,19 +214,15 @@ def _log_to_stderr() -> None:
 # --- the status
 
 
-def _show(path: Path, volumes: Volumes, caches: Mapping[str, Path], run_dir: Path, as_json: bool) -> None:
+def _show(path: Path, volumes: Volumes, caches: Mapping[str, Path], run_dir: Path, *, as_json: bool) -> None:
     targets = {mounted.target for mounted in mounts()}
     state = _state(path)
-    status: dict[str, object] = {
-        "endpoint": str(path),
-        "state": state,
-        "caches": [_cache_status(name, directory, run_dir) for name, directory in caches.items()],
+    lists = {
+        "caches": cache_statuses(caches, run_dir),
         "volumes": [_volume_status(volume, volume.target in targets) for volume in volumes.list()],
     }
-    out = StandardOutput()
-    text = json.dumps(status) + "\n" if as_json else _for_people(status)
-    out.write(text)
-    out.flush()
+    text = plugin_text(f"plugin {path}  {state}", lists, _volume_line)
+    print_status({"endpoint": str(path), "state": state, **lists}, text, as_json=as_json)
     if state != "ready":
         raise click.exceptions.Exit(NO if state == "not ready" else TROUBLE)
 
@@ -244,31 +236,11 @@ def _state(path: Path) -> str:
         return "does not answer"
 
 
-def _cache_status(name: str, directory: Path, run_dir: Path) -> dict[str, object]:
-    fields: dict[str, object] = {"name": name, "directory": str(directory)}
-    try:
-        found = read_status(control_path(run_dir, directory), CACHE_SECONDS)
-    except MountError as error:
-        return fields | {"error": str(error)}
-    return fields | {"mode": found.get("mode"), "stores": found.get("stores")}
-
-
 def _volume_status(volume: Volume, is_mounted: bool) -> dict[str, object]:
     fields = {"id": volume.id, "target": str(volume.target), "cache": volume.cache, "mode": volume.mode}
     return fields | {"group": volume.group, "mounted": is_mounted}
 
 
-def _for_people(status: Mapping[str, object]) -> str:
-    caches, volumes = status["caches"], status["volumes"]
-    assert isinstance(caches, list)
-    assert isinstance(volumes, list)
-    lines = [f"plugin {status['endpoint']}  {status['state']}"]
-    for cache in caches:
-        what = cache.get("error") or f"{cache['mode']}, {' '.join(map(str, cache['stores'] or ()))}"
-        lines.append(f"cache {cache['name']}  {cache['directory']}  {what}")
-    lines += [
-        f"volume {volume['id']}  {volume['cache']}, {volume['mode']}{'' if volume['mounted'] else ', not mounted'}  "
-        f"{volume['target']}"
-        for volume in volumes
-    ]
-    return "".join(f"{line}\n" for line in lines)
+def _volume_line(volume: Mapping[str, object]) -> str:
+    state = "" if volume["mounted"] else ", not mounted"
+    return f"volume {volume['id']}  {volume['cache']}, {volume['mode']}{state}  {volume['target']}"

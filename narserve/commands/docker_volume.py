@@ -5,7 +5,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,47 +12,43 @@ import click
 
 from api.telemetry.logs import configure_logging
 from narcore.errors import MountError
-from narmount.daemon.control import control_path, read_status
 from narmount.docker.app import create_docker_app
 from narmount.docker.driver import Driver
 from narmount.docker.records import Records
 from narmount.docker.service import Service, ask, block_signals, sole_owner, wait_for_signal
-from narmount.metrics import Family, check_metrics, serve_metrics, volume_metrics
+from narmount.metrics import check_metrics, serve_metrics, volume_metrics
 from narmount.volumes import Volumes, Watcher
 from narmount.volumes.caches import parse_caches
+from narserve.commands.statusoutput import STATUS_SECONDS, cache_statuses, local_time, plugin_text, print_status
 from narserve.session.session import read_settings
-from narserve.terminal.output import StandardOutput
 
 SOCKET = Path("/run/docker/plugins/nar-serve.sock")
 STATE_DIR = Path("/var/lib/nar-serve/docker")
-STATUS_SECONDS = 5.0  # so long --status waits for the plugin
-CACHE_SECONDS = 2.0  # and that for each of the mounts, which answer at once or hang
 
-
-HELP = f"""Store paths as volumes of Docker: a volume plugin, until a signal ends it.
+HELP = f"""Run a volume plugin that gives Docker containers volumes of store paths, until a signal stops it.
 
 \b
   nar-serve mount --allow-other /srv/nix-store
   nar-serve docker-volume --cache main=/srv/nix-store
   docker run --rm --volume-driver nar-serve -v /nix/store debian /nix/store/<hash>-hello-2.12/bin/hello
 
-Each cache is a directory where nar-serve mount shows a binary cache; volumes are made of the first one, unless they are told of
+Each --cache is a directory where nar-serve mount shows a binary cache. A volume shows the first cache, unless its options name
 another. What a container writes stays in its volume.
 
 \b
-Options of volumes, behind docker volume create -d nar-serve:
-  -o cache=NAME       another cache than the first one
-  -o mode=ro          nothing can be written; run with -v NAME:/nix/store:ro,nocopy
-  -o group=GID        who may write besides root
-  -o prefetch=PATHS   store paths, with commas between them, to be fetched ahead with all that they refer to
+Options of docker volume create -d nar-serve:
+  -o cache=NAME       the cache to show; the default is the first
+  -o mode=ro          a read-only volume; use it with -v NAME:/nix/store:ro,nocopy
+  -o group=GID        the group that may write, besides root
+  -o prefetch=PATHS   store paths to fetch ahead with their closures, separated by commas
 
-It needs root, and to see the mounts of dockerd as they see it (no PrivateMounts= or the like in a unit). Volumes are kept in
-{STATE_DIR}; containers go on when this is stopped or started again.
+The plugin needs root, and must share its mounts with dockerd (no PrivateMounts= or similar in its systemd unit). Volumes are stored
+in {STATE_DIR}. Running containers are not affected when the plugin stops or restarts.
 """
 
 
-@click.command("docker-volume", short_help="Store paths as volumes of Docker, or show which there are.", help=HELP)
-@click.option("--cache", "caches", multiple=True, metavar="NAME=DIR", help="A mount to make volumes of; repeatable.")
+@click.command("docker-volume", short_help="Run a plugin for volumes of Docker, or show its status.", help=HELP)
+@click.option("--cache", "caches", multiple=True, metavar="NAME=DIR", help="A mount that volumes can show; repeatable.")
 @click.option(
     "--socket",
     "path",
@@ -69,10 +64,12 @@ It needs root, and to see the mounts of dockerd as they see it (no PrivateMounts
     show_default=True,
     help="The directory of the volumes.",
 )
-@click.option("--run-dir", metavar="DIR", help="Where the control sockets of mounts are.  [env: NAR_RUN_DIR]")
-@click.option("--metrics", metavar="[HOST]:PORT", default="", help="Serve /metrics for Prometheus there.")
-@click.option("--status", is_flag=True, help="Show the caches and volumes of the plugin that is running.")
-@click.option("--json", "as_json", is_flag=True, help="With --status: as a JSON object.")
+@click.option("--run-dir", metavar="DIR", help="The directory of the control sockets of mounts.  [env: NAR_RUN_DIR]")
+@click.option(
+    "--metrics", metavar="[HOST]:PORT", default="", help="Serve Prometheus metrics at /metrics of this address."
+)
+@click.option("--status", is_flag=True, help="Show the caches and volumes of the running plugin.")
+@click.option("--json", "as_json", is_flag=True, help="With --status: print a JSON object.")
 def docker_volume(
     caches: tuple[str, ...],
     path: Path,
@@ -86,14 +83,14 @@ def docker_volume(
     if as_json and not status:
         raise click.UsageError("--json goes with --status")
     if status:
-        _show(path, as_json)
+        _show(path, as_json=as_json)
         return
     if run_dir:
         os.environ["NAR_RUN_DIR"] = run_dir
     settings = read_settings((), None)
     directories = parse_caches(caches)
     if os.geteuid() != 0:
-        raise MountError("mounting volumes, and talking to dockerd, needs root; try sudo")
+        raise MountError("mounting volumes and serving dockerd need root; use sudo")
     if metrics:
         check_metrics(metrics)
     configure_logging(settings.log_format)
@@ -115,13 +112,13 @@ def _run(path: Path, state_dir: Path, run_dir: Path, directories: Mapping[str, P
                 "pid": os.getpid(),
                 "since": since,
                 "state_dir": str(state_dir),
-                "caches": _cache_statuses(directories, run_dir),
+                "caches": cache_statuses(directories, run_dir),
                 "volumes": driver.status(),
             }
 
         app, calls = create_docker_app(driver, status)
         if metrics:
-            serve_metrics(metrics, lambda: _families(driver.published(), calls.counts()))
+            serve_metrics(metrics, lambda: [*volume_metrics(driver.published()), *calls.families()])
         for name in directories:
             watcher = Watcher(volumes, name)
             watcher.start()
@@ -130,58 +127,30 @@ def _run(path: Path, state_dir: Path, run_dir: Path, directories: Mapping[str, P
         service.start(app)
         stack.callback(service.close)
         _log(f"volumes of {', '.join(f'{name} ({where})' for name, where in directories.items())} at {path}")
-        _log(f"{wait_for_signal().name}: stopping; containers that run go on")
+        _log(f"{wait_for_signal().name}: stopping; running containers keep their volumes")
 
 
 def _log(text: str) -> None:
     logging.getLogger("narmount.docker").info("%s", text)
 
 
-def _cache_statuses(directories: Mapping[str, Path], run_dir: Path) -> list[dict[str, object]]:
-    """All at once: several that hang take no longer than one."""
-    with ThreadPoolExecutor(len(directories)) as executor:
-        return list(executor.map(lambda name: _cache_status(name, directories[name], run_dir), directories))
-
-
-def _cache_status(name: str, directory: Path, run_dir: Path) -> dict[str, object]:
-    fields: dict[str, object] = {"name": name, "directory": str(directory)}
-    try:
-        found = read_status(control_path(run_dir, directory), CACHE_SECONDS)
-    except MountError as error:
-        return fields | {"error": str(error)}
-    return fields | {"mode": found.get("mode"), "stores": found.get("stores")}
-
-
-def _families(published: Mapping[str, int], calls: Mapping[tuple[str, ...], float]) -> list[Family]:
-    help_text = "Calls of dockerd, by how they ended."
-    return [*volume_metrics(published), Family("nar_docker_calls", help_text, "counter", ("call", "outcome"), calls)]
-
-
 # --- the status
 
 
-def _show(path: Path, as_json: bool) -> None:
+def _show(path: Path, *, as_json: bool) -> None:
     answer = ask(path, STATUS_SECONDS)
     try:
         status = json.loads(answer)
-        text = _for_people(status)
+        title = f"process {status['pid']}, since {local_time(status['since'])}, volumes in {status['state_dir']}"
+        text = plugin_text(title, status, _volume_line)
+        if not status["volumes"]:
+            text += "no volumes; create one: docker volume create -d nar-serve\n"
     except (ValueError, KeyError, TypeError) as error:
-        raise MountError(f"what answers at {path} is not nar-serve docker-volume of this version") from error
-    out = StandardOutput()
-    out.write(answer if as_json else text)
-    out.flush()
+        raise MountError(
+            f"the program at {path} is not nar-serve docker-volume of this version; restart the plugin"
+        ) from error
+    print_status(status, text, as_json=as_json)
 
 
-def _for_people(status: Mapping[str, list[dict[str, str]]]) -> str:
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(str(status["since"]))))
-    lines = [f"process {status['pid']}, since {since}, volumes in {status['state_dir']}"]
-    for cache in status["caches"]:
-        what = cache.get("error") or f"{cache['mode']}, {' '.join(cache['stores'])}"
-        lines.append(f"cache {cache['name']}  {cache['directory']}  {what}")
-    lines += [
-        f"volume {volume['name']}  {volume['mode']} of {volume['cache']}, {volume['users']} users"
-        for volume in status["volumes"]
-    ]
-    if not status["volumes"]:
-        lines.append("no volumes; docker volume create -d nar-serve makes one")
-    return "".join(f"{line}\n" for line in lines)
+def _volume_line(volume: Mapping[str, object]) -> str:
+    return f"volume {volume['name']}  {volume['mode']} of {volume['cache']}, {volume['users']} users"

@@ -15,29 +15,33 @@ from narserve.session.target import Target, target_argument
 from narserve.terminal.exits import NO, exit_code_of, print_error
 from narserve.terminal.output import StandardOutput
 
-# How many store paths of a closure are looked into at once: what takes time is the way to the cache and back.
-AT_ONCE = 8
+# Number of store paths of a closure that are opened concurrently: most of the time is spent on round trips to the cache.
+CONCURRENCY = 8
 
 _KINDS = {"f": Kind.REGULAR, "d": Kind.DIRECTORY, "l": Kind.SYMLINK}
 
 
-@click.command(short_help="Find files by name, in a store path or all that it needs.")
+@click.command(short_help="Find files by name in a store path or its closure.")
 @click.argument("path", metavar="PATH", type=target_argument)
 @click.argument("glob", metavar="GLOB")
-@click.option("--closure", is_flag=True, help="In all store paths that PATH refers to as well, directly or not.")
-@click.option("-t", "--type", "kind", type=click.Choice(tuple(_KINDS)), help="Only files, directories or links.")
+@click.option("--closure", is_flag=True, help="Also search all store paths that PATH refers to, directly or not.")
+@click.option(
+    "-t", "--type", "kind", type=click.Choice(tuple(_KINDS)), help="Find only files (f), directories (d) or links (l)."
+)
 @click.option("-0", "--print0", is_flag=True, help="End each name with a zero byte, for xargs -0.")
 @session_options
 def find(session: Session, path: Target, glob: str, closure: bool, kind: str | None, print0: bool) -> None:
-    """Find files by name, in a store path or in everything that it needs.
+    """Find files by name in a store path or its closure.
 
     \b
-      nar-serve find <hash> '*.so*'                 by name, at any depth
-      nar-serve find <hash> 'share/**/*.desktop'    with a slash: by the path below PATH; ** is any depth, none included
+      nar-serve find <hash> '*.so*'
+      nar-serve find <hash> 'share/**/*.desktop'
       nar-serve find --closure <hash> 'libssl*'
 
-    Put the GLOB in quotes: * ? [a-z] are for nar-serve here, not for the shell. What is printed can be given to cat, get
-    and ls. If nothing matches, the exit code is 1.
+    A GLOB without a slash matches names at any depth. A GLOB with a slash matches paths below PATH; ** matches any number
+    of directories, including none. Quote the GLOB, so that the shell does not expand * ? [a-z].
+
+    The output can be passed to cat, get and ls. If nothing matches, the exit code is 1.
     """
     search = _Search(StandardOutput(), glob, kind, print0=print0)
     place = session.locate(path, follow=True)
@@ -55,7 +59,7 @@ def find(session: Session, path: Target, glob: str, closure: bool, kind: str | N
 
 
 class _Search:
-    """What is looked for, and what was found."""
+    """A search over store paths: prints what matches, and remembers whether anything did."""
 
     def __init__(self, out: StandardOutput, glob: str, kind: str | None, *, print0: bool) -> None:
         self.out = out
@@ -75,7 +79,7 @@ class _Search:
 
 
 def _walk(listing: NarListing, node: Node, names: tuple[str, ...]) -> Iterator[tuple[Node, tuple[str, ...]]]:
-    """The node's own name is not among the names: it may be a store path's."""
+    """Yield all nodes below ``node``, each with its names from there. The names do not include that of ``node`` itself."""
     for child in listing.children(node):
         child_names = (*names, child.name)
         yield child, child_names
@@ -83,7 +87,7 @@ def _walk(listing: NarListing, node: Node, names: tuple[str, ...]) -> Iterator[t
 
 
 class Pattern:
-    """A glob of file names. One without a slash is matched with the last name only."""
+    """A glob of file names. A glob without a slash matches the last name only."""
 
     def __init__(self, glob: str) -> None:
         segments = [segment for segment in glob.split("/") if segment]
@@ -92,8 +96,8 @@ class Pattern:
         self._segments = [None if segment == "**" else re.compile(translate(segment)) for segment in segments]
 
     def matches(self, names: tuple[str, ...]) -> bool:
-        """Whether the names from some directory down to a node are as the glob says."""
-        reached = self._skipped({0})  # how many segments may have been used up so far
+        """Return whether the glob matches the names on the way from a directory down to a node."""
+        reached = self._skipped({0})  # the possible numbers of segments consumed so far
         for name in names:
             reached = self._skipped({after for before in reached for after in self._step(before, name)})
         return len(self._segments) in reached
@@ -107,7 +111,7 @@ class Pattern:
                 yield place + 1
 
     def _skipped(self, places: set[int]) -> set[int]:
-        """With the places behind each ``**``, since that may stand for nothing."""
+        """Add the places after each ``**``, since ``**`` also matches no name at all."""
         for place in sorted(places):
             while place < len(self._segments) and self._segments[place] is None:
                 place += 1
@@ -119,20 +123,20 @@ class Pattern:
 
 
 def _others(session: Session, target: Target) -> Iterator[Opened | NarcoreError]:
-    """The store paths that the target's refers to, nearest first, each once; in the place of one that fails, its error."""
+    """Yield the other store paths of the target's closure, nearest first, each once; for one that fails, its error."""
     first = session.open(target).store_path
     seen = {first.base_name}
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="find") as pool:
+    with ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="find") as pool:
         references = [session.references(target)]
         while references:
             names = sorted({name for names in references for name in names} - seen)
             seen.update(names)
             references = []
-            for found in pool.map(partial(_open, session, target, first.store_dir), names):
-                if isinstance(found, NarcoreError):
-                    yield found
+            for outcome in pool.map(partial(_open, session, target, first.store_dir), names):
+                if isinstance(outcome, NarcoreError):
+                    yield outcome
                 else:
-                    opened, further = found
+                    opened, further = outcome
                     references.append(further)
                     yield opened
 
@@ -140,9 +144,9 @@ def _others(session: Session, target: Target) -> Iterator[Opened | NarcoreError]
 def _open(
     session: Session, target: Target, store_dir: str, base_name: str
 ) -> tuple[Opened, tuple[str, ...]] | NarcoreError:
-    """It, and its references."""
+    """Open a store path. Returns it and its references, or the error."""
     try:
-        there = target.elsewhere(f"{store_dir}/{base_name}")
-        return session.open(there), session.references(there)
+        reference = target.elsewhere(f"{store_dir}/{base_name}")
+        return session.open(reference), session.references(reference)
     except NarcoreError as error:
         return error

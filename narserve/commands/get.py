@@ -40,14 +40,14 @@ def get(session: Session, path: Target, dest: str | None) -> None:
       nar-serve get /nix/store/<hash>-hello-2.12/bin b     makes ./b
       nar-serve get /nix/store/<hash>-hello-2.12 /tmp/     makes /tmp/hello-2.12
 
-    DEST is the name to make, or with a slash at its end the directory to make it in. It must not exist; where a whole store
-    path is there already and has the right hash, that is fine and nothing is done. The name that was made is printed.
+    DEST is the name of the copy, or, with a slash at its end, the directory to create the copy in. The copy must not exist
+    yet, unless PATH is a whole store path and the existing copy has its hash. The name of the copy is printed.
 
-    DEST appears when all of it is there. After an interruption the same command goes on: until then it is kept in a
-    hidden directory beside DEST.
+    The copy appears when it is complete. Until then it is stored in a hidden directory beside it. After an interruption,
+    run the same command again to continue.
 
-    Links stay links, wherever they lead. Where PATH itself is a link, a slash at its end means what it leads to.
-    What is executable stays so; times are those of a Nix store, 1 s after the epoch.
+    Links are copied as links. If PATH itself is a link, a slash at its end copies the link's target instead. Executable
+    files stay executable. All times are 1 s after the epoch, as in a Nix store.
     """
     place = session.locate(path, follow=False)
     default = place.path.rpartition("/")[2] or place.opened.store_path.name
@@ -62,10 +62,10 @@ def get(session: Session, path: Target, dest: str | None) -> None:
 
 
 def _check_same(place: LocatedNode, goal: Destination) -> None:
-    """Raises SettingsError unless what is at the goal is just what is wanted."""
+    """Raises SettingsError unless the goal already is a copy of the whole store path, with the right NarHash."""
     info = place.opened.info
     if info is None or place.path or not _has_nar_hash(goal, info):
-        raise SettingsError(f"{goal.path} exists: name something new, or remove that first")
+        raise SettingsError(f"{goal.path} already exists; choose another DEST, or remove it first")
 
 
 def _has_nar_hash(goal: Destination, info: PathInfo) -> bool:
@@ -73,7 +73,7 @@ def _has_nar_hash(goal: Destination, info: PathInfo) -> bool:
     try:
         for chunk in write_nar(dump(Path(goal.path))):
             sha256.update(chunk)
-    except (OSError, ValueError):  # can't be read, or is nothing that a NAR can hold
+    except (OSError, ValueError):  # it can't be read, or a NAR can't contain it
         return False
     return sha256.digest() == info.narinfo.nar_hash.digest
 
@@ -87,16 +87,17 @@ def _fetch(session: Session, place: LocatedNode, goal: Destination) -> None:
 
 def _staging_name(place: LocatedNode) -> bytes:
     opened = place.opened
-    what = opened.info.narinfo.nar_hash.nix32 if opened.info else ""
-    identity = hashlib.sha256(to_bytes("\0".join((what, place.name)))).hexdigest()
+    nar_hash = opened.info.narinfo.nar_hash.nix32 if opened.info else ""
+    identity = hashlib.sha256(to_bytes("\0".join((nar_hash, place.name)))).hexdigest()
     return f".{opened.store_path.name[:100]}.{identity[:16]}.part".encode()
 
 
 def _is_best_by_file(settings: Settings, place: LocatedNode, info: PathInfo) -> bool:
-    """Whether to read file by file, rather than the NAR from its start on.
+    """Return whether to read file by file, rather than read the NAR from its start.
 
-    That is so where each costs little (it is on disk already, or remote parts can be had), and where it is only one. A part
-    of the tree goes by way of the disk cache, too: it is fetched once, and there for the next part.
+    Reading by file is best for a single file, and if each read is cheap: the NAR is cached, or ranges of the remote file can be
+    read. A part of the tree is also read by file if the disk cache will take the NAR: the NAR is then fetched only once, also for
+    the next part.
     """
     if place.opened.accessor.is_cached or place.node.kind is not Kind.DIRECTORY:
         return True
@@ -104,7 +105,7 @@ def _is_best_by_file(settings: Settings, place: LocatedNode, info: PathInfo) -> 
 
 
 def _can_be_cached(settings: Settings, info: PathInfo) -> bool:
-    """Whether the disk cache will take the NAR."""
+    """Return whether the disk cache is on and large enough for the NAR."""
     if settings.cache_dir is None:
         return False
     try:
@@ -117,7 +118,7 @@ def _can_be_cached(settings: Settings, info: PathInfo) -> bool:
 
 
 def by_file(place: LocatedNode, writer: TreeWriter) -> None:
-    """Write the node of ``place`` as ROOT, with as many reads as there are files that lack something."""
+    """Write the node of ``place`` as ROOT, with one read for each file that is missing or incomplete."""
     accessor = place.opened.accessor
     with progress(_label(place), _total(accessor.listing, place.node)) as tick:
         _write_node(place, place.node, ROOT, writer, tick)
@@ -138,8 +139,10 @@ def _write_node(place: LocatedNode, node: Node, name: bytes, writer: TreeWriter,
 
 
 def _write_rest(place: LocatedNode, node: Node, file: FileWriter, tick: Tick) -> None:
-    """What lacks of the file. What is there is its beginning, since it was written from there; where that costs nothing, it
-    is compared all the same.
+    """Write the missing rest of a file.
+
+    The existing bytes are the beginning of the file, since an earlier run wrote it from the start. If the NAR is cached, so that
+    reading costs no download, the existing bytes are compared as well.
     """
     offset = 0 if place.opened.accessor.is_cached else file.have
     tick(offset)
@@ -160,10 +163,10 @@ def _total(listing: NarListing, node: Node) -> int:
 
 
 def _in_one_pass(session: Session, place: LocatedNode, writer: TreeWriter, *, is_new: bool) -> bool:
-    """Write the node of ``place`` out of a NAR as it comes, if that is the best way; whether it was."""
+    """Write the node of ``place`` from a NAR on the fly. Returns False, with nothing written, if reading by file is better."""
     opened, listing = place.opened, place.opened.accessor.listing
     if opened.instance:
-        # What is there of a run before need not be sent again: then it is better to ask for the files that lack.
+        # If an earlier run has written a part, it is better to request only the missing files.
         chunks = opened.instance.nar(opened.store_path, place.path) if is_new else None
         if chunks is None:
             return False
@@ -178,18 +181,22 @@ def _in_one_pass(session: Session, place: LocatedNode, writer: TreeWriter, *, is
 
 
 def _write_nar(place: LocatedNode, reading: "_Reading", path: list[bytes], writer: TreeWriter) -> None:
-    """Its hash is checked at its end, so of a whole tree before it is given out."""
+    """Write the node at ``path`` from the NAR that ``reading`` yields.
+
+    The hash is checked at the end of the NAR: a whole tree is verified before it appears at the destination. After a part of the
+    tree, the rest of the NAR is only read if it is short enough. Raises IntegrityError if the NAR has no such node.
+    """
     with progress(_label(place), reading.total) as reading.tick, closing(reading):
         events = parse_nar(reading)
         if not _write_events(below(events, path), writer):
-            raise IntegrityError("the store's listing is not that of the NAR")
+            raise IntegrityError("the store's listing does not match the NAR")
         if not path or is_worth_verifying(reading.done, reading.total):
             for _event in events:
                 pass
 
 
 class _Reading:
-    """The chunks of a NAR on their way, counted: ``done`` of about ``total`` bytes."""
+    """The chunks of a NAR, counted as they are read: ``done`` of about ``total`` bytes."""
 
     def __init__(self, chunks: Iterator[bytes], total: int) -> None:
         self.total = total
@@ -208,8 +215,8 @@ class _Reading:
 
 
 def below(events: Iterable[NarEvent], path: list[bytes]) -> Iterator[NarEvent]:
-    """Of the events of a NAR, those of the node at ``path`` (names from the root's entries on): nothing if it has none."""
-    wanted = [b"", *path]
+    """Yield only the events of the node at ``path``, a list of names below the root; none if there is no such node."""
+    top = [b"", *path]
     here: list[bytes] = []
     inside = False
     for event in events:
@@ -217,22 +224,22 @@ def below(events: Iterable[NarEvent], path: list[bytes]) -> Iterator[NarEvent]:
             if inside:
                 yield event
             continue
-        if isinstance(event, End) or (inside and len(here) < len(wanted)):
+        if isinstance(event, End) or (inside and len(here) < len(top)):
             return
         if isinstance(event, DirectoryEnd):
             here.pop()
         elif not inside:
-            inside = [*here, event.name] == wanted
+            inside = [*here, event.name] == top
         if isinstance(event, DirectoryStart):
             here.append(event.name)
         if inside:
             yield event
-            if isinstance(event, DirectoryEnd) and len(here) < len(wanted):
+            if isinstance(event, DirectoryEnd) and len(here) < len(top):
                 return
 
 
 def _write_events(events: Iterable[NarEvent], writer: TreeWriter) -> bool:
-    """Whether there were any. The first one's node becomes the root."""
+    """Write the events; the first node becomes ROOT. Returns whether there were any events."""
     file: FileWriter | None = None
     name, offset = ROOT, 0
     found = False

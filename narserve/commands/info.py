@@ -15,21 +15,21 @@ from narserve.terminal.exits import for_each
 from narserve.terminal.output import StandardOutput
 
 
-@click.command(short_help="Show what a cache says of a store path.")
+@click.command(short_help="Show a cache's metadata of a store path.")
 @click.argument("paths", metavar="PATH...", type=target_argument, nargs=-1, required=True)
 @click.option(
-    "--json", "as_json", is_flag=True, help="One object a PATH, with the names that nix path-info --json has."
+    "--json", "as_json", is_flag=True, help="Print one JSON object per PATH, with the names of nix path-info --json."
 )
 @session_options
 def info(session: Session, paths: tuple[Target, ...], as_json: bool) -> None:
-    """Show what a cache says of a store path: sizes, hashes, references, signatures.
+    """Show a cache's metadata of a store path: sizes, hashes, references, signatures.
 
     \b
       nar-serve info /nix/store/<hash>-hello-2.12
       nar-serve info --json <hash> | jq .narSize
       nar-serve info https://nar.example.org/nix/store/<hash>
 
-    Nothing of its contents is fetched: nar-serve verify does that, and checks them.
+    The contents are not fetched or checked; for that, use nar-serve verify.
     """
     out = StandardOutput()
 
@@ -46,7 +46,7 @@ def info(session: Session, paths: tuple[Target, ...], as_json: bool) -> None:
 
 
 def _find(session: Session, target: Target) -> tuple[PathInfo, bool | None]:
-    """The narinfo, and whether it is trusted (None: there are no keys to tell). One without a good signature is shown, too."""
+    """Return the path info, also without a trusted signature, and whether it is trusted (None if no keys are configured)."""
     try:
         found = session.path_info(target)
     except UntrustedSignature:
@@ -85,7 +85,7 @@ def _size(size: int) -> str:
 def _signature(session: Session, found: PathInfo, signature: Signature) -> str:
     keys = [key for key in session.settings.trusted_public_keys if key.name == signature.name]
     if not keys:
-        return f"{signature.name}: not checked, that is none of the trusted keys"
+        return f"{signature.name}: not checked, since this key is not trusted"
     return f"{signature.name}: {'good' if _is_good(keys, found, signature) else 'BAD'}"
 
 

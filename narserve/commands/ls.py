@@ -13,10 +13,12 @@ from narserve.terminal.output import StandardOutput
 
 @click.command(short_help="List a store path, or a directory or file in it.")
 @click.argument("paths", metavar="PATH...", type=target_argument, nargs=-1, required=True)
-@click.option("-l", "--long", is_flag=True, help="Modes, sizes in bytes, and where links lead.")
-@click.option("-R", "--recursive", is_flag=True, help="What is below, too.")
-@click.option("-d", "--directory", is_flag=True, help="The directory itself, not what is in it.")
-@click.option("--json", "as_json", is_flag=True, help="The format of a cache's .ls files (version 1), a line a PATH.")
+@click.option("-l", "--long", is_flag=True, help="Show modes, sizes in bytes, and link targets.")
+@click.option("-R", "--recursive", is_flag=True, help="List subdirectories recursively.")
+@click.option("-d", "--directory", is_flag=True, help="List the directory itself, not its contents.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one line of JSON per PATH, in the format of a cache's .ls files."
+)
 @session_options
 def ls(
     session: Session, paths: tuple[Target, ...], long: bool, recursive: bool, directory: bool, as_json: bool
@@ -28,8 +30,8 @@ def ls(
       nar-serve ls -lR <hash>/share
       nar-serve ls --json -R http://localhost:8383/nix/store/<hash>-hello-2.12
 
-    The output is that of nix store ls, line by line. Where PATH is a link, the link is shown; with a slash at its end, what
-    it leads to. In a pipe names are their bytes, on a terminal odd ones are quoted.
+    The output is the same as that of nix store ls. If PATH is a link, the link itself is listed; with a slash at the end
+    of PATH, its target is listed. Names with unprintable characters are quoted on a terminal, and unchanged in a pipe.
     """
     out = StandardOutput()
 
@@ -54,13 +56,13 @@ def _write_json(out: StandardOutput, place: LocatedNode, *, recursive: bool) -> 
 
 
 def _lines(out: StandardOutput, place: LocatedNode, *, long: bool, recursive: bool, directory: bool) -> Iterator[bytes]:
-    """As Nix writes them (src/nix/ls.cc)."""
+    """Yield the output lines in the format of Nix (src/nix/ls.cc)."""
     node, listing = place.node, place.opened.accessor.listing
-    whole = node.kind is Kind.DIRECTORY
-    name = "." if whole else place.path.rpartition("/")[2] or place.opened.store_path.base_name
-    if directory or not whole:
+    is_directory = node.kind is Kind.DIRECTORY
+    name = "." if is_directory else place.path.rpartition("/")[2] or place.opened.store_path.base_name
+    if directory or not is_directory:
         yield _line(out, node, name, long=long)
-    if whole and (recursive or not directory):
+    if is_directory and (recursive or not directory):
         for child, path in _below(listing, node, name, recursive=recursive):
             yield _line(out, child, path, long=long)
 
@@ -81,7 +83,7 @@ def _line(out: StandardOutput, node: Node, path: str, *, long: bool) -> bytes:
 
 
 def mode(node: Node) -> str:
-    """As a Nix store has it."""
+    """Return the mode that the node has in a Nix store, as ``ls -l`` shows it."""
     match node.kind:
         case Kind.DIRECTORY:
             return "dr-xr-xr-x"

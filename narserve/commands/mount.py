@@ -1,4 +1,4 @@
-"""The command line of ``nar-serve mount``. ``narserve.program`` finds it by the entry point in pyproject.toml."""
+"""``nar-serve mount``: mounts and unmounts."""
 
 import errno
 import fcntl
@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 
 import click
 
@@ -21,15 +21,15 @@ from narcore.errors import MountError, SettingsError
 from narcore.settings import Settings
 from narmount.daemon.control import control_path, is_abandoned, make_run_dir
 from narmount.daemon.options import MountOptions
-from narmount.fuse import device, syscalls
-from narmount.fuse.mountinfo import Mount, ours_at
+from narmount.fuse import device
+from narmount.fuse.mountinfo import Mount, absolute, ours_at
 from narmount.metrics import check_metrics
-from narserve.commands.mountstatus import mode_text, show_status
+from narserve.commands.mountstatus import earlier_holders, mode_text, show_status
 from narserve.session.session import read_settings
 from narserve.terminal.exits import TROUBLE, print_error, print_message
 
-READY_SECONDS = 60  # mounting takes one or two; on a machine that starts a hundred other things, more
-DEAD_SECONDS = 3.0  # the kernel says at once of a dead mount that it is; one that says nothing is alive, and stuck
+READY_SECONDS = 60  # mounting takes one or two, and longer on a busy machine that is booting
+DEAD_SECONDS = 3.0  # a dead mount is an immediate error; a mount that gives no answer is alive and hangs
 GONE_SECONDS, LAZY_GONE_SECONDS = 5.0, 1.0
 STOP_SECONDS = 10.0
 
@@ -41,43 +41,48 @@ HELP = """Mount the store paths of binary caches, read-only, at DIR.
   nar-serve mount --status
   nar-serve mount --unmount /nix/store
 
-Every store path can be opened by its name, and is fetched when it is; ls shows those that were. What was fetched stays in the
-disk cache, and the kernel reads it there by itself where it can (as root, Linux 6.9 or newer: "passthrough").
+Every store path can be opened by its name, and is fetched then. ls shows the store paths that have been opened. Fetched paths stay
+in the disk cache. As root on Linux 6.9 or newer, the kernel reads their files there directly ("passthrough").
 
-It goes on in the background: one process holds the mount, and another, which it replaces if need be, answers. Programs that read
-just then only wait. SIGHUP to the holder replaces the worker (after an upgrade), SIGTERM unmounts.
+The mount runs in the background. One process, the holder, holds the mount. Another one, the worker, answers programs, and is
+restarted if it ends; meanwhile programs wait. SIGHUP to the holder replaces the worker, for example after an upgrade. SIGTERM
+unmounts.
 
-The files are seen by whoever mounts them, and with --allow-other by everybody: containers whose programs don't run as root need
-it. Without root it takes fusermount3 (the package fuse3), and for --allow-other the line user_allow_other in /etc/fuse.conf.
+Only the user who mounts sees the files. With --allow-other, all users do; containers need it if their programs don't run as root.
+Without root, mounting needs fusermount3 (the package fuse3), and --allow-other needs the line user_allow_other in /etc/fuse.conf.
 
-Where reading gives "Input/output error", --status says why (of the last one), and the file of --log (of each).
+If reading fails with "Input/output error", --status shows the reason of the last failure, and the file of --log has all of them.
 
-NAR_MOUNT_DEADLINE is how many seconds to wait for a store before reading fails. The server's settings of stores, keys, the cache
-and its limits hold here, too.
+If a store makes no progress for NAR_MOUNT_DEADLINE seconds, reading fails. The settings of the server for stores, keys, the cache
+and limits apply here too.
 """
 
 
 @click.command(short_help="Mount all store paths as a file system, or show what is mounted.", help=HELP)
-@click.argument("directory", metavar="DIR", required=False, type=Path)  # click.Path looks at it, and a mount may hang
-@click.option("--foreground", is_flag=True, help="Don't go into the background.")
+# Not click.Path, which accesses the path: a mount may hang.
+@click.argument("directory", metavar="DIR", required=False, type=Path)
+@click.option("--foreground", is_flag=True, help="Stay in the foreground.")
 @click.option(
     "--store", "stores", multiple=True, metavar="URL", help="A binary cache; repeatable.  [env: NAR_CACHE_URL]"
 )
-@click.option("--cache-dir", metavar="DIR", help="Where unpacked archives are kept.  [env: NAR_CACHE_DIR]")
-@click.option(
-    "--early", is_flag=True, help="Read files before all of the archive has been verified.  [env: NAR_MOUNT_EARLY]"
-)
+@click.option("--cache-dir", metavar="DIR", help="The directory of the disk cache.  [env: NAR_CACHE_DIR]")
+@click.option("--early", is_flag=True, help="Show files before their NAR is verified.  [env: NAR_MOUNT_EARLY]")
 @click.option("--allow-other", is_flag=True, help="Let all users see the files.")
-@click.option("--no-passthrough", is_flag=True, help="Never let the kernel read the cache by itself.")
-@click.option("--run-dir", metavar="DIR", help="Where control sockets are.  [env: NAR_RUN_DIR]")
-@click.option("--metrics", metavar="[HOST]:PORT", default="", help="Serve /metrics for Prometheus there.")
+@click.option("--no-passthrough", is_flag=True, help="Never let the kernel read the cache directly.")
+@click.option("--run-dir", metavar="DIR", help="The directory of the control sockets.  [env: NAR_RUN_DIR]")
+@click.option("--metrics", metavar="[HOST]:PORT", default="", help="Serve /metrics for Prometheus at this address.")
 @click.option(
-    "--log", "log_file", metavar="FILE", help="Append messages to it, when in the background; else they are lost."
+    "--log",
+    "log_file",
+    metavar="FILE",
+    help="Append messages to FILE; without it, a mount in the background logs nothing.",
 )
-@click.option("--status", is_flag=True, help="Show the mount at DIR, or all; exit code 3 if one of them is dead.")
-@click.option("--json", "as_json", is_flag=True, help="With --status: as a JSON object, of all as an array.")
-@click.option("--unmount", is_flag=True, help="Unmount DIR, also if its mount is dead.")
-@click.option("--lazy", is_flag=True, help="With --unmount: out of sight at once, although it is in use.")
+@click.option(
+    "--status", is_flag=True, help="Show the mount at DIR, or all mounts; exit code 3 if one does not answer."
+)
+@click.option("--json", "as_json", is_flag=True, help="With --status: print a JSON object, or an array for all mounts.")
+@click.option("--unmount", is_flag=True, help="Unmount DIR, even if its mount is dead.")
+@click.option("--lazy", is_flag=True, help="With --unmount: detach the mount immediately, even if it is in use.")
 def mount(
     directory: Path | None,
     stores: tuple[str, ...],
@@ -97,15 +102,15 @@ def mount(
     if run_dir:
         os.environ["NAR_RUN_DIR"] = run_dir
     settings = read_settings(stores, cache_dir)
-    target = _real(directory) if directory is not None else None
+    target = _real_path(directory) if directory is not None else None
     if status and unmount:
-        raise click.UsageError("--status and --unmount are two commands")
+        raise click.UsageError("--status and --unmount can't be used together")
     if as_json and not status:
-        raise click.UsageError("--json goes with --status")
+        raise click.UsageError("--json needs --status")
     if lazy and not unmount:
-        raise click.UsageError("--lazy goes with --unmount")
+        raise click.UsageError("--lazy needs --unmount")
     if log_file and foreground:
-        raise click.UsageError("--log is for the background; with --foreground messages go to standard error")
+        raise click.UsageError("--log can't be used with --foreground, which logs to standard error")
     if status:
         show_status(settings.run_dir, target, as_json=as_json)
         return
@@ -124,61 +129,59 @@ def mount(
         cache_dir=_cache_dir(settings, target),
         metrics=metrics,
     )
-    _see_that_we_stay(options)
+    _check_not_hidden(options)
     make_run_dir(options.run_dir)
-    with _alone(options.run_dir):
+    with _lock_run_dir(options.run_dir):
         _prepare(options, settings)
         if foreground:
-            _become_holder(options)
+            os.execv(sys.executable, _holder_command(options))  # noqa: S606  a new program, without the modules of the command line
         _start_holder(options, log_file)
 
 
 # --- mounting
 
 
-def _real(directory: Path) -> Path:
-    """The path without links, as mountinfo has it. What is mounted at ``directory`` itself is not touched."""
-    absolute = Path(os.path.abspath(directory))  # noqa: PTH100  pathlib keeps ..
-    target = Path(os.path.realpath(absolute.parent)) / absolute.name
+def _real_path(directory: Path) -> Path:
+    """Return the path without links, as in mountinfo. This does not access the file system that is mounted at ``directory``."""
+    path = absolute(directory)
+    target = Path(os.path.realpath(path.parent)) / path.name
     try:
-        link = os.readlink(target)  # noqa: PTH115  Path.readlink says the same less plainly
-    except OSError:  # no link
+        link = os.readlink(target)  # noqa: PTH115  the text is for a message
+    except OSError:  # not a link
         return target
-    raise MountError(f"{directory} is a link to {link}; name that directory itself")
+    raise MountError(f"{directory} is a link to {link}; name the directory itself")
 
 
 def _cache_dir(settings: Settings, target: Path) -> Path:
-    """Raises SettingsError."""
+    """Return the cache directory, without links. Raises SettingsError if there is none, or if the mount would hide it."""
     if settings.cache_dir is None:
-        step = "--cache-dir DIR names one"
-        raise SettingsError(f"a mount serves out of the disk cache, and NAR_CACHE_DIR=off turns it off; {step}")
+        raise SettingsError(
+            "a mount needs the disk cache, which NAR_CACHE_DIR=off turns off; --cache-dir DIR names one"
+        )
     found = Path(os.path.realpath(settings.cache_dir))
-    if _hides(target, found):
-        raise SettingsError(f"the cache at {found} would be hidden by the mount; --cache-dir DIR names another one")
+    if found.is_relative_to(target):
+        raise SettingsError(f"the mount would hide the cache at {found}; --cache-dir DIR names another one")
     return found
 
 
-def _hides(target: Path, path: Path) -> bool:
-    return target == path or target in path.parents
+def _check_not_hidden(options: MountOptions) -> None:
+    """Check that the mount does not hide the program. Raises MountError.
 
-
-def _see_that_we_stay(options: MountOptions) -> None:
-    """Raises MountError. What a worker that starts looks for below the target it would have to ask itself for."""
+    Otherwise a worker that starts would need files of its own mount, and wait for itself.
+    """
     program = {sys.executable, os.path.realpath(sys.executable), sys.prefix, sys.base_prefix, __file__}
     for path in sorted(program):
-        if _hides(options.target, Path(path)):
-            step = "mount at another directory, or run one that is installed elsewhere"
-            raise MountError(f"nar-serve needs {path}, which would be hidden by the mount; {step}")
-    if _hides(options.target, options.run_dir):
-        raise MountError(
-            f"{options.run_dir} would be hidden by the mount; NAR_RUN_DIR or --run-dir names another directory"
-        )
+        if Path(path).is_relative_to(options.target):
+            step = "mount at another directory, or use a nar-serve that is installed elsewhere"
+            raise MountError(f"the mount would hide {path}, which nar-serve needs; {step}")
+    if options.run_dir.is_relative_to(options.target):
+        raise MountError(f"the mount would hide {options.run_dir}; NAR_RUN_DIR or --run-dir names another directory")
 
 
 @contextmanager
-def _alone(run_dir: Path) -> Generator[None]:
-    """Of two that begin at once, each would see that nothing is mounted, and mount."""
-    directory = os.open(run_dir / "mounts", os.O_RDONLY | os.O_DIRECTORY)  # no child inherits it
+def _lock_run_dir(run_dir: Path) -> Generator[None]:
+    """Lock the directory, so that two commands can't both find that nothing is mounted, and mount."""
+    directory = os.open(run_dir / "mounts", os.O_RDONLY | os.O_DIRECTORY)  # child processes do not inherit it
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
         yield
@@ -187,20 +190,20 @@ def _alone(run_dir: Path) -> Generator[None]:
 
 
 def _prepare(options: MountOptions, settings: Settings) -> None:
-    """See to all that can be seen to beforehand, and put the settings where the worker reads them."""
+    """Check everything that can be checked before mounting, and put the settings into the environment for the worker."""
     if options.metrics:
         check_metrics(options.metrics)
-    _make_room(options)
+    _remove_dead_mounts(options)
     if not options.target.exists():
-        raise MountError(f"there is no directory {options.target}; make it first: mkdir -p {options.target}")
+        raise MountError(f"the directory {options.target} does not exist; make it first: mkdir -p {options.target}")
     if not options.target.is_dir():
-        raise MountError(f"{options.target} is not a directory; name one to mount at")
+        raise MountError(f"{options.target} is not a directory; name a directory to mount at")
     _make_cache_dir(options.cache_dir)
     if not settings.trusted_public_keys:
-        print_message("NAR_TRUSTED_PUBLIC_KEYS is not set: what the stores say is believed without a signature")
+        print_message("NAR_TRUSTED_PUBLIC_KEYS is not set: store paths are accepted without a trusted signature")
     os.environ["NAR_CACHE_URL"] = " ".join(settings.cache_urls)
     os.environ["NAR_CACHE_DIR"] = str(options.cache_dir)
-    # Else Python looks for modules in the working directory first: if that is the target, a worker that starts asks itself.
+    # Otherwise Python looks for modules in the working directory. If that is the target, a starting worker waits for itself.
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
@@ -212,28 +215,28 @@ def _make_cache_dir(cache_dir: Path) -> None:
         raise MountError(f"can't make the cache directory {cache_dir}: {error.strerror}; {step}") from error
 
 
-def _make_room(options: MountOptions) -> None:
-    """Remove dead mounts of ours at the target. Raises MountError if there is one that lives."""
+def _remove_dead_mounts(options: MountOptions) -> None:
+    """Unmount dead mounts of nar-serve at the target. Raises MountError if a mount there is alive."""
     while ours := ours_at(options.target):
         if not _is_dead(options.run_dir, ours):
-            step = f"nar-serve mount --unmount {options.target} ends that"
-            raise MountError(f"{options.target} is mounted by nar-serve already; {step}")
-        print_message(f"the mount at {options.target} is dead, and is removed")
+            step = f"nar-serve mount --unmount {options.target} unmounts it"
+            raise MountError(f"nar-serve is already mounted at {options.target}; {step}")
+        print_message(f"the mount at {options.target} is dead; removing it")
         _detach(options.target, lazy=True)
 
 
 def _is_dead(run_dir: Path, mounted: Mount) -> bool:
-    """Whether nobody answers for it any more. One that only hangs is not dead."""
+    """Return whether the processes of the mount have ended. A mount that hangs is not dead."""
     path = control_path(run_dir, mounted.target)
     if path.exists():
         return is_abandoned(path)
-    # It may have another run_dir, so its root is asked for: by another process, since nothing ends the waiting if it hangs.
-    asking = subprocess.Popen([sys.executable, "-Sc", _ASK_ROOT, str(mounted.target)])  # noqa: S603
+    # The mount may have another run_dir, so ask the mount itself: in another process, which can be left behind if it hangs.
+    process = subprocess.Popen([sys.executable, "-Sc", _ASK_ROOT, str(mounted.target)])  # noqa: S603
     try:
-        return asking.wait(DEAD_SECONDS) in {errno.ENOTCONN, errno.ECONNABORTED}
+        return process.wait(DEAD_SECONDS) in {errno.ENOTCONN, errno.ECONNABORTED}
     except subprocess.TimeoutExpired:
-        asking.kill()
-        asking.returncode = -signal.SIGKILL  # some day
+        process.kill()
+        process.returncode = -signal.SIGKILL  # it ends later; this avoids a ResourceWarning
         return False
 
 
@@ -250,15 +253,10 @@ def _holder_command(options: MountOptions) -> list[str]:
     return [sys.executable, "-m", "narmount.daemon.holder", options.to_json()]
 
 
-def _become_holder(options: MountOptions) -> NoReturn:
-    """The holder is a small process, without what the command line has imported."""
-    os.execv(sys.executable, _holder_command(options))  # noqa: S606
-
-
 def _start_holder(options: MountOptions, log_file: str | None) -> None:
-    """Start it, and wait until it is mounted."""
+    """Start the holder in the background, and wait until it has mounted."""
     reading, writing = os.pipe()
-    with os.fdopen(reading, "rb") as ready, _log(log_file) as log:
+    with os.fdopen(reading, "rb") as ready, Path(log_file or os.devnull).open("ab") as log:
         holder = subprocess.Popen(  # noqa: S603
             _holder_command(replace(options, ready_fd=writing)),
             pass_fds=(writing,),
@@ -269,7 +267,7 @@ def _start_holder(options: MountOptions, log_file: str | None) -> None:
         )
         os.close(writing)
         try:
-            answer = _answer(ready)
+            answer = _read_report(ready)
         except BaseException:
             _stop(holder)
             raise
@@ -278,28 +276,25 @@ def _start_holder(options: MountOptions, log_file: str | None) -> None:
         print_error(MountError(str(answer["error"])))
         code = answer.get("code")
         raise click.exceptions.Exit(code if isinstance(code, int) else TROUBLE)
-    holder.returncode = 0  # it goes on without us, and that needs no warning
-    print_message(f"{options.target} is mounted: {_summary(answer)}")
+    holder.returncode = 0  # it keeps running; this avoids a ResourceWarning
+    mode, stores = mode_text(answer.get("mode"), answer.get("reason")), answer.get("stores")
+    print_message(f"{options.target} is mounted: {mode}, {stores} {'store' if stores == 1 else 'stores'}")
 
 
-def _log(log_file: str | None) -> BinaryIO:
-    return Path(log_file or os.devnull).open("ab")
-
-
-def _answer(ready: BinaryIO) -> dict[str, object]:
-    """What the holder says. Raises MountError if that is nothing."""
+def _read_report(ready: BinaryIO) -> dict[str, object]:
+    """Read the report of the holder. Raises MountError if there is none."""
     readable, _, _ = select.select([ready], [], [], READY_SECONDS)
     if not readable:
-        raise MountError(f"it was not mounted within {READY_SECONDS} seconds; --foreground shows why")
+        raise MountError(f"mounting has not finished within {READY_SECONDS} seconds; --foreground shows why")
     line = ready.readline()
     if not line:
-        raise MountError("the process that mounts has ended; --foreground shows why")
+        raise MountError("the holder has ended without a report; --foreground shows why")
     answer: dict[str, object] = json.loads(line)
     return answer
 
 
 def _stop(holder: "subprocess.Popen[bytes]") -> None:
-    """Have it unmount, if it is mounted."""
+    """End the holder, which unmounts."""
     holder.terminate()
     try:
         holder.wait(STOP_SECONDS)
@@ -308,24 +303,15 @@ def _stop(holder: "subprocess.Popen[bytes]") -> None:
         holder.wait()
 
 
-def _summary(answer: Mapping[str, object]) -> str:
-    parts = [mode_text(answer.get("mode"), answer.get("reason"))]
-    stores = answer.get("stores")
-    if isinstance(stores, int):
-        parts.append("1 store" if stores == 1 else f"{stores} stores")
-    return ", ".join(parts)
-
-
 # --- unmounting
 
 
 def _unmount(run_dir: Path, target: Path, *, lazy: bool) -> None:
     if ours_at(target) is None:
-        step = "nar-serve mount --status shows what is mounted"
-        raise MountError(f"nothing of nar-serve is mounted at {target}; {step}")
+        raise MountError(f"nar-serve is not mounted at {target}; nar-serve mount --status shows what is mounted")
     _detach(target, lazy=lazy)
     socket_file = control_path(run_dir, target)
-    # The holder ends when the kernel has told it, and then it can be mounted again; of what is in use that may take for ever.
+    # After the holder has ended, the target can be mounted again. If the mount is in use, this can take any time.
     deadline = time.monotonic() + (LAZY_GONE_SECONDS if lazy else GONE_SECONDS)
     while socket_file.exists() and not is_abandoned(socket_file) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -335,16 +321,16 @@ def _unmount(run_dir: Path, target: Path, *, lazy: bool) -> None:
         print_message(
             f"{target} is unmounted; its processes end when nothing uses it any more, such as an overlay or a container"
         )
+        for pid in earlier_holders(str(target)):
+            step = f"if it does not end, its worker can't start: kill -KILL {pid}"
+            print_message(f"an earlier version of nar-serve started process {pid}; {step}")
 
 
 def _detach(target: Path, *, lazy: bool) -> None:
     try:
-        if device.may_mount():
-            syscalls.unmount(target, lazy=lazy)
-        else:
-            device.unmount_as_user(target, lazy=lazy)
+        device.unmount(target, lazy=lazy)
     except MountError as error:
         is_busy = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EBUSY
         if is_busy and not lazy:
-            raise MountError(f"{error}, and --lazy takes it out of sight although it is in use") from error
+            raise MountError(f"{error}; --lazy detaches the mount although it is in use") from error
         raise

@@ -2,10 +2,11 @@
 
 import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,48 +19,74 @@ from api.telemetry.accesslog import configure_access_log
 from api.telemetry.logs import configure_logging
 from narcore.errors import SettingsError
 from narcore.settings import Settings
-from narserve.server.listener import explain, listen, url_host
+from narserve.server.listener import address_setting, explain, listen, url_host
 from narserve.session.session import read_settings
 
 log = logging.getLogger("narserve.server")
 
-# A client that takes no byte for so long is let go: it would keep a thread for ever.
+# A connection is closed if the client acknowledges no byte for this long. Otherwise it would occupy a thread forever.
 STALL_SECONDS = 300
 
+_OPTIONS = {"listen_on": "--listen", "workers": "--workers", "threads": "--threads"}
 _VARIABLES = {"listen_on": "HTTP_ADDR", "workers": "NAR_WORKERS", "threads": "NAR_THREADS"}
 
 
 @click.command(short_help="Serve every file of every store path over HTTP.")
-@click.option("--store", "stores", multiple=True, metavar="URL", help="A binary cache.  [env: NAR_CACHE_URL]")
-@click.option("--cache-dir", metavar="DIR|off", help="Where unpacked archives are kept.  [env: NAR_CACHE_DIR]")
-@click.option("--listen", "listen_on", metavar="[HOST]:PORT", help="Where to listen.  [env: HTTP_ADDR; default: :8383]")
-@click.option("--workers", metavar="N", help="Processes.  [env: NAR_WORKERS; default: 2]")
-@click.option("--threads", metavar="N", help="Requests at once in each of them.  [env: NAR_THREADS; default: 32]")
+@click.option(
+    "--store", "stores", multiple=True, metavar="URL", help="A binary cache. May be repeated.  [env: NAR_CACHE_URL]"
+)
+@click.option("--cache-dir", metavar="DIR|off", help="Directory that caches unpacked archives.  [env: NAR_CACHE_DIR]")
+@click.option(
+    "--listen", "listen_on", metavar="[HOST]:PORT", help="Address to listen on.  [env: HTTP_ADDR; default: :8383]"
+)
+@click.option("--workers", metavar="N", help="Number of worker processes.  [env: NAR_WORKERS; default: 2]")
+@click.option("--threads", metavar="N", help="Concurrent requests per worker.  [env: NAR_THREADS; default: 32]")
 def serve(stores: tuple[str, ...], cache_dir: str | None, **options: str | None) -> None:
-    """Serve every file of every store path of the binary caches, until a signal ends it.
+    """Serve every file of every store path of the binary caches, until stopped by a signal.
 
     \b
       nar-serve serve --store https://cache.example.org --store https://cache.nixos.org
       NAR_METRICS=on NAR_LOG_FORMAT=json nar-serve serve --listen 127.0.0.1:8383
 
-    One line a request goes to standard output, and what is wrong to standard error. All other settings are environment
+    Each request is logged to standard output, and problems to standard error. All other settings are environment
     variables.
 
-    SIGTERM and Ctrl-C let what is under way be sent to its end, for 60 seconds at most (NAR_STOP_SECONDS); a second one
-    ends it at once. SIGHUP starts new workers, and lets the old ones finish.
+    After SIGTERM or Ctrl-C, responses in progress may take up to 60 seconds to complete (NAR_STOP_SECONDS); a second
+    signal stops immediately. SIGHUP starts new workers, and lets the old workers finish their requests.
     """
-    for option, text in options.items():
-        if text is not None:
-            os.environ[_VARIABLES[option]] = text
-    settings = replace(read_settings(stores, cache_dir), warnings=())  # they have been said
+    settings = _read_settings(stores, cache_dir, options)
     run = _server()
     configure_logging(settings.log_format)
     configure_access_log(settings.log_format)
     _try_out(settings)
-    listener = _listener(settings)
+    listener = _listener(settings, _address_setting(options))
     with _metrics_directory(settings):
         log.info("%s", _greeting(settings, listener))
         run(settings, listener)
+
+
+def _read_settings(stores: tuple[str, ...], cache_dir: str | None, options: Mapping[str, str | None]) -> Settings:
+    """Read the settings, with the options in place of their environment variables.
+
+    Raises SettingsError, which names the option instead of the variable if the user gave the option.
+    """
+    given = {name: text for name, text in options.items() if text is not None}
+    os.environ.update({_VARIABLES[name]: text for name, text in given.items()})
+    try:
+        return replace(read_settings(stores, cache_dir), warnings=())  # read_settings has printed the warnings
+    except SettingsError as error:
+        message = str(error)
+        for name in given:
+            if re.match(rf"{_VARIABLES[name]}\b", message):
+                message = _OPTIONS[name] + message.removeprefix(_VARIABLES[name])
+        raise SettingsError(message) from error
+
+
+def _address_setting(options: Mapping[str, str | None]) -> str:
+    """Return the option or variable that determines the address."""
+    if options["listen_on"] is not None:
+        return _OPTIONS["listen_on"]
+    return address_setting(os.environ)
 
 
 def _server() -> Callable[[Settings, socket.socket], NoReturn]:
@@ -73,9 +100,9 @@ def _server() -> Callable[[Settings, socket.socket], NoReturn]:
 
 
 def _try_out(settings: Settings) -> None:
-    """Raise SettingsError for what a worker could not start with, and log what is to be warned of: once, not once a worker.
+    """Make the application once, to raise SettingsError and log warnings once instead of in every worker.
 
-    In a child of its own, so that no thread or connection of a library is there when the workers are forked.
+    This happens in a child process, so that no thread or connection of a library exists when the workers are forked.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -94,28 +121,28 @@ def _try_out(settings: Settings) -> None:
         raise SettingsError(problem)
 
 
-def _listener(settings: Settings) -> socket.socket:
+def _listener(settings: Settings, setting: str) -> socket.socket:
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
-        raise SettingsError(explain(error, settings.host, settings.port)) from error
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections that are accepted have it from here
+        raise SettingsError(explain(error, settings.host, settings.port, setting)) from error
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # only on Linux; accepted connections inherit it
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALL_SECONDS * 1000)
     return listener
 
 
 def _greeting(settings: Settings, listener: socket.socket) -> str:
     url = f"http://{url_host(settings.host)}:{listener.getsockname()[1]}/"
-    return f"{url} is served by {settings.workers} workers with {settings.threads} threads each"
+    return f"serving {url} with {settings.workers} workers of {settings.threads} threads"
 
 
 @contextmanager
 def _metrics_directory(settings: Settings) -> Iterator[None]:
-    """A directory for the numbers of the workers, which each of them adds up for /metrics. In memory, if there can be one."""
+    """Provide a directory, in memory if possible, in which the workers share their metrics: each adds them up for /metrics."""
     if not settings.metrics:
         yield
         return
-    shared_memory = Path("/dev/shm")  # noqa: S108  only as the parent of a directory of our own
+    shared_memory = Path("/dev/shm")  # noqa: S108  only the parent of a private directory
     parent = shared_memory if os.access(shared_memory, os.W_OK) else None
     directory = tempfile.mkdtemp(prefix="nar-serve-metrics-", dir=parent)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
@@ -123,5 +150,5 @@ def _metrics_directory(settings: Settings) -> Iterator[None]:
     try:
         yield
     finally:
-        if os.getpid() == owner:  # a worker comes by here as well when it ends
+        if os.getpid() == owner:  # workers run this too when they end
             shutil.rmtree(directory, ignore_errors=True)

@@ -14,15 +14,15 @@ from narserve.terminal.progress import progress
 @click.argument("paths", metavar="PATH...", type=target_argument, nargs=-1, required=True)
 @session_options
 def verify(session: Session, paths: tuple[Target, ...]) -> None:
-    """Fetch store paths whole, and check their signatures and hashes.
+    """Fetch whole store paths and check their signatures and hashes.
 
     \b
       nar-serve verify /nix/store/<hash>-hello-2.12
       nar-serve verify --store https://cache.example.org <hash> && echo good
 
-    Each is read from its cache, whatever is kept on disk here; nothing is written. An instance's URL does as well: what it says
-    and sends is checked by the keys that are trusted here. Without trusted keys only hash and size
-    are checked. A line is printed for each that is good; if any is not, the exit code is 1.
+    Each store path is read from its binary cache; the disk cache is neither read nor written. A PATH on a running nar-serve
+    is checked against the keys that are trusted here. If no keys are trusted, only hash and size are checked. One line is
+    printed for each good path; if any path is bad, the exit code is 1.
     """
     out = StandardOutput()
 

@@ -1,6 +1,6 @@
-"""What a REST API of API Gateway does around a Lambda function: requests into events, and what comes back into answers.
+"""Emulates a REST API of API Gateway in front of a Lambda function: turns requests into events, and envelopes into responses.
 
-Used by ``start-dev --target lambda`` and by the tests, which run the platform's own runtime client between the two.
+Used by ``start-dev --target lambda`` and by the tests, which run Lambda's own runtime client between the two.
 https://docs.aws.amazon.com/apigateway/latest/developerguide/set-up-lambda-proxy-integrations.html
 """
 
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
-# Lambda's "6 MB" and what it allows around them: bytes of JSON in an answer that is not streamed.
+# Size limit of a response that is not streamed, in bytes of JSON: Lambda's "6 MB", plus the overhead that it allows.
 ENVELOPE_LIMIT = 6_291_556
 
-# The gateway's own header for a length that it does not pass on as such: to HEAD, it sends none.
+# In a response to HEAD, the gateway sends no Content-Length; it renames the function's header to this.
 REMAPPED_LENGTH = "x-amzn-Remapped-Content-Length"
 
 STAGE = "prod"
@@ -27,7 +27,7 @@ Headers = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """``target`` is the path as it was sent, with its query."""
+    """A request of a client. ``target`` is the path as the client sent it, with its query."""
 
     method: str
     target: str
@@ -37,7 +37,7 @@ class HttpRequest:
 
     @property
     def is_acceptable(self) -> bool:
-        """What is not, the gateway refuses with 400 by itself."""
+        """False if the gateway itself would refuse the request with status 400."""
         return self.target.startswith("/") and self.target.isascii() and self.target.isprintable()
 
 
@@ -48,29 +48,32 @@ class HttpAnswer(NamedTuple):
 
 
 class EnvelopeError(Exception):
-    """What a function gave is not an answer: the client sees 502 and nothing else."""
+    """The function's envelope is invalid. The gateway answers with status 502 and no explanation."""
 
 
 def event_of(request: HttpRequest, *, stage: str = STAGE) -> dict[str, Any]:
-    """The event. A path that begins with the stage came by the gateway's own host name, any other by a domain of one's own."""
-    whole, _, query = request.target.partition("?")
-    named = whole == f"/{stage}" or whole.startswith(f"/{stage}/")
-    path = (whole.removeprefix(f"/{stage}") or "/") if named else whole
+    """Return the event of a request.
+
+    A path that begins with the stage stands for a request to the gateway's own host name, any other path for a custom domain.
+    """
+    full_path, _, query = request.target.partition("?")
+    has_stage = full_path == f"/{stage}" or full_path.startswith(f"/{stage}/")
+    path = (full_path.removeprefix(f"/{stage}") or "/") if has_stage else full_path
     resource = "/" if path == "/" else "/{proxy+}"
-    many_headers, many_values = _grouped(request.headers), _grouped(parse_qsl(query, keep_blank_values=True))
+    all_headers, all_parameters = _grouped(request.headers), _grouped(parse_qsl(query, keep_blank_values=True))
     return {
         "resource": resource,
         "path": path,
         "httpMethod": request.method,
-        "headers": _last(many_headers),
-        "multiValueHeaders": many_headers,
-        "queryStringParameters": _last(many_values),
-        "multiValueQueryStringParameters": many_values,
+        "headers": _last(all_headers),
+        "multiValueHeaders": all_headers,
+        "queryStringParameters": _last(all_parameters),
+        "multiValueQueryStringParameters": all_parameters,
         "pathParameters": None if path == "/" else {"proxy": unquote(path[1:])},
         "stageVariables": None,
-        "requestContext": _context(request, resource, whole, stage),
+        "requestContext": _context(request, resource, full_path, stage),
         "body": base64.b64encode(request.body).decode() if request.body else None,
-        "isBase64Encoded": bool(request.body),  # every type is a binary one
+        "isBase64Encoded": bool(request.body),  # binaryMediaTypes is */*
     }
 
 
@@ -96,26 +99,30 @@ def _context(request: HttpRequest, resource: str, path: str, stage: str) -> dict
 
 
 def answer_of(request: HttpRequest, envelope: bytes) -> HttpAnswer:
-    """What the client gets for what the function gave. Raises EnvelopeError."""
+    """Return the response that the client gets for the function's envelope. Raises EnvelopeError."""
     if len(envelope) > ENVELOPE_LIMIT:
-        raise EnvelopeError(f"an answer of {len(envelope)} bytes of JSON, and Lambda takes {ENVELOPE_LIMIT}")
+        raise EnvelopeError(f"the response has {len(envelope)} bytes of JSON, but Lambda allows {ENVELOPE_LIMIT}")
     try:
-        given = json.loads(envelope)
-        body = given.get("body") or ""
-        raw = base64.b64decode(body, validate=True) if given.get("isBase64Encoded") else body.encode()
-        return HttpAnswer(int(given["statusCode"]), passed_on(request, given, len(raw)), raw)
+        values = json.loads(envelope)
+        body = values.get("body") or ""
+        raw = base64.b64decode(body, validate=True) if values.get("isBase64Encoded") else body.encode()
+        return HttpAnswer(int(values["statusCode"]), response_headers(request, values, len(raw)), raw)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise EnvelopeError(f"no answer of a function: {error!r}") from error
+        raise EnvelopeError(f"the function returned an invalid response: {error!r}") from error
 
 
-def passed_on(request: HttpRequest, given: dict[str, Any], length: int | None) -> list[tuple[str, str]]:
-    """The headers of ``given``, an envelope or the prelude of a stream. ``length`` of the body, if it is known."""
-    many = {name: [value] for name, value in (given.get("headers") or {}).items()} | (
-        given.get("multiValueHeaders") or {}
+def response_headers(request: HttpRequest, envelope: dict[str, Any], length: int | None) -> list[tuple[str, str]]:
+    """Return the headers that the client gets.
+
+    ``envelope`` may also be the prelude of a stream. ``length`` is the length of the body, or None if it is unknown. Raises
+    EnvelopeError.
+    """
+    all_headers = {name: [value] for name, value in (envelope.get("headers") or {}).items()} | (
+        envelope.get("multiValueHeaders") or {}
     )
-    headers = [(name, str(value)) for name, values in many.items() for value in values]
+    headers = [(name, str(value)) for name, values in all_headers.items() for value in values]
     if any(not value.isascii() for _, value in headers):
-        raise EnvelopeError("a header that is not ASCII")
+        raise EnvelopeError("the response has a header that is not ASCII")
     lengths = [value for name, value in headers if name.lower() == "content-length"]
     others = [(name, value) for name, value in headers if name.lower() != "content-length"]
     if request.method == "HEAD":

@@ -1,10 +1,10 @@
-"""The process that answers requests, until its standard input ends.
+"""The child process of the development server: answers requests until its standard input ends.
 
-The supervisor holds the other end of that pipe, and never writes to it: closing it means "finish what you have and go",
-and since the kernel closes it too, a supervisor that is killed leaves no orphan.
+Standard input is a pipe from the supervisor, which never writes to it. Closing the pipe tells the child to finish its requests and
+exit. The kernel closes the pipe if the supervisor is killed, so no orphan remains.
 
-It is run by its path, not by ``-m``, and imports nothing of the project before it can show what is wrong with it: a
-broken module, whichever it is, becomes a page with the traceback.
+The child is run by its path, not with ``-m``, and imports nothing of the project before it can show an error page: an error in any
+module becomes a page with the traceback.
 """
 
 import argparse
@@ -34,7 +34,7 @@ BAD_SETTING = 2
 
 LOG_JSON = os.environ.get("NAR_LOG_FORMAT") == "json"
 
-# Names that must not reach a terminal raw: control characters, and what would forge a second line.
+# Characters that must be escaped in the log: control characters, and those that could forge a second line.
 ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA1))}
 
 
@@ -61,10 +61,10 @@ def parse_arguments() -> argparse.Namespace:
         "--examples", type=json.loads, default=[], help="JSON: pairs of label and path for the landing page"
     )
     parser.add_argument(
-        "--target", choices=("vercel", "lambda"), default="vercel", help="whose routing to stand in for"
+        "--target", choices=("vercel", "lambda"), default="vercel", help="the platform whose routing to emulate"
     )
     parser.add_argument(
-        "--strict", action="store_true", help="a bad setting ends the process instead of becoming a page"
+        "--strict", action="store_true", help="exit on an invalid setting instead of showing an error page"
     )
     return parser.parse_args()
 
@@ -73,24 +73,24 @@ def wait_for_end_of_input(stop: threading.Event) -> None:
     while os.read(0, 4096):
         pass
     stop.set()
-    # Whatever is stuck, in an import or at exit: this process is not to outlive its supervisor for long.
+    # Exit even if a thread is stuck in an import or at exit: the child must not outlive its supervisor for long.
     time.sleep(DRAIN_SECONDS + 1)
     os._exit(1)
 
 
 class DrainingServer(ThreadedWSGIServer):
-    """A server on a socket that it shares, which can wait for its open connections to be answered."""
+    """A server on a shared socket that can wait until its open connections are answered."""
 
     def __init__(self, host: str, port: int, app: WSGIApplication, *, fd: int) -> None:
         super().__init__(host, port, app, LoggedRequestHandler, fd=fd)
         self._open = 0
         self._changed = threading.Condition()
-        # Two children wait on the socket during a reload; the one that comes second must not block in accept().
+        # During a reload, two children wait on the socket; the child that is too late must not block in accept().
         os.set_blocking(self.socket.fileno(), False)
 
     def get_request(self) -> tuple["socket", Any]:
         connection, address = super().get_request()
-        connection.setblocking(True)  # some systems hand the listener's flag on
+        connection.setblocking(True)  # on some systems, connections inherit the listener's non-blocking mode
         return connection, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -110,16 +110,16 @@ class DrainingServer(ThreadedWSGIServer):
 
 
 class LoggedRequestHandler(WSGIRequestHandler):
-    # Version 1.1 for chunked bodies: with 1.0 an answer without a length that breaks off looks complete. Werkzeug
-    # closes the connection after each answer, so no reload can leave a client talking to the old code.
+    # HTTP/1.1 for chunked bodies: with HTTP/1.0, a truncated response without a length looks complete. Werkzeug closes the
+    # connection after each response, so after a reload no client is still connected to the old code.
     protocol_version = "HTTP/1.1"
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """RequestLog writes the line, once it knows how the answer ended."""
+        """Do nothing: RequestLog prints the line when the response has ended."""
 
 
 class RequestLog:
-    """Prints one line a request, when its answer is over: method, path, status, bytes, milliseconds."""
+    """Middleware that prints one line per request when its response has ended: method, path, status, bytes, milliseconds."""
 
     def __init__(self, application: WSGIApplication) -> None:
         self.application = application
@@ -134,14 +134,14 @@ class RequestLog:
         try:
             answer.chunks = self.application(environ, remember_status)
         except Exception:
-            answer.status, answer.ended = "500", True  # the server has a page for it
+            answer.status, answer.ended = "500", True  # Werkzeug sends an error page
             answer.close()
             raise
         return answer
 
 
 class Answer:
-    """The body on its way out, counted."""
+    """A response body that counts the bytes sent, and prints the log line when it is closed."""
 
     def __init__(self, environ: WSGIEnvironment) -> None:
         self.method = environ["REQUEST_METHOD"]
@@ -183,25 +183,28 @@ class Answer:
 
 
 def load(target: str, examples: Sequence[tuple[str, str]], *, strict: bool) -> WSGIApplication:
-    """The application as it is on disk now, or a page that says why there is none."""
+    """Return the application as it is on disk now, or an error page if it can't be loaded."""
     sys.path[0] = str(ROOT)
     try:
         return load_lambda(examples) if target == "lambda" else load_application(examples)
-    except SystemExit as ended:  # a setting that can't be used, in one line
-        # Whoever ends with a number has said why.
+    except SystemExit as ended:  # an invalid setting, as a one-line message
+        # A module that exits with a number has printed the reason itself.
         text = f"{ended.code}\n" if isinstance(ended.code, str) else ""
         sys.stderr.write(text)
         if strict:
             sys.exit(BAD_SETTING)
-        return error_page(text or "A setting can't be used; the terminal says which.\n")
-    except Exception:  # noqa: BLE001  any module may be broken in any way, and all of it is shown
+        return error_page(text or "A setting is invalid; see the terminal.\n")
+    except Exception:  # noqa: BLE001  a module can raise anything, and the page shows it
         text = traceback.format_exc()
         sys.stderr.write(text)
         return error_page(text)
 
 
 def load_application(examples: Sequence[tuple[str, str]]) -> WSGIApplication:
-    """Raises SystemExit with a line for people, as ``api/index.py`` does, or whatever a broken module raises."""
+    """Load the application as on Vercel.
+
+    Raises SystemExit with a one-line message, as ``api/index.py`` does, or any exception that a broken module raises.
+    """
     from narcore.errors import SettingsError
     from narserve.dev.routing import Deployment, Router, VercelJsonError
 
@@ -212,7 +215,7 @@ def load_application(examples: Sequence[tuple[str, str]]) -> WSGIApplication:
 
 
 def load_lambda(examples: Sequence[tuple[str, str]]) -> WSGIApplication:
-    """Raises SystemExit with a line for people, or whatever a broken module raises."""
+    """Load the application as on Lambda. Raises SystemExit with a one-line message, or any exception of a broken module."""
     from narserve.awslambda.application import load_application
     from narserve.awslambda.buffered import CARRIES, make_handler
     from narserve.dev.lambdatarget import LambdaTarget
@@ -221,7 +224,7 @@ def load_lambda(examples: Sequence[tuple[str, str]]) -> WSGIApplication:
 
 
 def load_function(function: "Function", examples: Sequence[tuple[str, str]]) -> WSGIApplication:
-    """Import a function as a platform does; only what the landing page shows of the demo can't come that way."""
+    """Import a function as Vercel does. Only to show the demo's examples on the landing page, the application is made here."""
     module = importlib.import_module(function.module)
     application: WSGIApplication = getattr(module, function.attribute)
     if not (examples and function.file == "api/index.py"):
@@ -235,7 +238,7 @@ def load_function(function: "Function", examples: Sequence[tuple[str, str]]) -> 
 def error_page(text: str) -> WSGIApplication:
     page = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>nar-serve does not start</title>'
-        "<h1>nar-serve does not start</h1><p>Save a file of the project, and it is tried again.</p>"
+        "<h1>nar-serve does not start</h1><p>Fix the error and save the file; the server then restarts.</p>"
         f"<pre>{html.escape(text)}</pre></html>\n"
     ).encode(errors="backslashreplace")
 

@@ -1,8 +1,7 @@
-"""A binary cache out of files of this checkout, so that there is something to open without a network.
+"""A demo binary cache, made from files of this checkout, so that the development server has content without a network.
 
-Three store paths, made anew at each start and signed with a key that nobody keeps: the documents, a tree with every
-kind of node and of link, and a small web site. Their hashes come from their contents, so URLs last
-as long as the files do.
+It has three store paths: the documents, a tree with every kind of node and of link, and a small web site. They are made at each
+start and signed with a temporary key. Their hashes are derived from their contents, so the URLs stay the same while the files do.
 """
 
 import shutil
@@ -21,11 +20,11 @@ PAGE = """\
 <!doctype html>
 <html lang="en">
 <meta charset="utf-8">
-<title>A page out of a NAR</title>
+<title>A page from a NAR</title>
 <link rel="stylesheet" href="style.css">
-<h1><img src="images/logo.svg" alt="A box with an arrow" width="96" height="96"> A page out of a NAR</h1>
-<p>This page, its style sheet and the picture are files of one store path in a binary cache. The picture is found
-because the address of a directory ends in a slash.</p>
+<h1><img src="images/logo.svg" alt="A box with an arrow" width="96" height="96"> A page from a NAR</h1>
+<p>This page, its style sheet and the picture are files of one store path in a binary cache. The relative link to the
+picture works because the URL of a directory ends with a slash.</p>
 <p>The <a href="../{docs}/README.md">documents</a> are in another store path.</p>
 </html>
 """
@@ -33,20 +32,20 @@ STYLE = "body { font: 1.1rem/1.5 system-ui, sans-serif; max-width: 40rem; margin
 
 
 class Demo(NamedTuple):
-    """What there is to see, as pairs of a label and a URL path, and the key that all of it is signed with."""
+    """The examples for the landing page, as pairs of label and URL path, and the public key of the demo cache."""
 
     examples: list[tuple[str, str]]
     public_key: str
 
 
 def build_demo(root: Path, directory: Path) -> Demo:
-    """Write the binary cache into ``directory`` (its ``file://`` URL is the store's), out of the checkout at ``root``."""
+    """Write the demo cache into ``directory``, from the checkout at ``root``. The URL of the store is ``file://DIRECTORY``."""
     key = SecretKey.generate("nar-serve-demo-1")
     with tempfile.TemporaryDirectory(prefix="nar-serve-demo-") as scratch:
         trees = {name: Path(scratch, name) for name in (DOCS, TREE, SITE)}
         make_docs(root, trees[DOCS])
-        # The others name this one, whose hash is known only now. It is packed again with them: references are looked
-        # for among the paths that are written together.
+        # The other trees refer to the documents, whose hash is only known now. The documents are written again with them, since
+        # references are only found among paths that are written together.
         (docs,) = write_binary_cache(directory, {DOCS: trees[DOCS]}, secret_key=key)
         make_tree(root, trees[TREE], docs)
         make_site(root, trees[SITE], docs)
@@ -67,7 +66,9 @@ def make_tree(root: Path, tree: Path, docs: StorePath) -> None:
     (tree / "share").mkdir()
     (tree / "share" / "doc").symlink_to(str(docs))
     (tree / "share" / "nowhere").symlink_to("../lib/no such file")
-    (tree / "share" / "a name with spaces.txt").write_text("Its address is percent-encoded; its name is not.\n")
+    (tree / "share" / "a name with spaces.txt").write_text(
+        "The URL of this file is percent-encoded; its name is not.\n"
+    )
 
 
 def make_site(root: Path, site: Path, docs: StorePath) -> None:

@@ -1,4 +1,4 @@
-"""``start-dev --target lambda``: every request through the event, the handler and the envelope that it has on Lambda."""
+"""``start-dev --target lambda``: each request passes through an event, the handler and an envelope, as on Lambda."""
 
 import asyncio
 import json
@@ -15,10 +15,10 @@ Handler = Callable[[dict[str, Any], Any], dict[str, Any]]
 
 
 class LambdaTarget:
-    """The WSGI application that stands for API Gateway and the function behind it.
+    """A WSGI application that emulates API Gateway with the Lambda function behind it.
 
-    ``load`` makes the handler. It is called, and the handler too, in one thread of their own: an instance of a function has
-    one request at a time.
+    ``load`` makes the handler. ``load`` and the handler are called in a single thread of their own, since an instance of a Lambda
+    function handles one request at a time.
     """
 
     def __init__(self, load: Callable[[], Handler]) -> None:
@@ -41,16 +41,16 @@ class LambdaTarget:
             envelope = self._instance.submit(self._invoke, event_of(request)).result()
             return answer_of(request, envelope)
         except EnvelopeError as error:
-            sys.stderr.write(f"start-dev: on Lambda, {request.method} {request.target} would be a 502: {error}\n")
+            sys.stderr.write(f"start-dev: {request.method} {request.target} would get status 502 on Lambda: {error}\n")
             return own_answer(502, "Internal server error", str(error))
 
     def _invoke(self, event: dict[str, Any]) -> bytes:
-        # As the runtime client writes it since Python 3.12. Its context is for what runs on Lambda alone.
+        # Encoded as by the runtime client since Python 3.12. The context argument is only needed on Lambda.
         return json.dumps(self._handler(event, None), ensure_ascii=False).encode()
 
 
 def request_of(environ: WSGIEnvironment) -> HttpRequest:
-    """What came in, undecoded. Werkzeug's server hands on the request target as REQUEST_URI."""
+    """Return the request with its undecoded target, which Werkzeug's server passes as REQUEST_URI."""
     names = {"CONTENT_TYPE": "Content-Type", "CONTENT_LENGTH": "Content-Length"}
     headers = [
         (names.get(name) or name.removeprefix("HTTP_").replace("_", "-").title(), value)
@@ -64,7 +64,7 @@ def request_of(environ: WSGIEnvironment) -> HttpRequest:
 
 
 def own_answer(status: int, message: str, detail: str = "") -> HttpAnswer:
-    """What the gateway answers by itself; ``detail`` it does not tell, but here it helps."""
+    """Return an error response of the gateway itself. The real gateway sends no ``detail``; it helps in development."""
     body = json.dumps({"message": message} | ({"detail": detail} if detail else {})).encode()
     return HttpAnswer(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))], body)
 

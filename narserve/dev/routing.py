@@ -1,7 +1,7 @@
-"""Which file or function answers a path: the rules of ``vercel.json``, as the deployment applies them.
+"""Emulates Vercel's routing: finds the file or function that answers a path, according to ``vercel.json``.
 
-The order is Vercel's: files of ``public/`` first, then the functions of ``api/`` by their own paths, then the rewrites.
-What this does not emulate it refuses at the start, so that nothing works here and fails there in silence.
+The order is that of Vercel: first the files of ``public/``, then the functions of ``api/`` by their own paths, then the rewrites.
+A setting that is not emulated is an error at the start, so nothing works here that would fail on Vercel.
 https://vercel.com/docs/project-configuration/vercel-json
 """
 
@@ -21,17 +21,17 @@ from werkzeug.utils import send_file
 KNOWN_KEYS = {"$schema", "framework", "rewrites", "functions", "headers"}
 KNOWN_FUNCTION_KEYS = {"maxDuration", "memory", "excludeFiles"}
 
-# A .py file below api/ is a function when it defines one of these at its top level.
+# A .py file below api/ is a function if it defines one of these names at its top level.
 WSGI_NAMES = ("app", "application")
 OTHER_ENTRY_NAME = "handler"
 
 
 class VercelJsonError(ValueError):
-    """Something in vercel.json, or in what it points to, that start-dev can't stand in for."""
+    """vercel.json, or a file that it refers to, is invalid or not supported by start-dev."""
 
 
 class Function(NamedTuple):
-    """A WSGI application of ``api/``: the file, as vercel.json names it, and where it is as Python sees it."""
+    """A WSGI application of ``api/``: its file as named in vercel.json, and its module and attribute in Python."""
 
     file: str
     module: str
@@ -50,7 +50,7 @@ class HeaderRule(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What Vercel would make of a checkout."""
+    """The deployment that Vercel would make of a checkout."""
 
     public: Mapping[str, Path]
     functions: Mapping[str, Function]
@@ -59,7 +59,7 @@ class Deployment:
 
     @classmethod
     def read(cls, root: Path) -> Self:
-        """Raises VercelJsonError, or SyntaxError where a file of ``api/`` is not Python."""
+        """Read the checkout at ``root``. Raises VercelJsonError, or SyntaxError if a file of ``api/`` is not valid Python."""
         config = read_config(root / "vercel.json")
         functions = find_functions(root)
         check_functions(config.get("functions", {}), functions.values())
@@ -71,7 +71,7 @@ class Deployment:
         )
 
     def route(self, path: str) -> Path | Function | None:
-        """Who answers ``path``, an undecoded path without its query."""
+        """Return the file or function that answers ``path``, an undecoded path without a query, or None."""
         if (file := self.public.get(path)) is not None:
             return file
         if (function := self.functions.get(path)) is not None:
@@ -83,10 +83,10 @@ class Deployment:
 
 
 class Router:
-    """The WSGI application that stands for a whole deployment.
+    """A WSGI application that emulates a whole deployment.
 
-    ``load`` turns a function into its application; it is called for all of them at once, as a deployment would fail
-    at once.
+    ``load`` returns the application of a function. It is called for all functions at the start, so that a broken function fails
+    immediately, as a deployment would.
     """
 
     def __init__(self, deployment: Deployment, load: Callable[[Function], WSGIApplication]) -> None:
@@ -94,21 +94,21 @@ class Router:
         self.applications = {function: load(function) for function in set(deployment.functions.values())}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        # Encoded anew, and not taken from REQUEST_URI, which may be absolute or hold anything at all.
+        # PATH_INFO is encoded again, since REQUEST_URI may be an absolute URL, or contain any characters.
         path = quote(environ["PATH_INFO"].encode("latin-1"), safe="/!$&'()*+,;=:@~")
         extra = self.deployment.headers(path)
 
         def start_with_headers(
             status: str, headers: list[tuple[str, str]], *exc_info: Any
         ) -> Callable[[bytes], object]:
-            # A header that the function sets itself wins, and is never sent twice.
-            given = {name.lower() for name, _ in headers}
-            return start_response(status, headers + [pair for pair in extra if pair[0].lower() not in given], *exc_info)
+            # A header of the function takes precedence over one of vercel.json; no header is sent twice.
+            names = {name.lower() for name, _ in headers}
+            return start_response(status, headers + [pair for pair in extra if pair[0].lower() not in names], *exc_info)
 
         return self._application(path)(environ, start_with_headers)
 
     def _application(self, path: str) -> WSGIApplication:
-        # The function sees the path that was asked for, not its own: that is what Vercel does without a framework.
+        # As on Vercel without a framework, the function gets the requested path, not its own path.
         found = self.deployment.route(path)
         if isinstance(found, Path):
             return static_file(found)
@@ -116,13 +116,13 @@ class Router:
 
 
 def static_file(path: Path) -> WSGIApplication:
-    """A file of ``public/``, with the Cache-Control that Vercel gives it."""
+    """Return an application that sends a file of ``public/``, with the same Cache-Control as Vercel."""
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
             return MethodNotAllowed(["GET", "HEAD"])(environ, start_response)
         response = send_file(path, environ, conditional=True)
-        del response.headers["Date"]  # the server's to send, as for any other answer
+        del response.headers["Date"]  # the server adds it to every response
         response.headers["Cache-Control"] = "public, max-age=0, must-revalidate"
         return response(environ, start_response)
 
@@ -130,14 +130,14 @@ def static_file(path: Path) -> WSGIApplication:
 
 
 def find_public(public: Path) -> dict[str, Path]:
-    """Every file by its URL path. Being a finite table it is safe from ``..``, whatever is asked for."""
+    """Return every file by its URL path. Looking paths up in a finite table makes ``..`` in a URL harmless."""
     files = {f"/{quote(str(path.relative_to(public)))}": path for path in sorted(public.rglob("*")) if path.is_file()}
     indexes = {url.removesuffix("index.html"): path for url, path in files.items() if path.name == "index.html"}
     return files | indexes
 
 
 def find_functions(root: Path) -> dict[str, Function]:
-    """Every function of ``api/`` by each of its URL paths: with and without ``.py``, and for an index its directory."""
+    """Return every function of ``api/`` by each of its URL paths: with and without ``.py``, and for an index its directory."""
     functions: dict[str, Function] = {}
     for path in sorted((root / "api").rglob("*.py")):
         file = path.relative_to(root).as_posix()
@@ -155,14 +155,14 @@ def find_functions(root: Path) -> dict[str, Function]:
 
 
 def entry_point(source: str, file: str) -> str | None:
-    """The name by which Vercel would serve this module, or None for one that is no function."""
+    """Return the name in the module that Vercel would serve, or None if the module is not a function."""
     names = {name for statement in ast.parse(source, file).body for name in defined_names(statement)}
     if (found := next((name for name in WSGI_NAMES if name in names), None)) is not None:
         return found
     if OTHER_ENTRY_NAME in names:
         raise VercelJsonError(
-            f"{file} defines {OTHER_ENTRY_NAME!r}, so Vercel makes a function of it, and not one that start-dev can "
-            "run; give it another name, or the file a path with '/_'"
+            f"{file} defines {OTHER_ENTRY_NAME!r}, which Vercel makes a function that start-dev can't run; "
+            "rename it, or give the file a name that begins with '_'"
         )
     return None
 
@@ -191,14 +191,14 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise VercelJsonError(f"{path.name} is not a JSON object")
     refuse_unknown(config, KNOWN_KEYS, path.name)
-    # Left out, Vercel looks for a framework itself, finds Flask, and hands the function another path.
+    # Without this setting, Vercel detects Flask as the framework, and passes the function a different path.
     if config.get("framework", "") is not None:
-        raise VercelJsonError(f'{path.name} has to say "framework": null')
+        raise VercelJsonError(f'{path.name} must contain "framework": null')
     return config
 
 
 def check_functions(configured: Mapping[str, Mapping[str, object]], functions: Iterable[Function]) -> None:
-    """A deployment fails on settings for a function that is not there; so does this."""
+    """Raises VercelJsonError for settings of a function that does not exist, as a deployment would fail."""
     files = {function.file for function in functions}
     for file, settings in configured.items():
         if file not in files:
@@ -210,7 +210,7 @@ def parse_rewrite(entry: Mapping[str, str], functions: Mapping[str, Function]) -
     refuse_unknown(entry, {"source", "destination"}, "rewrites")
     destination = entry.get("destination", "")
     if destination not in functions:
-        raise VercelJsonError(f"rewrites: destination {destination!r} is not the path of a function of api/")
+        raise VercelJsonError(f"rewrites: destination {destination!r} is not the path of a function in api/")
     return Rewrite(parse_source(entry.get("source")), functions[destination])
 
 
@@ -223,15 +223,13 @@ def parse_header_rule(entry: Mapping[str, Any]) -> HeaderRule:
 
 
 def parse_source(source: object) -> re.Pattern[str]:
-    """Compile the part of path-to-regexp that is literal text and ``(groups)``, such as ``/(.*)`` and ``/nix/(.+)``."""
+    """Compile a source such as ``/(.*)`` or ``/nix/(.+)``: the subset of path-to-regexp with literal text and ``(groups)``."""
     if not is_path(source):
         raise VercelJsonError(f"source {source!r} is not a path")
     pieces = re.split(r"(\((?!\?)[^()]+\))", source)
     literals = "".join(pieces[0::2])
     if not re.fullmatch(r"[\w/.~%@!$&',;=-]*", literals, re.ASCII):
-        raise VercelJsonError(
-            f"source {source!r}: start-dev knows plain text and (regular expressions) in it, nothing else"
-        )
+        raise VercelJsonError(f"source {source!r}: start-dev only supports plain text and (regular expressions)")
     try:
         return re.compile("".join(piece if index % 2 else re.escape(piece) for index, piece in enumerate(pieces)))
     except re.error as error:
@@ -244,4 +242,4 @@ def is_path(source: object) -> TypeGuard[str]:
 
 def refuse_unknown(given: Mapping[str, object], known: set[str], where: str) -> None:
     if unknown := sorted(given.keys() - known):
-        raise VercelJsonError(f"{where}: start-dev does not know {', '.join(map(repr, unknown))}")
+        raise VercelJsonError(f"{where}: start-dev does not support {', '.join(map(repr, unknown))}")

@@ -1,7 +1,7 @@
-"""``./start-dev``: holds the listening socket, and puts a new child on it whenever a file of the project changes.
+"""``./start-dev``: holds the listening socket, and replaces the child process when a file of the project changes.
 
-The socket outlives the children, so a request that comes during a reload waits in its queue instead of being refused. A
-child that is replaced stops accepting at once and has ``child.DRAIN_SECONDS`` for what it is in the middle of.
+The socket outlives the children, so a request that arrives during a reload waits in its queue instead of being refused. A child
+that is replaced stops accepting immediately, and has ``child.DRAIN_SECONDS`` to finish its requests.
 """
 
 import argparse
@@ -29,18 +29,18 @@ from narcore.settings import DEFAULT_CACHE_URL, DEFAULT_PUBLIC_KEY, Settings
 from narserve.dev.child import BAD_SETTING, DRAIN_SECONDS
 from narserve.dev.demo import build_demo
 from narserve.dev.routing import Deployment, VercelJsonError
-from narserve.server.listener import explain, listen, url_host
+from narserve.server.listener import address_setting, explain, listen, url_host
 
 ROOT = Path(__file__).resolve().parents[2]
 TREES = ("api", "narcore", "narserve", "public")
 FILES = ("vercel.json", "pyproject.toml")
 
-# A child that ends by itself is started again, but not in a tight loop: one that lived shorter waits for a change.
+# A child that ends by itself is restarted. To avoid a tight loop, a child that ran for less than this only restarts on a change.
 WORTH_RESTARTING_SECONDS = 2.0
 
 
 class Stop:
-    """Someone sent SIGINT or SIGTERM."""
+    """Event: the supervisor got SIGINT or SIGTERM."""
 
 
 @dataclass(slots=True)
@@ -53,27 +53,27 @@ class Child:
         return time.monotonic() - self.started
 
     def release(self) -> None:
-        """Ask it to finish what it has and go; see child.py."""
+        """Ask the child to finish its requests and exit; see child.py."""
         assert self.process.stdin is not None
         self.process.stdin.close()
 
 
 class Supervisor:
-    """One current child, and those before it that still answer a request."""
+    """Runs the current child, and waits for earlier children that still answer a request."""
 
     def __init__(
         self, listener: socket.socket, target: str, environ: Mapping[str, str], examples: Sequence[tuple[str, str]]
     ) -> None:
         self.listener = listener
         self.target = target
-        self.environ = {**environ, "PYTHONDONTWRITEBYTECODE": "1"}  # a .pyc can't tell two saves within one second
+        self.environ = {**environ, "PYTHONDONTWRITEBYTECODE": "1"}  # a .pyc can't distinguish two saves within a second
         self.examples = examples
-        # SimpleQueue, because a signal handler may put into it while this thread is inside get().
+        # A SimpleQueue, because a signal handler may call put() while this thread is inside get().
         self.events: queue.SimpleQueue[list[str] | Stop] = queue.SimpleQueue()
         self.leaving: list[Child] = []
 
     def run(self) -> int:
-        """Serve until a signal; returns the exit status."""
+        """Serve until a signal arrives. Returns the exit status."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: self.events.put(Stop()))
         with watching(self.events):
@@ -103,7 +103,7 @@ class Supervisor:
         command: list[str | Path] = [sys.executable, ROOT / "narserve" / "dev" / "child.py", "--fd", str(fd)]
         command += ["--host", self.listener.getsockname()[0], "--target", self.target]
         command += ["--examples", json.dumps(self.examples), *options]
-        # Its own process group: Ctrl-C is for the supervisor, which then lets the children go in peace.
+        # In its own process group, so that Ctrl-C reaches only the supervisor, which then stops the children gracefully.
         return Child(
             subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[fd], env=self.environ, cwd=ROOT, process_group=0)
         )
@@ -111,19 +111,19 @@ class Supervisor:
     def reload(self, changed: Sequence[str]) -> None:
         say(f"changed: {', '.join(changed)}")
         if "pyproject.toml" in changed:
-            say("what pyproject.toml lists is installed at the next ./start-dev")
+            say("pyproject.toml changed; restart ./start-dev to install its dependencies")
         self.child.release()
         self.leaving.append(self.child)
         self.child = self.spawn()
 
     def look_after_child(self) -> bool:
-        """Replace a child that ended by itself. True if it is better to wait for a change first."""
+        """Replace a child that ended by itself. Returns True if the replacement has to wait for a change."""
         if (status := self.child.process.poll()) is None:
             return False
-        say(f"the server process ended with status {status}")
+        say(f"the server process exited with status {status}")
         self.child.release()
         if self.child.age < WORTH_RESTARTING_SECONDS:
-            say("requests wait until a file is saved")
+            say("it restarts when a file is saved; requests wait until then")
             return True
         self.child = self.spawn()
         return False
@@ -132,7 +132,7 @@ class Supervisor:
         self.leaving = [child for child in self.leaving if child.process.poll() is None]
 
     def stop(self) -> None:
-        """Let the children finish; a second signal ends them at once, and so does time."""
+        """Let the children finish. A second signal or a timeout kills them."""
         self.child.release()
         self.leaving.append(self.child)
         deadline = time.monotonic() + DRAIN_SECONDS + 2
@@ -148,7 +148,7 @@ class Supervisor:
 
 @contextlib.contextmanager
 def watching(events: queue.SimpleQueue[list[str] | Stop]) -> Iterator[None]:
-    """Report every change of the project, as a list of paths below ROOT."""
+    """Put an event for every change of the project: a list of paths below ROOT."""
     stop = threading.Event()
 
     def report(paths: Iterable[Path], only: Sequence[str], *, recursive: bool) -> None:
@@ -160,7 +160,7 @@ def watching(events: queue.SimpleQueue[list[str] | Stop]) -> Iterator[None]:
             if names := [name for name in names if not only or name in only]:
                 events.put(names)
 
-    # Files are watched through their directory: an editor that saves by renaming would leave a watch on the old file.
+    # Files are watched through their directory: if an editor saves by renaming, a watch on the file would stay on the old one.
     threads = [
         threading.Thread(target=report, args=[[ROOT / name for name in TREES], ()], kwargs={"recursive": True}),
         threading.Thread(target=report, args=[[ROOT], FILES], kwargs={"recursive": False}),
@@ -176,7 +176,7 @@ def watching(events: queue.SimpleQueue[list[str] | Stop]) -> Iterator[None]:
 
 
 def public_url(url: str) -> str:
-    """A store URL for a terminal: without a user, a password, or the query that may hold a token."""
+    """Return a store URL to print: without user, password, and the query, which may contain a token."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
@@ -192,7 +192,7 @@ def fail(line: str) -> NoReturn:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Serve this checkout, and start again at every change.")
+    parser = argparse.ArgumentParser(description="Serve this checkout, and restart on every change.")
     parser.add_argument("--target", choices=("vercel", "lambda"), default="vercel")
     target = parser.parse_args().target
     try:
@@ -202,13 +202,13 @@ def main() -> int:
     except (SettingsError, VercelJsonError) as error:
         fail(str(error))
     except OSError as error:
-        fail(explain(error, settings.host, settings.port))
+        fail(explain(error, settings.host, settings.port, address_setting(os.environ)))
     with listener:
         if is_set("NAR_CACHE_URL") or is_set("NIX_CACHE_URL"):
             return serve(listener, target, settings.host, settings.cache_urls)
         with tempfile.TemporaryDirectory(prefix="nar-serve-demo-") as directory:
             demo = build_demo(ROOT, Path(directory))
-            # Two stores have no default key: those of both, so that what is seen is what a deployment does.
+            # With two stores there is no default key. Both keys are set, so that signatures are checked as in a deployment.
             os.environ.setdefault("NAR_TRUSTED_PUBLIC_KEYS", f"{demo.public_key} {DEFAULT_PUBLIC_KEY}")
             urls = (Path(directory).as_uri(), DEFAULT_CACHE_URL)
             return serve(listener, target, settings.host, urls, demo.examples)
@@ -230,8 +230,8 @@ def serve(
     for _, path in examples[:1]:
         say(f"{origin}{path} is in the demo cache")
     if target == "lambda":
-        say("as on AWS Lambda: requests become events of API Gateway, and an answer carries 4 MiB")
-    say("Ctrl-C stops it")
+        say("emulating AWS Lambda behind API Gateway; responses are limited to 4 MiB")
+    say("press Ctrl-C to stop")
     return Supervisor(listener, target, {**os.environ, "NAR_CACHE_URL": " ".join(cache_urls)}, examples).run()
 
 

@@ -1,7 +1,7 @@
-"""What ``nar-serve get`` writes.
+"""Writing of files and trees for ``nar-serve get``.
 
 ::
 
-    staging       the hidden directory beside the destination, and its renaming
-    treewriter    files, directories and links in that directory
+    staging       the hidden directory beside the destination, and the final rename
+    treewriter    writes files, directories and links into that directory
 """

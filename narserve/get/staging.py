@@ -1,8 +1,8 @@
-"""Where a tree grows until it is whole: a hidden directory beside its place, into which it is moved at the end.
+"""Staging directory: a tree is written to a hidden directory beside its destination, and moved to the destination when complete.
 
-So what is at the destination is complete, always. The directory's name holds what is being fetched: a run that was
-interrupted is gone on with by the next one for just that, and never mixed with anything else. It is for its owner alone, and
-locked by whoever fills it.
+So a tree at the destination is always complete. The name of the staging directory identifies the source, so the next run for the
+same source continues an interrupted one, and different sources are never mixed. Only the owner can access the directory. The
+process that writes to it holds a lock on it.
 """
 
 import errno
@@ -19,16 +19,16 @@ from narcore.formats.names import to_bytes
 from narserve.terminal.exits import print_message
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-# Nothing that came with one of these is worth keeping.
+# After one of these errors, the staged data is deleted, since it may be wrong.
 _BAD = (IntegrityError, FormatError, CorruptStream)
 
 ROOT = b"root"
-"""What the tree is called in there."""
+"""Name of the tree in the staging directory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where a tree is to appear: the directory, open at ``parent_fd``, and the name that it gets there."""
+    """The destination of a tree: the directory ``parent``, open as ``parent_fd``, and the name of the tree in it."""
 
     parent: bytes
     parent_fd: int
@@ -50,23 +50,25 @@ class Destination:
 
     @contextmanager
     def staged(self, staging: bytes) -> Generator[int]:
-        """The open directory ``staging`` beside the destination, in which ``ROOT`` is to be made; then it is moved.
+        """Open the directory ``staging`` beside the destination. The caller makes ``ROOT`` in it, which is then moved.
 
-        If that fails what is there stays for the next run, unless it was not what was promised. Raises OSError, and
-        CapacityError if somebody else fills it.
+        If the caller fails, the staged data is kept for the next run, unless the data was wrong. Raises OSError, and CapacityError
+        if another process writes to the directory.
         """
         fd = self._open(staging)
         try:
             yield fd
             if self.exists():
-                raise FileExistsError(errno.EEXIST, "something has appeared there meanwhile", self.path)
+                raise FileExistsError(
+                    errno.EEXIST, "was created by another program meanwhile; remove it first", self.path
+                )
             os.rename(ROOT, self.name, src_dir_fd=fd, dst_dir_fd=self.parent_fd)
             os.rmdir(staging, dir_fd=self.parent_fd)
         except _BAD:
             shutil.rmtree(staging, dir_fd=self.parent_fd)
             raise
         except BaseException:
-            print_message(f"what has come is kept in {self._shown(staging)}, and the same command goes on from there")
+            print_message(f"the partial copy is kept in {self._shown(staging)}; run the same command to continue")
             raise
         finally:
             os.close(fd)
@@ -76,7 +78,7 @@ class Destination:
             self._make(staging)
             fd = os.open(staging, _DIRECTORY | os.O_NOFOLLOW, dir_fd=self.parent_fd)
             try:
-                if self._is_mine(fd, staging):
+                if self._lock(fd, staging):
                     return fd
             except BaseException:
                 os.close(fd)
@@ -89,18 +91,18 @@ class Destination:
         except FileExistsError:
             pass
         except OSError as error:
-            error.filename = os.fsdecode(self.parent) or "."  # it is the directory that can't be written to
+            error.filename = os.fsdecode(self.parent) or "."  # the parent directory is what can't be written to
             raise
 
-    def _is_mine(self, fd: int, staging: bytes) -> bool:
-        """Lock it. False if it was moved away by the one who had the lock before."""
+    def _lock(self, fd: int, staging: bytes) -> bool:
+        """Lock the staging directory. Returns False if the previous holder of the lock has removed the directory meanwhile."""
         status = os.fstat(fd)
         if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
-            raise PermissionError(errno.EPERM, "others can write to it; remove it first", self._shown(staging))
+            raise PermissionError(errno.EPERM, "other users can write to it; remove it first", self._shown(staging))
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CapacityError("another nar-serve is fetching that to the same place") from None
+            raise CapacityError("another nar-serve is copying to the same destination") from None
         try:
             now = os.stat(staging, dir_fd=self.parent_fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -110,9 +112,10 @@ class Destination:
 
 @contextmanager
 def destination(given: str | None, default: str) -> Generator[Destination]:
-    """``given`` is the name to get, or with a slash at its end the directory to put ``default`` into (. and .. are, too).
+    """Open the destination.
 
-    Raises SettingsError if the directory is not there.
+    ``given`` is its path or, if it ends with a slash or is ``.`` or ``..``, the directory in which it is called ``default``. Raises
+    SettingsError if there is no such directory.
     """
     parent, name = os.path.split(os.fsencode(given or ""))
     if name in (b"", b".", b".."):
@@ -121,7 +124,7 @@ def destination(given: str | None, default: str) -> Generator[Destination]:
         fd = os.open(parent or b".", _DIRECTORY)
     except (FileNotFoundError, NotADirectoryError):
         shown = os.fsdecode(parent)
-        raise SettingsError(f"there is no directory {shown!r} to put it into: make it first, with mkdir -p") from None
+        raise SettingsError(f"there is no directory {shown!r}; create it first with mkdir -p") from None
     try:
         yield Destination(parent, fd, name)
     finally:

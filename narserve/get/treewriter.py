@@ -1,8 +1,8 @@
-"""A tree to disk, whatever is in it and whatever is there already.
+"""Writes a tree to disk, safe against hostile trees and against anything that already exists in the directory.
 
-Every step goes through the descriptor of the directory that it is in, so no path is ever walked a second time: nothing that
-appears meanwhile, and no link, can lead it elsewhere. What is there already is only kept if it is the beginning of just that
-file, and a file of our own.
+Every step uses the descriptor of the directory it works in, so no path is resolved twice: no link, and nothing that appears
+meanwhile, can redirect a write. An existing file is only reused if it belongs to this user, and its bytes are the beginning of the
+file to write.
 """
 
 import os
@@ -15,14 +15,14 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-# As in a Nix store: 1 s after the epoch.
+# 1 s after the epoch, in nanoseconds, as in a Nix store.
 _TIMES = (10**9, 10**9)
 
 
 class TreeWriter:
-    """Writes nodes into the directory that is open at ``fd``, and into those that it makes there. Raises OSError.
+    """Writes nodes into the directory that is open as ``fd``, and into directories that it makes there. Raises OSError.
 
-    Modes are those that the umask leaves: what was executable is, and all can be written by their owner.
+    Modes follow the umask: executable files stay executable, and the owner can write to everything.
     """
 
     def __init__(self, fd: int) -> None:
@@ -33,7 +33,7 @@ class TreeWriter:
             os.close(self._open.pop())
 
     def directory(self, name: bytes) -> None:
-        """Go into a directory, made where it lacks; ``end_directory`` leaves it."""
+        """Enter a directory, which is created if it is missing. ``end_directory`` leaves it."""
         _check(name)
         with suppress(FileExistsError):
             os.mkdir(name, dir_fd=self._open[-1])
@@ -55,10 +55,10 @@ class TreeWriter:
         os.utime(name, ns=_TIMES, dir_fd=here, follow_symlinks=False)
 
     def file(self, name: bytes, executable: bool, size: int) -> "FileWriter":
-        """A regular file, to be closed by the caller."""
+        """Open a regular file for writing. The caller closes it."""
         _check(name)
         here = self._open[-1]
-        fd = _open_old(name, executable, size, here)
+        fd = _open_partial(name, executable, size, here)
         if fd is None:
             _remove(name, here)
             fd = os.open(name, _NEW, 0o777 if executable else 0o666, dir_fd=here)
@@ -66,14 +66,14 @@ class TreeWriter:
 
 
 class FileWriter:
-    """A file that is being written from its start to its end. ``have`` bytes of it were there before."""
+    """A file that is written from its start to its end. ``have`` is the number of bytes that existed before."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self.have = os.fstat(fd).st_size
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
-        """The bytes at ``offset``. Those that are there already are left alone if they are the same."""
+        """Write ``data`` at ``offset``. Existing bytes are not written again if they are the same."""
         old = os.pread(self._fd, max(0, min(len(data), self.have - offset)), offset)
         rest = memoryview(data)
         if old == rest[: len(old)]:
@@ -90,16 +90,16 @@ class FileWriter:
 
 
 def _check(name: bytes) -> None:
-    """The parsers let no such name through; this is the last place where one could do harm."""
+    """Raises NarError for a dangerous name. The parsers reject such names already; this is a second line of defense."""
     if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
-        raise NarError(f"a name that no file can have: {name!r}")
+        raise NarError(f"{name!r} is not a valid file name")
 
 
-def _open_old(name: bytes, executable: bool, size: int, here: int) -> int | None:
-    """What an earlier run has written of the file; None if that is not what is there."""
+def _open_partial(name: bytes, executable: bool, size: int, here: int) -> int | None:
+    """Open the part of a file that an earlier run has written. Returns None if there is nothing, or anything else."""
     try:
         fd = os.open(name, _OLD, dir_fd=here)
-    except OSError:  # not there, a link, a directory, a socket
+    except OSError:  # missing, or a link, a directory, a socket
         return None
     status = os.fstat(fd)
     ours = stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid()

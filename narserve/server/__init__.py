@@ -2,7 +2,7 @@
 
 ::
 
-    listener    the listening socket, also of the development server
-    master      the parent of the workers: configuration, signals, log
+    listener    the listening socket, also used by the development server
+    master      the parent process of the workers: configuration, signals, log
     worker      the processes that answer requests, each with many threads
 """

@@ -1,4 +1,4 @@
-"""The process that the workers are children of: gunicorn's arbiter, with our configuration, signals and log."""
+"""The parent process of the workers: gunicorn's arbiter, with nar-serve's configuration, signal handling and log."""
 
 import ctypes
 import gc
@@ -25,31 +25,31 @@ from narserve.server.worker import GunicornWorker
 
 log = logging.getLogger("narserve.server")
 
-# An idle connection takes no thread. Longer than the 60 seconds for which nginx and the load balancers of AWS keep one: whoever
-# closes first must not be us, while a request is on its way.
+# nginx and the load balancers of AWS keep idle connections for 60 seconds. The server keeps them longer, so that it does not close
+# a connection while a proxy sends a request on it. An idle connection occupies no thread.
 KEEPALIVE_SECONDS = 75
-IDLE_CONNECTIONS = 500  # with the threads and the files that they read, below the usual limit of 1024 open files
+IDLE_CONNECTIONS = 500  # together with the threads and the files they read, below the usual limit of 1024 open files
 
 M_ARENA_MAX = -8  # malloc.h of glibc
 ARENAS = 2
 
-# Signals of one cause, as ``timeout`` sends them to a process and then to its group, come within this time.
+# Two signals within this time have one cause: ``timeout`` sends a signal to the process, and then to its process group.
 SAME_SIGNAL_SECONDS = 0.3
 
 
 def run(settings: Settings, listener: socket.socket) -> NoReturn:
-    """Serve until a signal ends it, and the process with it. Takes over the listener."""
+    """Serve until a signal stops the server, then exit the process. Takes over the listener."""
     _share_arenas()
     master = Master(_Application(settings, listener))
-    gc.freeze()  # what there is by now is shared with the workers, as long as nobody writes to it: the collector would
+    gc.freeze()  # workers share the memory of existing objects until it is written to, which the garbage collector would do
     master.run()
     sys.exit(0)
 
 
 def _share_arenas() -> None:
-    """Have all threads allocate in two arenas, and not in eight a core: some 10 MB less for two workers with 32 threads.
+    """Limit malloc to two arenas instead of eight per core. This saves about 10 MB for two workers with 32 threads.
 
-    The chunks of NARs pass through every thread, and each arena keeps some. A C library without ``mallopt`` has no arenas.
+    Chunks of NARs pass through every thread, and each arena retains some of them. A C library without ``mallopt`` has no arenas.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -71,25 +71,25 @@ class _Application(BaseApplication):
             "worker_class": GunicornWorker,
             "worker_connections": settings.threads + IDLE_CONNECTIONS,
             "keepalive": KEEPALIVE_SECONDS,
-            # The workers stop a little earlier, and say what they had to cut: see GunicornWorker.
+            # The workers stop 2 s earlier, and log how many connections they cut: see GunicornWorker.
             "graceful_timeout": settings.stop_seconds + 2,
-            "limit_request_line": 8190,  # the most it can be; a path in a NAR may be long, and three times as long encoded
+            "limit_request_line": 8190,  # gunicorn's maximum: paths in a NAR can be long, and percent-encoding triples them
             "logger_class": _Log,
             "loglevel": "warning",
             "control_socket_disable": True,
             "child_exit": _forget_worker,
-            # Whom to believe about the client is for NAR_TRUSTED_PROXIES to say: gunicorn would believe every local process.
+            # NAR_TRUSTED_PROXIES decides which proxies are trusted; gunicorn would trust every local process.
             "forwarded_allow_ips": "",
             "secure_scheme_headers": {},
             "forwarder_headers": "",
         }
-        if os.access("/dev/shm", os.W_OK):  # noqa: S108  the heartbeats are no names that could be guessed, and never wait for a disk
+        if os.access("/dev/shm", os.W_OK):  # noqa: S108  heartbeat files have unguessable names; in memory, they never wait for a disk
             options["worker_tmp_dir"] = "/dev/shm"  # noqa: S108
         for name, value in options.items():
             self.cfg.set(name, value)
 
     def load(self) -> Any:
-        logging.disable(logging.WARNING)  # it has been said: see narserve.commands.serve
+        logging.disable(logging.WARNING)  # narserve.commands.serve has logged the warnings already
         try:
             return create_app(self._settings, access_log=True)
         finally:
@@ -97,7 +97,10 @@ class _Application(BaseApplication):
 
 
 class Master(Arbiter):
-    """Stops when the work is done: on SIGTERM, and on SIGINT, at which gunicorn cuts it off. At once on the second of these."""
+    """An arbiter that stops gracefully on SIGTERM and on SIGINT, and immediately on the second of these signals.
+
+    gunicorn's own arbiter cuts connections on SIGINT.
+    """
 
     def __init__(self, app: BaseApplication) -> None:
         self._stopping_since: float | None = None
@@ -105,7 +108,7 @@ class Master(Arbiter):
         super().__init__(app)
 
     def signal(self, sig: int, frame: FrameType | None) -> None:
-        """Runs between any two steps of the main loop, so it does no more than what follows from the signal."""
+        """Handle a signal. Can run between any two steps of the main loop, so it does only what the signal requires."""
         if sig in (signal.SIGTERM, signal.SIGINT):
             now = time.monotonic()
             if self._stopping_since is None:
@@ -118,19 +121,19 @@ class Master(Arbiter):
 
     def stop(self, graceful: bool = True) -> None:
         if self._stopping_since is not None and not self._hurry:
-            log.info("stopping when all answers under way have been sent; a second signal stops at once")
+            log.info("stopping after the responses in progress; a second signal stops immediately")
         super().stop(graceful and not self._hurry)
 
 
 class _Log(Logger):
-    """What gunicorn has to say, where and how we say it."""
+    """gunicorn's error log, with the handlers and the format of nar-serve's log."""
 
     def setup(self, cfg: Config) -> None:
         super().setup(cfg)
         self.error_log.handlers = list(logging.getLogger("api").handlers)
 
     def exception(self, msg: object, *args: object, **kwargs: object) -> None:
-        """No traceback for what is no mistake of ours; of what a body raised, ``api.telemetry.exchange`` has told already."""
+        """Log an exception, with a traceback only if it is a bug. ``api.telemetry.exchange`` logs the errors of bodies."""
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
             self.error_log.warning("%s: %s", (str(msg) % args).rstrip("."), error)
@@ -139,7 +142,7 @@ class _Log(Logger):
 
 
 def _forget_worker(master: Arbiter, worker: Worker) -> None:
-    """What a worker that has ended was in the middle of is no longer in progress."""
+    """Remove the live gauges of a worker that has ended: its requests are no longer in progress."""
     directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     if directory is not None:
         for path in Path(directory).glob(f"gauge_live*_{worker.pid}.db"):

@@ -1,4 +1,4 @@
-"""A worker: gunicorn's thread worker, which takes only what it has threads for, and lets go when it is told to."""
+"""A worker: gunicorn's thread worker, which accepts only as many connections as it has threads, and stops on time."""
 
 import logging
 import os
@@ -11,23 +11,23 @@ log = logging.getLogger("narserve.server")
 
 
 class GunicornWorker(ThreadWorker):
-    """Several of them wait on one socket, and whoever is quicker gets the connection.
+    """A thread worker that accepts a connection only if it has a free thread.
 
-    gunicorn's own takes it also when all of its threads are at work, and the client waits while another worker has nothing to
-    do. With 40 slow downloads on 2 workers of 32 threads that came about in 2 of 7 runs (tests/bench/slowclients.py): 8 of the
-    downloads did not begin, and one /healthz in two was not answered.
+    All workers wait on one socket, and the first worker to accept gets the connection. gunicorn's own worker also accepts when all
+    of its threads are busy; the client then waits even if another worker is idle. With 40 slow downloads on 2 workers of 32
+    threads, this happened in 2 of 7 runs (tests/bench/slowclients.py): 8 downloads did not begin, and every second /healthz was not
+    answered.
     """
 
     def init_process(self) -> None:
-        self.cfg.set(
-            "graceful_timeout", max(1, self.cfg.graceful_timeout - 2)
-        )  # in this process: the master waits longer
+        # Only changes the configuration of this process: the master waits 2 s longer.
+        self.cfg.set("graceful_timeout", max(1, self.cfg.graceful_timeout - 2))
         self._limit_connections()
         super().init_process()
 
     def init_signals(self) -> None:
         super().init_signals()
-        # Ctrl-C at a terminal reaches all processes; what becomes of the workers is for the master to say.
+        # Ctrl-C in a terminal is sent to all processes; only the master acts on it, and stops the workers.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait_for_and_dispatch_events(self, timeout: float | None) -> None:
@@ -35,20 +35,20 @@ class GunicornWorker(ThreadWorker):
         self._limit_connections()
 
     def _limit_connections(self) -> None:
-        """As many as there are threads, and those that wait for their next request: before the loop compares with it."""
+        """Set the limit to the number of threads plus idle connections, before gunicorn's loop compares with it."""
         self.worker_connections = self.cfg.threads + len(self.keepalived_conns) + len(self.pending_conns)
 
     def set_accept_enabled(self, enabled: bool | None) -> None:
         super().set_accept_enabled(enabled)
         if not enabled and not self.alive:
-            for listener in self.sockets:  # or the kernel goes on to queue connections that nobody will take
+            for listener in self.sockets:  # otherwise the kernel queues connections that nobody will accept
                 listener.close()
 
     def run(self) -> None:
         super().run()
         if self.nr_conns > 0:
-            log.warning("%d connections are cut: NAR_STOP_SECONDS are over", self.nr_conns)
-            os._exit(0)  # the threads would be waited for
+            log.warning("cutting %d connections, since NAR_STOP_SECONDS have passed", self.nr_conns)
+            os._exit(0)  # a normal exit would wait for the threads
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         os._exit(0)

@@ -1,9 +1,9 @@
-"""What a command reads.
+"""The sources that a command reads from.
 
 ::
 
-    target           what an argument names
-    session          opens the stores and instances that the options and targets name
-    instance         a running nar-serve, as a client sees it
+    target           parses the PATH argument
+    session          opens the stores and instances that options and targets name
+    instance         HTTP client of a running nar-serve
     instancestore    a running nar-serve as a store
 """

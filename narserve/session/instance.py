@@ -1,6 +1,6 @@
-"""A running nar-serve as a source: its JSON listings and its files, over HTTP, behind the accessor that the caches have.
+"""HTTP client of a running nar-serve (an "instance"): its JSON listings and files, with the same accessor as for binary caches.
 
-What it serves is taken as it is: there is no hash in HTTP to check it by. Whoever runs the instance has that done there.
+Files from an instance are not verified here, since HTTP carries no hash to check them against. The instance itself verifies them.
 """
 
 import json
@@ -32,14 +32,14 @@ from narcore.nars.accessor import NarAccessor
 from narcore.sizes import CHUNK_SIZE
 from narcore.version import __version__
 
-TIMEOUT = (5.0, 60.0)  # to connect; between bytes. An instance may have to fetch a whole NAR before the first one.
+TIMEOUT = (5.0, 60.0)  # to connect; between bytes. An instance may have to fetch a whole NAR before the first byte.
 LISTING_LIMIT = 256 << 20
 NARINFO_LIMIT = 16 << 20
 MESSAGE_LIMIT = 64 * 1024
 
 
 class Instance:
-    """One store dir of one instance; ``home`` is its URL, maybe with user and password. Thread-safe but for ``close``."""
+    """A store dir of an instance. ``home`` is its URL, optionally with user and password. Thread-safe except for ``close``."""
 
     def __init__(self, home: str, store_dir: str) -> None:
         parts = urlsplit(home)
@@ -68,15 +68,15 @@ class Instance:
         self._session.close()
 
     def open(self, hash_part: str, name: str) -> tuple[StorePath, NarAccessor]:
-        """A store path and its files. The instance says what it is called. Raises NarcoreError."""
-        # To a name that is not the path's own an instance answers with a redirect to the right one: so "x" asks for it.
-        asked = f"{self.url}/{hash_part}-{quote_from_bytes(to_bytes(name or 'x'))}"
-        response = self._get(f"{asked}?format=json&recursive")
+        """Return a store path, with the name that the instance gives it, and an accessor of its files. Raises NarcoreError."""
+        # If the name is wrong, an instance redirects to the right one. So any name will do if none is known: "x".
+        url = f"{self.url}/{hash_part}-{quote_from_bytes(to_bytes(name or 'x'))}"
+        response = self._get(f"{url}?format=json&recursive")
         try:
             store_path = self._store_path(response.url)
             listing = NarListing.from_events(listing_json.events(_whole(response, LISTING_LIMIT)))
         except ListingError as error:
-            raise StoreUnavailable(f"{self.url} gives no listing that can be read; is it a nar-serve?") from error
+            raise StoreUnavailable(f"{self.url} sent no valid listing; is it a nar-serve?") from error
         finally:
             response.close()
         return store_path, NarAccessor(
@@ -84,42 +84,44 @@ class Instance:
         )
 
     def narinfo(self, hash_part: str) -> NarInfo:
-        """What the instance says of a store path. Raises NarcoreError."""
+        """Return the instance's narinfo of a store path. Raises NarcoreError."""
         if hash_part not in self._narinfos:
-            self._narinfos[hash_part] = self._ask_narinfo(hash_part)
+            self._narinfos[hash_part] = self._fetch_narinfo(hash_part)
         return self._narinfos[hash_part]
 
-    def _ask_narinfo(self, hash_part: str) -> NarInfo:
+    def _fetch_narinfo(self, hash_part: str) -> NarInfo:
         try:
             with closing(self._get(f"{self.url}/{hash_part}?format=narinfo")) as response:
                 return narinfo_json.from_json(json.loads(_whole(response, NARINFO_LIMIT)))
-        except (ValueError, ListingError) as error:  # NarInfoError and json's are both ValueErrors
-            raise StoreUnavailable(f"{self.url} gives no narinfo that can be read; is it a nar-serve?") from error
+        except (ValueError, ListingError) as error:  # NarInfoError and the errors of json are ValueErrors
+            raise StoreUnavailable(f"{self.url} sent no valid narinfo; is it a nar-serve?") from error
 
     def _store_path(self, url: str) -> StorePath:
         base_name = unquote_to_bytes(urlsplit(url).path.rstrip("/").rpartition("/")[2]).decode("utf-8", "replace")
         try:
             return StorePath.from_base_name(base_name, self.store_dir)
         except StorePathError:
-            raise StoreUnavailable(f"{self.url} leads to something that is no store path") from None
+            raise StoreUnavailable(f"{self.url} redirects to a URL that is not a store path") from None
 
     def get_file(self, store_path: StorePath, path: str, start: int, stop: int, size: int) -> "_Body":
-        """Bytes ``start`` to ``stop`` of a file of ``size`` bytes."""
-        part = (start, stop) != (0, size)
-        response = self._get(self._file_url(store_path, path), {"Range": f"bytes={start}-{stop - 1}"} if part else {})
+        """Return the bytes from ``start`` to ``stop`` of a file of ``size`` bytes. Raises IntegrityError if its size differs."""
+        is_part = (start, stop) != (0, size)
+        response = self._get(
+            self._file_url(store_path, path), {"Range": f"bytes={start}-{stop - 1}"} if is_part else {}
+        )
         try:
-            here = start if response.status_code == 206 else 0
-            _check_extent(response, here, stop if response.status_code == 206 else size, size)
+            first = start if response.status_code == 206 else 0
+            _check_extent(response, first, stop if response.status_code == 206 else size, size)
         except BaseException:
             response.close()
             raise
-        return _Body(self, response, skip=start - here, length=stop - start)
+        return _Body(self, response, skip=start - first, length=stop - start)
 
     def nar(self, store_path: StorePath, path: str) -> Generator[bytes] | None:
-        """The NAR of a node, to be closed; None if this instance does not give any. It is not checked against a hash."""
+        """Return the NAR of a node, not verified, or None if the instance does not serve NARs. The caller closes it."""
         try:
             response = self._get(f"{self._file_url(store_path, path)}?format=nar")
-        except StorePathError:  # the status for a format that is not known
+        except StorePathError:  # status 400: the instance does not know this format
             return None
         return self._chunks(response)
 
@@ -131,10 +133,10 @@ class Instance:
             while chunk := self.read(response):
                 yield chunk
             if response.raw.length_remaining:
-                raise StoreUnavailable(f"{self.url}: the bytes end early")
+                raise StoreUnavailable(f"{self.url}: the response ends early")
 
     def read(self, response: requests.Response) -> bytes:
-        """The next bytes of a body; none at its end."""
+        """Return the next bytes of a body, or no bytes at its end."""
         try:
             return response.raw.read1(CHUNK_SIZE, decode_content=False) or b""
         except (OSError, urllib3.exceptions.HTTPError) as error:
@@ -143,7 +145,7 @@ class Instance:
     def _get(self, url: str, headers: dict[str, str] | None = None) -> requests.Response:
         try:
             response = self._session.get(url, headers=headers, stream=True, timeout=TIMEOUT)
-        except OSError as error:  # the root of requests' exceptions as well
+        except OSError as error:  # also the base class of requests' exceptions
             raise self.failure(error) from None
         if response.status_code in (200, 206):
             return response
@@ -154,10 +156,10 @@ class Instance:
 
     def failure(self, error: Exception) -> StoreError:
         if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
-            return StoreTimeout(f"{self.url}: nothing came for {TIMEOUT[1]:g} s")
+            return StoreTimeout(f"{self.url}: timed out after {TIMEOUT[1]:g} s without data")
         if isinstance(error, requests.exceptions.SSLError):
             return StoreUnavailable(f"{self.url}: the certificate is not trusted")
-        return StoreUnavailable(f"{self.url}: the connection fails ({type(error).__name__})")
+        return StoreUnavailable(f"{self.url}: the connection failed ({type(error).__name__})")
 
     def _refusal(self, response: requests.Response) -> NarcoreError:
         text = f"{self.url}: {_detail(response)}"
@@ -175,7 +177,7 @@ class Instance:
 
 
 class _Files:
-    """Reads the files of one store path by their nodes: over HTTP they go by their paths."""
+    """Reads the files of one store path by node. Over HTTP, files are requested by path, so this maps nodes to paths."""
 
     def __init__(self, instance: Instance, store_path: StorePath, listing: NarListing) -> None:
         self._instance = instance
@@ -199,7 +201,7 @@ def _paths(listing: NarListing, node: Node, path: str) -> Iterator[tuple[int, st
 
 
 class _Body:
-    """``length`` bytes of a response, behind the first ``skip``."""
+    """``length`` bytes of a response, after skipping ``skip`` bytes."""
 
     def __init__(self, instance: Instance, response: requests.Response, *, skip: int, length: int) -> None:
         self.length = length
@@ -219,7 +221,7 @@ class _Body:
         while left:
             chunk = self._instance.read(self._response)
             if not chunk:
-                raise StoreUnavailable(f"{self._instance.url}: the bytes end early")
+                raise StoreUnavailable(f"{self._instance.url}: the response ends early")
             fresh = chunk[skip:][:left]
             skip = max(0, skip - len(chunk))
             left -= len(fresh)
@@ -234,17 +236,17 @@ class _NoBytes:
         return iter(())
 
     def close(self) -> None:
-        """There is nothing open."""
+        """Do nothing: no resource is open."""
 
 
 def _check_extent(response: requests.Response, start: int, stop: int, size: int) -> None:
-    """Raises IntegrityError unless the answer is about these bytes of a file of that size: the listing says so."""
+    """Raises IntegrityError unless the response holds the bytes from ``start`` to ``stop`` of a file of ``size`` bytes."""
     if response.status_code == 206:
         expected, got = f"bytes {start}-{stop - 1}/{size}", response.headers.get("Content-Range", "")
     else:
         expected, got = str(size), response.headers.get("Content-Length", str(size))
     if got != expected:
-        raise IntegrityError(f"the listing says {expected}, and the file is {got[:100]}")
+        raise IntegrityError(f"the listing says {expected}, but the response says {got[:100]}")
 
 
 def _whole(response: requests.Response, limit: int) -> bytes:
@@ -255,13 +257,13 @@ def _whole(response: requests.Response, limit: int) -> bytes:
             if len(content) > limit:
                 raise ListingError(f"more than {limit} bytes")
     except (OSError, urllib3.exceptions.HTTPError):
-        raise StoreUnavailable("the bytes end early") from None
+        raise StoreUnavailable("the response ends early") from None
     return bytes(content)
 
 
 def _detail(response: requests.Response) -> str:
-    """What the instance says of an error, in sentences, the next step among them; or just the status."""
+    """Return the error message of the instance: full sentences that include the next step, or else just the status."""
     with suppress(OSError, ValueError, TypeError, KeyError, urllib3.exceptions.HTTPError, NarcoreError):
-        told = json.loads(response.raw.read(MESSAGE_LIMIT, decode_content=False))
-        return f"{told['error']}. {told['detail']}"[:1000]
+        answer = json.loads(response.raw.read(MESSAGE_LIMIT, decode_content=False))
+        return f"{answer['error']}. {answer['detail']}"[:1000]
     return f"status {response.status_code}"

@@ -1,7 +1,7 @@
-"""A running nar-serve as a binary cache store, so that what it serves is checked as any other cache's would be.
+"""A running nar-serve as a binary cache store, so that its store paths are verified like those of any other binary cache.
 
-It has what an instance knows of its store paths: their narinfos, and their NARs, which it sends uncompressed whatever they are
-compressed with where it has them from.
+The store contains the narinfos and NARs of the instance. The instance always sends NARs uncompressed, whatever the compression in
+its own stores.
 """
 
 from collections.abc import Generator
@@ -14,7 +14,7 @@ from narserve.session.instance import Instance
 
 
 class InstanceStore:
-    """``<hash>.narinfo`` and ``<hash>.nar`` of one instance, and nix-cache-info. Closing it leaves the instance open."""
+    """``<hash>.narinfo``, ``<hash>.nar`` and nix-cache-info of an instance. Closing the store does not close the instance."""
 
     def __init__(self, instance: Instance) -> None:
         self.url = instance.url
@@ -23,7 +23,7 @@ class InstanceStore:
     def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
         check_part(start, stop)
         if start or stop is not None:
-            raise RangeNotSupported(f"{self.url}: NARs come whole")
+            raise RangeNotSupported(f"{self.url} only serves whole NARs")
         hash_part, dot, extension = path.partition(".")
         match dot + extension:
             case ".narinfo":
@@ -34,27 +34,20 @@ class InstanceStore:
             return _small(CacheInfo(store_dir=self._instance.store_dir).to_text())
         raise FileNotInStore(f"{self.url}: no file {path}")
 
-    def file_exists(self, path: str) -> bool:
-        try:
-            self.get_file(path).close()
-        except FileNotInStore:
-            return False
-        return True
-
     def check(self) -> None:
-        """There is nothing that could be set up wrongly."""
+        """Do nothing: this store has no settings that could be wrong."""
 
     def close(self) -> None:
-        """The instance is its owner's to close."""
+        """Do nothing: the owner of the instance closes it."""
 
     def _narinfo(self, hash_part: str) -> str:
-        told = self._instance.narinfo(hash_part)
-        return replace(told, url=f"{hash_part}.nar", compression="none", file_hash=None, file_size=None).to_text()
+        narinfo = self._instance.narinfo(hash_part)
+        return replace(narinfo, url=f"{hash_part}.nar", compression="none", file_hash=None, file_size=None).to_text()
 
     def _nar(self, hash_part: str) -> Generator[bytes]:
         chunks = self._instance.nar(self._instance.narinfo(hash_part).store_path, "")
         if chunks is None:
-            raise FileNotInStore(f"{self.url} gives no NARs")
+            raise FileNotInStore(f"{self.url} does not serve NARs")
         return chunks
 
 

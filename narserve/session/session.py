@@ -1,4 +1,4 @@
-"""What a command works with: the stores and instances that the options and the environment name."""
+"""The stores and instances that a command reads from, as named by the options, the environment and the targets."""
 
 import functools
 import os
@@ -28,14 +28,14 @@ from narserve.terminal.progress import patience
 if TYPE_CHECKING:
     from narserve.session.instance import Instance
 
-MAX_HOPS = 40  # from one store path to another by links, as many as Linux follows
+MAX_HOPS = 40  # links from one store path to another; Linux follows as many in one path
 
 P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A store path whose files can be read: ``info`` says from which store, or ``instance`` serves it."""
+    """A store path whose files can be read. ``info`` is set if it comes from a store, ``instance`` if from an instance."""
 
     store_path: StorePath
     accessor: NarAccessor
@@ -43,7 +43,7 @@ class Opened:
     instance: "Instance | None" = None
 
     def name(self, path: str) -> str:
-        """What the node at ``path`` in it is called on this command line."""
+        """Return the PATH argument that names the node at ``path`` in this store path."""
         inside = f"/{path}" if path else ""
         if self.instance:
             return f"{self.instance.url}/{quote_from_bytes(to_bytes(self.store_path.base_name + inside))}"
@@ -52,7 +52,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class LocatedNode:
-    """A node: of which store path, and where in it (no slash at either end; "" is the root)."""
+    """A node, its store path, and its path in there (without a slash at either end; "" is the root)."""
 
     opened: Opened
     node: Node
@@ -64,7 +64,7 @@ class LocatedNode:
 
 
 class Session:
-    """Opens stores and instances as they are needed. A context manager."""
+    """Opens stores and instances when they are first needed. A context manager that closes them."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -84,11 +84,11 @@ class Session:
 
     @property
     def cache(self) -> BinaryCache:
-        """That of the stores."""
+        """The BinaryCache over the stores."""
         return self._cache_at("", lambda: BinaryCache.from_settings(self.settings))
 
     def cache_of(self, target: Target) -> BinaryCache:
-        """That of the stores, or the one that an instance stands for."""
+        """Return the BinaryCache over the stores, or over the instance that the target names."""
         return self._cache_at(target.home, lambda: self._open_cache(target, self.settings))
 
     def _cache_at(self, home: str, open_cache: Callable[[], BinaryCache]) -> BinaryCache:
@@ -99,38 +99,41 @@ class Session:
     def _open_cache(self, target: Target, settings: Settings) -> BinaryCache:
         if not target.home:
             return BinaryCache.from_settings(settings)
-        from narserve.session.instancestore import InstanceStore  # as in _instance
+        from narserve.session.instancestore import InstanceStore  # slow to import, see _instance
 
         store = InstanceStore(self._instance(target))
         return BinaryCache([store], trusted_keys=settings.trusted_public_keys, max_nar_size=settings.max_nar_size)
 
     def path_info(self, target: Target) -> PathInfo:
-        """Raises what ``BinaryCache.path_info`` raises. What an instance says is checked as what a store says is."""
+        """Return the path info, with its signature checked also if an instance sent it. Raises as ``BinaryCache.path_info``."""
         return self._of_instance(target, find_path_info(self.cache_of(target), target))
 
     def unchecked_path_info(self, target: Target) -> PathInfo:
-        """The same, whoever has signed it, or not."""
+        """Return the path info without checking its signature. Raises as ``BinaryCache.path_info``."""
         settings = replace(self.settings, trusted_public_keys=(), cache_dir=None)
         with closing(self._open_cache(target, settings)) as cache:
             return self._of_instance(target, find_path_info(cache, target))
 
     def _of_instance(self, target: Target, info: PathInfo) -> PathInfo:
-        """With the narinfo as the instance tells it: its cache has one of the NAR as it comes from there."""
+        """If the target is on an instance, put in the instance's original narinfo.
+
+        The narinfo in an InstanceStore describes the uncompressed NAR that the instance sends.
+        """
         return replace(info, narinfo=self._instance(target).narinfo(target.hash_part)) if target.home else info
 
     def nar(self, target: Target) -> Iterator[bytes]:
-        """As ``BinaryCache.nar``."""
+        """Return the NAR. See ``BinaryCache.nar``."""
         cache = self.cache_of(target)
         return cache.nar(find_path_info(cache, target))
 
     def references(self, target: Target) -> tuple[str, ...]:
-        """Base names; an instance is believed, as it is for files."""
+        """Return the base names of the references. Those from an instance are not verified, like its files."""
         if target.home:
             return self._instance(target).narinfo(target.hash_part).references
         return self.path_info(target).narinfo.references
 
     def open(self, target: Target) -> Opened:
-        """Raises NarcoreError."""
+        """Open the target's store path. Raises NarcoreError."""
         if target.home:
             instance = self._instance(target)
             with patience(instance.url):
@@ -139,7 +142,7 @@ class Session:
         return self.open_info(self.path_info(target))
 
     def _instance(self, target: Target) -> "Instance":
-        from narserve.session.instance import Instance  # requests takes longer to import than the rest
+        from narserve.session.instance import Instance  # importing requests takes longer than all other imports
 
         if target.home not in self._instances:
             self._instances[target.home] = Instance(target.home, target.store_dir or DEFAULT_STORE_DIR)
@@ -149,7 +152,7 @@ class Session:
         return Opened(info.narinfo.store_path, self.cache.open(info), info)
 
     def locate(self, target: Target, *, follow: bool) -> LocatedNode:
-        """The node that the target names; with ``follow``, if that is a link, what it leads to. Raises NarcoreError."""
+        """Return the node that the target names; with ``follow``, if it is a link, the link's target. Raises NarcoreError."""
         follow = follow or target.follows
         for _ in range(MAX_HOPS):
             opened = self.open(target)
@@ -162,11 +165,11 @@ class Session:
                     return LocatedNode(opened, node, path)
                 case Elsewhere(path):
                     target = target.elsewhere(path)
-        raise SymlinkLoop(f"the links lead from one store path to another without an end, at last to {target.path}")
+        raise SymlinkLoop(f"too many links from one store path to another, the last one to {target.path}")
 
 
 def find_path_info(cache: BinaryCache, target: Target) -> PathInfo:
-    """Raises what ``BinaryCache.path_info`` raises."""
+    """Look the target's store path up in ``cache``. Raises as ``BinaryCache.path_info``."""
     with patience(" or ".join(substituter.url for substituter in cache.substituters)):
         if target.store_dir is None:
             return cache.path_info_anywhere(target.hash_part)
@@ -174,19 +177,19 @@ def find_path_info(cache: BinaryCache, target: Target) -> PathInfo:
 
 
 def session_options(command: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:
-    """Give a command the options that say where to look, and a Session for them as its first argument."""
+    """Add the options ``--store`` and ``--cache-dir`` to a command, and pass it a Session for them as its first argument."""
 
     @click.option(
         "--store",
         "stores",
         multiple=True,
         metavar="URL",
-        help="A binary cache to ask: http(s)://..., file:///... or a directory. May be repeated.  [env: NAR_CACHE_URL]",
+        help="A binary cache: http(s)://..., file:///... or a directory. May be repeated.  [env: NAR_CACHE_URL]",
     )
     @click.option(
         "--cache-dir",
         metavar="DIR|off",
-        help="Where unpacked archives are kept.  [env: NAR_CACHE_DIR]",
+        help="Directory that caches unpacked archives.  [env: NAR_CACHE_DIR]",
     )
     @functools.wraps(command)
     def run(stores: tuple[str, ...], cache_dir: str | None, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -197,7 +200,10 @@ def session_options(command: Callable[Concatenate[Session, P], None]) -> Callabl
 
 
 def read_settings(stores: tuple[str, ...], cache_dir: str | None) -> Settings:
-    """The environment's, with the options in their place. Warns of settings that do nothing. Raises SettingsError."""
+    """Read the settings from the environment and the options, which take precedence.
+
+    Prints a warning for each setting that has no effect. Raises SettingsError.
+    """
     environ = dict(os.environ)
     if stores:
         environ["NAR_CACHE_URL"] = " ".join(map(_store_url, stores))
@@ -210,12 +216,12 @@ def read_settings(stores: tuple[str, ...], cache_dir: str | None) -> Settings:
 
 
 def _store_url(text: str) -> str:
-    """A store URL, or the directory of a cache, which need not be absolute."""
+    """Return the URL of a store that is given as a URL or as a directory, absolute or relative."""
     if ":" in text:
         if text.split() != [text]:
-            raise SettingsError(f"--store {text!r}: write %20 for a space in a URL")
+            raise SettingsError(f"--store {text!r}: a URL can't contain spaces; write %20 instead")
         return text
     directory = Path(text).absolute()
     if not directory.is_dir():
-        raise SettingsError(f"--store {text!r}: there is no such directory; a cache on the web begins with https://")
+        raise SettingsError(f"--store {text!r}: no such directory; a URL begins with https:// or another scheme")
     return directory.as_uri()

@@ -1,8 +1,8 @@
-"""What the commands print.
+"""Output of the commands.
 
 ::
 
-    output      standard output, and how names are shown on a terminal
-    exits       exit codes, and the lines about errors on standard error
-    progress    progress bars, and the line about a slow server
+    output      standard output, and quoting of names on a terminal
+    exits       exit codes, and error messages on standard error
+    progress    progress bars, and a message about a slow server
 """

@@ -1,4 +1,4 @@
-"""The exit codes of the commands, and the lines about errors on standard error."""
+"""Exit codes of the commands, and error messages on standard error."""
 
 import errno
 import logging
@@ -14,37 +14,38 @@ from narserve.terminal.output import spelled_out
 NO, USAGE, TROUBLE = 1, 2, 3
 
 EXIT_CODES = """\
-  0     all done
-  1     it is not there, or is not what it should be (signature, hash, damaged data); find: nothing matches
-  2     used wrongly: an argument, an option or a setting
-  3     trouble that may pass: a cache can't be reached or is too slow, a disk is full
+  0     success
+  1     not found, or verification failed (signature, hash, damaged data); find: nothing matches
+  2     wrong usage: an argument, an option or a setting
+  3     temporary failure: a cache is unreachable or too slow, or a disk is full
   130   interrupted by Ctrl-C
-  141   whoever read the output has stopped reading"""
+  141   the reader of the output closed the pipe"""
 
-_OFF = "--cache-dir DIR uses another directory, --cache-dir off none"
+_OFF = "use another directory with --cache-dir DIR, or no cache with --cache-dir off"
+_REPAIR = "the binary cache has to be repaired; try another one with --store URL"
 
-# The nearest class counts. The advice is the next step.
+# The exit code and the advice, the next step, for each error. The nearest class of an error's MRO counts.
 _TABLE: dict[type[BaseException], tuple[int, str]] = {
     errors.NarcoreError: (TROUBLE, ""),
-    errors.FormatError: (NO, "the cache has to be repaired; --store URL asks another one"),
+    errors.FormatError: (NO, _REPAIR),
     errors.StorePathError: (USAGE, ""),
     errors.SettingsError: (USAGE, ""),
-    errors.IntegrityError: (NO, "the cache has to be repaired; --store URL asks another one"),
+    errors.IntegrityError: (NO, _REPAIR),
     errors.UntrustedSignature: (
         NO,
-        "NAR_TRUSTED_PUBLIC_KEYS names the keys that are trusted, ?trusted=true behind a store's URL does without",
+        "add its key to NAR_TRUSTED_PUBLIC_KEYS, or append ?trusted=true to the URL of a store to skip the check",
     ),
-    errors.CompressionError: (NO, "the cache has to be repaired; --store URL asks another one"),
+    errors.CompressionError: (NO, _REPAIR),
     errors.UnknownCompression: (TROUBLE, ""),
-    errors.FileNotInStore: (NO, "is the hash right? --store URL asks another cache"),
-    errors.StoreUnavailable: (TROUBLE, "try again later, or another cache with --store URL"),
-    errors.PathError: (NO, "nar-serve ls shows what is there"),
+    errors.FileNotInStore: (NO, "check the hash, or try another cache with --store URL"),
+    errors.StoreUnavailable: (TROUBLE, "try again later, or try another cache with --store URL"),
+    errors.PathError: (NO, "list the files with nar-serve ls"),
     errors.OutsideStore: (NO, ""),
     errors.SymlinkLoop: (NO, ""),
     errors.CapacityError: (TROUBLE, "try again in a moment"),
     errors.CacheFailure: (TROUBLE, _OFF),
     errors.MountError: (TROUBLE, ""),
-    errors.NarTooLarge: (TROUBLE, "NAR_MAX_NAR_SIZE sets how large it may be"),
+    errors.NarTooLarge: (TROUBLE, "raise the limit with NAR_MAX_NAR_SIZE"),
     OSError: (TROUBLE, ""),
 }
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -53,7 +54,7 @@ Item = TypeVar("Item")
 
 
 def for_each(items: Iterable[Item], action: Callable[[Item], None]) -> None:
-    """``action`` on each, also after one that failed, as cat and ls do; then the worst exit code, if it is not 0."""
+    """Run ``action`` on each item, and continue after errors, as cat and ls do. Raises Exit with the worst exit code if not 0."""
     worst = 0
     for item in items:
         try:
@@ -72,9 +73,12 @@ def exit_code_of(error: BaseException) -> int:
 
 
 def print_error(error: BaseException) -> None:
-    """Print one line on standard error: the message and the next step, which the message of an instance has already."""
-    words, advice = _words(error), _advice(error)
-    print_message(words if words.endswith((".", "?")) or not advice else f"{words}; {advice}")
+    """Print one line on standard error: the message and the next step.
+
+    The message of an instance already contains the next step; it ends with a full stop or a question mark.
+    """
+    message, advice = _message(error), _advice(error)
+    print_message(message if message.endswith((".", "?")) or not advice else f"{message}; {advice}")
 
 
 def print_message(text: str) -> None:
@@ -83,7 +87,7 @@ def print_message(text: str) -> None:
 
 
 def exit_code_of_usage(error: click.ClickException) -> int:
-    """Report what click found wrong with the command line."""
+    """Print what is wrong with the command line, according to click. Returns the exit code."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
@@ -99,7 +103,7 @@ class _StderrHandler(logging.Handler):
 
 
 def log_to_stderr() -> None:
-    """Print the warnings of the packages, except for failures of a store: the command reports those that matter."""
+    """Print the warnings of narcore and narmount, except for failures of a store: the command reports those that matter."""
     for name in ("narcore", "narmount"):
         log = logging.getLogger(name)
         if not any(isinstance(handler, _StderrHandler) for handler in log.handlers):
@@ -111,7 +115,7 @@ def _row(error: BaseException) -> tuple[int, str]:
     return next(_TABLE[base] for base in type(error).__mro__ if base in _TABLE)
 
 
-def _words(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
         return f"{name}: {error.strerror}" if name else error.strerror
@@ -120,5 +124,5 @@ def _words(error: BaseException) -> str:
 
 def _advice(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in _FULL:
-        return "make room, and run the same again"
+        return "free some space, and run the same command again"
     return _row(error)[1]

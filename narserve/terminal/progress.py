@@ -1,6 +1,6 @@
-"""What somebody who waits is told: on standard error, and only on a terminal.
+"""Progress bars and messages for a waiting user: on standard error, and only if it is a terminal.
 
-The bars are click's: one line that counts bytes is all that is needed, and rich would bring three packages along for it.
+The bars are those of click. One line that counts bytes is enough, and rich would add three dependencies.
 """
 
 import sys
@@ -16,7 +16,7 @@ from narserve.terminal.output import spelled_out
 
 Tick = Callable[[int], None]
 
-# Below, it is done before anybody could read the bar.
+# Minimum number of bytes for a bar: smaller operations end before a user could read it.
 WORTH_SHOWING = 1 << 20
 STEPS = 500
 PATIENCE_SECONDS = 4.0
@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 4.0
 
 @contextmanager
 def progress(label: str, total: int) -> Generator[Tick]:
-    """A bar for ``total`` bytes; the function says how many more have been dealt with."""
+    """Show a bar for ``total`` bytes. Yields a function that takes the number of bytes processed since its last call."""
     if total < WORTH_SHOWING or not sys.stderr.isatty():
         yield lambda _count: None
         return
@@ -51,15 +51,15 @@ def progress(label: str, total: int) -> Generator[Tick]:
 
 
 @contextmanager
-def patience(whom: str) -> Generator[None]:
-    """A line that says for whom we wait, if that takes long: who says nothing is given up only after half a minute."""
+def patience(server: str) -> Generator[None]:
+    """Print a message if the server takes long: a server that does not answer only times out after half a minute."""
     if not sys.stderr.isatty():
         yield
         return
-    line = threading.Timer(PATIENCE_SECONDS, print_message, [f"no answer as yet from {whom}; Ctrl-C ends the waiting"])
-    line.daemon = True
-    line.start()
+    timer = threading.Timer(PATIENCE_SECONDS, print_message, [f"waiting for an answer from {server}; Ctrl-C cancels"])
+    timer.daemon = True
+    timer.start()
     try:
         yield
     finally:
-        line.cancel()
+        timer.cancel()

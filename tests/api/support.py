@@ -1,4 +1,4 @@
-"""What the tests of responses share: requests, answers, listings, and a source of NAR bytes that keeps a record."""
+"""Shared by the tests of responses: requests, answers, listings, and a source of NAR bytes that records its reads."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ Headers = Mapping[str, str]
 
 
 class Answer:
-    """A response as a WSGI server sends it."""
+    """A response, as a WSGI server sends it."""
 
     def __init__(self, response: Response, environ: Mapping[str, Any]) -> None:
         chunks, self.status_line, self.headers = run_wsgi_app(response, dict(environ))
@@ -50,17 +50,17 @@ def request(
         builder.close()
 
 
-def answer(asked: Request, respond: Callable[[Request], Response]) -> Answer:
-    """What a client gets: errors pass through the table, as in the app."""
+def answer(req: Request, respond: Callable[[Request], Response]) -> Answer:
+    """Return the answer that a client gets. Exceptions become error responses, as in the app."""
     try:
-        response = respond(asked)
-    except Exception as error:  # noqa: BLE001  the app's error handler takes everything as well
-        response = error_response(asked, error)
-    return Answer(response, asked.environ)
+        response = respond(req)
+    except Exception as error:  # noqa: BLE001  the error handler of the app handles all exceptions too
+        response = error_response(req, error)
+    return Answer(response, req.environ)
 
 
 class Source:
-    """Bytes of one file: what was read, in which pieces they come, and whether each read was closed."""
+    """The bytes of one file, returned in pieces of ``piece`` bytes. Records the reads and counts those that are still open."""
 
     def __init__(self, data: bytes, *, piece: int = 100, fail_at: int | None = None, on_disk: bool = False) -> None:
         self.data = data
@@ -84,24 +84,24 @@ class SourceBytes:
         self._start = start
         self._closed = False
         self.file: tuple[BinaryIO, int] | None = None
-        if source.on_disk:  # the file lies in the middle of a NAR
+        if source.on_disk:  # the file is in the middle of a NAR
             with tempfile.NamedTemporaryFile() as nar:
-                nar.write(b"before!!" + source.data + b"behind!!")
+                nar.write(b"before!!" + source.data + b"after!!!")
                 nar.flush()
                 file = Path(nar.name).open("rb")  # noqa: SIM115  closed by close()
-            file.read(1)  # so that the descriptor is ahead of the file
+            file.read(1)  # buffering moves the descriptor ahead of the position of the file object
             self.file = file, 8 + start
 
     def __iter__(self) -> Iterator[bytes]:
         source = self._source
-        for place in range(self._start, self._start + self.length, source.piece):
-            if source.fail_at is not None and place >= source.fail_at:
+        for offset in range(self._start, self._start + self.length, source.piece):
+            if source.fail_at is not None and offset >= source.fail_at:
                 raise ConnectionError("http://user:secret@upstream/ broke")
-            yield source.data[place : min(place + source.piece, self._start + self.length)]
+            yield source.data[offset : min(offset + source.piece, self._start + self.length)]
 
     def check_untouched(self) -> None:
         if self._source.changed:
-            raise CacheFailure("somebody wrote to it")
+            raise CacheFailure("the file was changed")
 
     def close(self) -> None:
         if not self._closed:
@@ -120,7 +120,7 @@ def ref(path: str = "", nar_hash: str = NAR_HASH) -> NodeRef:
 
 
 def listing_of(tree: object) -> NarListing:
-    """A listing of nested dicts; an int is a file of that size, bytes an executable, a str a link."""
+    """Make a listing from nested dicts. An int is a file of that size, bytes are an executable, a str is a symbolic link."""
     return NarListing.from_events(_events(b"", tree))
 
 

@@ -1,4 +1,4 @@
-"""``?format=`` with an archive's name, over WSGI."""
+"""``?format=tar``, ``tar.zst``, ``zip`` and ``nar``, over WSGI."""
 
 import io
 import random
@@ -41,7 +41,7 @@ def names(format_name: str, body: bytes) -> list[str]:
     ("format_name", "media_type"),
     [("tar", "application/x-tar"), ("tar.zst", "application/zstd"), ("zip", "application/zip")],
 )
-def test_a_directory(client: FlaskClient, format_name: str, media_type: str) -> None:
+def test_a_directory_is_sent_as_an_archive(client: FlaskClient, format_name: str, media_type: str) -> None:
     response = client.get(f"{ROOT}/bin/?format={format_name}")
     assert response.status_code == 200
     assert response.headers["Content-Type"] == media_type
@@ -51,7 +51,7 @@ def test_a_directory(client: FlaskClient, format_name: str, media_type: str) -> 
     assert [name.rstrip("/") for name in names(format_name, response.data)] == ["bin", "bin/also", "bin/run"]
 
 
-def test_every_kind_of_node_and_with_or_without_a_slash(client: FlaskClient) -> None:
+def test_every_kind_of_node_has_an_archive_with_or_without_a_slash(client: FlaskClient) -> None:
     expectations: dict[str, Tree] = {
         "": TREE,
         "/": TREE,
@@ -65,26 +65,26 @@ def test_every_kind_of_node_and_with_or_without_a_slash(client: FlaskClient) -> 
         assert response.headers["Content-Type"] == "application/x-nix-nar"
 
 
-def test_it_is_named_after_the_node(client: FlaskClient) -> None:
+def test_an_archive_is_named_after_its_node(client: FlaskClient) -> None:
     response = client.get(f"{ROOT}/?format=nar")
     assert response.headers["Content-Disposition"] == f'attachment; filename="{ROOT.rpartition("/")[2]}.nar"'
 
 
-def test_conditions_and_head(client: FlaskClient) -> None:
+def test_an_archive_supports_conditions_and_head_but_no_ranges(client: FlaskClient) -> None:
     etags = {
         client.head(f"{ROOT}/bin/?format={name}").headers["ETag"] for name in ("tar", "tar.zst", "zip", "nar", "json")
     }
     assert len(etags) == 5
     head = client.head(f"{ROOT}/bin?format=tar")
     assert (head.status_code, head.data) == (200, b"")
-    assert "Content-Length" not in head.headers  # that of a GET is not known
+    assert "Content-Length" not in head.headers  # the length of the archive is not known in advance
     again = client.get(f"{ROOT}/bin?format=tar", headers={"If-None-Match": head.headers["ETag"]})
     assert (again.status_code, again.data) == (304, b"")
     whole = client.get(f"{ROOT}/bin?format=tar", headers={"Range": "bytes=0-9"})
     assert (whole.status_code, len(whole.data)) == (200, 10240)
 
 
-def test_an_unknown_format_is_told_what_there_is(client: FlaskClient) -> None:
+def test_the_error_for_an_unknown_format_lists_the_formats(client: FlaskClient) -> None:
     response = client.get(f"{ROOT}/bin?format=rar")
     assert response.status_code == 400
     for name in ("json", "tar", "tar.zst", "zip", "nar"):
@@ -92,7 +92,7 @@ def test_an_unknown_format_is_told_what_there_is(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("format_name", ["tar", "tar.zst", "zip", "nar"])
-def test_a_failure_from_the_start_is_an_error_and_one_on_the_way_cuts(format_name: str) -> None:
+def test_an_early_failure_is_an_error_response_and_a_later_failure_cuts_the_body(format_name: str) -> None:
     (url,) = _nar_of(FILES)
     other = binary_cache({"x-1.0": {**TREE, "share": {"noise": random.Random(2).randbytes(1_000_000)}}})
     (other_url,) = _nar_of(other)

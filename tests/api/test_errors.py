@@ -1,4 +1,4 @@
-"""Exceptions into answers: the table, the three forms, and what is kept from the client."""
+"""Error responses: the table of exceptions, the three media types, and the details that are hidden from the client."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def every_error(base: type[errors.NarcoreError] = errors.NarcoreError) -> Iterat
 
 def respond(error: Exception, accept: str | None = None, method: str = "GET") -> Answer:
     headers = {"Accept": accept} if accept else {}
-    return answer(request("/", method, headers), lambda asked: error_response(asked, error))
+    return answer(request("/", method, headers), lambda req: error_response(req, error))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in every_error() if kind.__module__ == "narcore.errors"])
@@ -64,18 +64,18 @@ def test_every_error_has_a_row(kind: type[errors.NarcoreError]) -> None:
         (http.RequestURITooLarge(), 414),
     ],
 )
-def test_statuses(error: Exception, status: int) -> None:
+def test_each_error_has_its_status(error: Exception, status: int) -> None:
     assert respond(error).status == status
 
 
-def test_a_class_without_a_row_has_that_of_its_parent() -> None:
-    class Stranger(errors.NarInfoError):
+def test_a_class_without_a_row_uses_the_row_of_its_base_class() -> None:
+    class Derived(errors.NarInfoError):
         pass
 
-    assert respond(Stranger("x")).status == 502
+    assert respond(Derived("x")).status == 502
 
 
-def test_the_three_forms() -> None:
+def test_an_error_is_sent_as_text_json_or_html() -> None:
     error = errors.NoSuchNode("hello-2.12 has no 'bin/x'")
     text = respond(error)
     assert text.headers["Content-Type"] == "text/plain; charset=utf-8"
@@ -93,10 +93,10 @@ def test_the_three_forms() -> None:
     assert respond(error, method="HEAD").body == b""
 
 
-def test_caching() -> None:
-    inside = respond(errors.NoSuchNode("x"))
-    assert inside.headers["Cache-Control"] == "public, max-age=31536000, immutable"
-    assert "Expires" in inside.headers
+def test_only_errors_that_depend_on_the_store_path_are_immutable() -> None:
+    missing_file = respond(errors.NoSuchNode("x"))
+    assert missing_file.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    assert "Expires" in missing_file.headers
     assert respond(errors.FileNotInStore("x")).headers["Cache-Control"] == "public, max-age=60"
     for error in (errors.StoreUnavailable("x"), errors.CapacityError("x"), OSError("x"), http.MethodNotAllowed()):
         result = respond(error)
@@ -104,7 +104,7 @@ def test_caching() -> None:
         assert "Expires" not in result.headers
 
 
-def test_headers_of_their_own() -> None:
+def test_errors_have_the_headers_of_their_status() -> None:
     assert respond(errors.CapacityError("full", retry_after=17)).headers["Retry-After"] == "17"
     assert respond(http.MethodNotAllowed(["HEAD", "GET"])).headers["Allow"] == "HEAD, GET"
     assert respond(http.MethodNotAllowed()).headers["Allow"] == "GET, HEAD, OPTIONS"
@@ -120,15 +120,15 @@ def test_headers_of_their_own() -> None:
         if not issubclass(kind, errors.PathError | errors.StorePathError)
     ],
 )
-def test_no_leak(kind: type[Exception], accept: str) -> None:
+def test_an_error_response_leaks_no_internals(kind: type[Exception], accept: str) -> None:
     result = respond(kind(SECRETS), accept)
-    everything = result.text + str(result.headers)
+    sent = result.text + str(result.headers)
     for secret in ("hunter2", "cache.internal", "Errno", "/var/lib", kind.__name__, "Traceback"):
-        assert secret not in everything
+        assert secret not in sent
 
 
 @pytest.mark.parametrize("accept", ["*/*", "text/html", "application/json"])
-def test_a_hostile_path_in_the_message(accept: str) -> None:
+def test_a_hostile_path_in_a_message_is_escaped_and_truncated(accept: str) -> None:
     name = "<script>alert(1)</script>\r\nX: y\udcff\u202e" + "a" * 100_000
     result = respond(errors.NoSuchNode(f"hello has no {name}"), accept)
     assert len(result.body) < 10_000
@@ -140,6 +140,6 @@ def test_a_hostile_path_in_the_message(accept: str) -> None:
         assert result.text.count("\n") == 1
 
 
-def test_our_own_words_on_a_bad_request() -> None:
+def test_a_bad_request_shows_its_own_description_but_not_werkzeugs() -> None:
     assert "no format x; there is json." in respond(http.BadRequest("no format x; there is json")).text
     assert "browser (or proxy)" not in respond(http.BadRequest()).text

@@ -1,4 +1,4 @@
-"""The account of a request: what is counted, and when a body counts as complete."""
+"""The record of a request: its counters, when a body counts as complete, and its log line."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from narcore.errors import StoreTimeout
 
 
 class Body:
-    """Chunks; an exception among them is raised in its turn."""
+    """A body that yields chunks. An exception in the list is raised when it is reached."""
 
     def __init__(self, *chunks: bytes | Exception, close_error: Exception | None = None) -> None:
         self._chunks = chunks
@@ -40,7 +40,7 @@ class Body:
 
 
 class Window(BytesIO):
-    """As ``FileWindow``: knows its length, and how much of it was taken."""
+    """Like ``FileWindow``: has a length and counts the bytes that were taken."""
 
     length = 10
 
@@ -58,15 +58,15 @@ def app_with(body: Iterable[bytes]) -> WSGIApplication:
 
 
 def exchange_of(app: WSGIApplication, *, take: int | None = None, **environ: Any) -> Exchange:
-    """Ask, take so many chunks, and close, as servers do also after something was raised."""
-    told: list[Exchange] = []
+    """Send a request, take ``take`` chunks (None: all), and close the body. Servers close the body even after an exception."""
+    observed: list[Exchange] = []
     setup_testing_defaults(environ)
     headers: dict[str, str] = {}
 
-    def start_response(status: str, given: list[tuple[str, str]], exc_info: object = None) -> Any:
-        headers.update(given)
+    def start_response(status: str, response_headers: list[tuple[str, str]], exc_info: object = None) -> Any:
+        headers.update(response_headers)
 
-    body = Observed(app, [told.append])(environ, start_response)
+    body = Observed(app, [observed.append])(environ, start_response)
     chunks = iter(body)
     try:
         if take is None:
@@ -76,11 +76,11 @@ def exchange_of(app: WSGIApplication, *, take: int | None = None, **environ: Any
     except Exception:  # noqa: BLE001  the server logs it
         pass
     assert current_exchange() is not None
-    assert not told
-    close: Callable[[], None] = getattr(body, "close")  # noqa: B009  a WSGI body need not have it
+    assert not observed
+    close: Callable[[], None] = getattr(body, "close")  # noqa: B009  not every WSGI body has close
     with suppress(OSError):
         close()
-    (exchange,) = told
+    (exchange,) = observed
     assert current_exchange() is None
     assert headers["X-Request-Id"] == exchange.request_id
     return exchange
@@ -91,13 +91,15 @@ def exchange_of(app: WSGIApplication, *, take: int | None = None, **environ: Any
     [
         (Body(b"12345", b"67890"), None, 10, True, ""),
         (Body(), None, 0, True, ""),
-        (Body(b"12345", b"67890"), 1, 0, False, ""),  # whether the first one went out, nobody knows
+        (Body(b"12345", b"67890"), 1, 0, False, ""),  # the first chunk may not have been sent
         (Body(b"12345", b"67890"), 2, 5, False, ""),
         (Body(b"12345", StoreTimeout("too slow")), None, 5, False, "StoreTimeout"),
         (Body(b"12345", close_error=OSError("changed")), None, 5, False, ""),
     ],
 )
-def test_a_body(body: Body, take: int | None, sent: int, complete: bool, error: str) -> None:
+def test_an_exchange_counts_the_bytes_of_its_body(
+    body: Body, take: int | None, sent: int, complete: bool, error: str
+) -> None:
     exchange = exchange_of(app_with(body), take=take)
     assert (exchange.sent, exchange.complete, exchange.error) == (sent, complete, error)
     assert (exchange.first_byte is None) == (take == 0)
@@ -105,21 +107,21 @@ def test_a_body(body: Body, take: int | None, sent: int, complete: bool, error: 
 
 
 @pytest.mark.parametrize(("read", "complete"), [(10, True), (4, False)])
-def test_a_file_stays_the_servers_own_wrapper(read: int, complete: bool) -> None:
-    """Or it would not be sent by sendfile."""
+def test_a_file_keeps_the_wrapper_of_the_server(read: int, complete: bool) -> None:
+    """With another wrapper, the server would not use sendfile."""
     window = Window(b"0123456789")
-    told: list[Exchange] = []
+    observed: list[Exchange] = []
     environ: WSGIEnvironment = {"wsgi.file_wrapper": FileWrapper}
     setup_testing_defaults(environ)
-    body = Observed(app_with(FileWrapper(window)), [told.append])(environ, lambda *_: lambda _: None)
+    body = Observed(app_with(FileWrapper(window)), [observed.append])(environ, lambda *_: lambda _: None)
     assert isinstance(body, FileWrapper)
-    window.seek(read)  # what socket.sendfile does at its end
+    window.seek(read)  # socket.sendfile does this at its end
     body.close()
-    assert [(each.sent, each.complete) for each in told] == [(read, complete)]
+    assert [(each.sent, each.complete) for each in observed] == [(read, complete)]
 
 
-def test_what_the_application_raises_has_an_end_too() -> None:
-    told: list[Exchange] = []
+def test_an_exchange_ends_if_the_application_raises() -> None:
+    observed: list[Exchange] = []
     environ: WSGIEnvironment = {}
     setup_testing_defaults(environ)
 
@@ -127,27 +129,27 @@ def test_what_the_application_raises_has_an_end_too() -> None:
         raise KeyError
 
     with pytest.raises(KeyError):
-        Observed(app, [told.append])(environ, lambda *_: lambda _: None)
-    assert [(each.status, each.complete) for each in told] == [(500, False)]
+        Observed(app, [observed.append])(environ, lambda *_: lambda _: None)
+    assert [(each.status, each.complete) for each in observed] == [(500, False)]
 
 
 @pytest.mark.parametrize(
     ("status", "kind"), [(200, "file"), (206, "file"), (304, "file"), (302, "redirect"), (404, "error"), (503, "error")]
 )
-def test_kinds(status: int, kind: str) -> None:
+def test_the_kind_depends_on_status_and_response(status: int, kind: str) -> None:
     assert Exchange("1", "GET", "/", "-", status=status, response_kind="file").kind == kind
 
 
-@pytest.mark.parametrize("given_id", ["abc", "a" * 128, "1-67891233-abcdef:x/y=@~+"])
-def test_an_id_that_is_sane_is_taken(given_id: str) -> None:
-    assert exchange_of(app_with([]), HTTP_X_REQUEST_ID=given_id).request_id == given_id
+@pytest.mark.parametrize("client_id", ["abc", "a" * 128, "1-67891233-abcdef:x/y=@~+"])
+def test_a_valid_id_of_the_client_is_used(client_id: str) -> None:
+    assert exchange_of(app_with([]), HTTP_X_REQUEST_ID=client_id).request_id == client_id
 
 
 @given(st.text(st.characters(codec="latin-1")).filter(lambda text: not text.isalnum() or not text.isascii()))
-def test_an_id_can_forge_nothing(given_id: str) -> None:
-    made = exchange_of(app_with(Body()), HTTP_X_REQUEST_ID=f" {given_id}").request_id
-    assert len(made) == 32
-    assert made.isalnum()
+def test_an_invalid_id_of_the_client_is_replaced(client_id: str) -> None:
+    request_id = exchange_of(app_with(Body()), HTTP_X_REQUEST_ID=f" {client_id}").request_id
+    assert len(request_id) == 32
+    assert request_id.isalnum()
 
 
 def logged(exchange: Exchange) -> logging.LogRecord:
@@ -170,7 +172,7 @@ def logged(exchange: Exchange) -> logging.LogRecord:
     return record
 
 
-def test_lines() -> None:
+def test_an_exchange_is_logged_as_text_or_json() -> None:
     exchange = Exchange("id-1", "GET", "/nix/store/x?list", "192.0.2.7", status=200, sent=5, seconds=0.0031)
     exchange.sources = {"fill": None, "disk": None}
     assert logged(exchange).getMessage() == ('192.0.2.7 "GET /nix/store/x?list" 200 5 B 3.1 ms fill disk cut id-1')
@@ -187,7 +189,7 @@ def test_lines() -> None:
 
 
 @given(st.text(st.characters(codec="latin-1")))
-def test_a_path_can_forge_no_line_nor_field(path: str) -> None:
+def test_a_path_can_not_forge_a_line_or_a_field(path: str) -> None:
     record = logged(Exchange("id-1", "GET", path, "-", status=200, complete=True))
     line = TextFormatter().format(record)
     assert line.isprintable()
@@ -196,7 +198,7 @@ def test_a_path_can_forge_no_line_nor_field(path: str) -> None:
     assert json.loads(JsonFormatter().format(record))["path"] == path
 
 
-def test_a_record_that_is_made_meanwhile_has_the_id() -> None:
+def test_a_record_logged_during_a_request_has_the_request_id() -> None:
     record = logging.LogRecord("api", logging.WARNING, "", 0, "%s fails", ("it",), None)
     formats: list[str] = []
 

@@ -1,4 +1,4 @@
-"""A regular file over HTTP: conditions, ranges, headers, and what becomes of the bytes."""
+"""The response for a regular file: conditions, ranges, headers, media types, and failures while it is read."""
 
 import email
 import os
@@ -41,13 +41,13 @@ def get(
     node = file_node(name, len(source.data), executable=executable)
     result = answer(
         request("/x" + query, method, headers, environ),
-        lambda asked: file_response(asked, node, ref(path), source.read, own_origin=own_origin, is_cached=is_cached),
+        lambda req: file_response(req, node, ref(path), source.read, own_origin=own_origin, is_cached=is_cached),
     )
     assert source.open == 0, "a read was not closed"
     return result
 
 
-def test_the_whole_file() -> None:
+def test_a_get_sends_the_whole_file() -> None:
     result = get()
     assert (result.status, result.body) == (200, DATA)
     assert result.headers["Content-Length"] == str(SIZE)
@@ -68,19 +68,19 @@ def test_the_whole_file() -> None:
         assert absent not in result.headers
 
 
-def test_executable() -> None:
+def test_an_executable_has_a_header() -> None:
     assert get(executable=True).headers["NAR-Executable"] == "1"
     assert get(executable=True, method="HEAD").headers["NAR-Executable"] == "1"
 
 
-def test_the_sandbox_has_no_origin_and_is_not_needed_on_a_host_of_its_own() -> None:
+def test_a_file_is_sandboxed_unless_its_store_path_has_its_own_host() -> None:
     csp = get(path="index.html").headers["Content-Security-Policy"]
     assert csp.startswith("sandbox allow-scripts")
     assert "allow-same-origin" not in csp
     assert "Content-Security-Policy" not in get(path="index.html", own_origin=True).headers
 
 
-# --- conditions: RFC 9110 13.2.2. What a GET of the first ten bytes gets.
+# --- conditions: RFC 9110 13.2.2. The status of a GET of the first ten bytes.
 
 RANGE = {"Range": "bytes=0-9"}
 BEFORE, AFTER = "Thu, 01 Jan 1970 00:00:00 GMT", "Fri, 02 Jan 1970 00:00:00 GMT"
@@ -92,7 +92,7 @@ CONDITIONS: list[tuple[Headers, int]] = [
     ({"If-None-Match": f'"a,b", {ETAG}'}, 304),
     ({"If-None-Match": f"{OTHER},,  W/{ETAG} "}, 304),
     ({"If-None-Match": OTHER}, 206),
-    ({"If-None-Match": ETAG.strip('"')}, 206),  # no entity tag without its quotes
+    ({"If-None-Match": ETAG.strip('"')}, 206),  # an entity tag needs its quotes
     ({"If-None-Match": '"a, ' + ETAG.strip('"')}, 206),
     ({"If-None-Match": ""}, 206),
     ({"If-Modified-Since": DATE}, 304),
@@ -102,7 +102,7 @@ CONDITIONS: list[tuple[Headers, int]] = [
     ({"If-Modified-Since": BEFORE}, 206),
     ({"If-Modified-Since": "yesterday"}, 206),
     ({"If-Modified-Since": "Thu, 01 Jan 99999999999999999999 00:00:00 GMT"}, 206),
-    ({"If-None-Match": OTHER, "If-Modified-Since": AFTER}, 206),  # the date does not count beside a tag
+    ({"If-None-Match": OTHER, "If-Modified-Since": AFTER}, 206),  # the date is ignored if there is a tag
     ({"If-None-Match": "nonsense", "If-Modified-Since": AFTER}, 206),
     ({"If-Match": ETAG}, 206),
     ({"If-Match": "*"}, 206),
@@ -120,7 +120,7 @@ CONDITIONS: list[tuple[Headers, int]] = [
     ({"If-Range": f"W/{ETAG}"}, 200),  # strong comparison
     ({"If-Range": OTHER}, 200),
     ({"If-Range": DATE}, 206),
-    ({"If-Range": AFTER}, 200),  # exactly the date, not one as late
+    ({"If-Range": AFTER}, 200),  # the date must be equal; a later date does not match
     ({"If-Range": BEFORE}, 200),
     ({"If-Range": "nonsense"}, 200),
     ({"If-Range": OTHER, "If-None-Match": ETAG}, 304),
@@ -128,17 +128,17 @@ CONDITIONS: list[tuple[Headers, int]] = [
 
 
 @pytest.mark.parametrize(("condition", "status"), CONDITIONS)
-def test_conditions_before_ranges(condition: Headers, status: int) -> None:
+def test_conditions_are_evaluated_before_ranges(condition: Headers, status: int) -> None:
     source = Source(DATA)
     result = get({**RANGE, **condition}, source=source)
     assert result.status == status
     assert result.body == {200: DATA, 206: DATA[:10], 304: b"", 412: result.body}[status]
-    assert bool(source.reads) == (status in (200, 206)), "bytes are read when they are sent, and only then"
+    assert bool(source.reads) == (status in (200, 206)), "bytes are read only if they are sent"
     head = get({**RANGE, **condition}, method="HEAD")
     assert head.status == (200 if status == 206 else status)
 
 
-def test_not_modified_has_what_a_cache_needs_and_no_more() -> None:
+def test_not_modified_has_only_the_headers_that_a_cache_needs() -> None:
     result = get({"If-None-Match": ETAG}, executable=True, query="?download")
     for name in ("ETag", "Cache-Control", "Expires", "X-Content-Type-Options", "Access-Control-Allow-Origin"):
         assert name in result.headers
@@ -146,7 +146,7 @@ def test_not_modified_has_what_a_cache_needs_and_no_more() -> None:
         assert name not in result.headers
 
 
-def test_the_etag_is_of_the_nar_and_the_path() -> None:
+def test_the_etag_depends_on_the_nar_and_the_path() -> None:
     tags = {
         ref("a").validators().etag,
         ref("a/b").validators().etag,
@@ -170,7 +170,7 @@ def test_the_etag_is_of_the_nar_and_the_path() -> None:
         ("bytes=7-7,9999-", (7, 8)),
     ],
 )
-def test_one_range(header: str, part: tuple[int, int]) -> None:
+def test_a_single_range_is_sent_as_partial_content(header: str, part: tuple[int, int]) -> None:
     start, stop = part
     source = Source(DATA)
     result = get({"Range": header}, source=source)
@@ -179,17 +179,17 @@ def test_one_range(header: str, part: tuple[int, int]) -> None:
     assert result.headers["Content-Length"] == str(stop - start)
     assert result.headers["NAR-File-Size"] == str(SIZE)
     assert result.headers["ETag"] == ETAG
-    assert source.reads == [part], "nothing but the range is read"
+    assert source.reads == [part], "only the range is read"
 
 
 @pytest.mark.parametrize("header", ["items=0-1", "bytes=2-1", "bytes", "bytes=0-1,x"])
-def test_a_range_header_that_is_no_range_is_ignored(header: str) -> None:
+def test_a_malformed_range_header_is_ignored(header: str) -> None:
     result = get({"Range": header})
     assert (result.status, result.body) == (200, DATA)
 
 
 @pytest.mark.parametrize("header", [f"bytes={SIZE}-", "bytes=-0", "bytes=0-,0-,0-", "bytes=" + "9" * 9999 + "-"])
-def test_not_satisfiable(header: str) -> None:
+def test_an_unsatisfiable_range_is_rejected(header: str) -> None:
     source = Source(DATA)
     result = get({"Range": header, "Accept": "application/json"}, source=source)
     assert result.status == 416
@@ -201,7 +201,7 @@ def test_not_satisfiable(header: str) -> None:
 
 
 def parts_of(result: Answer) -> list[tuple[str, bytes]]:
-    """Content-Range and bytes of each part, as Python's own MIME parser reads them (right for DATA: no line ends)."""
+    """Return Content-Range and bytes of each part, parsed by Python's MIME parser. DATA must not have line ends."""
     head = f"Content-Type: {result.headers['Content-Type']}\r\n\r\n".encode()
     message = email.message_from_bytes(head + result.body)
     assert message.is_multipart()
@@ -213,7 +213,7 @@ def parts_of(result: Answer) -> list[tuple[str, bytes]]:
     ]
 
 
-def test_several_ranges() -> None:
+def test_several_ranges_are_sent_as_multipart() -> None:
     source = Source(DATA)
     result = get({"Range": "bytes=2000-2009, 0-4, -3"}, source=source, path="a.tar")
     assert result.status == 206
@@ -227,11 +227,11 @@ def test_several_ranges() -> None:
     ]
     assert result.body.count(b"Content-Type: application/x-tar\r\n") == 3
     again = get({"Range": "bytes=2000-2009, 0-4"}, path="a.tar")
-    assert again.headers["Content-Type"] != result.headers["Content-Type"], "a boundary that nobody can foresee"
+    assert again.headers["Content-Type"] != result.headers["Content-Type"], "the boundary is not predictable"
 
 
 def split_parts(result: Answer) -> list[tuple[str, bytes]]:
-    """By the grammar of RFC 2046 5.1.1, for bytes that the MIME parser would change."""
+    """Return the same as ``parts_of``, parsed by the grammar of RFC 2046 5.1.1, for bytes that the MIME parser would change."""
     boundary = result.headers["Content-Type"].partition("boundary=")[2].encode()
     preamble, *parts, tail = result.body.split(b"\r\n--" + boundary)
     assert (preamble, tail) == (b"", b"--\r\n")
@@ -276,7 +276,7 @@ def test_parts_are_slices_and_lengths_are_exact(data: bytes, specs: list[str], p
 
 
 @pytest.mark.parametrize("header", [None, "bytes=-5", "bytes=5-4"])
-def test_an_empty_file_is_served_without_a_read(header: str | None) -> None:
+def test_an_empty_file_is_served_without_reading(header: str | None) -> None:
     source = Source(b"")
     result = get({"Range": header} if header else {}, source=source, path="empty")
     assert (result.status, result.body, source.reads) == (200, b"", [])
@@ -284,7 +284,7 @@ def test_an_empty_file_is_served_without_a_read(header: str | None) -> None:
     assert result.headers["Content-Type"] == "text/plain; charset=utf-8"
 
 
-def test_no_range_begins_in_an_empty_file() -> None:
+def test_a_range_of_an_empty_file_is_unsatisfiable() -> None:
     result = get({"Range": "bytes=0-"}, data=b"")
     assert (result.status, result.headers["Content-Range"]) == (416, "bytes */0")
 
@@ -293,22 +293,22 @@ def test_no_range_begins_in_an_empty_file() -> None:
 
 
 @pytest.mark.parametrize("path", ["a.txt", "a.html", "unknown.xyz", "bin/hello"])
-def test_head_answers_as_get_and_reads_nothing(path: str) -> None:
+def test_head_has_the_headers_of_get_and_reads_nothing(path: str) -> None:
     source = Source(DATA)
     full, head = get(path=path), get(path=path, method="HEAD", source=source)
     assert (head.status, head.body, source.reads) == (200, b"", [])
     expected = dict(full.headers) | {"Expires": head.headers["Expires"]}
-    if path in ("unknown.xyz", "bin/hello"):  # only the bytes could tell
+    if path in ("unknown.xyz", "bin/hello"):  # only the bytes determine the type
         del expected["Content-Type"]
     assert dict(head.headers) == expected
 
 
-def test_head_tells_the_type_where_the_bytes_are_at_hand_or_there_are_none() -> None:
+def test_head_has_the_type_of_a_cached_or_empty_file() -> None:
     assert get(path="README", method="HEAD", is_cached=True).headers["Content-Type"] == "text/plain; charset=utf-8"
     assert get(path="README", method="HEAD", data=b"").headers["Content-Type"] == "text/plain; charset=utf-8"
 
 
-# --- the type by the bytes
+# --- the type by the first bytes
 
 TEXT, BINARY = "text/plain; charset=utf-8", "application/octet-stream"
 LONG_TEXT = ("grün " * 1000).encode()
@@ -320,8 +320,8 @@ LONG_TEXT = ("grün " * 1000).encode()
         (b"#!/bin/sh\n", TEXT),
         (b"\x1b[1mbold\x1b[0m\tx\x0c\r\n", TEXT),
         (LONG_TEXT, TEXT),
-        (b"x" + LONG_TEXT, TEXT),  # one of the two has a character across the end of what is looked at
-        (b"<html><script>alert(1)</script>", TEXT),  # never more than text by its bytes
+        (b"x" + LONG_TEXT, TEXT),  # in one of the two, a character crosses the end of the examined bytes
+        (b"<html><script>alert(1)</script>", TEXT),  # bytes never determine a more specific type than text
         (b"\x7fELF\x02\x01\x01\x00", BINARY),
         (b"caf\xe9\n", BINARY),
         ("grün".encode()[:3], BINARY),  # ends inside a character
@@ -331,11 +331,11 @@ LONG_TEXT = ("grün " * 1000).encode()
     ],
 )
 @pytest.mark.parametrize("piece", [1, 700, 10_000])
-def test_the_type_by_the_bytes(data: bytes, expected: str, piece: int) -> None:
+def test_the_first_bytes_determine_text_or_binary(data: bytes, expected: str, piece: int) -> None:
     source = Source(data, piece=piece)
     result = get(path="README", source=source)
     assert (result.headers["Content-Type"], result.body) == (expected, data)
-    assert source.reads == [(0, len(data))], "the same stream is looked at and sent"
+    assert source.reads == [(0, len(data))], "the file is read once, for the type and the body"
 
 
 @pytest.mark.parametrize("header", ["bytes=1500-1600", "bytes=0-9", "bytes=0-9,20-29", "bytes=0-2000"])
@@ -351,18 +351,18 @@ def test_the_type_does_not_depend_on_the_range(header: str) -> None:
 
 @pytest.mark.parametrize("headers", [{}, {"Range": "bytes=0-0"}, {"Range": "bytes=0-0,5-6"}])
 @pytest.mark.parametrize("path", ["a.txt", "README"])
-def test_a_failure_before_the_first_byte_has_its_status(path: str, headers: Headers) -> None:
+def test_a_failure_before_the_first_byte_is_an_error_response(path: str, headers: Headers) -> None:
     source = Source(DATA, fail_at=0)
     result = get(headers, source=source, path=path)
     assert result.status == 500
     assert b"secret" not in result.body
 
 
-def test_a_failure_to_open_has_its_status() -> None:
+def test_a_failure_to_open_is_an_error_response() -> None:
     def read(start: int, stop: int) -> SourceBytes:
         raise StoreTimeout("https://upstream is too slow")
 
-    result = answer(request(), lambda asked: file_response(asked, file_node("a.txt", 5), ref("a.txt"), read))
+    result = answer(request(), lambda req: file_response(req, file_node("a.txt", 5), ref("a.txt"), read))
     assert (result.status, result.headers["Cache-Control"]) == (504, "no-store")
 
 
@@ -375,22 +375,22 @@ def test_a_later_failure_cuts_the_connection(headers: Headers) -> None:
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_a_body_that_ends_early_never_ends_cleanly(on_disk: bool) -> None:
+def test_a_body_that_is_too_short_raises(on_disk: bool) -> None:
     class Short(Source):
         def read(self, start: int, stop: int) -> SourceBytes:
-            found = super().read(start, stop)
-            found.length += 50  # more than comes; on disk, more than the NAR has left
-            return found
+            content = super().read(start, stop)
+            content.length += 50  # more than the source has; on disk, more than the rest of the NAR
+            return content
 
     source = Short(DATA, on_disk=on_disk)
-    asked = request("/", environ=WRAPPING)
-    response = file_response(asked, file_node("a.txt", SIZE), ref("a.txt"), source.read)
+    req = request("/", environ=WRAPPING)
+    response = file_response(req, file_node("a.txt", SIZE), ref("a.txt"), source.read)
     with pytest.raises(TruncatedStream):
-        Answer(response, asked.environ)
+        Answer(response, req.environ)
     assert source.open == 0
 
 
-def test_a_client_that_leaves_closes_the_read() -> None:
+def test_closing_the_response_closes_the_read() -> None:
     source = Source(DATA)
     response = file_response(request(), file_node("a.txt", SIZE), ref("a.txt"), source.read)
     chunks = response.get_app_iter(request().environ)
@@ -403,22 +403,22 @@ def test_a_client_that_leaves_closes_the_read() -> None:
 
 
 class Wrapper(FileWrapper):
-    """A server's own file wrapper: it must get the response as it is, to know it again."""
+    """The file wrapper of a server. The server uses sendfile only for an instance of this class."""
 
 
-def test_a_file_on_disk_goes_through_the_servers_wrapper() -> None:
+def test_a_file_on_disk_is_sent_by_the_wrapper_of_the_server() -> None:
     for headers, expected in (({}, DATA), ({"Range": "bytes=5-9"}, DATA[5:10])):
         source = Source(DATA, on_disk=True)
         environ = {"wsgi.file_wrapper": Wrapper}
-        asked = request("/", headers=headers, environ=environ)
-        response = file_response(asked, file_node("README", SIZE), ref("README"), source.read)
-        body = response.get_app_iter(asked.environ)
+        req = request("/", headers=headers, environ=environ)
+        response = file_response(req, file_node("README", SIZE), ref("README"), source.read)
+        body = response.get_app_iter(req.environ)
         assert isinstance(body, Wrapper)
         window = body.filelike
         start = 8 + DATA.index(expected)
-        # Where sendfile begins; a buffered file may be somewhere else than its descriptor.
+        # sendfile begins at the position of the descriptor, which may differ from the position of a buffered file.
         assert os.lseek(window.fileno(), 0, os.SEEK_CUR) == start
-        assert b"".join(body) == expected, "no byte behind the file is read"
+        assert b"".join(body) == expected, "no byte after the file is read"
         window.seek(start + 2)
         assert window.read() == expected[2:]
         body.close()
@@ -426,13 +426,13 @@ def test_a_file_on_disk_goes_through_the_servers_wrapper() -> None:
 
 
 @pytest.mark.parametrize("sendfile", [False, True])
-def test_a_file_that_is_changed_while_it_is_sent_never_ends_cleanly(sendfile: bool) -> None:
+def test_a_file_that_changes_while_it_is_sent_raises(sendfile: bool) -> None:
     source = Source(DATA, on_disk=True)
-    asked = request("/", environ=WRAPPING)
-    response = file_response(asked, file_node("a.txt", SIZE), ref("a.txt"), source.read)
-    body = response.get_app_iter(asked.environ)
+    req = request("/", environ=WRAPPING)
+    response = file_response(req, file_node("a.txt", SIZE), ref("a.txt"), source.read)
+    body = response.get_app_iter(req.environ)
     source.changed = True
-    if not sendfile:  # the server reads, and gets no last bytes
+    if not sendfile:  # the server reads, and does not get the last bytes
         with pytest.raises(CacheFailure):
             next(iter(body))
     with pytest.raises(CacheFailure):
@@ -456,11 +456,11 @@ def test_a_file_that_is_changed_while_it_is_sent_never_ends_cleanly(sendfile: bo
         ("日本", "attachment; filename=\"__\"; filename*=UTF-8''%E6%97%A5%E6%9C%AC"),
     ],
 )
-def test_download(name: str, expected: str) -> None:
+def test_a_download_has_the_name_of_the_file(name: str, expected: str) -> None:
     assert get(path=f"share/{name}", query="?download").headers["Content-Disposition"] == expected
 
 
-def test_download_of_a_store_path_that_is_a_file() -> None:
+def test_a_download_of_a_store_path_that_is_a_file_has_its_base_name() -> None:
     disposition = get(path="", query="?download=1").headers["Content-Disposition"]
     assert disposition == 'attachment; filename="0c0jn4b2x5k2s6v1zqmz3n2a9wqjkvfd-hello-2.12"'
 
@@ -488,7 +488,7 @@ def test_download_of_a_store_path_that_is_a_file() -> None:
         ("libc.a", "application/octet-stream"),
     ],
 )
-def test_the_type_by_the_name(name: str, expected: str) -> None:
+def test_the_extension_determines_the_type(name: str, expected: str) -> None:
     for method in ("GET", "HEAD"):
         headers = get(path=name, data=b"\x00", method=method).headers
         assert headers["Content-Type"] == expected
@@ -496,5 +496,5 @@ def test_the_type_by_the_name(name: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("name", [".html", "html", "a.", "foo.1", "libc.so.6"])
-def test_what_is_no_extension(name: str) -> None:
+def test_a_name_without_a_known_extension_has_no_type_of_its_own(name: str) -> None:
     assert get(path=name, data=b"\x00").headers["Content-Type"] == "application/octet-stream"

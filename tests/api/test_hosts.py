@@ -1,4 +1,4 @@
-"""Store paths with host names of their own, over a real socket."""
+"""Store paths with their own host names, over a real socket."""
 
 import re
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def wire(app: "WSGIApplication") -> Iterator[Wire]:
         yield wire
 
 
-def test_its_files(wire: Wire) -> None:
+def test_a_host_serves_the_files_of_its_store_path(wire: Wire) -> None:
     hello = wire.get("/bin/hello", SITE_HOST)
     assert (hello.status, hello.body, hello.headers["NAR-Executable"]) == (200, b"#!/bin/sh\n", "1")
     assert wire.get("/docs/a%20b%25.txt", SITE_HOST).body == b"text"
@@ -62,7 +62,7 @@ def test_its_files(wire: Wire) -> None:
     assert wire.get("/bin/none", SITE_HOST).status == 404
 
 
-def test_no_sandbox_where_nothing_is_shared(wire: Wire) -> None:
+def test_only_the_shared_host_has_a_sandbox(wire: Wire) -> None:
     for path in ("/", "/bin/hello", "/docs/a%20b%25.txt"):
         own = wire.get(path, SITE_HOST)
         assert "sandbox" not in own.headers.get("Content-Security-Policy", "")
@@ -72,7 +72,7 @@ def test_no_sandbox_where_nothing_is_shared(wire: Wire) -> None:
         assert "sandbox" in shared.headers["Content-Security-Policy"]
 
 
-def test_redirects(wire: Wire) -> None:
+def test_links_redirect_to_the_host_of_their_target(wire: Wire) -> None:
     for path, location in {
         "/bin": "/bin/",
         "/bin?a=1": "/bin/?a=1",
@@ -91,7 +91,7 @@ def test_redirects(wire: Wire) -> None:
     assert "/etc/passwd" in etc.text
 
 
-def test_the_port_is_kept(wire: Wire) -> None:
+def test_redirects_and_links_keep_the_port(wire: Wire) -> None:
     assert wire.get("/other/x", f"{SITE_HOST}:8383").location == f"//{OTHER_HOST}:8383/share/x"
     page = wire.get("/?list", f"{SITE_HOST}:8383").text
     assert f'"//{DOMAIN}:8383{store_path("other")}/share"' in page
@@ -100,13 +100,13 @@ def test_the_port_is_kept(wire: Wire) -> None:
 @pytest.mark.parametrize(
     "host", [SITE_HOST.upper(), f"{SITE_HOST}.", f" {SITE_HOST} ", f"{SITE_HOST.title()}.:80", f"{SITE_HOST}:"]
 )
-def test_other_spellings_of_a_host(wire: Wire, host: str) -> None:
+def test_other_spellings_of_a_host_are_accepted(wire: Wire, host: str) -> None:
     assert wire.get("/bin/hello", host).body == b"#!/bin/sh\n"
     port = ":80" if host.endswith(":80") else ""
     assert wire.get("/other", host).location == f"//{OTHER_HOST}{port}/share"
 
 
-def test_a_page_and_what_it_links_to(wire: Wire) -> None:
+def test_the_links_of_a_page_work(wire: Wire) -> None:
     page = wire.get("/?list", SITE_HOST)
     assert page.status == 200
     assert "sandbox" not in page.headers["Content-Security-Policy"]
@@ -136,16 +136,16 @@ def test_a_page_and_what_it_links_to(wire: Wire) -> None:
         "\u00e9".encode().decode("latin-1"),
     ],
 )
-def test_a_wrong_label(wire: Wire, label: str) -> None:
+def test_a_host_that_is_not_a_hash_is_not_found(wire: Wire, label: str) -> None:
     got = wire.get("/bin/hello", f"{label}.{DOMAIN}", Accept="text/html")
     assert got.status == 404
     assert "#!/bin/sh" not in got.text
     for href in re.findall(r'"(/-/static/[^"]+)"', got.text):
-        # Flask has no routes at all for a host that can't be a name.
+        # Flask has no routes for an invalid host name.
         assert not label or wire.get(href, f"{label}.{DOMAIN}").status == 200
 
 
-def test_a_path_that_nobody_has(wire: Wire) -> None:
+def test_the_host_of_a_missing_store_path_is_not_found(wire: Wire) -> None:
     got = wire.get("/bin/hello", f"{'0' * 32}.{DOMAIN}", Accept="application/json")
     assert (got.status, '"error": "No such store path"' in got.text) == (404, True)
 
@@ -176,10 +176,10 @@ def test_a_path_that_nobody_has(wire: Wire) -> None:
         "a" * 3000,
     ],
 )
-def test_every_other_host_is_the_shared_one(wire: Wire, host: str | None) -> None:
-    """Whatever it says: nothing of it comes back, and no path gets away without its sandbox."""
+def test_every_other_host_is_the_shared_host(wire: Wire, host: str | None) -> None:
+    """No response repeats the Host header, and every store path has its sandbox."""
     health = wire.get("/healthz", host)
-    if health.status == 400:  # by Werkzeug: it can't be a host name
+    if health.status == 400:  # Werkzeug rejects an invalid host name
         assert host in ("..", "a" * 3000)
         return
     assert health.body == b"OK\n"
@@ -192,14 +192,14 @@ def test_every_other_host_is_the_shared_one(wire: Wire, host: str | None) -> Non
     assert "evil" not in page.text
 
 
-def test_below_script_name(app: "WSGIApplication") -> None:
-    """What is in front of us takes a prefix off, for all hosts alike: so links to them have it."""
+def test_links_to_all_hosts_have_script_name(app: "WSGIApplication") -> None:
+    """A proxy in front removes the same prefix for all hosts, so links to all hosts need it."""
 
     def mounted(environ: "WSGIEnvironment", start_response: "StartResponse") -> object:
         environ["SCRIPT_NAME"], environ["PATH_INFO"] = "/prod", environ["PATH_INFO"].removeprefix("/prod")
         return app(environ, start_response)
 
-    with serving(mounted) as wire:  # type: ignore[arg-type]  # object is what WSGI calls its bodies here
+    with serving(mounted) as wire:  # type: ignore[arg-type]  # mounted returns object instead of Iterable[bytes]
         assert wire.get("/prod/bin/hello", SITE_HOST).body == b"#!/bin/sh\n"
         assert wire.get("/prod/bin/hi", SITE_HOST).location == "/prod/bin/hello"
         assert wire.get("/prod/other/x", SITE_HOST).location == f"//{OTHER_HOST}/prod/share/x"
@@ -207,13 +207,16 @@ def test_below_script_name(app: "WSGIApplication") -> None:
         assert f'"//{DOMAIN}/prod{store_path("other")}/share"' in page
         (style,) = re.findall(r'"(/prod/-/static/style.css[^"]*)"', page)
         assert wire.get(style, SITE_HOST).status == 200
-        for host in ("evil.example", SITE_HOST):  # the prefix alone: not Werkzeug's 308 to whatever Host says
+        for host in (
+            "evil.example",
+            SITE_HOST,
+        ):  # the prefix alone must not get Werkzeug's 308, which trusts the Host header
             bare = wire.get("/prod?list", host)
             assert (bare.status, bare.location) == (302, "/prod/?list")
             assert bare.headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_without_a_domain_all_hosts_are_one() -> None:
+def test_without_a_domain_all_hosts_are_the_shared_host() -> None:
     cache = BinaryCache([MemoryStore(binary_cache({"site": SITE}))])
     with serving(create_app(Settings(), cache)) as wire:
         for host in (SITE_HOST, f"www.{DOMAIN}", "localhost"):

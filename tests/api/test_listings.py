@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.responses.listing import Beside, listing_response
+from api.responses.listing import Extras, listing_response
 from api.view.readme import readme_of
 from narcore.errors import CorruptStream
 from narcore.formats.listing import NarListing, Node
@@ -50,7 +50,7 @@ HOSTILE = [
 
 
 class Page(HTMLParser):
-    """What a browser makes of it: the tags, and the links with their texts."""
+    """A parsed HTML page: its tags, its attributes, and its links with their texts."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def get(
         node = found
     return answer(
         request(f"/x/{query}", method, headers, environ),
-        lambda asked: listing_response(asked, listing, node, ref(path)),
+        lambda req: listing_response(req, listing, node, ref(path)),
     )
 
 
@@ -102,7 +102,7 @@ def page_of(tree: object, path: str = "", script_name: str = "") -> Page:
     return Page(get(listing_of(tree), path, environ={"SCRIPT_NAME": script_name}).text)
 
 
-def test_the_page() -> None:
+def test_the_page_of_a_root_lists_its_entries() -> None:
     result = get(listing_of(TREE))
     assert result.headers["Content-Type"] == "text/html; charset=utf-8"
     assert result.headers["Content-Length"] == str(len(result.body))
@@ -126,35 +126,37 @@ def test_the_page() -> None:
     assert '<td class="size" title="1 byte">1 B</td>' in result.text
 
 
-def test_a_directory_further_down() -> None:
+def test_the_page_of_a_subdirectory_has_breadcrumbs_and_a_parent() -> None:
     result = get(listing_of(TREE), "bin")
     page = Page(result.text)
     assert page.title == f"{STORE_PATH}/bin/"
     assert (STORE_PATH.rpartition("/")[2], "../") in page.links, "a breadcrumb to the root"
     assert ("../", "../") in page.links
-    assert re.search(r'hello</bdi></a> <span class="mark" title="executable">exec', result.text)
-    assert result.text.count('title="executable"') == 1
+    assert re.search(r'hello</bdi></a> <span class="mark" title="Executable">exec', result.text)
+    assert result.text.count('title="Executable"') == 1
 
 
-def test_the_root_has_no_parent_but_the_landing_page() -> None:
+def test_the_page_of_a_root_links_to_no_parent_but_to_the_landing_page() -> None:
     page = page_of(TREE)
     assert "../" not in dict(page.links)
     assert dict(page.links)["nar-serve"] == "/"
 
 
-def test_targets_lead_where_they_say() -> None:
+def test_targets_of_symbolic_links_are_links() -> None:
     links = dict(page_of(TREE, "lib").links)
     assert links["../bin/"] == "./../bin"
     assert links["."] == "./"
-    assert links["../../1bbb-x/y"] == "./out", "out of this store path: the server knows the way"
-    assert links["a/../b"] == "./maze", "a may be a link"
+    assert links["../../1bbb-x/y"] == "./out", (
+        "the target is outside of this store path, so the server follows the link"
+    )
+    assert links["a/../b"] == "./maze", "a may be a symbolic link"
     assert "/etc/passwd" not in links
     assert dict(page_of(TREE, "bin").links)["/nix/store/1bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb-bash/bin/sh"].startswith(
         "/nix"
     )
 
 
-def test_script_name_and_prefix() -> None:
+def test_links_begin_with_script_name_or_the_prefix() -> None:
     target = "/nix/store/1bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb-bash/bin/sh"
     links = dict(page_of(TREE, "bin", script_name="/prod").links)
     assert links[target] == f"/prod{target}"
@@ -162,16 +164,16 @@ def test_script_name_and_prefix() -> None:
     listing = listing_of(TREE)
     node = listing.child(listing.root, "bin")
     assert node is not None
-    other = answer(request(), lambda asked: listing_response(asked, listing, node, ref("bin"), prefix="/unpack"))
+    other = answer(request(), lambda req: listing_response(req, listing, node, ref("bin"), prefix="/unpack"))
     assert dict(Page(other.text).links)[target] == f"/unpack{target}"
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("as_a", [1, "target", {"x": 1}])
-def test_hostile_names(name: str, as_a: object) -> None:
-    result = get(listing_of({name: as_a, "z": name}))
+@pytest.mark.parametrize("node", [1, "target", {"x": 1}])
+def test_a_hostile_name_adds_no_tag_and_its_link_reaches_it(name: str, node: object) -> None:
+    result = get(listing_of({name: node, "z": name}))
     page = Page(result.text)
-    harmless = Page(get(listing_of({"name": as_a, "z": "name"})).text)
+    harmless = Page(get(listing_of({"name": node, "z": "name"})).text)
     assert sorted(page.tags) == sorted(harmless.tags), "a name adds no tag"
     assert {key for key, _ in page.attributes} == {key for key, _ in harmless.attributes}
     here = "http://host/nix/store/x/"
@@ -181,25 +183,25 @@ def test_hostile_names(name: str, as_a: object) -> None:
     assert name.encode("utf-8", "surrogateescape") in reached
 
 
-def test_hostile_directory_names_in_title_and_breadcrumbs() -> None:
+def test_hostile_directory_names_add_no_tag_to_title_and_breadcrumbs() -> None:
     for name in HOSTILE:
         page = page_of({name: {"x": 1}}, name)
         assert sorted(page.tags) == sorted(page_of({"name": {"x": 1}}, "name").tags)
         assert page.title.startswith(f"{STORE_PATH}/")
 
 
-def test_what_can_not_be_shown_is_spelled_out() -> None:
+def test_unprintable_characters_of_names_are_escaped() -> None:
     text = get(listing_of({"new\nline": 1, "\udcff": 1, "\u202egnp": 1, "grün ✓": 1})).text
     for shown in ("new\\nline", "\\xff", "\\u202egnp", "grün ✓"):
         assert f">{shown}<" in text
 
 
-def test_an_empty_directory() -> None:
+def test_the_page_of_an_empty_directory_says_so() -> None:
     assert "This directory is empty" in get(listing_of({})).text
     assert "This directory is empty" not in get(listing_of({"a": 1})).text
 
 
-def test_no_script_but_our_file_no_style_no_handler() -> None:
+def test_a_page_has_only_the_static_script_and_no_inline_code() -> None:
     result = get(listing_of(TREE))
     page = Page(result.text)
     assert not {"style", "iframe", "object"} & set(page.tags)
@@ -213,7 +215,7 @@ def test_no_script_but_our_file_no_style_no_handler() -> None:
     assert "unsafe-inline" not in csp
 
 
-# --- order, sizes, and what is beside the entries
+# --- order, sizes, panel and README
 
 
 def order_of(query: str, path: str = "") -> list[str]:
@@ -222,23 +224,23 @@ def order_of(query: str, path: str = "") -> list[str]:
     return [text for text, href in page.links if text.rstrip("/") in tree and not href.startswith("../")]
 
 
-def test_the_order_is_asked_for_by_links() -> None:
+def test_links_change_the_order() -> None:
     assert order_of("") == order_of("?sort=x&folders=y") == ["a", "b/", "c", "d/", "e"]
     assert order_of("?sort=size") == ["b/", "e", "a", "c", "d/"]
     assert order_of("?folders=first") == ["b/", "d/", "a", "c", "e"]
     assert order_of("?sort=size&folders=first") == ["b/", "d/", "e", "a", "c"]
     links = dict(Page(get(listing_of(TREE), query="?list&sort=size").text).links)
-    assert links["Largest first"] == "?list", "the page that was asked for stays a listing"
+    assert links["Largest first"] == "?list", "?list is kept"
     assert links["Folders first"] == "?list&sort=size&folders=first"
     assert dict(page_of(TREE).links)["Largest first"] == "?sort=size"
     listing = listing_of(TREE)
     assert get(listing).headers["ETag"] != get(listing, query="?sort=size").headers["ETag"]
 
 
-def test_a_folder_shows_what_all_in_it_takes() -> None:
+def test_a_directory_shows_its_total_size() -> None:
     text = get(listing_of({"b": {"x": 3000, "y": {"z": 4000}}, "c": 1})).text
     assert '<td class="size" title="7,000 bytes">6.8 KiB</td>' in text
-    assert '<span title="7,001 bytes">6.8 KiB</span> in all' in text
+    assert '<span title="7,001 bytes">6.8 KiB</span> in total' in text
     assert ">2 entries<" in text
 
 
@@ -257,7 +259,7 @@ def path_info(**values: object) -> PathInfo:
     return PathInfo(NarInfo(**{**options, **values}), MemoryStore({}, url="https://c.example/a b"), Trust.SIGNATURE)
 
 
-def beside(info: PathInfo | None = None, readme: bytes | None = None, tree: object = None) -> Answer:
+def page_with(info: PathInfo | None = None, readme: bytes | None = None, tree: object = None) -> Answer:
     def read(node: Node) -> bytes:
         assert readme is not None
         if not readme:
@@ -265,14 +267,14 @@ def beside(info: PathInfo | None = None, readme: bytes | None = None, tree: obje
         return readme
 
     listing = listing_of(tree or {"README.md": 10, "a": 1})
-    what = Beside(info, read if readme is not None else None)
+    extras = Extras(info, read if readme is not None else None)
     return answer(
-        request("/nix/store/x/"), lambda asked: listing_response(asked, listing, listing.root, ref(), beside=what)
+        request("/nix/store/x/"), lambda req: listing_response(req, listing, listing.root, ref(), extras=extras)
     )
 
 
-def test_the_root_says_what_the_narinfo_says() -> None:
-    result = beside(path_info())
+def test_the_page_of_a_root_shows_the_narinfo() -> None:
+    result = page_with(path_info())
     page = Page(result.text)
     assert ("bash", f"/nix/store/{'1' * 32}-bash") in page.links
     assert ("hello.drv", f"/nix/store/{'3' * 32}-hello.drv?view") in page.links
@@ -280,7 +282,8 @@ def test_the_root_says_what_the_narinfo_says() -> None:
         assert text in result.text
     assert f"nix copy --from &#39;https://c.example/a b&#39; {STORE_PATH}" in result.text
     assert "curl -L &#39;http://localhost/nix/store/x/?format=tar.zst&#39; | tar --zstd -x" in result.text
-    assert beside().headers["ETag"] != result.headers["ETag"] != beside(path_info(signatures=())).headers["ETag"]
+    assert page_with().headers["ETag"] != result.headers["ETag"]
+    assert result.headers["ETag"] != page_with(path_info(signatures=())).headers["ETag"]
 
 
 def test_a_readme_is_shown_as_safe_html() -> None:
@@ -288,10 +291,10 @@ def test_a_readme_is_shown_as_safe_html() -> None:
         b"# Title\n[in](doc/a.txt) [out](https://x.example/) [bad](javascript:alert(1)) [root](/healthz)\n\n"
         b"<script>alert(1)</script> ![pic](p.png) ![far](https://x.example/p.png)\n\n|a|b|\n|-|-|\n|1|2|\n"
     )
-    result = beside(readme=text)
+    result = page_with(readme=text)
     page = Page(result.text)
     assert "<h3>Title</h3>" in result.text
-    assert "<h4>b</h4>" in str(readme_of("README.md", b"# a\n### b\n").html), "no step is left out"
+    assert "<h4>b</h4>" in str(readme_of("README.md", b"# a\n### b\n").html), "no heading level is skipped"
     links = dict(page.links)
     assert (links["in"], links["out"]) == ("doc/a.txt", "https://x.example/")
     assert "bad" not in links
@@ -303,23 +306,23 @@ def test_a_readme_is_shown_as_safe_html() -> None:
     assert "nofollow" in result.text
 
 
-def test_a_readme_that_is_no_markdown_stands_as_it_is() -> None:
-    result = beside(readme=b"# <b>\xff\n", tree={"README": 6})
+def test_a_readme_that_is_not_markdown_is_shown_as_text() -> None:
+    result = page_with(readme=b"# <b>\xff\n", tree={"README": 6})
     assert '<pre tabindex="0"># &lt;b&gt;\ufffd' in result.text
-    assert readme_of("README.md", b"# x\n" * 20_000).html is None, "too much for the parser"
-    assert 'class="readme"' not in beside(readme=b"x", tree={"README": 300_000}).text
-    assert 'class="readme"' not in beside(readme=b"x", tree={"README": {}}).text
+    assert readme_of("README.md", b"# x\n" * 20_000).html is None, "too long for the parser"
+    assert 'class="readme"' not in page_with(readme=b"x", tree={"README": 300_000}).text
+    assert 'class="readme"' not in page_with(readme=b"x", tree={"README": {}}).text
 
 
-def test_a_readme_that_can_not_be_read_is_left_out_for_now() -> None:
-    result = beside(readme=b"")
+def test_a_page_without_its_unreadable_readme_is_not_cached() -> None:
+    result = page_with(readme=b"")
     assert result.status == 200
     assert result.headers["Cache-Control"] == "no-store"
     assert 'class="readme"' not in result.text
 
 
 @given(st.text(alphabet="[]()<>!`*_#|-\n\"':/ajx.&;\\", max_size=80))
-def test_no_markdown_makes_anything_run(text: str) -> None:
+def test_no_markdown_is_rendered_as_executable_html(text: str) -> None:
     html = str(readme_of("README.md", text.encode()).html)
     page = Page(html)
     assert not {"script", "style", "iframe", "object", "form"} & set(page.tags)
@@ -332,11 +335,11 @@ def test_no_markdown_makes_anything_run(text: str) -> None:
 # --- JSON
 
 
-def test_json_one_level() -> None:
+def test_json_has_one_level_by_default() -> None:
     result = get(listing_of(TREE), query="?format=json")
     assert result.headers["Content-Type"] == "application/json"
     assert result.headers["Content-Length"] == str(len(result.body))
-    assert "Vary" not in result.headers, "the URL alone decides"
+    assert "Vary" not in result.headers, "the response depends only on the URL"
     listing = json.loads(result.body)
     assert listing["version"] == 1
     assert listing["root"]["entries"]["bin"] == {"type": "directory"}
@@ -345,7 +348,7 @@ def test_json_one_level() -> None:
     assert list(listing["root"]["entries"]) == ["bin", "lib", "lib.d", "lib64", "one"]
 
 
-def test_json_of_all_of_it() -> None:
+def test_recursive_json_has_all_levels() -> None:
     listing = listing_of(TREE)
     result = get(listing, query="?recursive", headers={"Accept": "application/json"})
     assert result.headers["Vary"] == "Accept"
@@ -354,11 +357,11 @@ def test_json_of_all_of_it() -> None:
     assert below["root"] == json.loads(result.body)["root"]["entries"]["bin"]
 
 
-def test_json_of_a_file() -> None:
+def test_a_file_has_a_json_listing_too() -> None:
     assert json.loads(get(listing_of(TREE), "one", "?format=json").body)["root"]["size"] == 1
 
 
-def test_an_unknown_format_is_answered_with_those_that_there_are() -> None:
+def test_the_error_for_an_unknown_format_lists_the_formats() -> None:
     result = get(listing_of(TREE), query="?format=%3Cexe%3E")
     assert result.status == 400
     assert "json" in result.text
@@ -369,15 +372,15 @@ def test_an_unknown_format_is_answered_with_those_that_there_are() -> None:
 
 def test_each_representation_has_its_own_etag() -> None:
     listing = listing_of(TREE)
-    asked: list[tuple[str, str]] = [("", ""), ("", "?format=json"), ("", "?format=json&recursive"), ("bin", "")]
-    tags = {get(listing, path, query).headers["ETag"] for path, query in asked}
+    urls: list[tuple[str, str]] = [("", ""), ("", "?format=json"), ("", "?format=json&recursive"), ("bin", "")]
+    tags = {get(listing, path, query).headers["ETag"] for path, query in urls}
     assert len(tags) == 4
     assert ref().validators().etag not in tags
     by_accept = get(listing, headers={"Accept": "application/json"}).headers["ETag"]
     assert by_accept == get(listing, query="?format=json").headers["ETag"], "the same bytes"
 
 
-def test_not_modified() -> None:
+def test_a_matching_etag_is_answered_with_not_modified() -> None:
     listing = listing_of(TREE)
     etag = get(listing).headers["ETag"]
     result = get(listing, headers={"If-None-Match": etag})
@@ -397,14 +400,14 @@ def test_head_is_get_without_a_body() -> None:
 # --- size
 
 
-def test_a_long_listing_is_made_as_it_is_sent() -> None:
-    made = 0
+def test_a_long_listing_is_generated_while_it_is_sent() -> None:
+    generated = 0
 
     class Counting(NarListing):
         def children(self, node: Node, start: int = 0) -> Iterator[Node]:
-            nonlocal made
+            nonlocal generated
             for child in super().children(node, start):
-                made += 1
+                generated += 1
                 yield child
 
     plain = listing_of({f"file-{n}": n for n in range(20_000)})
@@ -412,9 +415,9 @@ def test_a_long_listing_is_made_as_it_is_sent() -> None:
     response = listing_response(request("/x/"), listing, listing.root, ref())
     chunks = response.get_app_iter(request().environ)
     first = next(iter(chunks))
-    assert made < 10_000, "rows are made when they are needed"
+    assert generated < 10_000, "rows are generated on demand"
     body = first + b"".join(chunks)
-    assert made == 20_000
+    assert generated == 20_000
     assert body.count(b"<tr>") == 20_001
-    assert body.count(b"<tbody>") == 100, "in groups, of which a browser lays out those in sight"
+    assert body.count(b"<tbody>") == 100, "rows are grouped, and a browser lays out only visible groups"
     assert body.rstrip().endswith(b"</html>")

@@ -1,4 +1,4 @@
-"""``NAR-Verified``: what was checked of what an answer is made of, as a client sees it."""
+"""``NAR-Verified``: the header that tells a client what was verified about a response."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,7 +21,7 @@ def server() -> Iterator[Stores]:
 
 @contextmanager
 def site(url: str, **environ: str) -> Iterator[Wire]:
-    """The app as the environment describes it."""
+    """Serve the app with the settings in ``environ``."""
     settings = Settings.from_environ({"NAR_CACHE_URL": url, "NAR_CACHE_DIR": "off"} | environ)
     with serving(create_app(settings)) as wire:
         yield wire
@@ -46,7 +46,7 @@ KEYS = {"NAR_TRUSTED_PUBLIC_KEYS": str(KEY.public_key)}
         ("unsigned", "?trusted=true", KEYS, ""),
     ],
 )
-def test_what_was_checked(
+def test_the_header_names_the_checks_of_the_narinfo_and_of_the_content(
     server: Stores, tmp_path: Path, fault: str, query: str, keys: dict[str, str], expected: str, verify: str
 ) -> None:
     url = server.open(fault).url + query
@@ -54,7 +54,7 @@ def test_what_was_checked(
     with site(url, **keys, NAR_CACHE_DIR=str(tmp_path / "nars"), NAR_VERIFY=verify) as wire:
         first = wire.get(URL)
         assert first.body == CONTENTS
-        # A fill may be complete by the time the header is written; then it says so.
+        # A fill may be complete by the time the header is written; then the header has "content" too.
         assert checks(first) in ([whole] if verify == "strict" else [expected, whole])
         for again in (
             wire.get(URL),
@@ -69,14 +69,14 @@ def test_what_was_checked(
     assert "NAR-Verified" in first.headers["Access-Control-Expose-Headers"]
 
 
-def test_without_a_disk_cache(server: Stores) -> None:
-    """A listing that is the store's word, or a part of a NAR, is no content that was checked as a whole."""
+def test_without_a_disk_cache_the_content_is_not_verified(server: Stores) -> None:
+    """A listing from the store, or a part of a NAR, is not verified by the hash of the whole NAR."""
     with site(server.open("has").url, **KEYS) as wire:
         for url in (URL, f"{URL.removesuffix('/hello')}/?list", URL):
             assert checks(wire.get(url)) == "signature"
 
 
-def test_a_listing_out_of_the_nar_itself(tmp_path: Path) -> None:
+def test_a_listing_read_from_the_nar_is_verified(tmp_path: Path) -> None:
     files = binary_cache({"x": {"a": b"a", "l": link("a")}}, listings=False, secret_key=KEY)
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -87,7 +87,7 @@ def test_a_listing_out_of_the_nar_itself(tmp_path: Path) -> None:
         assert checks(wire.get(f"{store_path('x')}/a")) == "signature"
 
 
-def test_a_listing_that_lies_is_replaced_without_a_disk_cache_too(tmp_path: Path) -> None:
+def test_a_wrong_listing_is_replaced_without_a_disk_cache_too(tmp_path: Path) -> None:
     files = binary_cache({"x": {"a": b"a", "b": b"b"}}, secret_key=KEY)
     (name,) = (name for name in files if name.endswith(".ls"))
     files[name] = files[name].replace(b'"b"', b'"c"')
@@ -103,15 +103,15 @@ def test_a_listing_that_lies_is_replaced_without_a_disk_cache_too(tmp_path: Path
 
 def test_an_unsigned_path_is_not_served(server: Stores) -> None:
     with site(server.open("unsigned").url, **KEYS) as wire:
-        refused = wire.get(URL, Accept="application/json")
-        assert refused.status == 502
-        assert "signed by a trusted key" in refused.text
-        assert "NAR-Verified" not in refused.headers
-        assert refused.headers["Cache-Control"] == "no-store"
+        rejected = wire.get(URL, Accept="application/json")
+        assert rejected.status == 502
+        assert "signed by a trusted key" in rejected.text
+        assert "NAR-Verified" not in rejected.headers
+        assert rejected.headers["Cache-Control"] == "no-store"
 
 
-def test_a_trusted_store_is_that_one_alone(server: Stores) -> None:
-    """Its unsigned path is served; the other one's is not, also if it is asked first."""
+def test_trusted_applies_to_one_store_only(server: Stores) -> None:
+    """An unsigned path is served from the trusted store, but not from another store, even if that store is asked first."""
     with ExitStack() as stack:
         trusted, other = server.open("404").url + "?trusted=true", server.open("unsigned").url
         for urls in ((trusted, other), (other, trusted)):

@@ -1,4 +1,4 @@
-"""``?format=narinfo``: what is known of a store path, at every URL of it."""
+"""``?format=narinfo``: the narinfo of a store path, at every URL in it."""
 
 import json
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def client() -> Iterator[FlaskClient]:
     yield from serve(domain="nar.test")
 
 
-def test_every_url_of_the_path_has_it_and_nothing_of_the_contents_is_fetched(client: FlaskClient) -> None:
+def test_every_url_in_a_store_path_has_its_narinfo_and_fetches_no_contents(client: FlaskClient) -> None:
     urls = [
         *(f"{ROOT}{rest}" for rest in ("", "/", "/bin", "/bin/", "/bin/run", "/to", "/none")),
         f"/nix/store/{hash_part('x-1.0')}",
@@ -44,13 +44,13 @@ def test_every_url_of_the_path_has_it_and_nothing_of_the_contents_is_fetched(cli
     answers.append(client.get(f"/bin/{QUERY}", headers={"Host": f"{hash_part('x-1.0')}.nar.test"}))
     assert {(answer.status_code, answer.headers["Content-Type"]) for answer in answers} == {(200, "application/json")}
     assert len({answer.data for answer in answers}) == 1
-    told = answers[0].get_json()
-    assert narinfo_json.from_json(told) == NARINFO
-    assert (told["store"], told["trusted"], told["trustedFor"]) == ("memory://store", True, "signature")
+    document = answers[0].get_json()
+    assert narinfo_json.from_json(document) == NARINFO
+    assert (document["store"], document["trusted"], document["trustedFor"]) == ("memory://store", True, "signature")
     assert {answer.headers["NAR-Verified"] for answer in answers} == {"signature"}
 
 
-def test_nobody_is_said_to_be_trusted_without_keys() -> None:
+def test_trusted_is_null_without_keys() -> None:
     for client in serve(trusted=False):
         answer = client.get(ROOT + QUERY)
         assert answer.get_json()["trusted"] is None
@@ -58,21 +58,21 @@ def test_nobody_is_said_to_be_trusted_without_keys() -> None:
         assert "NAR-Verified" not in answer.headers
 
 
-def test_it_may_be_kept_for_a_while_and_asked_for_again(client: FlaskClient) -> None:
+def test_a_narinfo_may_be_cached_for_five_minutes_and_revalidated(client: FlaskClient) -> None:
     got = client.get(ROOT + QUERY)
-    assert got.headers["Cache-Control"] == "public, max-age=300"  # signatures are added: not for ever
+    assert got.headers["Cache-Control"] == "public, max-age=300"  # not immutable: signatures may be added
     again = client.get(ROOT + QUERY, headers={"If-None-Match": got.headers["ETag"]})
     assert (again.status_code, again.data) == (304, b"")
     head = client.head(ROOT + QUERY)
     assert (head.status_code, head.data, head.headers["ETag"]) == (200, b"", got.headers["ETag"])
 
 
-def test_a_wrong_name_leads_to_the_right_one(client: FlaskClient) -> None:
+def test_a_wrong_name_redirects_to_the_right_name(client: FlaskClient) -> None:
     answer = client.get(f"/nix/store/{hash_part('x-1.0')}-y/bin{QUERY}")
     assert (answer.status_code, answer.headers["Location"]) == (302, f"{ROOT}/bin{QUERY}")
 
 
-def test_errors_are_json_for_those_who_ask_for_it(client: FlaskClient) -> None:
+def test_errors_are_json_if_accept_asks_for_json(client: FlaskClient) -> None:
     accept = {"Accept": "application/json"}
     missing = client.get(f"/nix/store/{hash_part('none')}{QUERY}", headers=accept)
     assert (missing.status_code, missing.headers["Content-Type"]) == (404, "application/json")

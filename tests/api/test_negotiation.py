@@ -1,4 +1,4 @@
-"""Accept: RFC 9110 12.5.1."""
+"""The Accept header: RFC 9110 12.5.1."""
 
 import pytest
 from hypothesis import given
@@ -48,15 +48,15 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("accept", "expected"), LISTING)
-def test_html_unless_json_is_preferred(accept: str | None, expected: str) -> None:
+def test_a_listing_is_html_unless_json_is_preferred(accept: str | None, expected: str) -> None:
     assert negotiate(accept, (HTML, JSON), HTML) == expected
 
 
 @pytest.mark.parametrize(("accept", "expected"), ERRORS)
-def test_text_unless_something_is_asked_for(accept: str | None, expected: str) -> None:
+def test_an_error_is_text_unless_another_type_is_named(accept: str | None, expected: str) -> None:
     assert negotiate(accept, (HTML, JSON, TEXT), TEXT) == expected
 
 
 @given(st.text())
-def test_any_header_gives_an_offer(accept: str) -> None:
+def test_any_header_selects_an_offer(accept: str) -> None:
     assert negotiate(accept, (HTML, JSON), TEXT) in (HTML, JSON, TEXT)

@@ -1,4 +1,4 @@
-"""The bucket for large answers: its URLs, and who puts what there. What a client sees is in tests/e2e/test_large_answers.py."""
+"""The bucket for large responses: its URLs and uploads. tests/e2e/test_large_responses.py tests what a client sees."""
 
 import json
 import subprocess
@@ -30,10 +30,10 @@ KEY = {"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": "wJ
 
 BOTO = """
 import json, sys, boto3, botocore.config
-given = json.load(sys.stdin)
-config = botocore.config.Config(signature_version="s3v4", s3={"addressing_style": given.pop("style")})
-params = given.pop("params")
-print(boto3.client("s3", config=config, **given).generate_presigned_url("get_object", Params=params, ExpiresIn=3600))
+options = json.load(sys.stdin)
+config = botocore.config.Config(signature_version="s3v4", s3={"addressing_style": options.pop("style")})
+params = options.pop("params")
+print(boto3.client("s3", config=config, **options).generate_presigned_url("get_object", Params=params, ExpiresIn=3600))
 """
 
 
@@ -42,9 +42,9 @@ print(boto3.client("s3", config=config, **given).generate_presigned_url("get_obj
     ("query", "endpoint", "style"),
     [("", None, "virtual"), ("?endpoint=http://localhost:9000", "http://localhost:9000", "path")],
 )
-def test_urls_are_signed_as_amazon_does(token: str, query: str, endpoint: str | None, style: str) -> None:
+def test_urls_are_signed_like_those_of_boto3(token: str, query: str, endpoint: str | None, style: str) -> None:
     python = tools.moto_server().with_name("python")
-    given = {
+    options = {
         "aws_access_key_id": KEY["AWS_ACCESS_KEY_ID"],
         "aws_secret_access_key": KEY["AWS_SECRET_ACCESS_KEY"],
         "aws_session_token": token or None,
@@ -57,20 +57,20 @@ def test_urls_are_signed_as_amazon_does(token: str, query: str, endpoint: str | 
             "ResponseContentDisposition": HEADERS["Content-Disposition"],
         },
     }
-    done = subprocess.run([python, "-c", BOTO], input=json.dumps(given), capture_output=True, text=True, check=True)
+    done = subprocess.run([python, "-c", BOTO], input=json.dumps(options), capture_output=True, text=True, check=True)
     theirs = urlsplit(done.stdout.strip())
-    asked = parse_qs(theirs.query)
-    signed_at = datetime.strptime(asked["X-Amz-Date"][0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    parameters = parse_qs(theirs.query)
+    signed_at = datetime.strptime(parameters["X-Amz-Date"][0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
     environ = KEY | {"AWS_SESSION_TOKEN": token, "AWS_REGION": "eu-west-1"}
     bucket = Bucket.open(f"s3://{BUCKET}/a b+c/\u00e9{query}", environ, lambda: signed_at)
     ours = urlsplit(bucket.url_of("0123abcd", HEADERS["Content-Disposition"]))
-    assert parse_qs(ours.query) == asked
-    assert int(asked["X-Amz-Expires"][0]) == URL_SECONDS
+    assert parse_qs(ours.query) == parameters
+    assert int(parameters["X-Amz-Expires"][0]) == URL_SECONDS
     assert unquote(ours.path) == unquote(theirs.path)
     assert ours.netloc.replace(".eu-west-1", "") == theirs.netloc.replace(".eu-west-1", "")
 
 
-def test_what_is_missing_is_said_at_the_start() -> None:
+def test_missing_credentials_and_invalid_urls_are_reported_at_start() -> None:
     for environ in ({}, {"AWS_ACCESS_KEY_ID": "x"}):
         with pytest.raises(SettingsError, match="AWS_SECRET_ACCESS_KEY"):
             Bucket.open("s3://x", environ)
@@ -116,7 +116,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def prefix(request: pytest.FixtureRequest) -> str:
-    """A place of its own in the bucket."""
+    """A prefix in the bucket that only this test uses."""
     return str(request.node.name)
 
 
@@ -135,21 +135,21 @@ def whole(chunks: Any = (b"bytes",)) -> Response:
 
 
 def never() -> Response:
-    raise AssertionError("it is there, or another one's to put there")
+    raise AssertionError("the copy exists already, or another process uploads it")
 
 
 def keys(server: S3, prefix: str) -> list[str]:
     return [key.removeprefix(f"{prefix}/") for key in server.objects() if key.startswith(f"{prefix}/")]
 
 
-def test_it_is_put_there_once(offload: Offload, server: S3, prefix: str) -> None:
+def test_a_response_is_uploaded_once(offload: Offload, server: S3, prefix: str) -> None:
     location = offload.response(NAME, HEADERS, whole).headers["Location"]
     assert offload.response(NAME, HEADERS, never).status_code == 302
-    assert keys(server, prefix) == ["0123abcd"]  # and no claim is left
+    assert keys(server, prefix) == ["0123abcd"]  # the claim is deleted
     assert server.request("GET", location.removeprefix(server.url)) == b"bytes"
 
 
-def test_a_failure_leaves_nothing(offload: Offload, server: S3, prefix: str) -> None:
+def test_a_failed_upload_leaves_nothing_in_the_bucket(offload: Offload, server: S3, prefix: str) -> None:
     closed: list[bool] = []
 
     def broken() -> Iterator[bytes]:
@@ -168,7 +168,7 @@ def test_a_failure_leaves_nothing(offload: Offload, server: S3, prefix: str) -> 
     assert offload.response(NAME, HEADERS, whole).status_code == 302
 
 
-def test_others_wait_for_who_is_at_it(offload: Offload, bucket: Bucket, clock: Clock) -> None:
+def test_a_request_waits_for_the_upload_of_another_process(offload: Offload, bucket: Bucket, clock: Clock) -> None:
     assert bucket.claim("0123abcd")
     assert not bucket.claim("0123abcd")
     rounds: list[int] = []
@@ -177,14 +177,16 @@ def test_others_wait_for_who_is_at_it(offload: Offload, bucket: Bucket, clock: C
         rounds.append(1)
         if len(rounds) == 3:
             bucket.put("0123abcd", iter([b"theirs"]), {})
-            bucket.give_up("0123abcd")
+            bucket.release("0123abcd")
 
     clock.on_sleep = after_a_while
     assert offload.response(NAME, HEADERS, never).status_code == 302
     assert len(rounds) == 3
 
 
-def test_who_waits_too_long_is_told_to_come_back(offload: Offload, bucket: Bucket, clock: Clock) -> None:
+def test_waiting_too_long_for_another_upload_raises_capacity_error(
+    offload: Offload, bucket: Bucket, clock: Clock
+) -> None:
     started = clock.now
     assert bucket.claim("0123abcd")
     with pytest.raises(CapacityError):
@@ -192,7 +194,7 @@ def test_who_waits_too_long_is_told_to_come_back(offload: Offload, bucket: Bucke
     assert WAIT_SECONDS <= (clock.now - started).total_seconds() < 28
 
 
-def test_a_claim_runs_out(bucket: Bucket, clock: Clock) -> None:
+def test_only_one_process_takes_over_an_expired_claim(bucket: Bucket, clock: Clock) -> None:
     assert bucket.claim("x")
     clock.now += timedelta(seconds=CLAIM_SECONDS - 2)
     assert not bucket.claim("x")
@@ -206,14 +208,14 @@ def test_a_claim_runs_out(bucket: Bucket, clock: Clock) -> None:
     assert sorted(results) == [False] * 7 + [True]
 
 
-def test_a_bucket_that_fails(server: S3, tmp_path: Path) -> None:
-    for url, said in (
+def test_the_error_of_a_failed_bucket_hides_credentials(server: S3, tmp_path: Path) -> None:
+    for url, reason in (
         (f"s3://no-such-bucket?endpoint={server.url}", "404"),
         ("s3://x?endpoint=http://127.0.0.1:9", ""),
     ):
         bucket = Bucket.open(url, KEY)
         with pytest.raises(OffloadError) as caught:
             Offload(bucket).response(NAME, HEADERS, whole)
-        assert said in str(caught.value)
+        assert reason in str(caught.value)
         assert "EXAMPLEKEY" not in str(caught.value)
         assert "\n" not in str(caught.value)

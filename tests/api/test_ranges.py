@@ -1,4 +1,4 @@
-"""Range: RFC 9110 14.1, 14.2."""
+"""The Range header: RFC 9110 14.1, 14.2."""
 
 import pytest
 from hypothesis import given
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from api.http.ranges import MAX_RANGES, ByteRange, UnsatisfiableRangeError, parse_ranges
 
-HUGE = "9" * 10_000  # more digits than int() takes
+HUGE = "9" * 10_000  # more digits than int() accepts
 
 SATISFIABLE = [
     ("bytes=0-0", [(0, 1)]),
@@ -19,12 +19,12 @@ SATISFIABLE = [
     ("bytes=-100", [(0, 10)]),
     ("Bytes=0-1", [(0, 2)]),  # 14.1: unit names are case-insensitive
     ("bytes=0-1,4-5", [(0, 2), (4, 6)]),
-    ("bytes=4-5,0-1", [(4, 6), (0, 2)]),  # in the order asked for
+    ("bytes=4-5,0-1", [(4, 6), (0, 2)]),  # in the requested order
     ("bytes= 0-1 ,\t4-5 ", [(0, 2), (4, 6)]),
     ("bytes=,0-1,,4-5,", [(0, 2), (4, 6)]),  # 5.6.1.2: empty elements
-    ("bytes=0-1,20-30", [(0, 2)]),  # the unsatisfiable one is left out
+    ("bytes=0-1,20-30", [(0, 2)]),  # the unsatisfiable range is omitted
     ("bytes=-0,0-0", [(0, 1)]),
-    ("bytes=0-5,3-8", [(0, 6), (3, 9)]),  # two that overlap are allowed
+    ("bytes=0-5,3-8", [(0, 6), (3, 9)]),  # two overlapping ranges are allowed
     ("bytes=0000-0001", [(0, 2)]),
     (f"bytes=2-{HUGE}", [(2, 10)]),
     (f"bytes=-{HUGE}", [(0, 10)]),
@@ -74,33 +74,33 @@ UNSATISFIABLE = [
 
 
 @pytest.mark.parametrize(("header", "expected"), SATISFIABLE)
-def test_what_is_sent_of_ten_bytes(header: str, expected: list[tuple[int, int]]) -> None:
+def test_satisfiable_ranges_are_cut_to_the_size_of_the_file(header: str, expected: list[tuple[int, int]]) -> None:
     assert parse_ranges(header, 10) == expected
 
 
 @pytest.mark.parametrize("header", IGNORED)
-def test_malformed_or_unknown_is_ignored(header: str) -> None:
+def test_a_malformed_header_or_an_unknown_unit_is_ignored(header: str) -> None:
     assert parse_ranges(header, 10) is None
 
 
 @pytest.mark.parametrize("header", UNSATISFIABLE)
-def test_nothing_to_send_or_too_much_is_refused(header: str) -> None:
+def test_ranges_that_select_nothing_or_too_much_are_unsatisfiable(header: str) -> None:
     with pytest.raises(UnsatisfiableRangeError):
         parse_ranges(header, 10)
 
 
-def test_many_ranges_that_do_not_overlap_are_served_up_to_the_limit() -> None:
+def test_ranges_that_do_not_overlap_are_served_up_to_the_limit() -> None:
     header = "bytes=" + ",".join(f"{2 * n}-{2 * n}" for n in range(MAX_RANGES))
     assert len(parse_ranges(header, 1000) or ()) == MAX_RANGES
     with pytest.raises(UnsatisfiableRangeError):
         parse_ranges(header + ",500-", 1000)
 
 
-def test_an_empty_file() -> None:
+def test_only_a_suffix_range_of_an_empty_file_is_ignored() -> None:
     for header in ("bytes=0-", "bytes=0-0", "bytes=-0"):
         with pytest.raises(UnsatisfiableRangeError):
             parse_ranges(header, 0)
-    for header in ("bytes=-1", "bytes=0-,-1"):  # satisfiable, but a 206 could not say so
+    for header in ("bytes=-1", "bytes=0-,-1"):  # satisfiable, but Content-Range can't express it
         assert parse_ranges(header, 0) is None
 
 

@@ -1,4 +1,4 @@
-"""A file as a page: what is shown of which kind of file, how much is read for it, and that nothing in it runs."""
+"""The page of a file: what it shows of each kind of file, how much of the file it reads, and that nothing in it is executed."""
 
 import re
 import struct
@@ -13,7 +13,7 @@ from api.responses.fileview import DERIVATION_LIMIT, HEX_PAGE, TEXT_PAGE, view_r
 from api.view.elf import elf_facts
 from api.view.filepage import FilePage
 from api.view.source import lines_of
-from api.view.storelinks import StoreLinks, seen
+from api.view.storelinks import StoreLinks, visible
 from narcore.errors import TruncatedStream
 from tests.api.support import Answer, Headers, Source, answer, file_node, ref, request
 from tests.api.test_listings import HOSTILE, Page
@@ -36,32 +36,32 @@ def view(
     path = name.replace("?", "%3F").replace("#", "%23").encode("utf-8", "surrogateescape").decode("latin-1")
     result = answer(
         request(f"/nix/store/x/{query}", headers=headers, environ={"PATH_INFO": f"/nix/store/x/{path}"}),
-        lambda asked: view_response(asked, file_node(name, len(data)), ref(name), source.read, prefix="/prod"),
+        lambda req: view_response(req, file_node(name, len(data)), ref(name), source.read, prefix="/prod"),
     )
     assert source.open == 0
     return result
 
 
 def shown(data: bytes, name: str = "a.txt", query: str = "?view") -> list[str]:
-    """The lines of text."""
+    """Return the lines of text that the page shows."""
     text = view(data, name, query).text
     return re.findall(r'<div class="line"[^>]*>(?:<a [^>]*>\d+</a>)?<code>(.*)\n</code>', text)
 
 
-def test_the_page_of_a_text() -> None:
+def test_the_page_of_a_text_shows_escaped_numbered_lines() -> None:
     result = view(b"one\n<two> & three\n")
     assert result.headers["Content-Type"] == "text/html; charset=utf-8"
     assert result.headers["Cache-Control"] == "public, max-age=31536000, immutable"
     assert "script-src 'self';" in result.headers["Content-Security-Policy"]
     links = dict(Page(result.text).links)
-    assert (links["Raw"], links["Download"], links["Bytes"]) == ("./a.txt", "./a.txt?download", "?view=hex")
+    assert (links["Raw"], links["Download"], links["Hex dump"]) == ("./a.txt", "./a.txt?download", "?view=hex")
     assert (links["doc"], links["1"], links["2"]) == ("./", "#L1", "#L2")
     assert 'id="L2"' in result.text
     assert shown(b"one\n<two> & three\n") == ["one", "&lt;two&gt; &amp; three"]
     assert "3" not in links, "a line feed ends a line"
 
 
-def test_it_may_be_kept() -> None:
+def test_a_page_is_revalidated_without_reading_the_file() -> None:
     first = view(b"x")
     source = Source(b"x")
     again = view(b"x", headers={"If-None-Match": first.headers["ETag"]}, source=source)
@@ -76,25 +76,25 @@ def test_source_is_highlighted_and_store_paths_are_links() -> None:
     assert f'<a href="/prod{BASH}/bin/sh?view">{BASH}/bin/sh</a>, or' in line
     assert '<span class="c">' in shown(f"#!{BASH}/bin/bash -e\n# x".encode(), "run")[1]
     assert "<span" not in shown(b"# x\n", "a.unknown")[0]
-    assert "<span" not in "".join(shown(b"x = 1\n" + b"y" * 6000, "a.py")), "a line that is too long for a lexer"
+    assert "<span" not in "".join(shown(b"x = 1\n" + b"y" * 6000, "a.py")), "a line is too long for a lexer"
 
 
-def test_what_can_not_be_seen_is_spelled_out() -> None:
+def test_invisible_characters_are_named() -> None:
     assert shown("a\u202eb\x1b[1m\tc\n".encode()) == ["a⟨U+202E RIGHT-TO-LEFT OVERRIDE⟩b⟨1B⟩[1m\tc"]
 
 
 @given(st.text(max_size=40), st.sampled_from(["a.py", "a.c", "a.html", "a.nix", "a.sh", "a.md", "a.diff", ""]))
-def test_no_text_loses_a_line_or_gains_a_tag(text: str, name: str) -> None:
+def test_highlighting_loses_no_line_and_adds_no_tag_from_the_text(text: str, name: str) -> None:
     lines = lines_of(text, StoreLinks("/nix/store", ""), name)
     plain = [re.sub("<[^>]*>", "", line) for line in lines]
-    expected = seen(text.replace("\r\n", "\n").replace("\r", "\n")).removesuffix("\n").split("\n")
+    expected = visible(text.replace("\r\n", "\n").replace("\r", "\n")).removesuffix("\n").split("\n")
     unescaped = [line.unescape() for line in map(type(lines[0]), plain)]
     assert unescaped == expected
     assert set(re.findall("<[^>]*>", "".join(lines))) <= {f'<span class="{c}">' for c in "cksmdft"} | {"</span>"}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_names(name: str) -> None:
+def test_a_hostile_name_adds_no_tag(name: str) -> None:
     name = name.replace("/", "")
     page, harmless = Page(view(b"x", name).text), Page(view(b"x", "name").text)
     assert sorted(page.tags) == sorted(harmless.tags)
@@ -105,7 +105,7 @@ def test_hostile_names(name: str) -> None:
 # --- long files
 
 
-def test_a_long_text_is_shown_in_pages_and_no_more_is_read() -> None:
+def test_a_long_text_is_shown_in_pages_and_only_one_page_is_read() -> None:
     data = b"".join(b"%09d\n" % n for n in range(40_000))
     source = Source(data, piece=50_000)
     result = view(data, "big.log", source=source)
@@ -114,7 +114,7 @@ def test_a_long_text_is_shown_in_pages_and_no_more_is_read() -> None:
     assert (links["Next"], links["Last"]) == ("?view&page=2", "?view&page=4")
     assert "First" not in links
     second = view(data, "big.log", "?view&page=2").text
-    assert 'id="L1"' not in second, "nobody has counted the lines before"
+    assert 'id="L1"' not in second, "the number of its first line is not known"
     joined = "".join(f"{line}\n" for page in range(1, 5) for line in shown(data, "big.log", f"?view&page={page}"))
     assert joined.replace("\n", "") == data.decode().replace("\n", "")
     assert view(data, "big.log", "?view&page=999").text == view(data, "big.log", "?view&page=4").text
@@ -126,8 +126,8 @@ def test_a_character_at_the_end_of_a_page_is_not_broken() -> None:
 
 
 @given(st.one_of(st.none(), st.text(max_size=6), st.integers().map(str)), st.integers(0, 10**12), st.integers(1, 10**6))
-def test_every_page_is_in_the_file(wanted: str | None, size: int, length: int) -> None:
-    part = FilePage.of(wanted, size, length)
+def test_every_page_is_inside_the_file(number: str | None, size: int, length: int) -> None:
+    part = FilePage.of(number, size, length)
     assert 1 <= part.number <= part.last
     assert 0 <= part.start <= part.stop <= size
     assert part.stop - part.start <= length
@@ -140,7 +140,7 @@ def test_every_page_is_in_the_file(wanted: str | None, size: int, length: int) -
     ("name", "tag"),
     [("a.png", "img"), ("a.svg", "img"), ("a.mp3", "audio"), ("a.webm", "video"), ("a.pdf", "object")],
 )
-def test_what_a_browser_shows_is_not_read(name: str, tag: str) -> None:
+def test_a_file_that_the_browser_displays_is_not_read(name: str, tag: str) -> None:
     source = Source(b"\x00" * 10**6)
     result = view(source.data, name, source=source)
     assert source.reads == []
@@ -149,7 +149,7 @@ def test_what_a_browser_shows_is_not_read(name: str, tag: str) -> None:
     assert (("data" if tag == "object" else "src"), f"./{name}") in page.attributes
 
 
-def test_bytes() -> None:
+def test_a_binary_file_is_shown_as_a_hex_dump() -> None:
     data = bytes(range(256)) * 100
     text = view(data, "a.bin").text
     assert "00 01 02 03 04 05 06 07  08 09 0a 0b 0c 0d 0e 0f" in text
@@ -160,38 +160,38 @@ def test_bytes() -> None:
     assert "This file is empty" in view(b"").text
 
 
-def test_a_derivation() -> None:
+def test_a_derivation_is_shown_with_links_and_escaped() -> None:
     result = view(DRV.encode(), "hello.drv")
     page = Page(result.text)
     links = dict(page.links)
     assert links[BASH] == f"/prod{BASH}?view"
     assert links[f"/nix/store/{'2' * 32}-gcc.drv"].endswith("-gcc.drv?view")
-    for text in ("x86_64-linux", "/bin/&lt;b&gt;", "&lt;i&gt;", "one\ntwo", "fixed: sha256"):
+    for text in ("x86_64-linux", "/bin/&lt;b&gt;", "&lt;i&gt;", "one\ntwo", "fixed output: sha256"):
         assert text in result.text
     assert not {"b", "i"} & set(page.tags)
     assert shown(DRV.encode()[:-1], "hello.drv") == [str(StoreLinks("/nix/store", "/prod").linked(DRV[:-1]))]
 
 
-def test_a_long_derivation_is_text() -> None:
+def test_a_long_derivation_is_shown_as_text() -> None:
     data = DRV.replace("x86_64", "x" * DERIVATION_LIMIT).encode()
     source = Source(data, piece=1 << 16)
-    assert "Builds for" not in view(data, "hello.drv", source=source).text
+    assert "<dt>System" not in view(data, "hello.drv", source=source).text
     assert sum(stop - start for start, stop in source.reads) <= TEXT_PAGE
 
 
-def test_a_first_line_made_to_be_slow_is_not() -> None:
-    began = time.monotonic()
+def test_the_first_line_is_parsed_in_linear_time() -> None:
+    start = time.monotonic()
     lines_of("#!" + "/" * 100_000 + " ", StoreLinks("/nix/store", ""), "run")
-    assert time.monotonic() - began < 1, "it is looked at twice for each slash, and each time to its end"
+    assert time.monotonic() - start < 1, "the regular expression backtracks quadratically"
 
 
-def test_what_is_named_in_nix_support() -> None:
+def test_a_file_in_nix_support_lists_its_store_paths() -> None:
     text = view(f" {BASH} {BASH}/x\n".encode(), "nix-support/propagated-build-inputs").text
-    assert "Store paths named here" in text
+    assert "Store paths in this file" in text
     assert text.count(f'<li><a href="/prod{BASH}') == 2
 
 
-def test_a_failure_is_an_error_page() -> None:
+def test_a_failure_to_read_is_an_error_page() -> None:
     class Broken(Source):
         def read(self, start: int, stop: int):  # type: ignore[no-untyped-def]
             raise TruncatedStream("secret")
@@ -205,7 +205,7 @@ def test_a_failure_is_an_error_page() -> None:
 
 
 def elf(dynamic: list[tuple[int, int]], strings: bytes, interpreter: bytes = b"/lib/ld.so\0") -> bytes:
-    """A 64-bit program of nothing but headers: file header, three segments, their contents."""
+    """Make a 64-bit ELF file that has only headers: the file header, three program headers and their contents."""
     base = 64 + 3 * 56
     table = b"".join(struct.pack("<QQ", *entry) for entry in [*dynamic, (0, 0)])
     at_interpreter, at_table = base, base + len(interpreter)
@@ -218,8 +218,8 @@ def elf(dynamic: list[tuple[int, int]], strings: bytes, interpreter: bytes = b"/
     def segment(kind: int, start: int, size: int) -> bytes:
         return struct.pack("<IIQQQQQQ", kind, 4, start, start, start, size, size, 1)
 
-    whole = at_strings + len(strings)
-    segments = segment(1, 0, whole) + segment(3, at_interpreter, len(interpreter)) + segment(2, at_table, len(table))
+    size = at_strings + len(strings)
+    segments = segment(1, 0, size) + segment(3, at_interpreter, len(interpreter)) + segment(2, at_table, len(table))
     return header + segments + interpreter + table + strings
 
 
@@ -228,7 +228,7 @@ PROGRAM = elf(
 )
 
 
-def test_what_a_program_says_of_itself() -> None:
+def test_the_page_of_a_program_shows_its_elf_properties() -> None:
     result = view(PROGRAM, "ls")
     assert "<code>/lib/ld.so</code>" in result.text
     assert "<code>libc.so.6</code>" in result.text
@@ -238,16 +238,16 @@ def test_what_a_program_says_of_itself() -> None:
 
 
 @given(st.integers(0, len(PROGRAM) - 1), st.binary(min_size=1, max_size=8))
-def test_a_damaged_program_is_shown_as_bytes(place: int, change: bytes) -> None:
-    data = PROGRAM[:place] + change + PROGRAM[place + len(change) :]
+def test_a_damaged_program_is_read_within_limits(offset: int, change: bytes) -> None:
+    data = PROGRAM[:offset] + change + PROGRAM[offset + len(change) :]
     source = Source(data, piece=1000)
     elf_facts(source.read, len(data))
     assert source.open == 0
     assert len(source.reads) <= 64
 
 
-def test_how_much_of_a_program_is_read_is_bounded() -> None:
-    """Its header says that there are as many segments as there can be, all over a large file."""
+def test_the_number_of_bytes_read_from_a_program_is_limited() -> None:
+    """The header declares the maximum number of segments, spread over a large file."""
     huge = bytearray(PROGRAM[:64]) + bytes(8 << 20)
     huge[56:58] = struct.pack("<H", 0xFFFF)
     source = Source(bytes(huge), piece=1 << 16)
@@ -255,7 +255,7 @@ def test_how_much_of_a_program_is_read_is_bounded() -> None:
     assert sum(stop - start for start, stop in source.reads) <= 4 << 20
 
 
-def test_a_real_program() -> None:
+def test_the_needed_libraries_of_a_real_program_are_found() -> None:
     data = Path("/bin/sh").read_bytes()
     facts = elf_facts(Source(data, piece=1 << 16).read, len(data))
     assert facts is not None

@@ -1,4 +1,4 @@
-"""The app behind a real socket, in this process, and requests that are sent just as they are written."""
+"""Serves the app on a real socket in this process, and sends requests exactly as they are written."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ class Wire(NamedTuple):
     port: int
 
     def get(self, path: str, host: str | None = "localhost", method: str = "GET", **headers: str) -> Received:
-        """One request; without a host there is no such header. ``_`` in the names of headers stands for ``-``."""
+        """Send one request. If ``host`` is None, there is no Host header. ``_`` in a header name stands for ``-``."""
         with closing(HTTPConnection("127.0.0.1", self.port, timeout=10)) as connection:
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
             if host is not None:
@@ -42,8 +42,8 @@ class Wire(NamedTuple):
 
 
 class _Quiet(WSGIRequestHandler):
-    def log(self, type: str, message: str, *args: object) -> None:  # noqa: A002  (the name that the base class gave it)
-        """Requests are not printed."""
+    def log(self, type: str, message: str, *args: object) -> None:  # noqa: A002  the name in the base class
+        """Do not print requests."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The handler on events: never an answer that Lambda refuses, and paths as the client sent them."""
+"""The Lambda handler: its responses never exceed Lambda's limit, and it gets paths as the client sent them."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from narserve.dev.apigateway import ENVELOPE_LIMIT, HttpAnswer, HttpRequest, ans
 from tests.builders import Tree, binary_cache, store_path
 from tests.e2e.client import digest
 
-# Each byte is a new trouble: \u0001 in JSON, more than a byte in UTF-8, a quote, not UTF-8 at all, and random ones.
+# Each filling is a different difficulty: escaped as \u0001 in JSON, two bytes in UTF-8, a quote, invalid UTF-8, and random bytes.
 FILLINGS = {
     "control": b"\x01",
     "two bytes": "é".encode(),
@@ -65,7 +65,7 @@ def url(name: str, path: str | bytes = "") -> str:
 @settings(max_examples=60)
 @given(name=st.sampled_from(sorted(FILES)), start=st.integers(0, 64), length=st.integers(CARRIES - 3, CARRIES + 3))
 @example(name="control.txt", start=0, length=CARRIES)
-def test_a_slice_of_any_size_is_right_or_refused(handler: Mangum, name: str, start: int, length: int) -> None:
+def test_a_range_of_any_size_is_correct_or_refused(handler: Mangum, name: str, start: int, length: int) -> None:
     stop = min(start + length, CARRIES + 64)
     got = ask(handler, "GET", url(LARGE, name), {"Range": f"bytes={start}-{start + length - 1}"})
     if stop - start <= CARRIES:
@@ -76,7 +76,7 @@ def test_a_slice_of_any_size_is_right_or_refused(handler: Mangum, name: str, sta
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_a_file_of_just_the_limit_and_one_more(handler: Mangum, name: str) -> None:
+def test_the_limit_is_exact(handler: Mangum, name: str) -> None:
     got = ask(handler, "GET", url("cuts", f"{CARRIES} {name}"))
     assert (got.status, digest(got.body)) == (200, digest(FILES[name][:CARRIES]))
     assert ask(handler, "GET", url("cuts", f"{CARRIES + 1} {name}")).status == 413
@@ -86,18 +86,18 @@ def test_a_file_of_just_the_limit_and_one_more(handler: Mangum, name: str) -> No
 @settings(max_examples=20)
 @example(ranges=[CARRIES // 2, CARRIES // 2 - 300])
 @example(ranges=[CARRIES // 2, CARRIES // 2])
-def test_many_ranges(handler: Mangum, ranges: list[int]) -> None:
+def test_two_ranges_are_sent_or_refused(handler: Mangum, ranges: list[int]) -> None:
     one, two = ranges
     got = ask(handler, "GET", url(LARGE, "noise.bin"), {"Range": f"bytes=0-{one - 1},-{two}"})
     if got.status == 206:
         assert one + two < len(got.body) <= CARRIES
     else:
         assert got.status == 413
-        assert one + two > CARRIES - 1000  # with what is between the parts
+        assert one + two > CARRIES - 1000  # the boundaries and headers between the parts need the rest
 
 
 def test_an_envelope_with_the_longest_headers_fits(handler: Mangum) -> None:
-    """What is left beside the body: more than API Gateway lets through in headers (10,240 bytes)."""
+    """The space that the largest body leaves is more than the headers that API Gateway allows (10,240 bytes)."""
     request = HttpRequest("GET", url("cuts", f"{CARRIES} noise.bin"), [("Host", "example.org")])
     context: Any = None
     envelope = len(json.dumps(handler(event_of(request), context)))
@@ -108,13 +108,13 @@ def test_an_envelope_with_the_longest_headers_fits(handler: Mangum) -> None:
     ("target", "body"),
     [("caf%C3%A9", b"1"), ("%FF%FE", b"2"), ("%2541", b"3"), ("a+b%20c", b"4"), ("a%2Bb%20c", b"4"), ("%252F", b"5")],
 )
-def test_names_survive_the_gateway(handler: Mangum, target: str, body: bytes) -> None:
+def test_names_pass_the_gateway_unchanged(handler: Mangum, target: str, body: bytes) -> None:
     for prefix in ("", "/prod"):
         got = ask(handler, "GET", f"{prefix}{url('names')}{target}?download&x=a%2Bb")
         assert (got.status, got.body) == (200, body)
 
 
-def test_a_stage_is_in_links_where_it_is_in_urls(handler: Mangum) -> None:
+def test_links_contain_the_stage_if_the_url_does(handler: Mangum) -> None:
     path = url("names").rstrip("/")
     assert dict(ask(handler, "GET", f"/prod{path}").headers)["location"] == f"/prod{path}/"
     assert dict(ask(handler, "GET", path).headers)["location"] == f"{path}/"

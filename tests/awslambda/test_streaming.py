@@ -1,4 +1,4 @@
-"""Our runtime client for Lambda, against a Runtime API: answers as they come, and failures that are seen."""
+"""The streaming runtime client for Lambda, against an emulated Runtime API: it streams responses and reports failures."""
 
 import json
 import os
@@ -34,9 +34,9 @@ def api() -> Iterator[RuntimeApi]:
 
 
 def answer(api: RuntimeApi, application: Application) -> tuple[Any, list[bytes], FunctionError | None]:
-    """The prelude, the chunks, and how it failed, for one request."""
+    """Send one request. Returns the prelude, the chunks, and the reported failure."""
     invocation = Invocation(event_of(HttpRequest("GET", "/x", [("Host", "example.org")])))
-    api.waiting.put(invocation)
+    api.pending.put(invocation)
     runtime = Runtime(api.address)
 
     def run() -> None:
@@ -53,8 +53,8 @@ def answer(api: RuntimeApi, application: Application) -> tuple[Any, list[bytes],
     except FunctionError as error:
         failure = error
     thread.join()
-    given = next((part.given for part in parts if isinstance(part, Prelude)), None)
-    return given, [part for part in parts if isinstance(part, bytes)], failure
+    prelude = next((part.fields for part in parts if isinstance(part, Prelude)), None)
+    return prelude, [part for part in parts if isinstance(part, bytes)], failure
 
 
 class Body:
@@ -83,36 +83,38 @@ def sends(body: Iterable[bytes], status: str = "200 OK") -> Application:
     return application
 
 
-def test_chunks_pass_as_they_are(api: RuntimeApi) -> None:
+def test_chunks_pass_unchanged(api: RuntimeApi) -> None:
     chunks = [bytes([number]) * (number * 1000 + 1) for number in range(100)]
     body = Body([chunks[0], b"", *chunks[1:]])
-    given, got, failure = answer(api, sends(body))
+    prelude, got, failure = answer(api, sends(body))
     assert (got, failure, body.closed) == (chunks, None, True)
-    assert given == {"statusCode": 200, "multiValueHeaders": {"X-One": ["1"], "Set-Cookie": ["a", "b"]}}
+    assert prelude == {"statusCode": 200, "multiValueHeaders": {"X-One": ["1"], "Set-Cookie": ["a", "b"]}}
 
 
-def test_no_body(api: RuntimeApi) -> None:
-    given, got, failure = answer(api, sends([], "204 No Content"))
-    assert (given["statusCode"], got, failure) == (204, [], None)
+def test_a_response_without_a_body_is_sent(api: RuntimeApi) -> None:
+    prelude, got, failure = answer(api, sends([], "204 No Content"))
+    assert (prelude["statusCode"], got, failure) == (204, [], None)
 
 
 @pytest.mark.parametrize("chunks", [1, 3])
-def test_a_failure_half_way_is_told(api: RuntimeApi, chunks: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_after_the_first_chunk_is_reported(
+    api: RuntimeApi, chunks: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     body = Body(failing(chunks))
-    given, got, failure = answer(api, sends(body))
-    assert (given["statusCode"], got, body.closed) == (200, [b"x" * 10] * chunks, True)
+    prelude, got, failure = answer(api, sends(body))
+    assert (prelude["statusCode"], got, body.closed) == (200, [b"x" * 10] * chunks, True)
     assert "the disk is gone" in str(failure)
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_failure_before_the_first_byte_is_no_answer(api: RuntimeApi, capsys: pytest.CaptureFixture[str]) -> None:
-    given, got, failure = answer(api, sends(Body(failing(0))))
-    assert (given, got) == (None, [])
+def test_a_failure_before_the_first_byte_sends_no_response(api: RuntimeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    prelude, got, failure = answer(api, sends(Body(failing(0))))
+    assert (prelude, got) == (None, [])
     assert "the disk is gone" in str(failure)
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_setting_that_can_not_be_used_is_told_in_one_line(api: RuntimeApi) -> None:
+def test_an_invalid_setting_is_reported_in_one_line(api: RuntimeApi) -> None:
     environ = os.environ | {
         "AWS_LAMBDA_RUNTIME_API": api.address,
         "LAMBDA_TASK_ROOT": str(ROOT),
@@ -124,12 +126,12 @@ def test_a_setting_that_can_not_be_used_is_told_in_one_line(api: RuntimeApi) -> 
     assert done.returncode == 1
     assert done.stderr.startswith("nar-serve: ")
     assert done.stderr.count("\n") == 1
-    (told,) = map(json.loads, api.init_errors)
-    assert told["errorType"] == "SystemExit"
-    assert "ftp://x" in told["errorMessage"]
+    (reported,) = map(json.loads, api.init_errors)
+    assert reported["errorType"] == "SystemExit"
+    assert "ftp://x" in reported["errorMessage"]
 
 
-def test_the_environment_of_a_request() -> None:
+def test_an_event_becomes_a_wsgi_environ() -> None:
     headers = [("Host", "a.example:8443"), ("X-A", "1"), ("X-A", "2"), ("Content-Type", "text/plain")]
     event = event_of(HttpRequest("POST", "/prod/a%2Fb//%FF?x=1&x=%2B&y", headers, b"\xff\x00", "192.0.2.1"))
     environ = environ_of(event)

@@ -1,1 +1,1 @@
-"""Benchmarks: how fast, against a peer that is measured in the same run. See ``python -m tests.bench --help``."""
+"""Benchmarks of nar-serve against peers that are measured in the same run. See ``python -m tests.bench --help``."""

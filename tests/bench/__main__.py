@@ -1,4 +1,4 @@
-"""``python -m tests.bench [NAME...]``: run benchmarks, print a Markdown table."""
+"""``python -m tests.bench [NAME...]``: runs benchmarks and prints a Markdown table."""
 
 import argparse
 import platform
@@ -51,41 +51,45 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench",
-        description="Measure how fast nar-serve is, against a peer on the same machine in the same minute. "
-        "Absolute figures differ from machine to machine; the ratios are what to look at.",
+        description="Measure the speed of nar-serve against peers on the same machine, at the same time. "
+        "Compare the ratios: absolute figures differ between machines.",
         epilog="groups: "
         + "; ".join(f"{group} = {', '.join(names)}" for group, names in GROUPS.items())
         + "\n\nbenchmarks:\n"
         + "\n".join(f"  {name:10} {(bench.__doc__ or '').splitlines()[0]}" for name, bench in BENCHES.items())
-        + "\n\nNeeds the tools xz, zstd, bzip2, gzip and nginx; wrk is used where it is installed.\n"
-        "mount needs root, nix, gcc and patchelf.",
+        + "\n\nRequires xz, zstd, bzip2, gzip and nginx; uses wrk if it is installed.\n"
+        "mount also requires root, nix, gcc and patchelf.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks or groups; all, if none is given")
-    parser.add_argument("--runs", type=int, default=3, help="how often; the median counts (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=200, help="MB of a NAR to be unpacked (default: %(default)s)")
-    parser.add_argument("--large", type=int, default=500, help="MB of a file to be served (default: %(default)s)")
-    parser.add_argument("--dir", type=Path, help="where to make the files, 4 GB at most (default: the temp dir)")
-    given = parser.parse_args()
-    unknown = set(given.names) - set(BENCHES) - set(GROUPS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks or groups (default: all)")
+    parser.add_argument(
+        "--runs", type=int, default=3, help="number of runs; the median is shown (default: %(default)s)"
+    )
+    parser.add_argument("--size", type=int, default=200, help="size of the NAR to unpack, in MB (default: %(default)s)")
+    parser.add_argument(
+        "--large", type=int, default=500, help="size of the file to serve, in MB (default: %(default)s)"
+    )
+    parser.add_argument("--dir", type=Path, help="directory for up to 4 GB of files (default: the temporary directory)")
+    arguments = parser.parse_args()
+    unknown = set(arguments.names) - set(BENCHES) - set(GROUPS)
     if unknown:
-        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join([*GROUPS, *BENCHES])}")
-    return given
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; choose from {', '.join([*GROUPS, *BENCHES])}")
+    return arguments
 
 
-def _chosen(names: list[str]) -> list[str]:
-    """Each once, in the order of BENCHES."""
-    wanted = {bench for name in names or GROUPS for bench in GROUPS.get(name, (name,))}
-    return [name for name in BENCHES if name in wanted]
+def _selected(names: list[str]) -> list[str]:
+    """Return the benchmarks that ``names`` and groups in it name, without duplicates and in the order of BENCHES."""
+    selected = {bench for name in names or GROUPS for bench in GROUPS.get(name, (name,))}
+    return [name for name in BENCHES if name in selected]
 
 
 def main() -> None:
-    given = _arguments()
+    arguments = _arguments()
     print(f"{platform.python_implementation()} {platform.python_version()}, {platform.machine()}\n\n{HEAD}", flush=True)
-    for name in _chosen(given.names):
-        directory = Path(tempfile.mkdtemp(prefix=f"nar-serve-bench-{name}-", dir=given.dir))
+    for name in _selected(arguments.names):
+        directory = Path(tempfile.mkdtemp(prefix=f"nar-serve-bench-{name}-", dir=arguments.dir))
         try:
-            for row in BENCHES[name](Setup(directory, given.runs, given.size * MB, given.large * MB)):
+            for row in BENCHES[name](Setup(directory, arguments.runs, arguments.size * MB, arguments.large * MB)):
                 print(row, flush=True)
         finally:
             shutil.rmtree(directory, ignore_errors=True)

@@ -1,11 +1,11 @@
-"""A WSGI app that does nothing, to see what a server takes for itself."""
+"""A WSGI app that does nothing, to measure the overhead of a server."""
 
 from collections.abc import Iterable
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 
 def of_size(size: int) -> WSGIApplication:
-    """Answers with ``size`` bytes."""
+    """Return an app whose responses have ``size`` bytes."""
     body = b"x" * size
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

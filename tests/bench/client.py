@@ -1,7 +1,7 @@
-"""The clients, each in a process of its own, so that they take no time from a server's interpreter.
+"""The HTTP client of the benchmarks, which runs in a separate process, so that it does not slow down the server.
 
-``python -m tests.bench.client MODE PORT SECONDS CONNECTIONS PATH...`` prints a JSON object. Modes: ``get`` all paths at once,
-each on its own connection; ``rate`` asks for the one path again and again; ``slow`` reads the one path at MODEST_RATE.
+``python -m tests.bench.client MODE PORT SECONDS CONNECTIONS PATH...`` prints a JSON object. Modes: ``get`` requests all paths
+concurrently, each on its own connection; ``rate`` requests one path repeatedly; ``slow`` reads one path at SLOW_RATE.
 """
 
 import json
@@ -13,11 +13,11 @@ from collections.abc import Callable
 from functools import partial
 
 BUFFER = 1 << 20
-MODEST_RATE = 1_000_000  # bytes a second
+SLOW_RATE = 1_000_000  # bytes per second
 
 
 class Connection:
-    """One connection that is kept alive. It knows no chunked bodies: none of what is asked for here has one."""
+    """A keep-alive connection. It does not support chunked bodies, because the benchmarks request none."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=300)
@@ -26,8 +26,12 @@ class Connection:
     def close(self) -> None:
         self._socket.close()
 
-    def get(self, path: str, pace: Callable[[int], object] = lambda received: None) -> int:
-        """Read an answer to its end; the length of its body. ``pace`` is told how much of the body there is so far."""
+    def get(self, path: str, on_progress: Callable[[int], object] = lambda received: None) -> int:
+        """Read a complete response and return the length of its body.
+
+        ``on_progress`` is called with the number of bytes received up to now, after each read. Raises ConnectionError if the
+        response is cut.
+        """
         self._socket.sendall(f"GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
         left, length = self._head()
         while left > 0:
@@ -35,11 +39,11 @@ class Connection:
             if not got:
                 raise ConnectionError(f"{path}: cut {left} bytes before the end")
             left -= got
-            pace(length - left)
+            on_progress(length - left)
         return length
 
     def _head(self) -> tuple[int, int]:
-        """What is left to be read of the body, and its length."""
+        """Read the head; returns how many bytes of the body are left to read, and the length of the body."""
         head = b""
         while b"\r\n\r\n" not in head:
             data = self._socket.recv(BUFFER)
@@ -54,10 +58,10 @@ class Connection:
 
 
 def get(port: int, _seconds: float, _connections: int, paths: list[str]) -> dict[str, float]:
-    return _together([partial(_once, port, path) for path in paths])
+    return _run_concurrently([partial(_get_once, port, path) for path in paths])
 
 
-def _once(port: int, path: str) -> int:
+def _get_once(port: int, path: str) -> int:
     connection = Connection(port)
     try:
         return connection.get(path)
@@ -66,7 +70,7 @@ def _once(port: int, path: str) -> int:
 
 
 def rate(port: int, seconds: float, connections: int, paths: list[str]) -> dict[str, float]:
-    def work() -> int:
+    def count_requests() -> int:
         connection, count, end = Connection(port), 0, time.perf_counter() + seconds
         while time.perf_counter() < end:
             connection.get(paths[0])
@@ -74,37 +78,37 @@ def rate(port: int, seconds: float, connections: int, paths: list[str]) -> dict[
         connection.close()
         return count
 
-    return _together([work] * connections)
+    return _run_concurrently([count_requests] * connections)
 
 
 def slow(port: int, seconds: float, connections: int, paths: list[str]) -> dict[str, float]:
-    class Enough(Exception):
-        """The time is over."""
+    class TimeIsUp(Exception):
+        """``seconds`` have passed."""
 
-    def work() -> int:
+    def count_bytes() -> int:
         connection, started, total = Connection(port), time.perf_counter(), 0
 
-        def pace(received: int) -> None:
+        def on_progress(received: int) -> None:
             nonlocal total
             total = received
             now = time.perf_counter() - started
             if now > seconds:
-                raise Enough
-            time.sleep(max(0.0, received / MODEST_RATE - now))
+                raise TimeIsUp
+            time.sleep(max(0.0, received / SLOW_RATE - now))
 
         try:
-            connection.get(paths[0], pace)
-        except Enough:
+            connection.get(paths[0], on_progress)
+        except TimeIsUp:
             pass
         finally:
             connection.close()
         return total
 
-    return _together([work] * connections)
+    return _run_concurrently([count_bytes] * connections)
 
 
-def _together(jobs: list[Callable[[], int]]) -> dict[str, float]:
-    """Seconds until all jobs are done, and the sum of what they give."""
+def _run_concurrently(jobs: list[Callable[[], int]]) -> dict[str, float]:
+    """Run all jobs concurrently; returns the seconds until the last one ends, and the sum of their results."""
     results: list[int] = []
 
     def run(job: Callable[[], int]) -> None:

@@ -1,4 +1,4 @@
-"""What a first request costs: importing the app, and the time to the first byte of answers that need no file."""
+"""The cost of a first request: importing the app, and the time to the first byte of responses that need no file."""
 
 import os
 import subprocess
@@ -9,18 +9,18 @@ from functools import partial
 from pathlib import Path
 
 from tests.bench.inprocess import App
-from tests.bench.material import Packed, Upstream, write_file, write_tree
+from tests.bench.material import CacheDirectory, Packed, write_file, write_tree
 from tests.bench.report import Row, alternate, at_most
 from tests.bench.setup import Setup
 from tests.bench.unpack import seconds_of
 
-IMPORT_LIMIT = 250
+IMPORT_LIMIT = 250  # ms
 
 
 def imports(setup: Setup) -> Iterator[Row]:
     """Milliseconds to import api.index, without the start of the interpreter."""
     run = partial(_run_python, setup.directory)
-    run("import api.index")  # so that there is byte code
+    run("import api.index")  # writes the byte code
     empty, loaded = alternate(
         max(7, setup.runs),
         lambda: seconds_of(partial(run, "pass")),
@@ -36,8 +36,8 @@ def _run_python(directory: Path, code: str) -> None:
 
 
 def firstbyte(setup: Setup) -> Iterator[Row]:
-    """Milliseconds to the first byte of a 404, a HEAD and a listing of a path not seen before, with ``.ls`` and without."""
-    upstream = Upstream(setup.directory / "upstream")
+    """Milliseconds to the first byte of a 404, a HEAD and a listing of a new store path, with and without ``.ls``."""
+    upstream = CacheDirectory(setup.directory / "upstream")
     tree = setup.directory / "tree"
     write_file(tree / "large.bin", setup.size)
     for number in range(1000):
@@ -56,7 +56,7 @@ def firstbyte(setup: Setup) -> Iterator[Row]:
             *(_timed(setup, upstream, packed, method, rest, status) for packed in (with_listing, without)),
         )
         yield Row(
-            f"first byte of a {what}: with .ls / a NAR of {setup.size // 1_000_000} MB without",
+            f"first byte of a {what}: with .ls, against a NAR of {setup.size // 1_000_000} MB without .ls",
             f"{quick * 1000:,.1f} ms",
             f"{slow * 1000:,.1f} ms without",
             slow / quick,
@@ -64,17 +64,17 @@ def firstbyte(setup: Setup) -> Iterator[Row]:
 
 
 def _timed(
-    setup: Setup, upstream: Upstream, packed: Packed, method: str, rest: str, status: int
+    setup: Setup, upstream: CacheDirectory, packed: Packed, method: str, rest: str, status: int
 ) -> Callable[[], float]:
     path, _, query = rest.partition("?")
 
     def run() -> float:
         app = App(upstream.url, Path(tempfile.mkdtemp(dir=setup.directory)))
         try:
-            answer = app.request(f"{packed.store_path}{path}", method, query)
+            response = app.request(f"{packed.store_path}{path}", method, query)
         finally:
             app.close()
-        assert answer.status == status, answer
-        return answer.first_byte
+        assert response.status == status, response
+        return response.first_byte
 
     return run

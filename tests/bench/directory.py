@@ -1,4 +1,4 @@
-"""A directory of 100,000 entries: how soon its page and its listing come, and how it feels in a browser."""
+"""A directory of 100,000 entries: the duration of its page and its listing, and the response times in a browser."""
 
 import hashlib
 import shutil
@@ -12,7 +12,7 @@ from narcore.formats.nar.parser import parse_nar
 from narcore.formats.nar.writer import write_nar
 from narcore.formats.nixhash import NixHash
 from tests.bench.inprocess import App
-from tests.bench.material import Nar, Upstream
+from tests.bench.material import CacheDirectory, Nar
 from tests.bench.report import Row, alternate, at_most
 from tests.bench.servers import nar_serve
 from tests.bench.setup import Setup
@@ -21,8 +21,8 @@ ENTRIES = 100_000
 
 
 def directory(setup: Setup) -> Iterator[Row]:
-    """A directory of 100,000 entries, warm: its page and its JSON, and the page in Chromium where that is installed."""
-    upstream = Upstream(setup.directory / "upstream")
+    """A directory of 100,000 entries, cached: its page and its JSON, and the page in Chromium if it is installed."""
+    upstream = CacheDirectory(setup.directory / "upstream")
     path = f"{upstream.add('many', _many(setup.directory / 'many.nar'), 'zstd').store_path}/"
     app = App(upstream.url, setup.directory / "cache")
     try:
@@ -35,9 +35,9 @@ def directory(setup: Setup) -> Iterator[Row]:
         )
     finally:
         app.close()
-    yield at_most(f"first bytes of the page of {ENTRIES:,} entries", first * 1000, "ms", 100)
-    yield at_most("all of that page", page, "s")
-    yield at_most("the JSON of it", json, "s", 1)
+    yield at_most(f"page of {ENTRIES:,} entries, first byte", first * 1000, "ms", 100)
+    yield at_most(f"page of {ENTRIES:,} entries, complete", page, "s")
+    yield at_most(f"JSON of {ENTRIES:,} entries, complete", json, "s", 1)
     if shutil.which("chromium"):
         yield from _in_a_browser(setup, upstream, path)
 
@@ -60,7 +60,7 @@ def _entries() -> Iterator[NarEvent]:
     yield DirectoryEnd()
 
 
-def _in_a_browser(setup: Setup, upstream: Upstream, path: str) -> Iterator[Row]:
+def _in_a_browser(setup: Setup, upstream: CacheDirectory, path: str) -> Iterator[Row]:
     from playwright.sync_api import sync_playwright
 
     from tests.browser.conftest import CHROMIUM, OPTIONS
@@ -68,17 +68,17 @@ def _in_a_browser(setup: Setup, upstream: Upstream, path: str) -> Iterator[Row]:
     with nar_serve(setup.directory, upstream.url) as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*OPTIONS])
         page = browser.new_page()
-        page.goto(f"http://127.0.0.1:{server.port}{path}")  # from cold
+        page.goto(f"http://127.0.0.1:{server.port}{path}")  # fills the cache
         page.reload()
         paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")
         loaded = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
-        yield at_most("in Chromium: until something is seen", paint, "ms")
-        yield at_most("in Chromium: until all is there", loaded / 1000, "s")
+        yield at_most("in Chromium: first contentful paint", paint, "ms")
+        yield at_most("in Chromium: end of the load event", loaded / 1000, "s")
         page.keyboard.press("/")
         started = time.perf_counter()
         page.keyboard.type("99999")
         page.wait_for_function("document.getElementById('count').textContent.startsWith('1 of')")
-        yield at_most("in Chromium: filter by five keys", time.perf_counter() - started, "s")
+        yield at_most("in Chromium: filter with five key presses", time.perf_counter() - started, "s")
         started = time.perf_counter()
         page.evaluate("scrollTo(0, document.body.scrollHeight / 2)")
         page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")

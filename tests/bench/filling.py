@@ -1,10 +1,10 @@
-"""A NAR on its way into the cache, against the tool that unpacks it into a file."""
+"""Fetching a NAR into the disk cache (a fill), against the tool that unpacks it into a file."""
 
 from collections.abc import Iterator
 from functools import partial
 
 from narcore.formats.listing import NarListing
-from tests.bench.material import Packed, Upstream, settle_disk, write_file, write_tree
+from tests.bench.material import CacheDirectory, Packed, settle_disk, write_file, write_tree
 from tests.bench.report import MB, Row, against, alternate
 from tests.bench.servers import Server, nar_serve
 from tests.bench.setup import Setup
@@ -18,7 +18,7 @@ def fill(setup: Setup) -> Iterator[Row]:
     for number in range(FILES):
         write_file(setup.directory / "tree" / f"part-{number:02}", setup.size // FILES, seed=number)
     nar = write_tree(setup.directory / "tree", setup.directory / "parts.nar")
-    upstream = Upstream(setup.directory / "upstream")
+    upstream = CacheDirectory(setup.directory / "upstream")
     for compression in ("zstd", "xz"):
         packed = upstream.add(compression, nar, compression)
         settle_disk()
@@ -30,7 +30,7 @@ def _rows(setup: Setup, server: Server, packed: Packed, listing: NarListing) -> 
     paths = [f"{packed.store_path}/{node.name}" for node in listing.children(listing.root)]
     one, many, tool = alternate(
         setup.runs,
-        partial(_fill, setup, server, paths[-1:]),  # the last file: it takes the whole NAR
+        partial(_fill, setup, server, paths[-1:]),  # the last file requires the whole NAR
         partial(_fill, setup, server, paths),
         partial(by_tool, packed, setup.directory / "unpacked"),
     )
@@ -47,8 +47,8 @@ def _rows(setup: Setup, server: Server, packed: Packed, listing: NarListing) -> 
 
 
 def _fill(setup: Setup, server: Server, paths: list[str]) -> float:
-    """Seconds until each of ``paths``, of a NAR that is not in the cache, has been read."""
+    """Empty the cache, and return the seconds until all ``paths`` have been read."""
     for pattern in ("*.nar", "*.ls"):
-        for kept in (setup.directory / "cache").glob(pattern):
-            kept.unlink()
+        for entry in (setup.directory / "cache").glob(pattern):
+            entry.unlink()
     return server.load("get", paths)[0]

@@ -1,4 +1,4 @@
-"""Calls the app as a WSGI server would, in this process."""
+"""Calls the app in this process, like a WSGI server."""
 
 import time
 from collections.abc import Iterable
@@ -13,15 +13,17 @@ from narcore.binarycache import BinaryCache
 from narcore.settings import Settings
 
 
-class Answer(NamedTuple):
+class TimedResponse(NamedTuple):
+    """A response and its duration."""
+
     status: int
     length: int  # bytes of the body
-    first_byte: float  # seconds until there was one, or the end of an empty body
-    seconds: float
+    first_byte: float  # seconds until the first byte, or until the end of an empty body
+    seconds: float  # until the end of the body
 
 
 class App:
-    """The app over one binary cache, with a disk cache or without; to be closed."""
+    """The app on one binary cache, with or without a disk cache. Close it after use."""
 
     def __init__(self, url: str, cache_dir: Path | None) -> None:
         settings = Settings(cache_urls=(url,), cache_dir=cache_dir)
@@ -31,7 +33,7 @@ class App:
     def close(self) -> None:
         self._cache.close()
 
-    def request(self, path: str, method: str = "GET", query: str = "") -> Answer:
+    def request(self, path: str, method: str = "GET", query: str = "") -> TimedResponse:
         environ = {"PATH_INFO": path, "REQUEST_METHOD": method, "QUERY_STRING": query}
         setup_testing_defaults(environ)
         status = [0]
@@ -41,13 +43,13 @@ class App:
             return lambda data: None
 
         started = time.perf_counter()
-        chunks = self._application(environ, start_response)  # type: ignore[arg-type]  # wsgiref's is stricter than PEP 3333
+        chunks = self._application(environ, start_response)  # type: ignore[arg-type]  # wsgiref is stricter than PEP 3333
         try:
             length, first_byte = _consume(chunks, started)
         finally:
             with suppress(AttributeError):
                 chunks.close()  # type: ignore[attr-defined]
-        return Answer(status[0], length, first_byte, time.perf_counter() - started)
+        return TimedResponse(status[0], length, first_byte, time.perf_counter() - started)
 
 
 def _consume(chunks: Iterable[bytes], started: float) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""What is unpacked and served: files that compress like those of a store, their NARs, and binary caches of these."""
+"""Test data: files that compress like those of a store, their NARs, and binary caches with these."""
 
 import hashlib
 import os
@@ -22,8 +22,7 @@ from narcore.formats.storepath import StorePath
 
 CHUNK = 1 << 20
 
-# The levels are those that Nix uses, but for xz, which takes a minute for 100 MB at its level 6: what a level costs is
-# packing, not unpacking.
+# The levels are those of Nix, except for xz, whose level 6 takes a minute for 100 MB. The level hardly affects unpacking.
 PACK: Mapping[str, tuple[str, ...]] = {
     "none": ("cat",),
     "xz": ("xz", "-T1", "-2", "-c"),
@@ -41,7 +40,7 @@ UNPACK: Mapping[str, tuple[str, ...]] = {
 
 @cache
 def _sources() -> tuple[Path, ...]:
-    """Sources, byte code and libraries of this Python, without those of its packages."""
+    """Return the files to take data from: sources, byte code and libraries of this Python, without site-packages."""
     stdlib = Path(sysconfig.get_path("stdlib"))
     found = [
         path
@@ -52,9 +51,9 @@ def _sources() -> tuple[Path, ...]:
 
 
 def realistic(size: int, *, seed: int = 0) -> Iterator[bytes]:
-    """``size`` bytes that compress to a third, as programs and their sources do. What repeats is far apart.
+    """Yield ``size`` bytes that compress to a third, like programs and their sources. Repetitions are far apart.
 
-    Another ``seed`` begins at another place.
+    Different values of ``seed`` start at different files.
     """
     for path in islice(cycle(_sources()), seed * 37 % len(_sources()), None):
         data = path.read_bytes()[:size]
@@ -66,7 +65,7 @@ def realistic(size: int, *, seed: int = 0) -> Iterator[bytes]:
 
 
 def write_file(path: Path, size: int, *, seed: int = 0) -> None:
-    """A realistic file; with another ``seed`` it is another."""
+    """Write a file of ``size`` realistic bytes; its contents depend on ``seed``."""
     salt = str(seed).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
@@ -75,7 +74,7 @@ def write_file(path: Path, size: int, *, seed: int = 0) -> None:
 
 
 def small_files(count: int, *, size: int = 200, in_directory: int = 100) -> Iterator[NarEvent]:
-    """The events of a tree of ``count`` small files, in directories of some."""
+    """Yield the events of a tree of ``count`` files of ``size`` bytes, with ``in_directory`` files in each directory."""
     contents = b"".join(islice(realistic(size), 1))[:size].ljust(size)
     yield Directory(b"")
     for directory in range(count // in_directory):
@@ -89,7 +88,7 @@ def small_files(count: int, *, size: int = 200, in_directory: int = 100) -> Iter
 
 @dataclass(frozen=True, slots=True)
 class Nar:
-    """A NAR on disk."""
+    """An uncompressed NAR on disk."""
 
     file: Path
     listing: NarListing
@@ -97,7 +96,7 @@ class Nar:
 
 
 def write_tree(tree: Path, file: Path) -> Nar:
-    """The NAR of ``tree`` at ``file``."""
+    """Write the NAR of ``tree`` to ``file``."""
     sha256 = hashlib.sha256()
 
     def written() -> Iterator[bytes]:
@@ -121,8 +120,8 @@ class Packed:
     compression: str
 
 
-class Upstream:
-    """A binary cache in a directory, packed by the tools that people have."""
+class CacheDirectory:
+    """A binary cache in a directory, compressed with the usual command-line tools."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -134,6 +133,7 @@ class Upstream:
         return self.directory.as_uri()
 
     def add(self, name: str, nar: Nar, compression: str, *, with_listing: bool = True) -> Packed:
+        """Compress a NAR and add it under a store path with this name."""
         store_path = source_path(name, nar.nar_hash)
         file = self.directory / "nar" / f"{store_path.base_name}.{compression}"
         with nar.file.open("rb") as source, file.open("wb") as sink:
@@ -156,5 +156,5 @@ class Upstream:
 
 
 def settle_disk() -> None:
-    """Let what was written reach the disk now, and not while something else is timed."""
+    """Write pending data to the disk, so that this does not happen during a measurement."""
     os.sync()

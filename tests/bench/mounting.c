@@ -1,10 +1,10 @@
-/* The loops that a mount and a local file system are measured by. Each prints how many seconds it took.
+/* The loops that measure a mount and a local file system. Each prints its duration in seconds.
  *
- *   loop read FILE                    all of it, a megabyte at a time
- *   loop files ROOT COUNT ROUNDS      open, read and close ROOT/dNNN/fNN, 100 in each directory
- *   loop stat ROOT COUNT ROUNDS       stat the same
- *   loop absent ROOT COUNT ROUNDS     stat names beside them that are not there
- *   loop spawn TIMES PROGRAM [ARG]... run it and wait for it
+ *   loop read FILE                    read the whole file, 1 MiB at a time
+ *   loop files ROOT COUNT ROUNDS      open, read and close the files ROOT/dNNN/fNN, 100 in each directory
+ *   loop stat ROOT COUNT ROUNDS       stat the same files
+ *   loop absent ROOT COUNT ROUNDS     stat missing names in the same directories
+ *   loop spawn TIMES PROGRAM [ARG]... run a program and wait for it
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -1,4 +1,4 @@
-"""What a benchmark has found: rows of a Markdown table."""
+"""Results of benchmarks: rows of a Markdown table."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table. ``met`` is None where there is no goal."""
+    """One row of the table. ``met`` is None if there is no goal."""
 
     what: str
     ours: str
@@ -31,7 +31,7 @@ HEAD = "| what | nar-serve | peer | ratio | goal | met |\n|---|--:|--:|--:|--:|-
 def against(
     what: str, ours: float, peer: float, unit: str, *, peer_name: str = "", at_least: float | None = None
 ) -> Row:
-    """More is better: ``ours`` over ``peer``."""
+    """Return a row that compares two rates: ``ours`` divided by ``peer`` should be at least ``at_least``."""
     return Row(
         what,
         f"{ours:,.0f} {unit}",
@@ -43,17 +43,20 @@ def against(
 
 
 def at_most(what: str, value: float, unit: str, limit: float | None = None) -> Row:
-    """Less is better, and there is no peer."""
+    """Return a row for a value without a peer, which should be at most ``limit``."""
     goal, met = ("", None) if limit is None else (f"<= {limit:g} {unit}", value <= limit)
     return Row(what, f"{value:,.1f} {unit}", goal=goal, met=met)
 
 
 def at_least(what: str, value: float, unit: str, limit: float) -> Row:
-    """More is better, and there is no peer."""
+    """Return a row for a value without a peer, which should be at least ``limit``."""
     return Row(what, f"{value:,.0f} {unit}", goal=f">= {limit:,g} {unit}", met=value >= limit)
 
 
 def alternate(runs: int, *actions: Callable[[], float]) -> list[float]:
-    """The median of what each action gives. They take turns, so that whatever else the machine does hits all of them."""
+    """Run the actions in turns, ``runs`` times, and return the median result of each.
+
+    Taking turns spreads the effects of other load on the machine over all actions.
+    """
     found = [[action() for action in actions] for _ in range(runs)]
     return [median(column) for column in zip(*found, strict=True)]

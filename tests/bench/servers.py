@@ -1,4 +1,4 @@
-"""The servers that are compared, and how they are loaded and watched."""
+"""The servers that the benchmarks compare, the load on them, and the measurement of their CPU time and memory."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.bench.memory import status_of
 from tests.e2e.fronts import Shape, gunicorn, running
 
-# As many processes as nginx has, too.
+# The number of worker processes of gunicorn and of nginx.
 PROCESSES = 2
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -29,6 +29,7 @@ http {{
     access_log off;
     sendfile on;
     tcp_nopush on;
+    keepalive_requests 1000000;  # the client in Python does not reconnect after the default of 1000
     types {{ }}
     default_type application/octet-stream;
     client_body_temp_path {directory}/body;
@@ -45,30 +46,33 @@ http {{
 
 
 class Server:
-    """One that runs: its port, and its processes."""
+    """A running server: its port, and its main process."""
 
     def __init__(self, port: int, pid: int) -> None:
         self.port = port
         self.pid = pid
 
-    def _workers(self) -> list[int]:
-        listed = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return [self.pid, *map(int, listed)]
+    def _processes(self) -> list[int]:
+        """Return the IDs of the main process and its children."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [self.pid, *map(int, children)]
 
     def rss(self) -> int:
-        return sum(status_of(pid, "VmRSS") for pid in self._workers())
+        """Return the sum of the RSS of all processes in bytes."""
+        return sum(status_of(pid, "VmRSS") for pid in self._processes())
 
     def cpu_seconds(self) -> float:
-        return sum(_cpu_seconds(pid) for pid in self._workers())
+        return sum(_cpu_seconds(pid) for pid in self._processes())
 
     def run_client(
         self, mode: str, paths: list[str], *, seconds: float = 0, connections: int = 1
     ) -> "subprocess.Popen[bytes]":
+        """Start `tests.bench.client` in a new process."""
         command = [sys.executable, "-m", "tests.bench.client", mode, str(self.port), str(seconds), str(connections)]
         return subprocess.Popen([*command, *paths], stdout=subprocess.PIPE)
 
     def load(self, mode: str, paths: list[str], *, seconds: float = 0, connections: int = 1) -> tuple[float, float]:
-        """What the client found: seconds, and the sum of what it counts (bytes or requests)."""
+        """Run the client; returns its seconds and the total of what it counts: bytes, or requests for the mode ``rate``."""
         client = self.run_client(mode, paths, seconds=seconds, connections=connections)
         output = client.communicate()[0]
         assert client.returncode == 0, "the client failed"
@@ -76,10 +80,10 @@ class Server:
         return found["seconds"], found["sum"]
 
     def requests_a_second(self, path: str, *, seconds: int = 2, connections: int = 16) -> float:
-        """By wrk where it is installed: its client takes less of the machine from the server."""
+        """Measure the request rate with wrk if it is installed, because it uses less CPU than the client in Python."""
         if shutil.which("wrk") is None:
-            took, count = self.load("rate", [path], seconds=seconds, connections=connections)
-            return count / took
+            duration, count = self.load("rate", [path], seconds=seconds, connections=connections)
+            return count / duration
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"http://127.0.0.1:{self.port}{path}"]
         output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
         assert "Non-2xx" not in output, output
@@ -95,7 +99,7 @@ def _cpu_seconds(pid: int) -> float:
 
 @contextmanager
 def nar_serve(directory: Path, url: str, *, threads: int = 16, cache_dir: Path | None = None) -> Iterator[Server]:
-    """The app behind gunicorn, with its cache in ``directory``."""
+    """Run the app on gunicorn, with its cache in ``directory``."""
     settings = {"NAR_CACHE_URL": url, "NAR_CACHE_DIR": str(cache_dir or directory / "cache")}
     settings["NAR_CACHE_SIZE"] = "20G"
     with running(settings, directory / "gunicorn.log", shape=Shape(PROCESSES, threads)) as front:
@@ -104,7 +108,7 @@ def nar_serve(directory: Path, url: str, *, threads: int = 16, cache_dir: Path |
 
 @contextmanager
 def bare_wsgi(size: int, *, threads: int = 16) -> Iterator[Server]:
-    """What gunicorn takes for itself: the same server around an app that answers with ``size`` bytes, whatever is asked."""
+    """Run gunicorn with an app that always returns ``size`` bytes, to measure the overhead of gunicorn."""
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
         *command, _ = gunicorn(listener, Shape(PROCESSES, threads))
         process = subprocess.Popen(
@@ -121,9 +125,9 @@ def bare_wsgi(size: int, *, threads: int = 16) -> Iterator[Server]:
 
 @contextmanager
 def nginx(directory: Path, root: Path) -> Iterator[Server]:
-    """nginx over the files below ``root``."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    """Run nginx, which serves the files below ``root``."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
     directory.mkdir()
     config = directory / "nginx.conf"
     config.write_text(_NGINX.format(processes=PROCESSES, directory=directory, port=port, root=root))
@@ -154,4 +158,4 @@ def _wait_for(port: int) -> None:
             time.sleep(0.01)
         else:
             return
-    raise RuntimeError("nginx did not start")
+    raise RuntimeError(f"no server accepts connections on port {port}")

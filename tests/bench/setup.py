@@ -1,4 +1,4 @@
-"""What every benchmark gets."""
+"""The parameters of a benchmark."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """``directory`` is empty and the benchmark's own. ``size`` and ``large`` are bytes."""
+    """The parameters of a benchmark. ``directory`` is a new, empty directory; ``size`` and ``large`` are in bytes."""
 
     directory: Path
     runs: int

@@ -1,4 +1,4 @@
-"""Fixtures of the tests in a real browser: Chromium, and the application behind gunicorn on caches that Nix wrote."""
+"""Fixtures of the browser tests: Chromium, and the application with gunicorn and binary caches that Nix wrote."""
 
 import shutil
 from collections.abc import Iterator
@@ -16,19 +16,21 @@ from tests.e2e import fronts, nixcaches
 from tests.e2e.nixcaches import NixCaches
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-# No sandbox: continuous integration runs as root. Nothing is asked of the network but this machine.
+# No sandbox, because continuous integration runs as root. No background networking, because tests use only this machine.
 OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
 
 
 @pytest.fixture(scope="session")
 def caches() -> NixCaches:
-    """The binary caches that a real Nix wrote. Skips the test without Nix or Chromium."""
-    if CHROMIUM is None:
-        needs.program("chromium")
+    """The binary caches that a real Nix wrote. Skips if Nix or Chromium is not installed, except in CI."""
+    missing = [*nixcaches.missing_tools(), *([] if CHROMIUM else ["chromium"])]
+    if missing and not os.environ.get("CI"):
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    assert not missing
     return nixcaches.build()
 
 
-# Of this package: Playwright's synchronous face keeps an event loop running, in which nothing else of asyncio can.
+# The scope is the package, because Playwright's synchronous API keeps an event loop running, which prevents other asyncio tests.
 @pytest.fixture(scope="package")
 def browser(caches: NixCaches) -> Iterator[Browser]:
     with sync_playwright() as playwright:
@@ -39,7 +41,7 @@ def browser(caches: NixCaches) -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def site(caches: NixCaches, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """An instance that serves the trees of the end-to-end tests and a hostile one."""
+    """A server with the trees of the end-to-end tests and the trees in ``hostile``."""
     directory: Path = tmp_path_factory.mktemp("site")
     others = stored(
         directory / "others", binary_cache({hostile.NAME: hostile.TREE, hostile.PACKAGE_NAME: hostile.PACKAGE})
@@ -52,6 +54,6 @@ def site(caches: NixCaches, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def visitor(browser: Browser, site: Site) -> Iterator[Visitor]:
-    """A new window, in which nothing may go wrong."""
+    """A new browser window. The test fails if the window has any troubles."""
     with visiting(browser, site) as visitor:
         yield visitor

@@ -1,4 +1,4 @@
-"""Trees that try to be more than text in a page, and one that is like a well-kept package."""
+"""Trees with hostile names and contents that try to be executed in a page, and a tree of a normal package."""
 
 from tests.builders import Tree, exe, link
 from tests.e2e import links
@@ -60,5 +60,5 @@ PACKAGE: dict[str, Tree] = {
     "elsewhere": link(f"{links.store_path(links.HELLO)}/bin"),
     "empty": b"",
     "hello.drv": DERIVATION,
-    "log.txt": b"".join(b"%04d %s\n" % (line, b"of a log " * 110) for line in range(300)),  # of several pages
+    "log.txt": b"".join(b"%04d %s\n" % (line, b"of a log " * 110) for line in range(300)),  # several pages long
 }

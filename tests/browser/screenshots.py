@@ -1,7 +1,7 @@
-"""``python -m tests.browser.screenshots``: make the pictures of the documents, docs/images/*.png.
+"""``python -m tests.browser.screenshots``: make the screenshots of the documentation, docs/images/*.png.
 
-Starts the server on the demo cache and takes pictures with headless Chromium, which has to be installed. The demo cache is made
-from files of this checkout, so the same checkout gives the same pictures, except for its keys.
+Starts the server with the demo cache and takes screenshots with headless Chromium, which must be installed. The demo cache is made
+from files of this checkout, so the same checkout produces the same screenshots, except for the keys.
 """
 
 import shutil
@@ -19,15 +19,15 @@ from tests.e2e import fronts
 IMAGES = ROOT / "docs" / "images"
 WINDOW = {"width": 1000, "height": 780}
 
-# The file name, and the page below the root of the demo's tree.
-PICTURES = {
+# File names, and URL paths below the root of the demo's tree.
+SCREENSHOTS = {
     "directory.png": "/lib/narcore/",
     "file.png": "/lib/narcore/formats/nixbase32.py?view",
 }
 
 
 def main() -> int:
-    """Write the pictures. Returns the exit code."""
+    """Write the screenshots. Returns the exit code."""
     if CHROMIUM is None:
         print("screenshots: Chromium is not installed; on Debian: apt install chromium", file=sys.stderr)
         return 1
@@ -44,7 +44,7 @@ def main() -> int:
         with fronts.running(settings, directory / "log") as front, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*OPTIONS])
             page = browser.new_page(viewport={"width": WINDOW["width"], "height": WINDOW["height"]})
-            for name, path in PICTURES.items():
+            for name, path in SCREENSHOTS.items():
                 page.goto(f"{front.url}{root}{path}")
                 page.wait_for_load_state("networkidle")
                 page.screenshot(path=directory / name)

@@ -1,4 +1,4 @@
-"""axe-core finds nothing to complain of in any page, light or dark, wide or narrow; the keyboard reaches everything."""
+"""axe-core finds no violation in any page, light or dark, wide or narrow; all controls can be reached with the keyboard."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +15,7 @@ from tests.e2e import links, trees
 PACKAGE = str(store_path(hostile.PACKAGE_NAME))
 HOSTILE = str(store_path(hostile.NAME))
 
-# What WCAG 2.2 AA asks for, and what axe's authors recommend besides; then what the colours and the width can change of that.
+# The rules of WCAG 2.2 AA and axe's best practices; then the rules that depend on colors, and the rules that depend on the width.
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 RULES_OF_COLOUR = ["color-contrast", "link-in-text-block"]
 RULES_OF_LAYOUT = ["target-size", "scrollable-region-focusable", "meta-viewport"]
@@ -23,7 +23,7 @@ RUN = "(tags) => axe.run({ runOnly: tags, resultTypes: ['violations'] }).then((f
 
 
 def pages(site: Site) -> dict[str, str]:
-    """One of each kind."""
+    """Return a page of each kind."""
     return {
         "landing": "/",
         "directory": f"{PACKAGE}/",
@@ -56,10 +56,14 @@ def axe() -> str:
     ],
     ids=["light", "dark", "phone"],
 )
-def test_axe_finds_nothing(browser: Browser, site: Site, axe: str, options: dict[str, Any], rules: list[str]) -> None:
+def test_axe_finds_no_violation(
+    browser: Browser, site: Site, axe: str, options: dict[str, Any], rules: list[str]
+) -> None:
     with visiting(browser, site, **options) as visitor:
         found = [each for name, path in pages(site).items() for each in violations(visitor, name, path, axe, rules)]
-        visitor.troubles[:] = [each for each in visitor.troubles if "404" not in each]  # the error page is one
+        visitor.troubles[:] = [
+            each for each in visitor.troubles if "404" not in each
+        ]  # the error page has the status 404
     assert not found, "\n".join(found)
 
 
@@ -72,16 +76,16 @@ def violations(visitor: Visitor, name: str, path: str, axe: str, rules: list[str
         yield f"{name}: {violation['id']}, {violation['help']}, at {len(nodes)} places:\n    {first}"
 
 
-def test_the_keyboard_reaches_everything(visitor: Visitor) -> None:
-    """In the order in which it is shown, and with a ring around it."""
+def test_the_tab_key_reaches_all_controls(visitor: Visitor) -> None:
+    """Every focused control has a visible outline."""
     page = visitor.open(f"{visitor.site.url}{PACKAGE}/")
-    everything = page.locator("a[href]:visible, button:visible, input:visible, summary:visible, pre[tabindex]:visible")
+    controls = page.locator("a[href]:visible, button:visible, input:visible, summary:visible, pre[tabindex]:visible")
     reached = set()
-    for _ in range(everything.count() + 2):
+    for _ in range(controls.count() + 2):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.outerHTML"))
         if page.evaluate("document.activeElement !== document.body"):
             outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
             assert outline != "none", page.evaluate("document.activeElement.outerHTML")
-    missing = set(everything.evaluate_all("nodes => nodes.map((node) => node.outerHTML)")) - reached
+    missing = set(controls.evaluate_all("nodes => nodes.map((node) => node.outerHTML)")) - reached
     assert missing == set()

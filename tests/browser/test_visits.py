@@ -1,4 +1,4 @@
-"""What people do: open a path, look around, filter, read a source, link a line, take a folder home."""
+"""Typical visits: open a store path, browse, filter, read a source file, link to lines, download a directory."""
 
 import subprocess
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.e2e import links, trees
 SOURCE = "/json/decoder.py"
 
 
-def test_from_the_landing_page_into_another_store_path(visitor: Visitor) -> None:
+def test_links_lead_from_the_landing_page_to_other_store_paths(visitor: Visitor) -> None:
     site, page = visitor.site, visitor.open(visitor.site.url)
     page.get_by_role("textbox").fill(str(store_path(hostile.PACKAGE_NAME)))
     page.get_by_role("button", name="Open").click()
@@ -26,35 +26,35 @@ def test_from_the_landing_page_into_another_store_path(visitor: Visitor) -> None
     assert visitor.names() == ["bin", "lib", "share"]
 
 
-def test_a_hash_is_enough(visitor: Visitor) -> None:
+def test_a_hash_opens_its_store_path(visitor: Visitor) -> None:
     page = visitor.open(visitor.site.url)
     page.get_by_role("textbox").fill(visitor.site.caches.hash_part(links.HELLO))
     page.keyboard.press("Enter")
     expect(page.get_by_role("link", name="bin/")).to_be_visible()
 
 
-def test_filter_and_walk_by_keys(visitor: Visitor) -> None:
+def test_a_directory_is_filtered_and_opened_with_the_keyboard(visitor: Visitor) -> None:
     page = visitor.open(visitor.site.at(trees.STDLIB_NAME))
-    everything = visitor.names()
+    all_names = visitor.names()
     page.keyboard.press("/")
     page.keyboard.type("JSO")
-    expect(page.locator("#count")).to_contain_text(f"of {len(everything)} entries")
-    assert visitor.names() == ["json"] == [name for name in everything if "jso" in name.lower()]
+    expect(page.locator("#count")).to_contain_text(f"of {len(all_names)} entries")
+    assert visitor.names() == ["json"] == [name for name in all_names if "jso" in name.lower()]
     page.keyboard.press("Escape")
-    expect(page.locator("#count")).to_have_text(f"{len(everything)} entries")
-    assert visitor.names() == everything
+    expect(page.locator("#count")).to_have_text(f"{len(all_names)} entries")
+    assert visitor.names() == all_names
     page.keyboard.type("json")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     page.wait_for_url(visitor.site.at(trees.STDLIB_NAME, "/json/"))
     assert "decoder.py" in visitor.names()
     page.keyboard.press("/")
-    page.keyboard.type("nothing is called so")
+    page.keyboard.type("no such name")
     expect(page.locator("#count")).to_contain_text("0 of")
     assert visitor.names() == []
 
 
-def test_order_by_size(visitor: Visitor) -> None:
+def test_entries_are_sorted_by_size(visitor: Visitor) -> None:
     page = visitor.open(visitor.site.at(trees.STDLIB_NAME, "/json/"))
     by_name = visitor.names()
     page.get_by_role("link", name="Largest first").click()
@@ -65,7 +65,7 @@ def test_order_by_size(visitor: Visitor) -> None:
     assert sorted(visitor.names()) == sorted(by_name)
 
 
-def test_read_a_source_and_link_lines_of_it(visitor: Visitor) -> None:
+def test_lines_of_a_source_file_are_linked_and_marked(visitor: Visitor) -> None:
     page = visitor.open(visitor.site.at(trees.STDLIB_NAME, "/json/"))
     page.get_by_role("link", name="decoder.py", exact=True).click()
     page.wait_for_url(visitor.site.at(trees.STDLIB_NAME, f"{SOURCE}?view"))
@@ -82,7 +82,7 @@ def test_read_a_source_and_link_lines_of_it(visitor: Visitor) -> None:
     expect(page.locator("#L10")).to_be_in_viewport()
 
 
-def test_take_a_folder_and_a_file_home(visitor: Visitor, tmp_path: Path) -> None:
+def test_a_directory_and_a_file_are_downloaded(visitor: Visitor, tmp_path: Path) -> None:
     page = visitor.open(visitor.site.at(links.HELLO, "/share/"))
     for name in ("tar.zst", "zip"):
         with page.expect_download() as downloading:
@@ -100,13 +100,13 @@ def test_take_a_folder_and_a_file_home(visitor: Visitor, tmp_path: Path) -> None
     assert downloading.value.path().read_bytes() == trees.SCRIPT
 
 
-def test_without_javascript(browser: Browser, site: Site) -> None:
+def test_pages_work_without_javascript(browser: Browser, site: Site) -> None:
     with visiting(browser, site, java_script_enabled=False) as visitor:
         page = visitor.open(site.url)
         page.get_by_role("textbox").fill(site.caches.store_paths[trees.STDLIB_NAME])
         page.get_by_role("button", name="Open").click()
         page.wait_for_url(site.at(trees.STDLIB_NAME))
-        expect(page.get_by_role("searchbox")).to_be_hidden()  # it would do nothing
+        expect(page.get_by_role("searchbox")).to_be_hidden()  # the filter needs JavaScript
         page.get_by_role("link", name="json/", exact=True).click()
         page.get_by_role("link", name="Largest first").click()
         page.wait_for_url("**sort=size*")
@@ -116,7 +116,7 @@ def test_without_javascript(browser: Browser, site: Site) -> None:
         expect(page.locator("#L10")).to_be_in_viewport()
 
 
-def test_on_a_phone(browser: Browser, site: Site) -> None:
+def test_pages_fit_the_screen_of_a_phone(browser: Browser, site: Site) -> None:
     package = f"{site.url}{store_path(hostile.PACKAGE_NAME)}"
     urls = [
         *(
@@ -133,7 +133,7 @@ def test_on_a_phone(browser: Browser, site: Site) -> None:
     with visiting(browser, site, viewport=PHONE, has_touch=True, is_mobile=True) as visitor:
         for url in urls:
             visitor.open(url)
-            assert visitor.is_as_wide_as_the_window(), url
+            assert visitor.fits_the_window_width(), url
         page = visitor.open(site.at(links.HELLO))
         page.get_by_role("link", name="share/", exact=True).tap()
         page.wait_for_url(site.at(links.HELLO, "/share/"))

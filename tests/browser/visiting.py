@@ -1,4 +1,4 @@
-"""A window of the browser, and what may not happen in it."""
+"""A browser window that records troubles: errors, dialogs, and requests to other sites."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,19 +16,19 @@ TIMEOUT = 10_000  # milliseconds
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A running instance: ``url`` is its origin."""
+    """A running server: ``url`` is its origin."""
 
     url: str
     caches: NixCaches
 
     def at(self, name: str, rest: str = "/") -> str:
-        """The URL of a tree of the end-to-end tests, or below it."""
+        """Return the URL of ``rest`` in a tree of the end-to-end tests."""
         return f"{self.url}{self.caches.store_paths[name]}{rest}"
 
 
 @dataclass(slots=True)
 class Visitor:
-    """``troubles`` are messages of the console, failures of scripts, dialogs, and requests to other places."""
+    """A browser window. ``troubles`` are console messages, script errors, dialogs, and requests to other sites."""
 
     page: Page
     site: Site
@@ -41,35 +41,35 @@ class Visitor:
         return self.page
 
     def names(self) -> list[str]:
-        """The names that the directory page shows just now."""
+        """Return the names that the directory page currently shows."""
         return self.page.locator("#entries tbody:not(.up) tr:visible td.name > a:first-child > bdi").all_inner_texts()
 
-    def is_as_wide_as_the_window(self) -> bool:
+    def fits_the_window_width(self) -> bool:
         return bool(self.page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"))
 
     def _watch(self) -> None:
-        def said(message: ConsoleMessage) -> None:
+        def on_console(message: ConsoleMessage) -> None:
             if message.type in ("error", "warning"):
                 self.troubles.append(f"console: {message.text}")
 
-        def asked(request: Request) -> None:
+        def on_request(request: Request) -> None:
             parts = urlsplit(request.url)
             if f"{parts.scheme}://{parts.netloc}" != self.site.url and parts.scheme not in ("data", "blob"):
-                self.troubles.append(f"asked for {request.url}")
+                self.troubles.append(f"request to {request.url}")
 
-        def opened(dialog: Dialog) -> None:
+        def on_dialog(dialog: Dialog) -> None:
             self.troubles.append(f"dialog: {dialog.message}")
             dialog.dismiss()
 
-        self.page.on("console", said)
-        self.page.on("request", asked)
-        self.page.on("dialog", opened)
+        self.page.on("console", on_console)
+        self.page.on("request", on_request)
+        self.page.on("dialog", on_dialog)
         self.page.on("pageerror", lambda error: self.troubles.append(f"script: {error}"))
 
 
 @contextmanager
 def visiting(browser: Browser, site: Site, **options: Any) -> Iterator[Visitor]:
-    """A window with ``options`` of Playwright's new_context; fails at its end if there was any trouble."""
+    """Open a window with ``options`` for Playwright's new_context. Fails at the end if there were any troubles."""
     context = browser.new_context(**options)
     context.set_default_timeout(TIMEOUT)
     try:

@@ -1,4 +1,4 @@
-"""Caches that are closed at the end of a test, and a look for what was left open."""
+"""Fixtures: caches that are closed at the end of a test, and a check that nothing was left open."""
 
 import os
 import threading
@@ -16,13 +16,13 @@ MakeCache = Callable[..., NarCache]
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Where the cache is."""
+    """The directory of the cache."""
     return tmp_path / "nars"
 
 
 @pytest.fixture
 def make_cache(directory: Path) -> Iterator[MakeCache]:
-    """Makes a cache; several on one directory stand for as many processes, since each has descriptors of its own."""
+    """Makes a cache. Several caches of one directory simulate several processes, since each has its own descriptors."""
     made = []
 
     def make(limit: int = 1 << 30, *, max_fills: int = 4, patience: float = 2.0, trace: Trace = silent) -> NarCache:
@@ -36,12 +36,12 @@ def make_cache(directory: Path) -> Iterator[MakeCache]:
 
 @pytest.fixture
 def cache(make_cache: MakeCache) -> NarCache:
-    """One with room for all."""
+    """A cache with enough room for all NARs of a test."""
     return make_cache()
 
 
 def descriptors(directory: Path) -> list[str]:
-    """The files below the directory that this process holds open."""
+    """Return the files below the directory that this process has open."""
     found = []
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -55,7 +55,7 @@ def descriptors(directory: Path) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def nothing_left_open(tmp_path: Path) -> Iterator[None]:
-    """No test may leave a thread or a descriptor of the cache behind."""
+    """Check that no test leaves a thread or a descriptor of the cache behind."""
     before = set(threading.enumerate())
     yield
     until(lambda: set(threading.enumerate()) <= before)

@@ -1,4 +1,4 @@
-"""A cache in a directory of the test, and NARs that come as slowly as a test wants."""
+"""Helpers for tests of the disk cache: sources whose bytes arrive under the control of the test, and readers."""
 
 import hashlib
 import threading
@@ -18,7 +18,7 @@ PATIENCE = 10.0
 
 
 def nar_of(size: int, seed: int = 0) -> bytes:
-    """The NAR of one file of about ``size`` bytes, another one for each seed."""
+    """Return the NAR of one file of about ``size`` bytes, which differs for each seed."""
     return builders.nar({"data": hashlib.shake_128(seed.to_bytes(4, "big")).digest(max(0, size))})
 
 
@@ -28,9 +28,9 @@ def key_of(nar: bytes) -> NarKey:
 
 @dataclass
 class Source:
-    """Fetches a NAR: chunk by chunk, as far as ``gate`` lets it, then ``fault`` is raised if there is one.
+    """Fetches a NAR, chunk by chunk; if ``gated``, up to where `allow` permits. Raises ``fault`` after half of the NAR, if set.
 
-    The bytes that come are ``sent`` if given, and are checked at the end as the real ones are.
+    The bytes are ``sent`` if that is set, and are verified at the end, as real ones are.
     """
 
     nar: bytes
@@ -38,9 +38,9 @@ class Source:
     gated: bool = False
     sent: bytes | None = None
     fault: Exception | None = None
-    fetched: int = 0  # how often
+    fetched: int = 0  # how many times the NAR was requested
     closed: int = 0
-    _may: int = 0
+    _allowed: int = 0
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
     @property
@@ -48,9 +48,9 @@ class Source:
         return key_of(self.nar)
 
     def allow(self, stop: int | None = None) -> None:
-        """Let the bytes before ``stop`` (all) come."""
+        """Let the bytes before ``stop`` (default: all) arrive."""
         with self._changed:
-            self._may = len(self.nar) + 1 if stop is None else stop
+            self._allowed = len(self.nar) + 1 if stop is None else stop
             self._changed.notify_all()
 
     def __call__(self) -> Iterator[bytes]:
@@ -71,21 +71,21 @@ class Source:
     def _wait(self, position: int) -> None:
         if self.gated:
             with self._changed:
-                assert self._changed.wait_for(lambda: self._may >= position, 20)
+                assert self._changed.wait_for(lambda: self._allowed >= position, 20)
         if self.fault is not None and position > len(self.nar) // 2:
             raise self.fault
 
     def _check(self, data: bytes) -> None:
         if data != self.nar:
-            raise HashMismatch("the NAR is another one")
+            raise HashMismatch("not the expected NAR")
 
 
 def no_check(listing: object) -> None:
-    """Any listing will do."""
+    """Accept any listing."""
 
 
 def read_all(fill: Fill, start: int = 0, stop: int | None = None) -> bytes:
-    """Bytes out of a fill that the caller has joined; leaves it."""
+    """Read bytes of a fill that the caller has joined, and leave it."""
     reader = fill.read(start, fill.part.key.size if stop is None else stop, no_check)
     try:
         return b"".join(reader)
@@ -98,18 +98,18 @@ def reader_of(fill: Fill) -> FillBytes:
 
 
 def read_until_error(chunks: Iterable[bytes]) -> tuple[bytes, BaseException | None]:
-    """What comes, and what it ends with."""
+    """Return the bytes that arrive, and the error that ends them, if any."""
     got = b""
     try:
         for chunk in chunks:
             got += chunk
-    except Exception as error:  # noqa: BLE001  the test looks at it
+    except Exception as error:  # noqa: BLE001  the test examines the error
         return got, error
     return got, None
 
 
-def keep(cache: NarCache, nar: bytes) -> NarKey:
-    """Put a NAR into the cache, and wait until its files are marked as durable: a test may change them next."""
+def add_to_cache(cache: NarCache, nar: bytes) -> NarKey:
+    """Add a NAR to the cache, and wait until its files are marked as durable, so that the test can change them."""
     source = Source(nar)
     assert read_all(cache.fill(source.key, source)) == nar
     files = cache.layout.nar(source.key.digits), cache.layout.listing(source.key.digits)
@@ -117,8 +117,8 @@ def keep(cache: NarCache, nar: bytes) -> NarKey:
     return source.key
 
 
-def kept(cache: NarCache, key: NarKey) -> bytes | None:
-    """What the cache gives for that NAR."""
+def cached_bytes(cache: NarCache, key: NarKey) -> bytes | None:
+    """Return the bytes of a cached NAR, or None if the NAR is not cached."""
     nar = cache.open(key)
     if nar is None:
         return None
@@ -130,15 +130,15 @@ def kept(cache: NarCache, key: NarKey) -> bytes | None:
 
 
 def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
-    """Wait for something that another thread does."""
+    """Wait until a condition is met by another thread."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it does not happen"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.002)
 
 
 def names(directory: Path) -> set[str]:
-    """What lies in the directory, but for what always does."""
+    """Return the names of the files in the directory, except those that are always there."""
     return {
         path.name
         for path in directory.iterdir()

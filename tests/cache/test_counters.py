@@ -1,4 +1,4 @@
-"""Counters that all processes share."""
+"""Counters shared by all processes."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from narcore.cache.layout import Layout
 
 
 class TestCounters:
-    def test_add_up_over_processes(self, tmp_path: Path) -> None:
+    def test_counts_of_several_processes_add_up(self, tmp_path: Path) -> None:
         one, two = Counters(Layout(tmp_path)), Counters(Layout(tmp_path))
         for _ in range(5):
             one.add("hit")
@@ -20,15 +20,15 @@ class TestCounters:
         two.flush()
         assert Counters(Layout(tmp_path)).read() == dict.fromkeys(NAMES, 0) | {"hit": 15, "evict": 1}
 
-    @pytest.mark.parametrize("spoiled", [b"", b"[1]", b"\xff\xfe", b'{"hit":null}', b'{"hit":"x"}'])
-    def test_count_anew_what_was_spoiled(self, spoiled: bytes, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("invalid", [b"", b"[1]", b"\xff\xfe", b'{"hit":null}', b'{"hit":"x"}'])
+    def test_invalid_file_is_replaced(self, invalid: bytes, tmp_path: Path) -> None:
         counters = Counters(Layout(tmp_path))
-        (tmp_path / ".counters").write_bytes(spoiled)
+        (tmp_path / ".counters").write_bytes(invalid)
         counters.add("fill")
         counters.flush()
         assert counters.read()["fill"] == 1
 
-    def test_lose_nothing_while_they_cant_be_written(self, tmp_path: Path) -> None:
+    def test_counts_are_kept_until_they_can_be_written(self, tmp_path: Path) -> None:
         counters = Counters(Layout(tmp_path / "later"))
         counters.add("hit")
         counters.flush()

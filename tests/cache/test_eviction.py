@@ -1,4 +1,4 @@
-"""Room for what comes: who goes, who stays, and what is promised to others."""
+"""Eviction: which entries are evicted for new ones, and how reserved space is counted."""
 
 import os
 import tempfile
@@ -29,7 +29,7 @@ def key(number: int, size: int) -> NarKey:
 
 
 def put(layout: Layout, number: int, size: int, used: int, listing: int = 0) -> None:
-    """An entry that was used at that second."""
+    """Create an entry that was last used at the second ``used``."""
     layout.nar(digits(number)).write_bytes(bytes(size))
     os.utime(layout.nar(digits(number)), (used, 1))
     if listing:
@@ -42,7 +42,7 @@ def put_part(layout: Layout, part: NarKey, size: int) -> None:
 
 @contextmanager
 def reserved(layout: Layout, number: int, part: NarKey) -> Iterator[None]:
-    """As another process would hold room for a part."""
+    """Reserve room for a part file, as another process does."""
     fd = os.open(layout.slot(number), OPEN_FLAGS, 0o600)
     assert try_lock(fd)
     slot = Slot(fd)
@@ -64,7 +64,7 @@ class TestMakeRoom:
         size=st.integers(0, 120),
         limit=st.integers(1, 150),
     )
-    def test_takes_the_least_recently_used_and_no_more_than_it_must(
+    def test_evicts_the_least_recently_used_and_no_more_than_needed(
         self, have: list[tuple[int, int]], part: tuple[int, int, bool] | None, size: int, limit: int
     ) -> None:
         with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as name:
@@ -74,7 +74,7 @@ class TestMakeRoom:
             others = 0
             if part:
                 put_part(layout, key(90, part[0]), part[1])
-                others = max(part[:2]) if part[2] else part[1]  # without a reservation, what it has
+                others = max(part[:2]) if part[2] else part[1]  # without a reservation, its current size
             before = entries(layout)
             slot = reserved(layout, 0, key(90, part[0])) if part and part[2] else reserved(layout, 1, key(91, 1))
             with slot:
@@ -87,14 +87,14 @@ class TestMakeRoom:
                     assert (found is None) == (size + others > limit)
                     evicted = found or []
             after = entries(layout)
-            assert evicted + after == before  # those in front went, and the order is by use
+            assert evicted + after == before  # the first ones were evicted, in the order of use
             assert [entry.used for entry in before] == sorted(entry.used for entry in before)
             if size <= limit and found is not None:
                 total = sum(entry.size for entry in after)
                 assert total + others + size <= limit
                 assert not evicted or total + evicted[-1].size + others + size > limit
 
-    def test_a_listing_counts_and_goes_with_its_nar(self, tmp_path: Path) -> None:
+    def test_listing_counts_and_is_evicted_with_its_nar(self, tmp_path: Path) -> None:
         layout = Layout(tmp_path)
         put(layout, 1, 10, 1, listing=7)
         put(layout, 2, 10, 2, listing=7)
@@ -102,7 +102,7 @@ class TestMakeRoom:
         assert [entry.digits for entry in make_room(layout, key(9, 6), 39) or []] == [digits(1)]
         assert {path.name for path in tmp_path.iterdir()} == {".lock", f"{digits(2)}.nar", f"{digits(2)}.ls"}
 
-    def test_the_file_system_may_have_less_than_the_limit(
+    def test_free_space_of_the_file_system_limits_the_cache(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         layout = Layout(tmp_path)
@@ -115,14 +115,14 @@ class TestMakeRoom:
 
         monkeypatch.setattr(eviction, "_free", free)
         put_part(layout, key(90, 9), 1)
-        with reserved(layout, 0, key(90, 9)):  # 8 bytes of it are still to come
+        with reserved(layout, 0, key(90, 9)):  # 8 bytes of it are not written yet
             assert [entry.digits for entry in make_room(layout, key(9, 20), 1000) or []] == [digits(0), digits(1)]
-            assert make_room(layout, key(9, 45), 1000) is None  # once the other has ended, there may be room
+            assert make_room(layout, key(9, 45), 1000) is None  # there may be room when the other fill has ended
             with pytest.raises(CacheFailure):
                 make_room(layout, key(9, 51), 1000)
-        assert len(entries(layout)) == 2  # none went for what can't be had
+        assert len(entries(layout)) == 2  # nothing is evicted if the NAR can't fit
 
-    def test_what_went_and_is_still_open_gets_its_time_before_more_goes(
+    def test_open_evicted_files_get_time_before_more_is_evicted(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         layout, clock = Layout(tmp_path), 0.0
@@ -131,8 +131,8 @@ class TestMakeRoom:
         still_open = True
 
         def free(directory: Path) -> int:
-            gone = 0 if still_open else 10 * (4 - len(entries(layout)))
-            return 5 + gone
+            freed = 0 if still_open else 10 * (4 - len(entries(layout)))
+            return 5 + freed
 
         monkeypatch.setattr(eviction, "_free", free)
         monkeypatch.setattr(time, "monotonic", lambda: clock)
@@ -142,27 +142,27 @@ class TestMakeRoom:
             assert len(entries(layout)) == 3
         clock += RELEASE_SECONDS
         assert make_room(layout, key(9, 12), 1000, recent=recent) is None
-        assert len(entries(layout)) == 2, "it is not let go: another one may give room"
+        assert len(entries(layout)) == 2, "the file was not closed in time: another entry is evicted"
         still_open = False
         assert [entry.digits for entry in make_room(layout, key(9, 12), 1000, recent=recent) or []] == [
             digits(0),
             digits(1),
         ]
 
-    def test_what_else_lies_there_is_left_alone(self, tmp_path: Path) -> None:
+    def test_unknown_files_are_not_evicted(self, tmp_path: Path) -> None:
         layout = Layout(tmp_path)
-        strange = [tmp_path / name for name in (f"{digits(1)[:32]}.nar", "x.nar", "notes.txt", f"{digits(1)}.nar.bak")]
-        for path in strange:
+        unknown = [tmp_path / name for name in (f"{digits(1)[:32]}.nar", "x.nar", "notes.txt", f"{digits(1)}.nar.bak")]
+        for path in unknown:
             path.write_bytes(bytes(1000))
         (tmp_path / f"{digits(2)}.nar").symlink_to("/etc/passwd")
         (tmp_path / f"{digits(3)}.nar").mkdir()
         assert make_room(layout, key(9, 10), 10) == []
-        assert all(path.exists() for path in strange)
+        assert all(path.exists() for path in unknown)
 
 
 class TestSlots:
-    def test_are_as_many_as_there_may_be(self, tmp_path: Path) -> None:
-        one, two = (Slots(Layout(tmp_path), 2, patience=0.05) for _ in range(2))  # as if in two processes
+    def test_slots_are_limited_over_all_processes(self, tmp_path: Path) -> None:
+        one, two = (Slots(Layout(tmp_path), 2, patience=0.05) for _ in range(2))  # as in two processes
         with one.hold(has_room), two.hold(has_room):
             with pytest.raises(CapacityError) as raised, one.hold(has_room):
                 pass
@@ -171,7 +171,7 @@ class TestSlots:
         with two.hold(has_room), two.hold(has_room):
             pass
 
-    def test_who_waits_gets_one(self, tmp_path: Path) -> None:
+    def test_waiting_fill_gets_the_next_free_slot(self, tmp_path: Path) -> None:
         slots = Slots(Layout(tmp_path), 1, patience=5)
         got = threading.Event()
 
@@ -186,7 +186,7 @@ class TestSlots:
         assert got.wait(5)
         thread.join()
 
-    def test_no_room_keeps_no_slot(self, tmp_path: Path) -> None:
+    def test_slot_is_released_if_there_is_no_room(self, tmp_path: Path) -> None:
         slots = Slots(Layout(tmp_path), 1, patience=0.0)
         with pytest.raises(CacheFailure), slots.hold(lambda slot: False):
             pass
@@ -195,16 +195,16 @@ class TestSlots:
         with slots.hold(has_room):
             pass
 
-    def test_room_is_waited_for(self, tmp_path: Path) -> None:
+    def test_hold_waits_for_room(self, tmp_path: Path) -> None:
         slots = Slots(Layout(tmp_path), 1, patience=5)
         since = time.monotonic()
         with slots.hold(lambda slot: time.monotonic() > since + 0.1):
             assert time.monotonic() > since + 0.1
 
-    def test_a_reservation_ends_with_its_holder(self, tmp_path: Path) -> None:
+    def test_reservation_ends_with_its_process(self, tmp_path: Path) -> None:
         layout = Layout(tmp_path)
-        with reserved(layout, 7, key(1, 5)):  # beyond our own count: another process may have more
+        with reserved(layout, 7, key(1, 5)):  # more than our own limit: other processes may have a higher one
             assert reserved_parts(layout) == {layout.part(key(1, 5)).name}
         assert reserved_parts(layout) == set()
-        layout.slot(3).write_text(layout.part(key(2, 5)).name)  # of a process that was killed
+        layout.slot(3).write_text(layout.part(key(2, 5)).name)  # written by a process that was killed
         assert reserved_parts(layout) == set()

@@ -1,4 +1,4 @@
-"""One fill and its readers, in one process and in several."""
+"""A fill and its readers, in one process and in several processes."""
 
 import os
 import threading
@@ -30,8 +30,8 @@ from narcore.errors import (
 from tests.cache.conftest import MakeCache, descriptors
 from tests.cache.support import (
     Source,
-    keep,
-    kept,
+    add_to_cache,
+    cached_bytes,
     key_of,
     names,
     nar_of,
@@ -56,13 +56,13 @@ def available(fill: Fill) -> int:
 
 
 class TestReading:
-    def test_what_is_filled_is_kept(self, cache: NarCache, directory: Path) -> None:
+    def test_filled_nar_and_listing_are_cached(self, cache: NarCache, directory: Path) -> None:
         source = Source(NAR)
         fill = cache.fill(source.key, source)
         assert fill.wait().nar_size == len(NAR)
         assert read_all(fill) == NAR
         until(lambda: names(directory) == {f"{source.key.digits}.nar", f"{source.key.digits}.ls"})
-        assert kept(cache, source.key) == NAR
+        assert cached_bytes(cache, source.key) == NAR
         listing = cache.listing(source.key)
         assert listing == fill.wait()
         assert (source.fetched, source.closed) == (1, 1)
@@ -71,7 +71,7 @@ class TestReading:
             assert is_verified(status)
             assert status.st_mode & 0o777 == 0o444
 
-    def test_bytes_are_given_out_as_they_come_and_the_last_one_when_all_is_right(self, cache: NarCache) -> None:
+    def test_bytes_are_returned_as_they_arrive_and_the_last_byte_after_verification(self, cache: NarCache) -> None:
         source = Source(NAR, gated=True)
         fill = cache.fill(source.key, source)
         reader = fill.read(10, 70_000, no_check)
@@ -93,12 +93,12 @@ class TestReading:
         assert late == [NAR[69_999:70_000]]
         reader.close()
 
-    def test_the_check_comes_before_the_last_byte(self, cache: NarCache) -> None:
+    def test_check_is_called_before_the_last_byte(self, cache: NarCache) -> None:
         source = Source(NAR)
         fill = cache.fill(source.key, source)
 
         def check(listing: object) -> None:
-            raise IntegrityError("not what was looked up")
+            raise IntegrityError("not the expected listing")
 
         reader = fill.read(0, 1000, check)
         got, error = read_until_error(reader)
@@ -107,15 +107,15 @@ class TestReading:
         assert len(got) < 1000
         assert NAR.startswith(got)
 
-    def test_whole_gives_nothing_before_all_is_right(self, cache: NarCache) -> None:
+    def test_whole_returns_nothing_before_verification(self, cache: NarCache) -> None:
         source = Source(NAR, sent=NAR[:-1000] + bytes(1000))
         reader = cache.fill(source.key, source).read(0, 100, no_check, whole=True)
         with pytest.raises(HashMismatch):
             next(iter(reader))
         reader.close()
 
-    def test_many_readers_and_one_fetch(self, make_cache: MakeCache, directory: Path) -> None:
-        """Two caches, as in two processes: random parts, all at once, some of them slow."""
+    def test_many_readers_share_one_download(self, make_cache: MakeCache, directory: Path) -> None:
+        """Two caches, as in two processes; the readers read different ranges at once."""
         caches, source = [make_cache(), make_cache()], Source(NAR, chunk=10_000)
 
         def read(number: int) -> bool:
@@ -123,9 +123,9 @@ class TestReading:
             cache = caches[number % 2]
             fill = cache.joinable(source.key)
             if fill is None and (nar := cache.open(source.key)) is not None:
-                with_disk = nar.read(start, len(NAR))
-                got = b"".join(with_disk)
-                with_disk.close()
+                reader = nar.read(start, len(NAR))
+                got = b"".join(reader)
+                reader.close()
                 return got == NAR[start:]
             return read_all(fill or cache.fill(source.key, source), start) == NAR[start:]
 
@@ -136,24 +136,24 @@ class TestReading:
 
 
 class TestJoiningAndLeaving:
-    def test_a_reader_that_never_reads_is_let_go(self, cache: NarCache, directory: Path) -> None:
+    def test_reader_that_never_reads_can_leave(self, cache: NarCache, directory: Path) -> None:
         source = Source(NAR, gated=True)
         reader = reader_of(cache.fill(source.key, source))
         reader.close()
         reader.close()
         source.allow()
-        until(lambda: cache.is_cached(source.key))  # little was left
+        until(lambda: cache.is_cached(source.key))  # completed, since little was left
 
     @pytest.mark.parametrize(
-        ("size", "done", "goes_on"),
+        ("size", "done", "continues"),
         [
             (200_000, 0, True),  # little is left
             (NEARLY_DONE * 3, NEARLY_DONE // 2, False),
             (NEARLY_DONE * 3, NEARLY_DONE * 2, True),  # more than half
         ],
     )
-    def test_when_the_last_one_leaves(
-        self, cache: NarCache, directory: Path, size: int, done: int, goes_on: bool
+    def test_fill_without_readers_continues_only_if_it_is_nearly_done(
+        self, cache: NarCache, directory: Path, size: int, done: int, continues: bool
     ) -> None:
         source = Source(nar_of(size), gated=True)
         fill = cache.fill(source.key, source)
@@ -164,17 +164,19 @@ class TestJoiningAndLeaving:
         reader_of(other).close()
         source.allow(done + source.chunk)
         time.sleep(0.02)
-        assert cache.joinable(source.key) is fill  # one is there still
+        assert cache.joinable(source.key) is fill  # one reader is left
         fill.leave()
         fill.leave()
         source.allow()
         until(lambda: source.closed == 1 and descriptors(directory) == [])
-        assert (kept(cache, source.key) == source.nar) == goes_on
-        assert goes_on or names(directory) == set()
+        assert (cached_bytes(cache, source.key) == source.nar) == continues
+        assert continues or names(directory) == set()
         assert cache.counters._pending["failure"] == 0
 
-    def test_nothing_is_fetched_for_nobody(self, make_cache: MakeCache, directory: Path) -> None:
-        """Those who wanted it left while it waited for a slot."""
+    def test_fill_without_readers_does_not_start_when_it_gets_a_slot(
+        self, make_cache: MakeCache, directory: Path
+    ) -> None:
+        """Its readers left while it waited for a slot."""
         cache = make_cache(max_fills=1)
         first, second = Source(NAR, gated=True), Source(nar_of(NEARLY_DONE * 3))
         fill = cache.fill(first.key, first)
@@ -185,7 +187,7 @@ class TestJoiningAndLeaving:
         until(lambda: descriptors(directory) == [])
         assert (second.fetched, cache.is_cached(second.key)) == (0, False)
 
-    def test_a_newcomer_after_that_begins_anew(self, cache: NarCache) -> None:
+    def test_new_reader_after_a_fill_was_given_up_starts_another(self, cache: NarCache) -> None:
         source = Source(nar_of(NEARLY_DONE * 3), gated=True)
         fill = cache.fill(source.key, source)
         source.allow(source.chunk)
@@ -194,14 +196,14 @@ class TestJoiningAndLeaving:
         source.allow(source.chunk * 2)
         until(lambda: fill._closed)
         source.allow()
-        # One that comes a moment sooner may follow the part that is about to go: then its readers go on with a stream.
+        # A fill that starts before the part file is removed may follow it; then its readers continue with a stream.
         until(lambda: not cache.layout.part(source.key).exists())
         again = cache.fill(source.key, source)
         assert again is not fill
         assert read_all(again) == source.nar
         assert source.fetched == 2
 
-    def test_given_up_here_while_another_process_reads(self, make_cache: MakeCache) -> None:
+    def test_fill_without_local_readers_continues_if_another_process_reads(self, make_cache: MakeCache) -> None:
         one, two = make_cache(), make_cache()
         source = Source(nar_of(NEARLY_DONE * 3), gated=True)
         leader = one.fill(source.key, source)
@@ -211,11 +213,11 @@ class TestJoiningAndLeaving:
         until(lambda: available(follower) > 0)
         leader.leave()
         source.allow()
-        assert read_all(follower) == source.nar  # the leader went on for it
+        assert read_all(follower) == source.nar  # the leader continued the download
         assert source.fetched == 1
 
-    def test_a_follower_that_comes_as_the_leader_gives_up(self, make_cache: MakeCache) -> None:
-        """At any moment: it gets the NAR by the cache, and never an error."""
+    def test_follower_that_starts_while_the_leader_gives_up_gets_the_nar(self, make_cache: MakeCache) -> None:
+        """At any moment, the follower gets the NAR through the cache, and never an error."""
         one, two = make_cache(), make_cache()
         for seed in range(12):
             source = Source(nar_of(NEARLY_DONE * 2 + 100_000, seed), gated=True)
@@ -225,19 +227,19 @@ class TestJoiningAndLeaving:
             time.sleep(0.0015)
             assert read_all(two.fill(source.key, source)) == source.nar
 
-    def test_joining_a_fill_that_has_just_ended(self, cache: NarCache) -> None:
+    def test_ended_fill_can_be_joined_while_it_has_readers(self, cache: NarCache) -> None:
         source = Source(NAR)
         fill = cache.fill(source.key, source)
         assert fill.wait()
-        assert fill.join()  # while somebody reads from it
+        assert fill.join()  # it has a reader
         fill.leave()
         fill.leave()
         assert not fill.join()  # its file is closed
         assert read_all(cache.fill(source.key, source)) == NAR
         assert source.fetched == 1  # it was on disk
 
-    def test_adopting_what_is_on_disk_leaves_nothing(self, cache: NarCache, directory: Path) -> None:
-        key = keep(cache, NAR)
+    def test_fill_of_a_cached_nar_leaves_no_part_file(self, cache: NarCache, directory: Path) -> None:
+        key = add_to_cache(cache, NAR)
         source = Source(NAR)
         assert read_all(cache.fill(key, source)) == NAR
         assert source.fetched == 0
@@ -258,7 +260,7 @@ class TestFailure:
             (Source(NAR[:-8]), NarError),
         ],
     )
-    def test_is_everybodys_and_nothing_is_kept(
+    def test_failure_reaches_all_readers_and_nothing_is_cached(
         self, make_cache: MakeCache, directory: Path, source: Source, kind: type[Exception]
     ) -> None:
         caches = [make_cache(), make_cache()]
@@ -282,13 +284,13 @@ class TestFailure:
         for thread in threads:
             thread.join()
         assert wrong == []
-        # A fault that is no error of ours is not told to other processes: they try for themselves, or stream the rest.
+        # Only a NarcoreError is reported to other processes. After other errors, they try again, or stream the rest.
         allowed = {LeaderGaveUp} if kind is MemoryError else set()
         assert {type(error) for error in errors} - allowed == {kind}
         assert len({id(error) for error in errors}) == 6
         assert all(name.endswith(".error") for name in names(directory))
 
-    def test_is_remembered_for_seconds_by_every_process(
+    def test_failure_is_remembered_for_seconds_by_all_processes(
         self, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(failures, "SECONDS", 0.4)
@@ -299,13 +301,13 @@ class TestFailure:
         for cache in (one, two, one, two):
             with pytest.raises(CorruptStream, match="damaged") as raised:
                 cache.fill(source.key, source)
-            assert len(raised.traceback) < 4  # no pile of those before
+            assert len(raised.traceback) < 4  # not accumulated over several raises
         assert source.fetched == 1
         time.sleep(0.5)
         source.fault = None
         assert read_all(two.fill(source.key, source)) == NAR
 
-    def test_an_error_keeps_its_fields(self, cache: NarCache) -> None:
+    def test_error_keeps_its_fields(self, cache: NarCache) -> None:
         for seed, fault in enumerate((NarError("bad", where="offset 96"), CapacityError("none", retry_after=17))):
             source = Source(nar_of(10, seed), fault=fault)
             with pytest.raises(type(fault)) as raised:
@@ -313,7 +315,7 @@ class TestFailure:
             assert raised.value is not fault
             assert (str(raised.value), vars(raised.value)) == (str(fault), vars(fault))
 
-    def test_a_listener_that_raises_hurts_no_reader(
+    def test_trace_listener_that_raises_does_not_affect_readers(
         self, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def trace(event: str, fields: dict[str, object]) -> None:
@@ -324,7 +326,7 @@ class TestFailure:
         source = Source(NAR)
         assert read_all(make_cache(trace=trace).fill(source.key, source)) == NAR
 
-    def test_no_thread_to_be_had(self, cache: NarCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_thread_is_a_capacity_error(self, cache: NarCache, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(thread: threading.Thread) -> None:
             raise RuntimeError("can't start new thread")
 
@@ -335,8 +337,8 @@ class TestFailure:
                 read_all(cache.fill(source.key, source))
         assert read_all(cache.fill(source.key, source)) == NAR
 
-    def test_a_stall(self, cache: NarCache, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Readers wait as long as something comes, be it not for them, and no longer."""
+    def test_readers_time_out_if_no_bytes_arrive(self, cache: NarCache, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Readers wait as long as any bytes of the NAR arrive, even if these are not the ones that they wait for."""
         monkeypatch.setattr(fill_module, "STALL_SECONDS", 0.3)
         source = Source(NAR, gated=True, chunk=20_000)
         fill = cache.fill(source.key, source)
@@ -358,12 +360,14 @@ class TestFailure:
         reader.close()
         waiting.close()
 
-    def test_larger_than_the_cache(self, make_cache: MakeCache) -> None:
+    def test_nar_larger_than_the_cache_is_rejected(self, make_cache: MakeCache) -> None:
         source = Source(NAR)
         with pytest.raises(CacheFailure):
             make_cache(len(NAR) - 1).fill(source.key, source)
 
-    def test_no_slot(self, make_cache: MakeCache, directory: Path) -> None:
+    def test_missing_slot_is_a_capacity_error_that_is_not_remembered(
+        self, make_cache: MakeCache, directory: Path
+    ) -> None:
         one, two = make_cache(max_fills=1, patience=0.05), make_cache(max_fills=1, patience=0.05)
         first, second = Source(NAR, gated=True), Source(nar_of(1000, 1))
         fill = one.fill(first.key, first)
@@ -373,10 +377,10 @@ class TestFailure:
         assert not isinstance(raised.value, CacheFailure)
         first.allow()
         assert read_all(fill) == NAR
-        assert read_all(two.fill(second.key, second)) == second.nar  # at once: that was no failure of the NAR
+        assert read_all(two.fill(second.key, second)) == second.nar  # immediately, since the NAR did not fail
 
-    def test_waiting_fills_take_no_room(self, make_cache: MakeCache) -> None:
-        """Only two fit at a time; the others wait for their turn, and all are kept or make room."""
+    def test_waiting_fills_reserve_no_room(self, make_cache: MakeCache) -> None:
+        """Only two NARs fit at a time; the other fills wait, and each makes room when it starts."""
         cache = make_cache(2 * len(NAR) + 200_000, max_fills=4, patience=10)
         sources = [Source(nar_of(400_000, seed)) for seed in range(6)]
         fills = [cache.fill(source.key, source) for source in sources]
@@ -387,7 +391,7 @@ class TestFailure:
 
 class TestTakeover:
     def hold_as_leader(self, directory: Path, source: Source, written: bytes) -> int:
-        """As a process that has begun a fill: close the descriptor to kill it."""
+        """Simulate a process that has begun a fill; closing the descriptor simulates its death."""
         directory.mkdir(exist_ok=True)
         fd = os.open(Layout(directory).part(source.key), OPEN_FLAGS, 0o600)
         assert try_lock(fd)
@@ -395,7 +399,7 @@ class TestTakeover:
         return fd
 
     @pytest.mark.parametrize("written", [0, 1, 100_000, len(NAR)])
-    def test_one_who_reads_takes_over(self, cache: NarCache, directory: Path, written: int) -> None:
+    def test_reader_takes_over_when_the_leader_dies(self, cache: NarCache, directory: Path, written: int) -> None:
         source = Source(NAR)
         leader = self.hold_as_leader(directory, source, NAR[:written])
         fill = cache.fill(source.key, source)
@@ -404,10 +408,10 @@ class TestTakeover:
         os.close(leader)
         assert read_all(fill) == NAR
         assert source.fetched == 1
-        assert kept(cache, source.key) == NAR
+        assert cached_bytes(cache, source.key) == NAR
 
-    def test_other_bytes_than_before_are_a_lie(self, cache: NarCache, directory: Path) -> None:
-        """Readers may have got what was written; so the NAR has to be the same as far as that goes."""
+    def test_takeover_fails_if_the_store_sends_different_bytes(self, cache: NarCache, directory: Path) -> None:
+        """Readers may have received the bytes in the part file, so the new bytes must be the same."""
         source = Source(NAR)
         leader = self.hold_as_leader(directory, source, b"x" * 100)
         fill = cache.fill(source.key, source)
@@ -419,12 +423,12 @@ class TestTakeover:
             b"".join(reader)
         reader.close()
 
-    def test_a_leftover_that_is_too_long(self, cache: NarCache, directory: Path) -> None:
+    def test_part_file_that_is_too_long_is_truncated(self, cache: NarCache, directory: Path) -> None:
         source = Source(NAR)
         os.close(self.hold_as_leader(directory, source, NAR + b"more"))
         assert read_all(cache.fill(source.key, source)) == NAR
 
-    def test_the_start_removes_what_nobody_holds(self, make_cache: MakeCache, directory: Path) -> None:
+    def test_start_removes_files_that_no_process_has_locked(self, make_cache: MakeCache, directory: Path) -> None:
         source, living = Source(NAR), Source(nar_of(10, 1))
         os.close(self.hold_as_leader(directory, source, NAR[:100]))
         leader = self.hold_as_leader(directory, living, b"")
@@ -435,15 +439,15 @@ class TestTakeover:
         (directory / "..counters.123-456.new").touch()
         (directory / f"{digits}.5.error").touch()
         os.utime(directory / f"{digits}.5.error", (0, 0))
-        (directory / "somebody else's.part").touch()
+        (directory / "unrelated.part").touch()
         make_cache()
-        assert names(directory) == {f"{living.key.digits}.{living.key.size}.part", "somebody else's.part"}
+        assert names(directory) == {f"{living.key.digits}.{living.key.size}.part", "unrelated.part"}
         os.close(leader)
-        assert make_cache().clean() == 0  # it went when that cache was made
-        assert names(directory) == {"somebody else's.part"}
+        assert make_cache().clean() == 0  # it was removed when that cache was created
+        assert names(directory) == {"unrelated.part"}
 
-    def test_a_part_that_somebody_reads_stays(self, make_cache: MakeCache, directory: Path) -> None:
-        """Its leader has just died, and its reader has not yet noticed; a third process starts."""
+    def test_part_file_that_has_readers_is_not_removed(self, make_cache: MakeCache, directory: Path) -> None:
+        """The leader has just died, its reader has not noticed yet, and other processes start."""
         source = Source(NAR, gated=True)
         leader = self.hold_as_leader(directory, source, NAR[:100])
         cache = make_cache()
@@ -454,10 +458,10 @@ class TestTakeover:
             make_cache()
         source.allow()
         assert read_all(fill) == NAR
-        assert kept(cache, source.key) == NAR
+        assert cached_bytes(cache, source.key) == NAR
 
-    def test_the_part_is_taken_away(self, make_cache: MakeCache, directory: Path) -> None:
-        """Before a byte of it came to a reader: then it is begun anew."""
+    def test_fill_starts_again_if_the_part_file_is_removed(self, make_cache: MakeCache, directory: Path) -> None:
+        """The file is removed before a reader has received a byte of it."""
         source = Source(NAR)
         leader = self.hold_as_leader(directory, source, b"")
         cache = make_cache()
@@ -469,9 +473,11 @@ class TestTakeover:
         assert read_all(fill) == NAR
 
 
-class TestTheEndOfTheProcess:
+class TestProcessExit:
     @pytest.mark.parametrize("read_elsewhere", [False, True])
-    def test_ends_its_fills(self, make_cache: MakeCache, directory: Path, read_elsewhere: bool) -> None:
+    def test_exit_ends_the_fills_of_the_process(
+        self, make_cache: MakeCache, directory: Path, read_elsewhere: bool
+    ) -> None:
         one, two = make_cache(), make_cache()
         source = Source(NAR, gated=True)
         reader = reader_of(one.fill(source.key, source))
@@ -487,11 +493,11 @@ class TestTheEndOfTheProcess:
         reader.close()
         if follower:
             assert read_all(follower) == NAR
-            assert kept(two, key_of(NAR)) == NAR
+            assert cached_bytes(two, key_of(NAR)) == NAR
         else:
             assert names(directory) == set()
 
-    def test_waits_no_longer_than_it_must(
+    def test_exit_does_not_wait_for_stalled_downloads(
         self, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch, directory: Path
     ) -> None:
         monkeypatch.setattr(narcache, "STOP_SECONDS", 0.1)
@@ -506,7 +512,7 @@ class TestTheEndOfTheProcess:
         until(lambda: descriptors(directory) == [])
 
 
-def test_a_disk_that_fails_while_it_is_written(
+def test_full_disk_fails_the_fill_without_being_remembered(
     cache: NarCache, monkeypatch: pytest.MonkeyPatch, directory: Path
 ) -> None:
     source = Source(NAR)
@@ -526,12 +532,12 @@ def test_a_disk_that_fails_while_it_is_written(
         assert reader.again(0, 1000) == NAR[:1000]
         reader.close()
     assert names(directory) == set()
-    assert read_all(cache.fill(source.key, source)) == NAR  # nothing of that is remembered
+    assert read_all(cache.fill(source.key, source)) == NAR  # the error is not remembered
 
 
-def test_a_directory_that_was_taken_away(cache: NarCache, directory: Path) -> None:
+def test_removed_cache_directory_is_created_again(cache: NarCache, directory: Path) -> None:
     for path in directory.iterdir():
         path.unlink()
     directory.rmdir()
-    keep(cache, NAR)
+    add_to_cache(cache, NAR)
     assert directory.stat().st_mode & 0o777 == 0o700

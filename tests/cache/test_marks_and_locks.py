@@ -11,7 +11,7 @@ from narcore.cache.locks import is_still_at, locked, remove_if_free, replacing, 
 
 class TestMarks:
     @pytest.mark.parametrize("seconds", [DURABLE, THIS_BOOT])
-    def test_are_lost_with_the_first_byte_written(self, seconds: int, tmp_path: Path) -> None:
+    def test_mark_is_lost_when_the_file_is_written_to(self, seconds: int, tmp_path: Path) -> None:
         path = tmp_path / "x"
         path.write_bytes(b"x")
         assert not is_verified(path.stat())
@@ -24,7 +24,7 @@ class TestMarks:
             file.flush()
             assert not is_verified(path.stat())
 
-    def test_of_another_boot_are_none(self, tmp_path: Path) -> None:
+    def test_mark_of_another_boot_is_not_valid(self, tmp_path: Path) -> None:
         path = tmp_path / "x"
         path.touch()
         for seconds in (THIS_BOOT + 1, DURABLE + 1, 0):
@@ -35,7 +35,7 @@ class TestMarks:
 
 
 class TestLocks:
-    def test_are_let_go_and_seen(self, tmp_path: Path) -> None:
+    def test_lock_is_exclusive_and_released_and_moved_files_are_detected(self, tmp_path: Path) -> None:
         path = tmp_path / "lock"
         with locked(path), path.open("rb") as other:
             assert not try_lock(other.fileno())
@@ -47,7 +47,7 @@ class TestLocks:
         with (tmp_path / "moved").open("rb") as other:
             assert try_lock(other.fileno())
 
-    def test_a_file_is_replaced_whole_or_not_at_all(self, tmp_path: Path) -> None:
+    def test_file_is_replaced_completely_or_not_at_all(self, tmp_path: Path) -> None:
         path = tmp_path / "x"
         path.write_bytes(b"old")
 
@@ -55,7 +55,7 @@ class TestLocks:
             with replacing(path) as fd:
                 os.write(fd, b"half")
                 (new,) = set(tmp_path.iterdir()) - {path}
-                assert remove_if_free(new) == []  # its writer lives
+                assert remove_if_free(new) == []  # its writer is alive
                 raise ZeroDivisionError
 
         with pytest.raises(ZeroDivisionError):
@@ -65,7 +65,7 @@ class TestLocks:
             os.write(fd, b"new")
         assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"new", [path])
 
-    def test_two_are_removed_together_or_not_at_all(self, tmp_path: Path) -> None:
+    def test_two_files_are_removed_together_or_not_at_all(self, tmp_path: Path) -> None:
         one, two = tmp_path / "1", tmp_path / "2"
         two.touch()
         with locked(one):

@@ -1,4 +1,4 @@
-"""Files out of cached NARs: always the right bytes, within the limit, and nothing left over."""
+"""Unpacked files of cached NARs: they have the right bytes, respect the limit, and leave no leftovers."""
 
 import errno
 import fcntl
@@ -27,7 +27,7 @@ from narcore.nars.cachednar import OpenNar
 from tests import builders
 from tests.builders import Tree, exe
 from tests.cache.conftest import MakeCache
-from tests.cache.support import keep, kept, key_of, names, nar_of, until
+from tests.cache.support import add_to_cache, cached_bytes, key_of, names, nar_of, until
 
 TOOL, NOTE = os.urandom(500_000), b"some text\n"
 TREE: Mapping[str, Tree] = {"a": b"", "note": NOTE, "tool": exe(TOOL), "z": b""}
@@ -44,7 +44,7 @@ def node(name: str) -> Node:
 
 @pytest.fixture
 def opened() -> Iterator[Callable[[NarCache, NarKey], OpenNar]]:
-    """Opens NARs that are in the cache; they are closed at the end."""
+    """Opens cached NARs, which are closed at the end of the test."""
     found: list[OpenNar] = []
 
     def open_(cache: NarCache, key: NarKey) -> OpenNar:
@@ -63,12 +63,12 @@ Opened = Callable[[NarCache, NarKey], OpenNar]
 
 @pytest.fixture
 def nar(cache: NarCache, opened: Opened) -> OpenNar:
-    keep(cache, NAR)
+    add_to_cache(cache, NAR)
     return opened(cache, KEY)
 
 
 def contents(fd: int) -> bytes:
-    """All of the file; closes it."""
+    """Read all of the file, and close it."""
     with os.fdopen(fd, "rb") as file:
         return file.read()
 
@@ -82,8 +82,8 @@ def files(directory: Path) -> set[str]:
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows with each file that is made."""
+def unpackings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list with one item per file that was unpacked."""
     found: list[int] = []
     unpack = unpacked.unpack
 
@@ -95,7 +95,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def test_has_the_contents_and_is_made_once(nar: OpenNar, directory: Path, made: list[int]) -> None:
+def test_file_has_its_contents_and_is_unpacked_once(nar: OpenNar, directory: Path, unpackings: list[int]) -> None:
     for name, expected in (("a", b""), ("note", NOTE), ("tool", TOOL), ("z", b"")) * 2:
         fd = nar.open_unpacked(node(name))
         assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
@@ -104,12 +104,12 @@ def test_has_the_contents_and_is_made_once(nar: OpenNar, directory: Path, made: 
         status = path_of(directory, name).stat()
         assert is_verified(status)
         assert status.st_mode == stat.S_IFREG | 0o444
-    assert len(made) == 4
+    assert len(unpackings) == 4
     assert len(files(directory)) == 4
 
 
-def test_an_eye_on_it_while_somebody_has_it_open(nar: OpenNar, directory: Path) -> None:
-    with os.fdopen(nar.open_unpacked(node("tool"))) as file:  # until it is closed nobody else gets its inode
+def test_eviction_of_an_open_file_can_be_detected(nar: OpenNar, directory: Path) -> None:
+    with os.fdopen(nar.open_unpacked(node("tool"))) as file:  # while it is open, its inode is not reused
         place, path = nar.unpacked_file(node("tool"), file.fileno()), path_of(directory)
         assert not place.is_evicted()
         os.utime(path, ns=(1000, path.stat().st_mtime_ns))
@@ -118,11 +118,11 @@ def test_an_eye_on_it_while_somebody_has_it_open(nar: OpenNar, directory: Path) 
         assert is_verified(path.stat())
         path.chmod(0o600)
         path.write_bytes(TOOL)
-        assert place.is_evicted(), "it can't be trusted"
+        assert place.is_evicted(), "the mark is lost"
         path.unlink()
         path.write_bytes(TOOL)
         os.utime(path, (1000, 2000))
-        assert place.is_evicted(), "another one is in its place"
+        assert place.is_evicted(), "another file has replaced it"
         place.touch()
         assert path.stat().st_atime == 1000
         path.unlink()
@@ -131,17 +131,17 @@ def test_an_eye_on_it_while_somebody_has_it_open(nar: OpenNar, directory: Path) 
         assert not path.exists()
 
 
-def test_only_what_is_a_file_in_it(nar: OpenNar, directory: Path) -> None:
+def test_node_that_is_not_a_file_in_the_nar_is_rejected(nar: OpenNar, directory: Path) -> None:
     for wrong in (LISTING.root, Node(1, Kind.REGULAR, "x", len(NAR), False, 8, "")):
         with pytest.raises(ValueError, match="in a NAR of"):
             nar.open_unpacked(wrong)
     assert files(directory) == set()
 
 
-def test_a_listing_that_lies_spoils_nothing(nar: OpenNar) -> None:
-    """Whatever it is said to be, what lies at that name is what stands there in the NAR."""
-    lie = Node(node("tool").index, Kind.REGULAR, "tool", 1000, True, node("tool").nar_offset, "")
-    assert contents(nar.open_unpacked(lie)) == TOOL[:1000]
+def test_wrong_listing_does_not_affect_other_files(nar: OpenNar) -> None:
+    """The name of an unpacked file contains its range in the NAR, and the file has the bytes of that range."""
+    wrong = Node(node("tool").index, Kind.REGULAR, "tool", 1000, True, node("tool").nar_offset, "")
+    assert contents(nar.open_unpacked(wrong)) == TOOL[:1000]
     assert contents(nar.open_unpacked(node("tool"))) == TOOL
 
 
@@ -161,7 +161,7 @@ def make_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-SPOILED: dict[str, Callable[[Path], object]] = {
+DAMAGED: dict[str, Callable[[Path], object]] = {
     "written to": overwrite,
     "cut": lambda path: os.truncate(path, 1000),
     "emptied": lambda path: os.truncate(path, 0),
@@ -173,8 +173,8 @@ SPOILED: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("change", SPOILED.values(), ids=SPOILED)
-def test_what_was_spoiled_is_made_again(nar: OpenNar, directory: Path, change: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize("change", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_file_is_unpacked_again(nar: OpenNar, directory: Path, change: Callable[[Path], object]) -> None:
     os.close(nar.open_unpacked(node("tool")))
     path_of(directory).chmod(0o600)
     change(path_of(directory))
@@ -183,19 +183,19 @@ def test_what_was_spoiled_is_made_again(nar: OpenNar, directory: Path, change: C
     assert is_verified(path_of(directory).lstat())
 
 
-def test_a_directory_in_its_place(nar: OpenNar, directory: Path) -> None:
+def test_directory_with_the_name_of_the_file_is_an_error(nar: OpenNar, directory: Path) -> None:
     path_of(directory).mkdir()
     with pytest.raises(CacheFailure):
         nar.open_unpacked(node("tool"))
     assert files(directory) == {path_of(directory).name}
 
 
-def test_of_a_nar_that_was_evicted(nar: OpenNar, cache: NarCache, directory: Path) -> None:
+def test_file_of_an_evicted_nar_can_be_unpacked(nar: OpenNar, cache: NarCache, directory: Path) -> None:
     cache.clear()
     assert contents(nar.open_unpacked(node("tool"))) == TOOL
 
 
-def test_of_a_nar_that_was_changed(nar: OpenNar, directory: Path) -> None:
+def test_file_of_a_changed_nar_is_not_unpacked(nar: OpenNar, directory: Path) -> None:
     path = directory / f"{KEY.digits}.nar"
     path.chmod(0o600)
     overwrite(path)
@@ -204,7 +204,7 @@ def test_of_a_nar_that_was_changed(nar: OpenNar, directory: Path) -> None:
     assert names(directory) == set()
 
 
-def test_of_a_nar_that_was_cut(nar: OpenNar, directory: Path) -> None:
+def test_file_of_a_truncated_nar_is_not_unpacked(nar: OpenNar, directory: Path) -> None:
     path = directory / f"{KEY.digits}.nar"
     path.chmod(0o600)
     os.truncate(path, 1000)
@@ -214,7 +214,7 @@ def test_of_a_nar_that_was_cut(nar: OpenNar, directory: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.EOPNOTSUPP])
-def test_where_the_kernel_cant_copy(nar: OpenNar, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_file_is_copied_without_help_of_the_kernel(nar: OpenNar, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def fail(*args: int) -> int:
         raise OSError(code, os.strerror(code))
 
@@ -223,7 +223,7 @@ def test_where_the_kernel_cant_copy(nar: OpenNar, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_a_full_disk(nar: OpenNar, directory: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_disk_error_leaves_no_file(nar: OpenNar, directory: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def fail(*args: int) -> int:
         raise OSError(code, os.strerror(code))
 
@@ -233,18 +233,20 @@ def test_a_full_disk(nar: OpenNar, directory: Path, monkeypatch: pytest.MonkeyPa
     assert files(directory) == set()
 
 
-def test_evicted_before_it_can_be_opened(nar: OpenNar, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_evicted_before_it_is_opened_is_unpacked_again_up_to_a_limit(
+    nar: OpenNar, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rounds = narcache.UNPACK_TRIES - 1
     unpack = unpacked.unpack
 
-    def lost(*args: object, **more: object) -> None:
+    def unpack_and_remove(*args: object, **more: object) -> None:
         nonlocal rounds
         unpack(*args, **more)  # type: ignore[arg-type]
         rounds -= 1
         if rounds:
             path_of(directory).unlink()
 
-    monkeypatch.setattr(unpacked, "unpack", lost)
+    monkeypatch.setattr(unpacked, "unpack", unpack_and_remove)
     assert contents(nar.open_unpacked(node("tool"))) == TOOL
     path_of(directory).unlink()
     rounds = 100
@@ -253,33 +255,35 @@ def test_evicted_before_it_can_be_opened(nar: OpenNar, directory: Path, monkeypa
 
 
 class TestRoom:
-    def test_counts_and_goes_by_its_own_use(self, make_cache: MakeCache, opened: Opened, directory: Path) -> None:
+    def test_unpacked_file_counts_and_is_evicted_by_its_own_access_time(
+        self, make_cache: MakeCache, opened: Opened, directory: Path
+    ) -> None:
         cache = make_cache(1_300_000)
-        keep(cache, NAR)
+        add_to_cache(cache, NAR)
         first = opened(cache, KEY)
-        other = keep(cache, nar_of(100_000, 1))
+        other = add_to_cache(cache, nar_of(100_000, 1))
         os.close(first.open_unpacked(node("tool")))
         sizes = sum(path.stat().st_size for path in directory.iterdir() if not path.name.startswith("."))
         assert sum(entry.size for entry in cache.entries()) == sizes
         first.touch()
-        opened(cache, other)  # so the file is what was used least recently
-        third = keep(cache, nar_of(300_000, 2))
+        opened(cache, other)  # so the unpacked file is the least recently used entry
+        third = add_to_cache(cache, nar_of(300_000, 2))
         assert files(directory) == set()
         assert [cache.is_cached(key) for key in (KEY, other, third)] == [True, True, True]
 
-    def test_drives_out_what_was_used_before(self, make_cache: MakeCache, opened: Opened, directory: Path) -> None:
+    def test_unpacking_evicts_older_entries(self, make_cache: MakeCache, opened: Opened, directory: Path) -> None:
         events: list[str] = []
         cache = make_cache(1_300_000, trace=lambda event, fields: events.append(event))
-        old = keep(cache, nar_of(700_000, 1))
-        keep(cache, NAR)
+        old = add_to_cache(cache, nar_of(700_000, 1))
+        add_to_cache(cache, NAR)
         assert contents(opened(cache, KEY).open_unpacked(node("tool"))) == TOOL
         assert not cache.is_cached(old)
         assert events.count("cache.evict") == 1
         assert sum(entry.size for entry in cache.entries()) <= 1_300_000
 
-    def test_using_it_keeps_it(self, make_cache: MakeCache, opened: Opened, directory: Path) -> None:
+    def test_use_updates_the_access_time(self, make_cache: MakeCache, opened: Opened, directory: Path) -> None:
         cache = make_cache()
-        keep(cache, NAR)
+        add_to_cache(cache, NAR)
         nar = opened(cache, KEY)
         for name in ("tool", "note"):
             os.close(nar.open_unpacked(node(name)))
@@ -289,30 +293,30 @@ class TestRoom:
         assert path_of(directory).stat().st_atime > 1000
 
     @pytest.mark.parametrize("limit", [len(NAR) + 100_000, len(NAR) + 1000])
-    def test_never_drives_out_its_own_nar(
+    def test_unpacking_never_evicts_its_own_nar(
         self, make_cache: MakeCache, opened: Opened, directory: Path, limit: int
     ) -> None:
-        """Else a limit that has room for one of both would have it fetched again and again."""
+        """Otherwise, if only one of them fits, the NAR would be fetched again and again."""
         cache = make_cache(limit)
-        keep(cache, NAR)
+        add_to_cache(cache, NAR)
         nar = opened(cache, KEY)
         with pytest.raises(CacheFailure, match="no room"):
             nar.open_unpacked(node("tool"))
         assert cache.is_cached(KEY)
         assert files(directory) == set()
 
-    def test_what_is_being_made_is_counted(
+    def test_file_that_is_being_unpacked_counts(
         self, make_cache: MakeCache, opened: Opened, directory: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Two at once, and there is room for one: the other one does not take what was promised to the first."""
+        """Two files are unpacked at once, with room for one: the second does not take the room of the first."""
         cache = make_cache(2 * len(NAR) + 200_000)
-        keep(cache, NAR)
+        add_to_cache(cache, NAR)
         nar = opened(cache, KEY)
-        copying, go_on, copy = threading.Event(), threading.Event(), unpacked._copy
+        copying, resume, copy = threading.Event(), threading.Event(), unpacked._copy
 
         def slow(*args: object) -> None:
             copying.set()
-            assert go_on.wait(10)
+            assert resume.wait(10)
             copy(*args)  # type: ignore[arg-type]
 
         monkeypatch.setattr(unpacked, "_copy", slow)
@@ -323,29 +327,31 @@ class TestRoom:
                 with pytest.raises(CacheFailure):
                     nar.open_unpacked(Node(0, Kind.REGULAR, "x", 400_000, False, 100, ""))
             finally:
-                go_on.set()
+                resume.set()
             assert contents(first.result()) == TOOL
         assert files(directory) == {path_of(directory).name}
 
-    def test_collect_and_clear(self, cache: NarCache, nar: OpenNar, make_cache: MakeCache, directory: Path) -> None:
+    def test_collect_and_clear_remove_unpacked_files(
+        self, cache: NarCache, nar: OpenNar, make_cache: MakeCache, directory: Path
+    ) -> None:
         os.close(nar.open_unpacked(node("tool")))
         os.utime(path_of(directory), (1000, THIS_BOOT))
-        cache._reserve.close()  # of a share of its own limit, which is a far larger one
-        (gone,) = make_cache(600_000).collect()
-        assert gone.path(cache.layout) == path_of(directory)
+        cache._reserve.close()  # the reservation is a share of this cache's own limit, which is much larger
+        (evicted,) = make_cache(600_000).collect()
+        assert evicted.path(cache.layout) == path_of(directory)
         os.close(nar.open_unpacked(node("note")))
         assert len(cache.clear()) == 2
         assert names(directory) == set()
 
 
 class TestVerify:
-    def test_compares_with_the_nar(self, cache: NarCache, nar: OpenNar, directory: Path) -> None:
+    def test_verify_compares_files_with_their_nar(self, cache: NarCache, nar: OpenNar, directory: Path) -> None:
         for name in ("a", "note", "tool"):
             os.close(nar.open_unpacked(node(name)))
         marks = path_of(directory).stat()
         path_of(directory).chmod(0o600)
         overwrite(path_of(directory))
-        os.utime(path_of(directory), ns=(marks.st_atime_ns, marks.st_mtime_ns))  # as a disk would spoil it
+        os.utime(path_of(directory), ns=(marks.st_atime_ns, marks.st_mtime_ns))  # as if damaged on the disk
         os.utime(path_of(directory, "note"), (1000, 5000))
         seen: list[int] = []
         found = {entry.path(cache.layout).name: right for entry, right in verify(cache.layout, seen.append)}
@@ -355,9 +361,9 @@ class TestVerify:
         assert files(directory) == set(paths[:2])
         note = path_of(directory, "note").stat()
         assert is_verified(note)
-        assert note.st_atime == 1000  # that was no use
+        assert note.st_atime == 1000  # verifying does not count as use
 
-    def test_of_another_size(self, cache: NarCache, nar: OpenNar, directory: Path) -> None:
+    def test_verify_removes_a_file_of_another_size(self, cache: NarCache, nar: OpenNar, directory: Path) -> None:
         os.close(nar.open_unpacked(node("tool")))
         path_of(directory).chmod(0o600)
         os.truncate(path_of(directory), 1000)
@@ -365,7 +371,9 @@ class TestVerify:
         assert files(directory) == set()
 
     @pytest.mark.parametrize("why", ["there is no NAR", "the NAR is wrong"])
-    def test_what_cant_be_compared_goes(self, cache: NarCache, nar: OpenNar, directory: Path, why: str) -> None:
+    def test_verify_removes_files_without_a_correct_nar(
+        self, cache: NarCache, nar: OpenNar, directory: Path, why: str
+    ) -> None:
         os.close(nar.open_unpacked(node("tool")))
         path = directory / f"{KEY.digits}.nar"
         if why == "there is no NAR":
@@ -373,12 +381,12 @@ class TestVerify:
         else:
             path.chmod(0o600)
             overwrite(path)
-            os.utime(path, (10**9, DURABLE))  # used last, so it is what would be looked at last
+            os.utime(path, (10**9, DURABLE))  # the most recently used entry, which would be verified last
         assert [right for _, right in verify(cache.layout)] == ([] if why == "there is no NAR" else [False])
         assert {name for name in names(directory) if not name.endswith(".ls")} == set()
 
 
-# Unpacks the file at its last arguments, and says so before it copies.
+# Unpacks the file that the last arguments describe, and reports when it has copied half of it.
 MAKER = """
 import sys, time
 from pathlib import Path
@@ -401,7 +409,7 @@ print("done", flush=True)
 
 
 def maker(directory: Path) -> "subprocess.Popen[str]":
-    """Another process that makes the file, and has copied half of it; it goes on with a line to its input."""
+    """Start another process that unpacks the file, and stops after half of it; a line of input makes it continue."""
     numbers = map(str, (KEY.size, node("tool").nar_offset, node("tool").size))
     command = [sys.executable, "-c", MAKER, str(directory), KEY.digits, *numbers]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -411,35 +419,39 @@ def maker(directory: Path) -> "subprocess.Popen[str]":
 
 
 class TestProcesses:
-    def test_both_make_it_and_get_the_right_bytes(self, nar: OpenNar, directory: Path) -> None:
+    def test_concurrent_processes_unpack_the_same_file(self, nar: OpenNar, directory: Path) -> None:
         with maker(directory) as one, maker(directory) as other:
             assert contents(nar.open_unpacked(node("tool"))) == TOOL
             assert len(files(directory)) == 3
             for process in (one, other):
-                assert process.communicate("go on\n", timeout=20)[0] == "done\n"
+                assert process.communicate("continue\n", timeout=20)[0] == "done\n"
                 assert path_of(directory).read_bytes() == TOOL
         assert contents(nar.open_unpacked(node("tool"))) == TOOL
         assert files(directory) == {path_of(directory).name}
 
     @pytest.mark.parametrize("by", ["clean", "room"])
-    def test_what_a_killed_one_leaves_is_removed(self, nar: OpenNar, cache: NarCache, directory: Path, by: str) -> None:
+    def test_leftovers_of_a_killed_process_are_removed(
+        self, nar: OpenNar, cache: NarCache, directory: Path, by: str
+    ) -> None:
         with maker(directory) as process:
-            assert cache.clean() == 0  # it lives
+            assert cache.clean() == 0  # the process is alive
             process.send_signal(signal.SIGKILL)
             process.communicate(timeout=20)
         assert len(files(directory)) == 1
         assert not path_of(directory).exists()
         if by == "clean":
-            assert cache.clean() == 2  # and the room that it kept
+            assert cache.clean() == 2  # the file, and the reservation
             assert files(directory) == set()
         else:
             assert contents(nar.open_unpacked(node("note"))) == NOTE
             assert files(directory) == {path_of(directory, "note").name}
         assert contents(nar.open_unpacked(node("tool"))) == TOOL
 
-    def test_many_at_once_while_all_is_cleared(self, make_cache: MakeCache, opened: Opened, directory: Path) -> None:
+    def test_concurrent_unpacking_survives_repeated_clearing(
+        self, make_cache: MakeCache, opened: Opened, directory: Path
+    ) -> None:
         caches = [make_cache(), make_cache()]
-        keep(caches[0], NAR)
+        add_to_cache(caches[0], NAR)
         nars = [opened(cache, KEY) for cache in caches]
         end = threading.Event()
 
@@ -448,7 +460,7 @@ class TestProcesses:
                 with suppress(CacheFailure):
                     caches[1].clear()
 
-        def unpacked_right(number: int) -> bool | None:
+        def unpack_correctly(number: int) -> bool | None:
             try:
                 return contents(nars[number % 2].open_unpacked(node("tool"))) == TOOL
             except CacheFailure:  # evicted three times
@@ -457,7 +469,7 @@ class TestProcesses:
         thread = threading.Thread(target=clear)
         thread.start()
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(unpacked_right, range(200)))
+            found = list(pool.map(unpack_correctly, range(200)))
         end.set()
         thread.join()
         assert False not in found
@@ -465,24 +477,24 @@ class TestProcesses:
         until(lambda: len(files(directory)) <= 1)
 
 
-def test_in_one_process_it_is_made_once(nar: OpenNar, made: list[int]) -> None:
+def test_concurrent_calls_in_one_process_unpack_once(nar: OpenNar, unpackings: list[int]) -> None:
     with ThreadPoolExecutor(16) as pool:
         fds = list(pool.map(nar.open_unpacked, [node("tool")] * 16))
     assert [contents(fd) == TOOL for fd in fds] == [True] * 16
-    assert len(made) <= 2  # one that looks just when the first has ended finds it
+    assert len(unpackings) <= 2  # a call that starts just as the first one ends may unpack again
 
 
-def test_kept_is_still_the_whole_nar(nar: OpenNar, cache: NarCache) -> None:
+def test_unpacking_does_not_change_the_nar(nar: OpenNar, cache: NarCache) -> None:
     os.close(nar.open_unpacked(node("tool")))
-    assert kept(cache, KEY) == NAR
+    assert cached_bytes(cache, KEY) == NAR
 
 
-class TestSpare:
-    """Room for small files is found for many of them at once."""
+class TestReserve:
+    """Room for many small files is reserved at once."""
 
     @pytest.fixture
-    def looks(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-        """Grows with each look at the whole directory for room."""
+    def scans(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """A list with one item per scan of the directory for room."""
         found: list[int] = []
         make_room_for_file = eviction.make_room_for_file
 
@@ -496,66 +508,72 @@ class TestSpare:
     def room(self, directory: Path) -> list[int]:
         return [path.stat().st_size for path in directory.glob(".spare.*")]
 
-    def test_one_look_for_many(self, make_cache: MakeCache, opened: Opened, directory: Path, looks: list[int]) -> None:
+    def test_many_small_files_need_one_scan(
+        self, make_cache: MakeCache, opened: Opened, directory: Path, scans: list[int]
+    ) -> None:
         cache = make_cache(1 << 30)
-        keep(cache, NAR)
+        add_to_cache(cache, NAR)
         nar = opened(cache, KEY)
         for size in range(1, 301):
             os.close(nar.open_unpacked(Node(0, Kind.REGULAR, "x", size, False, 100, "")))
-        assert len(looks) == 1
+        assert len(scans) == 1
         assert self.room(directory) == [(1 << 30) // 100 - sum(range(2, 301))]
         cache.close()
         assert self.room(directory) == []
 
-    def test_is_counted_by_others(self, make_cache: MakeCache, opened: Opened, directory: Path) -> None:
+    def test_other_processes_count_the_reservation(
+        self, make_cache: MakeCache, opened: Opened, directory: Path
+    ) -> None:
         limit = 100 * len(NAR)
         cache, other = make_cache(limit), make_cache(limit)
-        keep(cache, NAR)
+        add_to_cache(cache, NAR)
         os.close(opened(cache, KEY).open_unpacked(node("note")))
-        (kept_free,) = self.room(directory)
-        assert kept_free == limit // 100
-        too_large = nar_of(limit - kept_free + 1, 1)
+        (reserved,) = self.room(directory)
+        assert reserved == limit // 100
+        too_large = nar_of(limit - reserved + 1, 1)
         assert make_room(other.layout, key_of(too_large), limit) is None
         cache.close()
         assert make_room(other.layout, NarKey("0" * 52, limit), limit) is not None
 
-    def test_is_given_back_for_a_nar_as_large_as_the_cache(
+    def test_reservation_is_released_for_a_nar_as_large_as_the_cache(
         self, make_cache: MakeCache, opened: Opened, directory: Path
     ) -> None:
         large = nar_of(10 * len(NAR), 1)
         cache = make_cache(len(large) + 1000)
-        keep(cache, NAR)
+        add_to_cache(cache, NAR)
         os.close(opened(cache, KEY).open_unpacked(node("note")))
         assert self.room(directory) == [(len(large) + 1000) // 100]
-        keep(cache, large)
+        add_to_cache(cache, large)
         assert cache.is_cached(key_of(large))
 
-    def test_near_the_limit(self, make_cache: MakeCache, opened: Opened, directory: Path, looks: list[int]) -> None:
-        """What is too small a cache for that has room for the file all the same."""
+    def test_file_fits_even_if_the_reservation_does_not(
+        self, make_cache: MakeCache, opened: Opened, directory: Path, scans: list[int]
+    ) -> None:
+        """A cache that is too small for the reservation still has room for the file itself."""
         cache = make_cache(len(NAR) + 500)
-        keep(cache, NAR)
+        add_to_cache(cache, NAR)
         nar = opened(cache, KEY)
         os.close(nar.open_unpacked(node("note")))
         os.close(nar.open_unpacked(Node(0, Kind.REGULAR, "x", 100, False, 100, "")))
-        assert len(looks) == 4  # two each
+        assert len(scans) == 4  # two each
         assert self.room(directory) == [0]
         assert cache.is_cached(KEY)
 
-    def test_evicts_for_it(self, make_cache: MakeCache, opened: Opened, directory: Path) -> None:
+    def test_reservation_evicts_older_entries(self, make_cache: MakeCache, opened: Opened, directory: Path) -> None:
         cache = make_cache(2 * len(NAR))
-        old = keep(cache, nar_of(len(NAR) - 3000, 1))
-        keep(cache, NAR)
+        old = add_to_cache(cache, nar_of(len(NAR) - 3000, 1))
+        add_to_cache(cache, NAR)
         os.close(opened(cache, KEY).open_unpacked(node("note")))
         assert not cache.is_cached(old)
         assert cache.is_cached(KEY)
 
-    def test_on_a_full_disk_what_went_is_waited_for(
+    def test_full_disk_does_not_evict_one_entry_per_file(
         self, cache: NarCache, opened: Opened, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It is still open somewhere: each file would evict another entry, and find no room either."""
+        """The evicted entry is still open somewhere: otherwise each file would evict another entry and find no room either."""
         for number in range(1, 4):
-            keep(cache, nar_of(len(NAR), number))
-        keep(cache, NAR)
+            add_to_cache(cache, nar_of(len(NAR), number))
+        add_to_cache(cache, NAR)
         nar, still_open = opened(cache, KEY), True
         before = len(cache.entries())
 
@@ -570,7 +588,7 @@ class TestSpare:
         still_open = False
         os.close(nar.open_unpacked(node("tool")))
 
-    def test_of_one_that_was_killed_is_removed(self, cache: NarCache, directory: Path) -> None:
+    def test_reservation_of_a_killed_process_is_removed(self, cache: NarCache, directory: Path) -> None:
         (directory / ".spare.1-0.new").write_bytes(b"")
         os.truncate(directory / ".spare.1-0.new", 1 << 40)
         make_room(cache.layout, key_of(NAR), 1 << 30)
@@ -578,7 +596,7 @@ class TestSpare:
         (directory / ".spare.1-0.new").touch()
         assert cache.clean() == 1
 
-    def test_where_the_directory_was_emptied(self, cache: NarCache, nar: OpenNar, directory: Path) -> None:
+    def test_emptied_directory_can_be_used_again(self, cache: NarCache, nar: OpenNar, directory: Path) -> None:
         os.close(nar.open_unpacked(node("note")))
         for path in directory.iterdir():
             path.unlink()

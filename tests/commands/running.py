@@ -1,4 +1,4 @@
-"""Ways to run a command: in the process of the test, as a program of its own, and at a terminal."""
+"""Runs commands: in the process of the test, in a process of their own, and on a terminal."""
 
 import os
 import pty
@@ -19,7 +19,7 @@ SECONDS = 60
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How a command ended; ``code`` is minus the signal where one ended it."""
+    """The result of a command. ``code`` is the exit code, or the negative signal number."""
 
     code: int
     out: bytes
@@ -31,7 +31,7 @@ class Done:
 
 
 class InProcess:
-    """Runs commands here: quick, and their code is measured. ``use`` says which caches they ask."""
+    """Runs commands in this process, which is fast and covered by coverage. ``use`` sets stores and other settings."""
 
     def __init__(self, capture: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
         self._capture = capture
@@ -51,14 +51,14 @@ class InProcess:
         return Done(code, out, err.decode("utf-8", "backslashreplace"))
 
     def ok(self, *arguments: str | Path) -> Done:
-        """A command that has to succeed, in silence."""
+        """Run a command that must succeed, with no output on standard error."""
         done = self(*arguments)
         assert (done.code, done.err) == (0, ""), done
         return done
 
 
 def stored(directory: Path, files: Mapping[str, bytes]) -> Path:
-    """The files of a binary cache, as a directory."""
+    """Write the files of a binary cache into a directory. Returns the directory."""
     for name, data in files.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(data)
@@ -66,13 +66,13 @@ def stored(directory: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("NAR_", "NIX_", "PYTHON"))}
-    # PYTHONDEVMODE: a file or a connection that is left open shows on standard error.
-    return kept | {"PYTHONDEVMODE": "1"} | dict(settings)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("NAR_", "NIX_", "PYTHON"))}
+    # With PYTHONDEVMODE, a warning about an unclosed file or connection appears on standard error.
+    return inherited | {"PYTHONDEVMODE": "1"} | dict(settings)
 
 
 def start(*arguments: str, settings: Mapping[str, str], cwd: Path | None = None) -> subprocess.Popen[bytes]:
-    """The program, with pipes for its output."""
+    """Start the program, with pipes for its output."""
     return subprocess.Popen(
         [PROGRAM, *arguments],
         env=environment(settings),
@@ -90,7 +90,7 @@ def program(*arguments: str, settings: Mapping[str, str], cwd: Path | None = Non
 
 
 def at_terminal(*arguments: str, settings: Mapping[str, str], cwd: Path | None = None, typed: bytes = b"") -> Done:
-    """The program with all three streams at one terminal: ``out`` has everything that it showed."""
+    """Run the program with all three streams on a terminal, and type ``typed``. ``out`` contains everything on the screen."""
     ours, theirs = pty.openpty()
     try:
         process = subprocess.Popen(
@@ -112,8 +112,8 @@ def at_terminal(*arguments: str, settings: Mapping[str, str], cwd: Path | None =
 
 def _read(fd: int) -> bytes:
     readable, _, _ = select.select([fd], [], [], SECONDS)
-    assert readable, "nothing came for a minute"
+    assert readable, "no output for a minute"
     try:
         return os.read(fd, 65536)
-    except OSError:  # Linux: nobody has the terminal open any more
+    except OSError:  # on Linux: no process has the terminal open any more
         return b""

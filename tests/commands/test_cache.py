@@ -1,4 +1,4 @@
-"""``cache``: the numbers are right, what is bad goes, the limit holds, and nothing is removed without a yes."""
+"""``cache``: prints the right numbers, removes damaged archives, enforces the limit, and asks before it removes everything."""
 
 import json
 import os
@@ -17,7 +17,7 @@ SIZE = 300_000
 
 @pytest.fixture
 def nars(cli: InProcess, tmp_path: Path) -> list[Path]:
-    """Three NARs in the cache, in the order in which they were used."""
+    """Three cached NARs, ordered by their last use."""
     names = ("one", "two", "three")
     cli.use(stored(tmp_path / "store", binary_cache({name: name.encode() * (SIZE // 3) for name in names})))
     found: list[Path] = []
@@ -31,11 +31,11 @@ def nars(cli: InProcess, tmp_path: Path) -> list[Path]:
 
 
 def size(path: Path) -> int:
-    """Of a NAR and its listing."""
+    """Return the size of a NAR together with its listing."""
     return path.stat().st_size + path.with_suffix(".ls").stat().st_size
 
 
-def test_stat(cli: InProcess, nars: list[Path]) -> None:
+def test_stat_shows_size_limit_and_counters(cli: InProcess, nars: list[Path]) -> None:
     cli.ok("cat", hash_part("one"))
     found = json.loads(cli.ok("cache", "stat", "--json").out)
     assert (found["directory"], found["entries"]) == (os.environ["NAR_CACHE_DIR"], 3)
@@ -48,22 +48,22 @@ def test_stat(cli: InProcess, nars: list[Path]) -> None:
     assert rows["entries"] == "3"
 
 
-def test_verify_removes_what_is_bad_and_says_so(cli: InProcess, nars: list[Path]) -> None:
+def test_verify_removes_damaged_archives_and_prints_them(cli: InProcess, nars: list[Path]) -> None:
     assert cli.ok("cache", "verify").lines == ["3 good, 0 removed"]
     times = nars[1].stat()
     nars[1].chmod(0o600)
     with nars[1].open("r+b") as file:
         file.seek(200_000)
         file.write(b"!")
-    os.utime(nars[1], ns=(times.st_atime_ns, times.st_mtime_ns))  # as a disk would spoil it
+    os.utime(nars[1], ns=(times.st_atime_ns, times.st_mtime_ns))  # as if the disk had damaged it
     done = cli("cache", "verify")
-    assert done.lines == [f"{nars[1]}: wrong, and removed", "2 good, 1 removed"]
+    assert done.lines == [f"{nars[1]}: damaged, removed", "2 good, 1 removed"]
     assert done.code == 1
     assert [path.exists() for path in nars] == [True, False, True]
 
 
 def unpack_from(nar: Path) -> Path:
-    """The path of a file that is unpacked from the NAR."""
+    """Unpack a file from the NAR into the cache. Returns its path."""
     with closing(NarCache(nar.parent, size=lambda _: 1 << 30, max_fills=1)) as cache:
         opened = cache.open(NarKey(nar.stem, nar.stat().st_size))
         assert opened is not None
@@ -83,24 +83,24 @@ def test_unpacked_files_are_counted_verified_and_cleared(cli: InProcess, nars: l
     times = paths[0].stat()
     paths[0].chmod(0o600)
     paths[0].write_bytes(bytes(1000))
-    os.utime(paths[0], ns=(times.st_atime_ns, times.st_mtime_ns))  # as a disk would spoil it
+    os.utime(paths[0], ns=(times.st_atime_ns, times.st_mtime_ns))  # as if the disk had damaged it
     done = cli("cache", "verify")
-    assert (done.code, done.lines) == (1, [f"{paths[0]}: wrong, and removed", "4 good, 1 removed"])
+    assert (done.code, done.lines) == (1, [f"{paths[0]}: damaged, removed", "4 good, 1 removed"])
     assert cli.ok("cache", "clear", "--yes").lines[0].startswith("removed 3 archives and 1 unpacked file, ")
     assert not paths[1].exists()
 
 
-def test_gc_holds_the_limit_and_removes_leftovers(cli: InProcess, nars: list[Path]) -> None:
-    left = nars[0].with_name("0" * 52 + ".1000.part")
-    left.write_bytes(b"left by a crash")
+def test_gc_enforces_the_limit_and_removes_leftovers(cli: InProcess, nars: list[Path]) -> None:
+    leftover = nars[0].with_name("0" * 52 + ".1000.part")
+    leftover.write_bytes(b"left by a crash")
     cli.use(NAR_CACHE_SIZE=str(sum(map(size, nars[1:]))))
     done = cli.ok("cache", "gc")
     assert done.lines[0].startswith("removed 1 archive, ")
-    assert [path.exists() for path in (*nars, left)] == [False, True, True, False]
+    assert [path.exists() for path in (*nars, leftover)] == [False, True, True, False]
     assert cli.ok("cache", "gc").lines == ["removed 0 archives, 0 B"]
 
 
-def test_clear_asks(cli: InProcess, nars: list[Path]) -> None:
+def test_clear_asks_for_confirmation(cli: InProcess, nars: list[Path]) -> None:
     settings = {"NAR_CACHE_DIR": str(nars[0].parent)}
     asked = at_terminal("cache", "clear", settings=settings, typed=b"n\n")
     assert (asked.code, b"Remove 3 archives (1.0 MiB) from" in asked.out) == (1, True)
@@ -110,7 +110,9 @@ def test_clear_asks(cli: InProcess, nars: list[Path]) -> None:
     assert not any(path.exists() for path in nars)
 
 
-def test_clear_in_a_script(cli: InProcess, nars: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clear_without_a_terminal_requires_yes(
+    cli: InProcess, nars: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Path("/dev/null").open() as nothing:
         monkeypatch.setattr("sys.stdin", nothing)
         refused = cli("cache", "clear")
@@ -119,7 +121,7 @@ def test_clear_in_a_script(cli: InProcess, nars: list[Path], monkeypatch: pytest
     assert not [*nars[0].parent.glob("*.nar")]
 
 
-def test_no_cache_is_no_traceback(cli: InProcess, tmp_path: Path) -> None:
+def test_a_missing_cache_is_a_one_line_error(cli: InProcess, tmp_path: Path) -> None:
     for arguments in (("--cache-dir", "off"), ("--cache-dir", str(tmp_path / "none"))):
         done = cli("cache", "stat", *arguments)
         assert (done.code, done.out, len(done.err.splitlines())) == (2, b"", 1)

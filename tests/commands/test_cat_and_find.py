@@ -1,4 +1,4 @@
-"""``cat`` gives bytes, ``find`` gives names that ``cat`` takes; both follow links into other store paths."""
+"""``cat`` prints bytes, ``find`` prints names that ``cat`` accepts; both follow links into other store paths."""
 
 import os
 import signal
@@ -17,8 +17,8 @@ from tests.e2e.fronts import Front
 from tests.e2e.nixcaches import NixCaches
 
 
-def led_to(caches: NixCaches, outcome: links.Outcome) -> Path | None:
-    """The file that a link leads to, if it is one and in the caches."""
+def target_file(caches: NixCaches, outcome: links.Outcome) -> Path | None:
+    """Return the file that a link leads to, or None if the target is not a file in the caches."""
     match outcome:
         case links.Inside(path):
             place = caches.tree(links.LINKS_NAME) / os.fsdecode(path)
@@ -35,20 +35,20 @@ def test_links_are_followed(cli: InProcess, caches: NixCaches, instance: Front, 
     path = caches.store_paths[links.LINKS_NAME]
     for name, outcome in links.LINKS.items():
         done = cli("cat", (instance.url if by == "instance" else "") + f"{path}/{name.decode()}")
-        expected = led_to(caches, outcome)
+        expected = target_file(caches, outcome)
         if expected is None:
             assert (done.code, done.out, len(done.err.splitlines())) == (1, b"", 1), name
         else:
             assert (done.code, done.out, done.err) == (0, expected.read_bytes(), ""), name
 
 
-def test_links_from_path_to_path_come_to_an_end(cli: InProcess, tmp_path: Path) -> None:
+def test_a_loop_of_links_between_store_paths_is_an_error(cli: InProcess, tmp_path: Path) -> None:
     chain: dict[str, Tree] = {f"n{number}": link(str(store_path(f"n{number + 1}"))) for number in range(5)}
     loop: dict[str, Tree] = {"p": link(f"{store_path('q')}/x"), "q": {"x": link(f"../{store_path('p').base_name}")}}
     cli.use(stored(tmp_path / "store", binary_cache({**chain, "n5": b"the end", **loop})))
     assert cli.ok("cat", str(store_path("n0"))).out == b"the end"
     done = cli("cat", str(store_path("p")))
-    assert (done.code, "without an end" in done.err) == (1, True)
+    assert (done.code, "too many links" in done.err) == (1, True)
 
 
 def test_every_odd_name_can_be_found_and_read(cli: InProcess, caches: NixCaches, instance: Front) -> None:
@@ -61,7 +61,7 @@ def test_every_odd_name_can_be_found_and_read(cli: InProcess, caches: NixCaches,
         assert together == b"".join(entry.source.read_bytes() for entry in files)
 
 
-def test_binary_files_pass_unchanged_and_a_missing_one_does_not_stop_the_others(caches: NixCaches) -> None:
+def test_binary_files_are_unchanged_and_a_missing_file_does_not_stop_the_others(caches: NixCaches) -> None:
     settings = {"NAR_CACHE_URL": caches.cache("xz-blocks").as_uri(), "NAR_CACHE_DIR": "off"}
     path = caches.store_paths[trees.BIG_NAME]
     done = program("cat", f"{path}/later.bin", f"{path}/nope", f"{path}", f"{path}/z-last.txt", settings=settings)
@@ -73,7 +73,7 @@ def test_binary_files_pass_unchanged_and_a_missing_one_does_not_stop_the_others(
     ]
 
 
-def test_a_reader_that_leaves_ends_it_in_silence(caches: NixCaches) -> None:
+def test_a_closed_pipe_ends_the_command_silently(caches: NixCaches) -> None:
     settings = {"NAR_CACHE_URL": caches.cache("none").as_uri(), "NAR_CACHE_DIR": "off"}
     commands: list[tuple[str, ...]] = [
         ("cat", f"{caches.store_paths[trees.BIG_NAME]}/data.bin"),
@@ -89,13 +89,13 @@ def test_a_reader_that_leaves_ends_it_in_silence(caches: NixCaches) -> None:
         assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
 
 
-def test_a_full_disk_is_said_once(caches: NixCaches) -> None:
+def test_a_full_disk_is_reported_once(caches: NixCaches) -> None:
     settings = {"NAR_CACHE_URL": caches.cache("none").as_uri(), "NAR_CACHE_DIR": "off"}
     with Path("/dev/full").open("wb") as full:
         command = [str(PROGRAM), "cat", f"{caches.store_paths[links.HELLO]}/bin/hello"]
         done = subprocess.run(command, env=environment(settings), stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 3
-    assert done.stderr == b"nar-serve: No space left on device; make room, and run the same again\n"
+    assert done.stderr == b"nar-serve: No space left on device; free some space, and run the same command again\n"
 
 
 # --- find
@@ -127,7 +127,7 @@ def test_a_full_disk_is_said_once(caches: NixCaches) -> None:
         ("\udcff*", "\udcff\n.", True),
     ],
 )
-def test_globs(glob: str, path: str, matches: bool) -> None:
+def test_globs_match_as_documented(glob: str, path: str, matches: bool) -> None:
     assert Pattern(glob).matches(tuple(path.split("/"))) is matches
 
 
@@ -135,14 +135,14 @@ NAMES = st.lists(st.sampled_from(["a", "b", "ab"]), min_size=1, max_size=5).map(
 
 
 @given(NAMES, st.lists(st.sampled_from(["a", "b*", "?", "**"]), min_size=2, max_size=5))
-def test_globs_are_what_their_expansions_are(names: tuple[str, ...], segments: list[str]) -> None:
-    """Each ** stands for none, one, two... segments of any name: try them all."""
+def test_a_glob_matches_if_one_of_its_expansions_does(names: tuple[str, ...], segments: list[str]) -> None:
+    """Each ** stands for any number of segments; this tries all numbers up to the number of names."""
 
-    def expanded(rest: list[str], room: int) -> list[list[str]]:
+    def expanded(rest: list[str], limit: int) -> list[list[str]]:
         if not rest:
             return [[]]
-        heads = [["*"] * count for count in range(room + 1)] if rest[0] == "**" else [[rest[0]]]
-        return [head + tail for head in heads for tail in expanded(rest[1:], room)]
+        heads = [["*"] * count for count in range(limit + 1)] if rest[0] == "**" else [[rest[0]]]
+        return [head + tail for head in heads for tail in expanded(rest[1:], limit)]
 
     expected = any(
         len(each) == len(names)
@@ -153,7 +153,7 @@ def test_globs_are_what_their_expansions_are(names: tuple[str, ...], segments: l
 
 
 @pytest.mark.parametrize("by", ["store", "instance"])
-def test_find_in_a_closure(cli: InProcess, caches: NixCaches, instance: Front, by: str) -> None:
+def test_find_closure_searches_the_references(cli: InProcess, caches: NixCaches, instance: Front, by: str) -> None:
     if by == "store":
         cli.use(caches.cache("zstd"))
     home = instance.url if by == "instance" else ""
@@ -169,7 +169,9 @@ def test_find_in_a_closure(cli: InProcess, caches: NixCaches, instance: Front, b
     assert cli.ok("find", f"{own}/to-dir", "*/deeper").lines == [f"{own}/sub/deep/deeper"]
 
 
-def test_a_hole_in_a_closure_is_told_and_the_rest_found(cli: InProcess, caches: NixCaches, tmp_path: Path) -> None:
+def test_a_missing_reference_is_reported_and_the_rest_is_searched(
+    cli: InProcess, caches: NixCaches, tmp_path: Path
+) -> None:
     path = caches.store_paths[links.LINKS_NAME]
     for name in caches.cache("zstd").glob(f"{caches.hash_part(links.LINKS_NAME)}*"):
         (tmp_path / name.name).write_bytes(name.read_bytes())

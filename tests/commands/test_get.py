@@ -1,4 +1,4 @@
-"""``get``: the tree on disk is the source tree, whatever way its bytes come; it appears whole or not at all."""
+"""``get``: the copy equals the source tree, whatever the source of its bytes, and only appears when it is complete."""
 
 import os
 import re
@@ -39,7 +39,7 @@ class Fact(NamedTuple):
 
 
 def facts(root: Path) -> dict[bytes, Fact]:
-    """All that a NAR can hold of a tree."""
+    """Return all properties of a tree that a NAR can hold."""
     found = {}
     for entry in trees.walk(root):
         contents = entry.source.read_bytes() if entry.kind == "regular" else b""
@@ -60,7 +60,7 @@ def test_every_tree_equals_its_source(cli: InProcess, caches: NixCaches, instanc
     if way == "through the cache":
         cli.use(caches.cache("ls-no-offsets"))
         for file in [entry for entry in caches.entries(name) if entry.kind == "regular"][:1]:
-            cli.ok("cat", f"{path}/{os.fsdecode(file.path)}")  # now the NAR is at hand
+            cli.ok("cat", f"{path}/{os.fsdecode(file.path)}")  # now the NAR is cached
     done = cli.ok("get", path)
     result = Path(name)
     assert done.lines == [name]
@@ -68,7 +68,7 @@ def test_every_tree_equals_its_source(cli: InProcess, caches: NixCaches, instanc
     assert os.listdir() == [name]
 
 
-def test_modes_and_times(cli: InProcess, caches: NixCaches) -> None:
+def test_modes_and_times_are_set(cli: InProcess, caches: NixCaches) -> None:
     cli.use(caches.cache("zstd"))
     cli.ok("get", caches.store_paths[HELLO])
     modes = {stat.S_IMODE((Path(HELLO) / name).stat().st_mode) for name in ("bin/hello", "lib", "")}
@@ -79,8 +79,10 @@ def test_modes_and_times(cli: InProcess, caches: NixCaches) -> None:
 
 
 @pytest.mark.parametrize("cache", ["none", "xz", "xz-blocks"])
-@pytest.mark.parametrize("cache_dir", ["kept", "off"])
-def test_parts(cli: InProcess, caches: NixCaches, cache: str, cache_dir: str) -> None:
+@pytest.mark.parametrize("cache_dir", ["on", "off"])
+def test_parts_of_a_store_path_equal_their_source(
+    cli: InProcess, caches: NixCaches, cache: str, cache_dir: str
+) -> None:
     cli.use(caches.cache(cache), **({"NAR_CACHE_DIR": "off"} if cache_dir == "off" else {}))
     hello, links = caches.store_paths[HELLO], caches.store_paths[LINKS_NAME]
     cli.ok("get", f"{hello}/share/doc")
@@ -100,7 +102,7 @@ def test_parts(cli: InProcess, caches: NixCaches, cache: str, cache_dir: str) ->
     assert sorted(os.listdir()) == ["deep", "doc", "followed", "hi", "it", "share"]
 
 
-def test_where_it_goes(cli: InProcess, caches: NixCaches) -> None:
+def test_dest_is_a_name_or_a_directory(cli: InProcess, caches: NixCaches) -> None:
     cli.use(caches.cache("zstd"))
     hello = caches.store_paths[HELLO]
     Path("a").mkdir()
@@ -114,19 +116,19 @@ def test_where_it_goes(cli: InProcess, caches: NixCaches) -> None:
     assert (refused.code, refused.err.startswith("nar-serve: /proc/: ")) == (3, True)
 
 
-def test_what_is_there_is_not_touched(cli: InProcess, caches: NixCaches) -> None:
+def test_an_existing_destination_is_not_changed(cli: InProcess, caches: NixCaches) -> None:
     cli.use(caches.cache("zstd"))
     hello = caches.store_paths[HELLO]
-    assert cli.ok("get", hello, "x").lines == cli.ok("get", hello, "x").lines  # the same: fine, nothing to do
-    (Path("x") / "more").write_text("of mine")
-    Path("y").write_text("mine")
+    assert cli.ok("get", hello, "x").lines == cli.ok("get", hello, "x").lines  # a copy with the right hash is accepted
+    (Path("x") / "more").write_text("my own data")
+    Path("y").write_text("my own")
     Path("z").symlink_to("nowhere")
     for name in ("x", "y", "z"):
         refused = cli("get", hello, name)
-        assert (refused.code, f"{name} exists" in refused.err) == (2, True)
+        assert (refused.code, f"{name} already exists" in refused.err) == (2, True)
     assert (Path("y").read_text(), (Path("x") / "more").read_text(), Path("nowhere").exists()) == (
-        "mine",
-        "of mine",
+        "my own",
+        "my own data",
         False,
     )
     assert sorted(os.listdir()) == ["x", "y", "z"]
@@ -135,17 +137,17 @@ def test_what_is_there_is_not_touched(cli: InProcess, caches: NixCaches) -> None
 # --- interruptions
 
 
-def test_an_interrupted_one_goes_on(cli: InProcess, caches: NixCaches) -> None:
-    """The store breaks off; what has come is kept, does not show as the result, and is completed by the next run."""
+def test_the_next_run_completes_an_interrupted_copy(cli: InProcess, caches: NixCaches) -> None:
+    """The store cuts the connection. The partial copy does not appear at the destination, and the next run completes it."""
     with Upstream() as upstream:
         cli.use(upstream.mount("none", caches.cache("none")), NAR_CACHE_DIR="off")
         with upstream.fault("*.nar", status=501), upstream.fault("*.nar", cut_after=12 << 20, times=1):
             done = cli("get", caches.store_paths[trees.BIG_NAME])
         assert done.code == 3
-        [kept] = os.listdir()
-        assert kept in done.err
-        assert (Path(kept) / "root/a-first.txt").read_bytes() == b"in front of it\n"
-        first = (Path(kept) / "root/a-first.txt").stat()
+        [staging] = os.listdir()
+        assert staging in done.err
+        assert (Path(staging) / "root/a-first.txt").read_bytes() == b"in front of it\n"
+        first = (Path(staging) / "root/a-first.txt").stat()
         cli.ok("get", caches.store_paths[trees.BIG_NAME])
     assert os.listdir() == [trees.BIG_NAME]
     assert facts(Path(trees.BIG_NAME)) == facts(caches.tree(trees.BIG_NAME))
@@ -153,13 +155,13 @@ def test_an_interrupted_one_goes_on(cli: InProcess, caches: NixCaches) -> None:
 
 
 def wait_for(process: subprocess.Popen[bytes], directory: Path) -> None:
-    """Until a ``get`` of the big tree is in the middle of it."""
+    """Wait until a ``get`` of the big tree writes its large file."""
     while not [*directory.glob(".*.part/root/data.bin")]:
         assert process.poll() is None
         time.sleep(0.01)
 
 
-def test_ctrl_c_ends_it_at_once_and_it_goes_on(caches: NixCaches, tmp_path: Path) -> None:
+def test_ctrl_c_stops_immediately_and_the_next_run_continues(caches: NixCaches, tmp_path: Path) -> None:
     path = caches.store_paths[trees.BIG_NAME]
     with Upstream() as upstream:
         settings = {"NAR_CACHE_URL": upstream.mount("none", caches.cache("none")), "NAR_CACHE_DIR": "off"}
@@ -171,13 +173,13 @@ def test_ctrl_c_ends_it_at_once_and_it_goes_on(caches: NixCaches, tmp_path: Path
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=10)
         assert (process.returncode, out) == (-signal.SIGINT, b"")
-        assert re.fullmatch(rb"nar-serve: what has come is kept in \.big\..*\.part, and the same command .*\n", err)
+        assert re.fullmatch(rb"nar-serve: the partial copy is kept in \.big\..*\.part; run the same command .*\n", err)
         assert program("get", path, settings=settings, cwd=tmp_path).code == 0
     assert facts(tmp_path / trees.BIG_NAME) == facts(caches.tree(trees.BIG_NAME))
 
 
 class Recorder:
-    """An accessor over a NAR in memory, and what was read of it: file, start, stop."""
+    """An accessor over a NAR in memory that records its reads: file, start, stop."""
 
     def __init__(self, tree: Tree) -> None:
         self.reads: list[tuple[str, int, int]] = []
@@ -207,7 +209,7 @@ class _Bytes:
         pass
 
 
-def test_only_what_lacks_is_fetched(tmp_path: Path) -> None:
+def test_only_missing_bytes_are_fetched(tmp_path: Path) -> None:
     tree: dict[str, Tree] = {
         "begun": b"0123456789",
         "done": b"complete",
@@ -215,10 +217,10 @@ def test_only_what_lacks_is_fetched(tmp_path: Path) -> None:
         "link": link("new"),
         "none": b"",
     }
-    there = {"begun": b"0123", "done": b"complete", "exe": b"now executable", "none": b"longer than it should be"}
+    existing = {"begun": b"0123", "done": b"complete", "exe": b"now executable", "none": b"longer than it should be"}
     top = tmp_path / "root"
     top.mkdir()
-    for name, data in there.items():
+    for name, data in existing.items():
         (top / name).write_bytes(data)
     (top / "link").symlink_to("old")
     recorder = Recorder(tree)
@@ -243,7 +245,7 @@ def test_only_what_lacks_is_fetched(tmp_path: Path) -> None:
     assert facts(top)[b"link"].target == b"new"
 
 
-def test_two_at_once_don_t_mix(cli: InProcess, caches: NixCaches, tmp_path: Path) -> None:
+def test_a_concurrent_get_of_the_same_destination_is_refused(cli: InProcess, caches: NixCaches, tmp_path: Path) -> None:
     path = caches.store_paths[trees.BIG_NAME]
     with Upstream() as upstream:
         store = upstream.mount("none", caches.cache("none"))
@@ -260,7 +262,7 @@ def test_two_at_once_don_t_mix(cli: InProcess, caches: NixCaches, tmp_path: Path
     assert (second.code, "another nar-serve" in second.err, second.out) == (3, True, b"")
 
 
-def test_from_an_instance_the_files_that_lack_come_one_by_one(
+def test_an_interrupted_copy_from_an_instance_continues_file_by_file(
     cli: InProcess, caches: NixCaches, instance: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = caches.nar(HELLO)
@@ -279,7 +281,7 @@ def test_from_an_instance_the_files_that_lack_come_one_by_one(
     assert (Path(HELLO) / "bin/hello").stat().st_ino == begun.st_ino
 
 
-def test_an_instance_that_gives_no_nars_gives_files(
+def test_an_instance_without_nars_is_read_file_by_file(
     cli: InProcess, caches: NixCaches, instance: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Instance, "nar", lambda *_: None)
@@ -287,10 +289,10 @@ def test_an_instance_that_gives_no_nars_gives_files(
     assert facts(Path(trees.NAMES_NAME)) == facts(caches.tree(trees.NAMES_NAME))
 
 
-# --- lies
+# --- wrong data from a store
 
 
-def test_a_nar_that_is_not_what_was_promised_leaves_nothing(cli: InProcess, tmp_path: Path) -> None:
+def test_a_nar_with_a_wrong_hash_leaves_nothing(cli: InProcess, tmp_path: Path) -> None:
     files = binary_cache({"x": {"a": b"good" * 9, "b": b"and so on"}}, compression="none", listings=False)
     [url] = [name for name in files if name.startswith("nar/")]
     files[url] = files[url].replace(b"good", b"evil")
@@ -303,18 +305,18 @@ def test_a_nar_that_is_not_what_was_promised_leaves_nothing(cli: InProcess, tmp_
         assert os.listdir() == []
 
 
-def test_a_lie_behind_a_part_is_found_where_it_is_near(cli: InProcess, tmp_path: Path) -> None:
-    tree: dict[str, Tree] = {"a": {"f": b"wanted"}, "b": b"good" * 9}
+def test_wrong_data_soon_after_the_requested_part_is_detected(cli: InProcess, tmp_path: Path) -> None:
+    tree: dict[str, Tree] = {"a": {"f": b"requested"}, "b": b"good" * 9}
     files = binary_cache({"x": tree})
     [url] = [name for name in files if name.startswith("nar/")]
-    files[url] = COMPRESS["zstd"](nar({"a": {"f": b"wanted"}, "b": b"evil" * 9}))
+    files[url] = COMPRESS["zstd"](nar({"a": {"f": b"requested"}, "b": b"evil" * 9}))
     cli.use(stored(tmp_path / "store", files), NAR_CACHE_DIR="off")
     done = cli("get", f"{hash_part('x')}/a")
     assert (done.code, "NarHash" in done.err, os.listdir()) == (1, True, [])
 
 
-def test_a_listing_that_lies_is_found_out(cli: InProcess, tmp_path: Path) -> None:
-    """A good NAR beside the listing of another tree of the same size: the NAR counts, and what it lacks is an error."""
+def test_a_listing_of_another_tree_is_detected(cli: InProcess, tmp_path: Path) -> None:
+    """A good NAR with the listing of another tree of the same size: the NAR counts, and a file that it lacks is an error."""
     files = binary_cache({"x": {"a": {"f": b"1"}}, "y": {"b": {"f": b"1"}}})
     files[f"{hash_part('x')}.ls"] = files[f"{hash_part('y')}.ls"]
     cli.use(stored(tmp_path / "store", files), NAR_CACHE_DIR="off")

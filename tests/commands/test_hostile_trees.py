@@ -1,4 +1,4 @@
-"""Nothing is ever written outside of the destination: whatever is in the NAR, and whatever waits on the disk."""
+"""``get`` never writes outside the destination, whatever the NAR contains, and whatever already exists on disk."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ HASH = hash_part("x")
 
 
 def hostile_nars(outside: bytes) -> dict[str, bytes]:
-    """NARs that a careless program would follow out of the directory it writes to."""
+    """Return NARs that make a careless program write outside its directory."""
     return {
         "up": directory(entry(b"..", directory(entry(b"f", EVIL)))),
         "up in a name": directory(entry(b"../f", EVIL)),
@@ -40,7 +40,7 @@ def hostile_nars(outside: bytes) -> dict[str, bytes]:
 
 
 def cache_of(archive: bytes) -> dict[str, bytes]:
-    """A cache that is in order, but for what is in the NAR; its listing is of a harmless tree."""
+    """Return a binary cache that is valid except for the contents of the NAR. Its listing is that of a harmless tree."""
     info: NarInfo = nar_info(store_path("x"), archive)
     return {
         info.url: COMPRESS["zstd"](archive),
@@ -51,19 +51,19 @@ def cache_of(archive: bytes) -> dict[str, bytes]:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Iterator[Path]:
-    """A directory that nobody may write to, and the places around the destination: unchanged at the end."""
+    """A directory outside the destination. Checks at the end that nothing was written to it, or beside the destination."""
     path = tmp_path / "outside"
     path.mkdir()
-    (path / "kept").write_bytes(b"kept")
+    (path / "original").write_bytes(b"original")
     yield path
-    assert [child.name for child in path.iterdir()] == ["kept"]
-    assert (path / "kept").read_bytes() == b"kept"
+    assert [child.name for child in path.iterdir()] == ["original"]
+    assert (path / "original").read_bytes() == b"original"
     assert not (tmp_path / "f").exists()
 
 
-@pytest.mark.parametrize("cache_dir", ["kept", "off"])
+@pytest.mark.parametrize("cache_dir", ["on", "off"])
 @pytest.mark.parametrize("kind", hostile_nars(b"/"))
-def test_hostile_nars(cli: InProcess, tmp_path: Path, outside: Path, kind: str, cache_dir: str) -> None:
+def test_hostile_nars_are_refused(cli: InProcess, tmp_path: Path, outside: Path, kind: str, cache_dir: str) -> None:
     archive = root(hostile_nars(os.fsencode(outside))[kind])
     cli.use(stored(tmp_path / "store", cache_of(archive)), **({"NAR_CACHE_DIR": "off"} if cache_dir == "off" else {}))
     done = cli("get", HASH)
@@ -71,7 +71,7 @@ def test_hostile_nars(cli: InProcess, tmp_path: Path, outside: Path, kind: str, 
     assert len(done.err.splitlines()) == 1
 
 
-def test_links_are_written_and_not_followed(cli: InProcess, tmp_path: Path, outside: Path) -> None:
+def test_links_are_copied_and_not_followed(cli: InProcess, tmp_path: Path, outside: Path) -> None:
     tree: dict[str, Tree] = {
         "a": link(os.fsencode(outside)),
         "b": link("../../../outside"),
@@ -83,7 +83,7 @@ def test_links_are_written_and_not_followed(cli: InProcess, tmp_path: Path, outs
     assert [os.readlink(Path("x") / name) for name in "ab"] == [str(outside), "../../../outside"]  # noqa: PTH115
 
 
-# --- what waits on the disk
+# --- hostile data in the staging directory
 
 
 TREE: dict[str, Tree] = {"d": {"f": b"of the tree"}, "e": b"of the tree, too", "l": link("d")}
@@ -91,7 +91,7 @@ TREE: dict[str, Tree] = {"d": {"f": b"of the tree"}, "e": b"of the tree, too", "
 
 @pytest.fixture
 def staging(cli: InProcess, tmp_path: Path) -> Path:
-    """Where ``get`` of the store path x writes: left by a run whose NAR broke off. The next one finds the NAR whole."""
+    """The staging directory of an interrupted ``get`` of the store path x, whose NAR was truncated. It is complete by now."""
     files = binary_cache({"x": TREE})
     [url] = [name for name in files if name.startswith("nar/")]
     cli.use(stored(tmp_path / "store", files | {url: files[url][:-10]}), NAR_CACHE_DIR="off")
@@ -107,7 +107,7 @@ def test_planted_links_are_replaced(cli: InProcess, staging: Path, outside: Path
     (top / "d").mkdir(parents=True, exist_ok=True)
     for name in ("d/f", "e", "l"):
         (top / name).unlink(missing_ok=True)
-        (top / name).symlink_to(outside / "kept")
+        (top / name).symlink_to(outside / "original")
     cli.ok("get", HASH)
     assert (Path("x/d/f").read_bytes(), Path("x/e").read_bytes()) == (b"of the tree", b"of the tree, too")
     assert not Path("x/e").is_symlink()
@@ -117,17 +117,16 @@ def test_planted_links_are_replaced(cli: InProcess, staging: Path, outside: Path
 def test_a_planted_hard_link_is_not_written_through(cli: InProcess, staging: Path, outside: Path) -> None:
     (staging / "root").mkdir(exist_ok=True)
     (staging / "root/e").unlink(missing_ok=True)
-    (outside / "kept").write_bytes(b"kept")
-    (staging / "root/e").hardlink_to(outside / "kept")
+    (staging / "root/e").hardlink_to(outside / "original")
     cli.ok("get", HASH)
     assert Path("x/e").read_bytes() == b"of the tree, too"
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_planted_contents_are_found_out(cli: InProcess, staging: Path, tmp_path: Path, kept: bool) -> None:
-    """Bytes of another tree in a file of the right size: compared where that costs no download."""
-    cli.use(NAR_CACHE_DIR=str(tmp_path / "nars") if kept else "off")
-    if kept:
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_planted_contents_are_replaced(cli: InProcess, staging: Path, tmp_path: Path, is_cached: bool) -> None:
+    """The staging directory holds a file of the right size with wrong bytes, and another with a wrong beginning."""
+    cli.use(NAR_CACHE_DIR=str(tmp_path / "nars") if is_cached else "off")
+    if is_cached:
         cli.ok("cat", f"{HASH}/e")
     (staging / "root/d").mkdir(parents=True, exist_ok=True)
     (staging / "root/e").write_bytes(b"of another tree!")
@@ -137,7 +136,7 @@ def test_planted_contents_are_found_out(cli: InProcess, staging: Path, tmp_path:
 
 
 @pytest.mark.parametrize("place", ["root", "root/d"])
-def test_a_planted_link_to_a_directory_ends_it(cli: InProcess, staging: Path, outside: Path, place: str) -> None:
+def test_a_planted_link_to_a_directory_is_an_error(cli: InProcess, staging: Path, outside: Path, place: str) -> None:
     shutil.rmtree(staging / place, ignore_errors=True)
     (staging / place).parent.mkdir(exist_ok=True)
     (staging / place).symlink_to(outside)
@@ -146,22 +145,22 @@ def test_a_planted_link_to_a_directory_ends_it(cli: InProcess, staging: Path, ou
     assert os.listdir() == [staging.name]
 
 
-def test_the_staging_directory_must_be_ours_alone(cli: InProcess, staging: Path, outside: Path) -> None:
+def test_a_staging_directory_that_others_can_write_to_is_refused(cli: InProcess, staging: Path, outside: Path) -> None:
     staging.chmod(0o777)
     done = cli("get", HASH)
-    assert (done.code, "others can write to it" in done.err) == (3, True)
+    assert (done.code, "other users can write to it" in done.err) == (3, True)
     shutil.rmtree(staging)
     staging.symlink_to(outside)
     assert cli("get", HASH).code == 3
 
 
-def test_the_destination_may_be_a_link_to_nowhere(cli: InProcess, staging: Path, outside: Path) -> None:
+def test_a_dangling_link_at_the_destination_is_refused(cli: InProcess, staging: Path, outside: Path) -> None:
     Path("x").symlink_to(outside / "new")
     assert cli("get", HASH).code == 2
 
 
 def test_the_writer_itself_refuses_bad_names_and_links(tmp_path: Path, outside: Path) -> None:
-    """What the parsers never let through, and what a race could put there."""
+    """Tests names that the parsers would reject earlier, and links that a race could create."""
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
         with closing(TreeWriter(fd)) as writer:

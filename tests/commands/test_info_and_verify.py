@@ -1,4 +1,4 @@
-"""``info`` tells what Nix tells and whom to believe; ``verify`` lets nothing through that is not what was promised."""
+"""``info`` shows the same as Nix, and whether a path is trusted; ``verify`` detects wrong signatures, hashes and sizes."""
 
 import json
 import os
@@ -23,7 +23,7 @@ SAME_NAME = str(SecretKey(KEY_NAME, bytes(32)).public_key)
 
 
 @pytest.mark.parametrize("name", [HELLO, LINKS_NAME, trees.EMPTIES_NAME])
-def test_json_has_the_facts_of_nix(cli: InProcess, caches: NixCaches, tmp_path: Path, name: str) -> None:
+def test_json_agrees_with_nix(cli: InProcess, caches: NixCaches, tmp_path: Path, name: str) -> None:
     cli.use(caches.cache("xz"))
     path = caches.store_paths[name]
     (tmp_path / "nix.conf").write_text("experimental-features = nix-command\n")
@@ -32,10 +32,10 @@ def test_json_has_the_facts_of_nix(cli: InProcess, caches: NixCaches, tmp_path: 
     [expected] = json.loads(subprocess.run(command, env=env, check=True, capture_output=True).stdout)
     found = json.loads(cli.ok("info", "--json", path).out)
     expected.pop("downloadSize", None), found.pop("downloadSize")
-    for ours in ("compression", "store", "trusted"):
-        expected[ours] = found[ours]
-    for hashed in ("narHash", "downloadHash"):
-        assert as_nix32(expected.pop(hashed, found[hashed])) == found.pop(hashed)
+    for extra in ("compression", "store", "trusted"):
+        expected[extra] = found[extra]
+    for hash_key in ("narHash", "downloadHash"):
+        assert as_nix32(expected.pop(hash_key, found[hash_key])) == found.pop(hash_key)
     expected.pop("valid", None)
     assert {key: value for key, value in found.items() if key in expected} == expected
 
@@ -56,7 +56,7 @@ def as_nix32(text: str) -> str:
         (f"{SAME_NAME} right", "yes: signed", "good", True),
     ],
 )
-def test_whom_to_believe(
+def test_trust_depends_on_the_keys(
     cli: InProcess, caches: NixCaches, keys: str, trusted: str, signature: str, as_json: bool | None
 ) -> None:
     cli.use(caches.cache("xz"), NAR_TRUSTED_PUBLIC_KEYS=keys.replace("right", caches.public_key))
@@ -66,10 +66,10 @@ def test_whom_to_believe(
     assert json.loads(cli.ok("info", "--json", caches.store_paths[HELLO]).out)["trusted"] is as_json
 
 
-def test_a_path_that_is_its_own_address_needs_no_signature(cli: InProcess, caches: NixCaches) -> None:
+def test_a_content_addressed_path_needs_no_signature(cli: InProcess, caches: NixCaches) -> None:
     cli.use(caches.cache("xz"), NAR_TRUSTED_PUBLIC_KEYS=OTHER_KEY)
     path = caches.store_paths[trees.EMPTIES_NAME]
-    assert "itself says" in cli.ok("info", path).out.decode()
+    assert "content-addressed" in cli.ok("info", path).out.decode()
     assert cli.ok("verify", path).lines == [f"{path}: content address good, hash good"]
 
 
@@ -93,16 +93,16 @@ def test_one_bad_path_does_not_hide_the_others(cli: InProcess, tmp_path: Path) -
     files.pop(names["gone"])
     unsigned = binary_cache({"unsigned": b"unsigned"})
     cli.use(stored(tmp_path / "store", unsigned | files), NAR_TRUSTED_PUBLIC_KEYS=str(key.public_key))
-    wanted = ["bad", "cut", "unsigned", "gone", "nowhere", "good"]
-    done = cli("verify", *(str(store_path(name)) for name in wanted))
+    arguments = ["bad", "cut", "unsigned", "gone", "nowhere", "good"]
+    done = cli("verify", *(str(store_path(name)) for name in arguments))
     assert done.lines == [f"{store_path('good')}: signature good, hash good"]
     assert len(done.err.splitlines()) == 5
-    assert done.code == 3  # the NAR that is not there may be so tomorrow
+    assert done.code == 3  # the missing NAR counts as a temporary failure
     for name in ("bad", "cut", "unsigned", "nowhere"):
         assert cli("verify", str(store_path(name))).code == 1
 
 
-def test_an_instance_tells_the_same(cli: InProcess, caches: NixCaches, instance: Front) -> None:
+def test_info_from_an_instance_is_the_same(cli: InProcess, caches: NixCaches, instance: Front) -> None:
     cli.use(caches.cache("zstd"), NAR_TRUSTED_PUBLIC_KEYS=caches.public_key)
     for name in (HELLO, LINKS_NAME, trees.EMPTIES_NAME):
         path = caches.store_paths[name]
@@ -113,9 +113,7 @@ def test_an_instance_tells_the_same(cli: InProcess, caches: NixCaches, instance:
     assert gnu["path"] == caches.gnu_store_path
 
 
-def test_what_an_instance_says_and_sends_is_checked_by_our_own_keys(
-    cli: InProcess, caches: NixCaches, instance: Front
-) -> None:
+def test_data_from_an_instance_is_checked_with_local_keys(cli: InProcess, caches: NixCaches, instance: Front) -> None:
     urls = [f"{instance.url}{path}" for path in caches.store_paths.values()]
     cli.use(NAR_TRUSTED_PUBLIC_KEYS=caches.public_key)
     assert all(line.endswith("good, hash good") for line in cli.ok("verify", *urls).lines)
@@ -128,7 +126,7 @@ def test_what_an_instance_says_and_sends_is_checked_by_our_own_keys(
     assert "no signature checked" in cli.ok("verify", url).lines[0]
 
 
-def test_an_instance_that_lies_is_found_out(cli: InProcess, tmp_path: Path) -> None:
+def test_wrong_data_from_an_instance_is_detected(cli: InProcess, tmp_path: Path) -> None:
     key = SecretKey("key-1", b"k" * 32)
     files = binary_cache({"good": b"good", "bad": b"bad"}, secret_key=key)
     url = {name: NarInfo.parse(files[f"{hash_part(name)}.narinfo"]).url for name in ("good", "bad")}
@@ -138,16 +136,19 @@ def test_an_instance_that_lies_is_found_out(cli: InProcess, tmp_path: Path) -> N
     with fronts.running(settings, tmp_path / "log") as front:
         done = cli("verify", f"{front.url}{store_path('bad')}", f"{front.url}{store_path('good')}")
     assert done.lines == [f"{store_path('good')}: signature good, hash good"]
-    assert done.code == 3  # it cuts the connection: it has found out itself
+    assert done.code == 3  # the instance detects the wrong NAR itself, and cuts the connection
     with Upstream() as odd:
-        lie = narinfo_json.to_json(NarInfo.parse(files[f"{hash_part('bad')}.narinfo"]))
+        narinfo = narinfo_json.to_json(NarInfo.parse(files[f"{hash_part('bad')}.narinfo"]))
         odd.mount("nix", tmp_path)
-        with odd.fault("*format=narinfo", body=json.dumps(lie).encode()), odd.fault("*format=nar", body=nar(b"good")):
+        with (
+            odd.fault("*format=narinfo", body=json.dumps(narinfo).encode()),
+            odd.fault("*format=nar", body=nar(b"good")),
+        ):
             done = cli("verify", f"{odd.url}{store_path('bad')}")
     assert (done.code, "NarSize" in done.err or "NarHash" in done.err) == (1, True)
 
 
-def test_the_url_of_a_path_with_a_host_of_its_own(cli: InProcess, caches: NixCaches, tmp_path: Path) -> None:
+def test_a_url_with_the_hash_in_its_host_is_accepted(cli: InProcess, caches: NixCaches, tmp_path: Path) -> None:
     cache = caches.cache("zstd").as_uri()
     with fronts.running(
         {"NAR_CACHE_URL": cache, "NAR_CACHE_DIR": "off", "DOMAIN": "localhost"}, tmp_path / "log"

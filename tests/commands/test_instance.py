@@ -1,4 +1,4 @@
-"""An instance that misbehaves, or is none: its stumps are never taken for files, and its credentials are not shown."""
+"""Instances that misbehave, and servers that are no nar-serve: partial files never appear as whole; credentials are not shown."""
 
 import json
 import os
@@ -19,7 +19,7 @@ NAR = nar(TREE)
 
 
 class OddInstance(Upstream):
-    """Serves the tree as an instance would; NARs only on demand. `Upstream.fault` makes the rest go wrong."""
+    """Serves the tree as an instance would, but no NARs. Tests add faults with ``Upstream.fault``."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__()
@@ -45,15 +45,15 @@ def odd(tmp_path: Path) -> Iterator[OddInstance]:
     yield from OddInstance(tmp_path / "served").serve()
 
 
-def test_when_nothing_is_odd(cli: InProcess, odd: OddInstance) -> None:
+def test_an_instance_without_faults_is_read(cli: InProcess, odd: OddInstance) -> None:
     cli.ok("get", odd.path)
     assert Path("x/big").read_bytes() == TREE["big"]
     assert os.access("x/d/sp ace?", os.X_OK)
     assert cli.ok("cat", f"{odd.path}/l/sp ace%3F").out == b"#!/bin/sh\n"
 
 
-def begun(cli: InProcess, odd: OddInstance) -> Path:
-    """A ``get`` that was cut in the middle of the big file."""
+def interrupted(cli: InProcess, odd: OddInstance) -> Path:
+    """Run a ``get`` that is cut in the middle of the big file. Returns the partial file."""
     with odd.fault("*/big", cut_after=300_000):
         done = cli("get", odd.path)
     assert (done.code, "kept in" in done.err) == (3, True)
@@ -65,8 +65,8 @@ def begun(cli: InProcess, odd: OddInstance) -> Path:
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_file_is_gone_on_with(cli: InProcess, odd: OddInstance, ranges: bool) -> None:
-    have = begun(cli, odd).stat().st_size
+def test_a_partial_file_is_completed(cli: InProcess, odd: OddInstance, ranges: bool) -> None:
+    have = interrupted(cli, odd).stat().st_size
     with odd.fault("*/big", ranges=ranges):
         cli.ok("get", odd.path)
     assert Path("x/big").read_bytes() == TREE["big"]
@@ -78,39 +78,37 @@ def test_a_file_is_gone_on_with(cli: InProcess, odd: OddInstance, ranges: bool) 
 @pytest.mark.parametrize(
     "fault", [{"length": 1000}, {"body": b"an error page"}, {"headers": {"Content-Range": "bytes 0-9/10"}}]
 )
-def test_another_file_than_the_listing_s_is_refused(cli: InProcess, odd: OddInstance, fault: dict[str, object]) -> None:
+def test_a_file_that_differs_from_the_listing_is_refused(
+    cli: InProcess, odd: OddInstance, fault: dict[str, object]
+) -> None:
     if "headers" in fault:
-        begun(cli, odd)
+        interrupted(cli, odd)
     with odd.fault("*/big", **fault):
         done = cli("get", odd.path)
     assert (done.code, "the listing says" in done.err, os.listdir()) == (1, True, [])
 
 
-def test_a_nar_that_is_cut_is_no_tree(cli: InProcess, odd: OddInstance) -> None:
-    for promised in ({"Content-Length": str(len(NAR))}, {"Content-Length": "3000"}):
-        with odd.fault("*format=nar", body=NAR[:3000], headers=promised | {"Connection": "close"}):
+def test_a_truncated_nar_does_not_appear_at_the_destination(cli: InProcess, odd: OddInstance) -> None:
+    for length, code in ((str(len(NAR)), 3), ("3000", 1)):
+        with odd.fault("*format=nar", body=NAR[:3000], headers={"Content-Length": length, "Connection": "close"}):
             done = cli("get", odd.path)
-        assert (done.code, done.out, Path("x").exists()) == (
-            3 if promised["Content-Length"] != "3000" else 1,
-            b"",
-            False,
-        )
-        for left in Path().iterdir():
-            left.rename(Path("..") / f"{left.name}-{promised['Content-Length']}")
+        assert (done.code, done.out, Path("x").exists()) == (code, b"", False)
+        for staging in Path().iterdir():
+            staging.rename(Path("..") / f"{staging.name}-{length}")
     with odd.fault("*format=nar", body=NAR):
         cli.ok("get", odd.path)
     assert nar({"big": Path("x/big").read_bytes()}) == nar({"big": TREE["big"]})
     assert odd.count("*/big") == 0
 
 
-def test_nothing_comes_of_what_is_no_nar_serve(cli: InProcess, odd: OddInstance) -> None:
+def test_a_server_that_is_no_nar_serve_is_reported(cli: InProcess, odd: OddInstance) -> None:
     for body in (b"<html>", b"{}", b'{"version":1,"root":{"type":"fifo"}}'):
         with odd.fault("*recursive", body=body):
             done = cli("ls", odd.path)
         assert (done.code, "is it a nar-serve?" in done.err) == (3, True)
     for status, code in ((404, 1), (400, 2), (401, 3), (403, 3), (500, 3), (418, 3)):
-        told = json.dumps({"error": f"Error {status}", "detail": "Do\nthat."}).encode()
-        with odd.fault("*recursive", status=status, body=told):
+        message = json.dumps({"error": f"Error {status}", "detail": "Do\nthat."}).encode()
+        with odd.fault("*recursive", status=status, body=message):
             done = cli("ls", odd.path)
         assert (done.code, len(done.err.splitlines())) == (code, 1)
         assert f"Error {status}. Do\\nthat." in done.err

@@ -1,4 +1,4 @@
-"""``ls`` shows what ``nix store ls`` shows, from a cache and from an instance; odd names do no harm on a terminal."""
+"""``ls`` prints the same as ``nix store ls``, from a cache and from an instance; odd names are harmless on a terminal."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def nix_ls(home: Path, cache: Path, *arguments: str) -> bytes:
 
 
 def listed(caches: NixCaches, name: str) -> bytes:
-    """What Nix would write of a tree that is a directory, made of the tree itself."""
+    """Return the output of Nix for a directory, derived from the source tree."""
     modes = {"directory": b"dr-xr-xr-x", "symlink": b"lrwxrwxrwx", "regular": b"-r--r--r--"}
     lines = []
     for entry in caches.entries(name):
@@ -45,10 +45,12 @@ def listed(caches: NixCaches, name: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", trees.SPECS)
-def test_it_equals_nix(cli: InProcess, caches: NixCaches, instance: Front, nix_home: Path, name: str) -> None:
+def test_the_output_equals_that_of_nix(
+    cli: InProcess, caches: NixCaches, instance: Front, nix_home: Path, name: str
+) -> None:
     cli.use(caches.cache("xz"))
     path = caches.store_paths[name]
-    # Nix 2.8 takes a name for a format string: it fails on the first with a % in it.
+    # Nix 2.8 uses names as format strings, and fails on the first name that contains a %.
     odd = name == trees.NAMES_NAME
     expected = listed(caches, name) if odd else nix_ls(nix_home, caches.cache("none"), "-lR", path)
     assert cli.ok("ls", "-lR", path).out == expected
@@ -58,7 +60,7 @@ def test_it_equals_nix(cli: InProcess, caches: NixCaches, instance: Front, nix_h
 
 @pytest.mark.parametrize("options", [[], ["-l"], ["-R"], ["-d"], ["-ld"], ["-lR"], ["-dR"]])
 @pytest.mark.parametrize("inside", ["", "/sub", "/file.txt", "/to-dir", "/dangling"])
-def test_options_mean_what_they_mean_to_nix(
+def test_options_mean_the_same_as_in_nix(
     cli: InProcess, caches: NixCaches, nix_home: Path, options: list[str], inside: str
 ) -> None:
     cli.use(caches.cache("xz"))
@@ -87,7 +89,7 @@ def test_a_hash_is_enough_for_another_store_dir(cli: InProcess, caches: NixCache
     assert cli.ok("ls", caches.gnu_store_path + "/bin").lines == ["./x"]
 
 
-def test_json_is_the_listing(cli: InProcess, caches: NixCaches) -> None:
+def test_json_output_is_the_listing(cli: InProcess, caches: NixCaches) -> None:
     cli.use(caches.cache("xz"))
     path = caches.store_paths[HELLO]
     done = cli.ok("ls", "--json", "-R", path)
@@ -96,7 +98,7 @@ def test_json_is_the_listing(cli: InProcess, caches: NixCaches) -> None:
     assert json.loads(cli.ok("ls", "--json", path).out)["root"]["entries"]["bin"] == {"type": "directory"}
 
 
-def test_several_are_shown_and_the_worst_code_counts(cli: InProcess, caches: NixCaches) -> None:
+def test_all_paths_are_listed_and_the_worst_exit_code_counts(cli: InProcess, caches: NixCaches) -> None:
     cli.use(caches.cache("xz"))
     path = caches.store_paths[HELLO]
     done = cli("ls", f"{path}/nope", f"{path}/bin", f"{path}/bin/hello/x")
@@ -107,7 +109,7 @@ def test_several_are_shown_and_the_worst_code_counts(cli: InProcess, caches: Nix
     assert "is a file" in done.err
 
 
-def test_a_terminal_gets_names_that_do_no_harm_and_can_be_pasted(caches: NixCaches) -> None:
+def test_names_on_a_terminal_are_harmless_and_can_be_pasted(caches: NixCaches) -> None:
     settings = {"NAR_CACHE_URL": caches.cache("zstd").as_uri(), "NAR_CACHE_DIR": "off"}
     shown = at_terminal("ls", caches.store_paths[trees.NAMES_NAME], settings=settings)
     assert shown.code == 0
@@ -123,7 +125,7 @@ def test_a_terminal_gets_names_that_do_no_harm_and_can_be_pasted(caches: NixCach
     assert len(odd) > 10
 
 
-def test_quoted_names_mean_to_a_shell_what_they_are() -> None:
+def test_a_shell_reads_quoted_names_as_the_original_names() -> None:
     names = [
         "a\nb",
         "it's\tx",

@@ -1,4 +1,4 @@
-"""The program as its users meet it: help, exit codes, one line an error, bars on terminals only."""
+"""The program as users see it: help, exit codes, one line per error, progress bars only on terminals."""
 
 import re
 import subprocess
@@ -26,7 +26,7 @@ COMMANDS |= {("cache", name): command for name, command in cache.commands.items(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_says_what_and_how(cli: InProcess, command: tuple[str, ...]) -> None:
+def test_help_has_a_usage_an_example_and_all_options(cli: InProcess, command: tuple[str, ...]) -> None:
     shown = cli.ok(*command, "--help").out.decode()
     assert shown.startswith(f"Usage: nar-serve {' '.join(command)}")
     assert f"nar-serve {command[0]} " in shown.partition("Options:")[0]
@@ -34,7 +34,7 @@ def test_help_says_what_and_how(cli: InProcess, command: tuple[str, ...]) -> Non
         assert not isinstance(parameter, click.Option) or parameter.help
 
 
-def test_help_of_the_whole(cli: InProcess) -> None:
+def test_help_of_the_program_lists_commands_settings_and_exit_codes(cli: InProcess) -> None:
     shown = cli.ok("--help").out.decode()
     for word in (
         *MODULES,
@@ -45,18 +45,18 @@ def test_help_of_the_whole(cli: InProcess) -> None:
         "130",
     ):
         assert word in shown
-    assert "..." not in shown.partition("Commands:")[2].partition("Which caches")[0]  # no help that is cut off
+    assert "..." not in shown.partition("Commands:")[2].partition("Settings (")[0]  # no truncated help texts
     assert cli("ls", "-h").out == cli("ls", "--help").out
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (["ls"], 2, "Missing argument 'PATH...'; try 'nar-serve ls --help'"),
         (["ls", "hello"], 2, "'hello' is not a store path"),
         (["ls", "/etc/passwd"], 2, "'/etc/passwd' is not a store path"),
-        (["ls", "http://localhost/x"], 2, "like http://localhost/nix/store/<hash>-<name>"),
-        (["ls", "http://[/"], 2, "can't be read as a URL"),
+        (["ls", "http://localhost/x"], 2, "the form http://localhost/nix/store/<hash>-<name>"),
+        (["ls", "http://[/"], 2, "is not a valid URL"),
         (["lss"], 2, "No such command 'lss'"),
         (["ls", "--sture", "x", HASH], 2, "--store"),
         (["find", HASH, "*", "-t", "x"], 2, "'x' is not one of"),
@@ -70,18 +70,18 @@ def test_help_of_the_whole(cli: InProcess) -> None:
     ],
 )
 def test_every_error_is_one_line_with_its_code(
-    cli: InProcess, tmp_path: Path, arguments: list[str], code: int, says: str
+    cli: InProcess, tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
     (tmp_path / "no-cache").mkdir()
     done = cli(*arguments)
     assert (done.code, done.out) == (code, b"")
     [line] = done.err.splitlines()
     assert line.startswith("nar-serve: ")
-    assert says in line
+    assert message in line
     assert len(line) < 400
 
 
-def test_settings_are_the_servers(cli: InProcess, tmp_path: Path) -> None:
+def test_the_settings_of_the_server_apply(cli: InProcess, tmp_path: Path) -> None:
     (tmp_path / "no-cache").mkdir()
     cli.use(NAR_VERIFY="maybe")
     done = cli("ls", HASH)
@@ -90,7 +90,7 @@ def test_settings_are_the_servers(cli: InProcess, tmp_path: Path) -> None:
     assert "did you mean NAR_CACHE_URL?" in cli("ls", HASH).err.splitlines()[0]
 
 
-def test_a_directory_will_do_for_a_store(cli: InProcess, caches: NixCaches, tmp_path: Path) -> None:
+def test_a_directory_is_accepted_as_a_store(cli: InProcess, caches: NixCaches, tmp_path: Path) -> None:
     Path("a cache %41").symlink_to(caches.cache("zstd"))
     assert cli.ok("ls", "--store", "a cache %41", caches.store_paths[HELLO]).lines == ["./bin", "./lib", "./share"]
     assert cli.ok("ls", "--store", tmp_path / "work", "--store", caches.cache("zstd"), caches.hash_part(HELLO)).out
@@ -103,7 +103,7 @@ def test_names_in_errors_can_t_move_the_cursor(cli: InProcess, caches: NixCaches
     assert done.err.rstrip("\n").isprintable()
 
 
-def test_the_program_itself(caches: NixCaches, tmp_path: Path) -> None:
+def test_the_installed_program_runs(caches: NixCaches, tmp_path: Path) -> None:
     settings = {"NAR_CACHE_URL": caches.cache("zstd").as_uri(), "NAR_CACHE_DIR": str(tmp_path / "nars")}
     assert program("--version", settings={}).out.startswith(b"nar-serve 0.")
     assert program(settings={}).code == 2
@@ -124,7 +124,7 @@ def test_odd_names_survive_any_locale(caches: NixCaches, locale: str) -> None:
     assert done.stdout == b"contents of caf\xe9contents of caf\xc3\xa9"
 
 
-def test_a_bar_on_a_terminal_and_none_in_a_pipe(caches: NixCaches, tmp_path: Path) -> None:
+def test_a_progress_bar_appears_only_on_a_terminal(caches: NixCaches, tmp_path: Path) -> None:
     settings = {"NAR_CACHE_URL": caches.cache("zstd").as_uri(), "NAR_CACHE_DIR": "off"}
     path = caches.store_paths[trees.BIG_NAME]
     shown = at_terminal("get", path, "one", settings=settings, cwd=tmp_path)
@@ -135,22 +135,22 @@ def test_a_bar_on_a_terminal_and_none_in_a_pipe(caches: NixCaches, tmp_path: Pat
     assert (piped.code, piped.out, piped.err) == (0, b"two\n", "")
 
 
-def test_completion(caches: NixCaches) -> None:
+def test_completion_works_in_bash(caches: NixCaches) -> None:
     script = program(settings={"_NAR_SERVE_COMPLETE": "bash_source"}).out
     assert b"complete -o nosort -F" in script
     words = {"_NAR_SERVE_COMPLETE": "bash_complete", "COMP_WORDS": "nar-serve cache v", "COMP_CWORD": "2"}
     assert program(settings=words).out == b"plain,verify\n"
 
 
-def test_a_server_does_not_load_it() -> None:
+def test_the_wsgi_entry_does_not_import_narserve() -> None:
     code = "import sys, api.index; sys.exit(any(name.startswith('narserve') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment({}), check=False).returncode == 0
 
 
-def test_what_an_instance_refuses_is_told_in_its_own_words(cli: InProcess, instance: Front) -> None:
+def test_an_error_of_an_instance_is_shown_in_its_own_words(cli: InProcess, instance: Front) -> None:
     done = cli("ls", f"{instance.url}/nix/store/{HASH}")
     assert (done.code, len(done.err.splitlines())) == (1, 1)
-    assert "None of the caches that are asked has it" in done.err
+    assert "None of the configured caches has it" in done.err
 
 
 # --- arguments
@@ -175,13 +175,13 @@ def test_what_an_instance_refuses_is_told_in_its_own_words(cli: InProcess, insta
         (f"http://h/gnu/store/{HASH}/{HASH}", Target("/gnu/store", HASH, "", f"/{HASH}", "http://h/gnu/store")),
     ],
 )
-def test_targets(text: str, target: Target) -> None:
+def test_targets_are_parsed(text: str, target: Target) -> None:
     assert Target.parse(text) == target
 
 
 @pytest.mark.parametrize(
     "text", ["", "x", HASH[:-1], HASH + "x", f"nix/store/{HASH}", f"{HASH[:-1]}e", f"http://h/{HASH}", "file:///x"]
 )
-def test_no_targets(text: str) -> None:
+def test_other_texts_are_not_targets(text: str) -> None:
     with pytest.raises(StorePathError):
         Target.parse(text)

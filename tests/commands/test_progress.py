@@ -1,4 +1,4 @@
-"""What somebody at a terminal is told while nothing comes."""
+"""The message on a terminal while a server does not answer."""
 
 import sys
 
@@ -10,26 +10,24 @@ from tests.mount.mounting import until
 
 
 @pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "PATIENCE_SECONDS", 0.0)
 
 
-@pytest.mark.usefixtures("at_once")
-def test_who_waits_is_told_for_whom(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("without_delay")
+def test_a_slow_server_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    said: list[str] = []
+    output: list[str] = []
 
-    def is_said() -> bool:
-        said.append(capsys.readouterr().err)
-        return "no answer as yet from https://x.example" in "".join(said)
+    def is_printed() -> bool:
+        output.append(capsys.readouterr().err)
+        return "waiting for an answer from https://x.example" in "".join(output)
 
     with patience("https://x.example"):
-        until(is_said, "a line")
+        until(is_printed, "a line")
 
 
-def test_an_answer_in_time_goes_without_a_word(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fast_answer_prints_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with patience("https://x.example"):
         pass

@@ -1,4 +1,4 @@
-"""Kubelet's side of gRPC."""
+"""A gRPC client that calls the plugin as kubelet does."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ CAPABILITY = {"mount": {}, "access_mode": {"mode": MODE_SINGLE_NODE_WRITER}}
 
 
 class Client:
-    """Calls by name, with the fields of their requests; gives the response. Raises grpc.RpcError."""
+    """Makes calls by name with the fields of their requests, and returns the responses. Raises grpc.RpcError."""
 
     def __init__(self, path: Path) -> None:
         self._channel = grpc.insecure_channel(f"unix:{path}")
@@ -37,8 +37,8 @@ class Client:
         return self("csi.v1.Node", call, CSI[f"{call}Request"](**fields), CSI[f"{call}Response"])
 
     def publish(self, volume_id: str, target: Path | str, **fields: Any) -> Any:
-        given = {"volume_id": volume_id, "target_path": str(target), "volume_capability": CAPABILITY} | fields
-        return self.node("NodePublishVolume", **given)
+        request = {"volume_id": volume_id, "target_path": str(target), "volume_capability": CAPABILITY} | fields
+        return self.node("NodePublishVolume", **request)
 
     def unpublish(self, volume_id: str, target: Path | str) -> Any:
         return self.node("NodeUnpublishVolume", volume_id=volume_id, target_path=str(target))
@@ -47,7 +47,7 @@ class Client:
         return self.node("NodeGetVolumeStats", volume_id=volume_id, volume_path=str(path))
 
     def registered(self, *, error: str = "") -> Any:
-        """As kubelet does it: ask what it is, and say what became of it. Gives the first answer."""
+        """Register the plugin as kubelet does: ask for its info, which is returned, and send it the outcome."""
         service = "pluginregistration.Registration"
         info = self(service, "GetInfo", REGISTRATION["InfoRequest"](), REGISTRATION["PluginInfo"])
         status = REGISTRATION["RegistrationStatus"](plugin_registered=not error, error=error)
@@ -66,7 +66,7 @@ def client(path: Path) -> Iterator[Client]:
 
 @contextmanager
 def refused(code: str, match: str = "") -> Iterator[None]:
-    """That what is called in it ends with that code, and a message in which there is ``match``."""
+    """Assert that a call in the block fails with a status code, and a message that contains ``match``."""
     with pytest.raises(grpc.RpcError) as caught:
         yield
     error = caught.value

@@ -1,4 +1,4 @@
-"""A plugin in this process, whose mounts are those of tests/volumes. Paths are short: those of sockets have a limit."""
+"""A plugin in the test process, with a tmpfs instead of each mount. Its paths are short, since those of sockets have a limit."""
 
 import contextlib
 import shutil
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from narcore.errors import MountError
-from narmount.csi.node import Plugin
+from narmount.csi.node import CsiPlugin
 from narmount.csi.registration import registration_path, registration_server
-from narmount.csi.server import Calls, Server, csi_server
+from narmount.csi.server import CsiCalls, CsiServer, csi_server
 from narmount.daemon.control import control_path
 from narmount.daemon.controlserver import ControlServer
 from narmount.fuse import syscalls
@@ -29,25 +29,25 @@ NAME = "store.nar-serve.dev"
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """``place`` holds it all: ``main`` and ``other`` are mounts, ``kubelet`` is kubelet's directory."""
+    """A running plugin. In ``place``, ``main`` and ``other`` are mounts, and ``kubelet`` is the directory of kubelet."""
 
     place: Path
     volumes: Volumes
     call: Client
     registry: Path
-    calls: Calls
-    servers: tuple[Server, ...]
+    calls: CsiCalls
+    servers: tuple[CsiServer, ...]
     controls: dict[str, ControlServer]
-    wanted: list[str]
+    prefetched: list[str]
 
     def target(self, pod: str = "pod-1") -> Path:
-        """Where kubelet wants a volume of that pod; it makes all but the last directory."""
+        """Return the target of the volume of a pod. Kubelet creates its parent, but not the target itself."""
         target = self.place / f"kubelet/pods/{pod}/volumes/kubernetes.io~csi/store/mount"
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
     def below(self) -> list[Path]:
-        """The targets of volumes that are mounted."""
+        """Return the targets of the mounted volumes."""
         return [each.target for each in mounts() if self.place / "kubelet" in each.target.parents]
 
 
@@ -72,27 +72,27 @@ def short() -> Iterator[Path]:
 
 @pytest.fixture
 def running(short: Path) -> Iterator[Running]:
-    wanted: list[str] = []
+    prefetched: list[str] = []
     caches = {name: short / name for name in ("main", "other")}
     with contextlib.ExitStack() as stack:
-        controls = {name: _mount(short, directory, wanted, stack) for name, directory in caches.items()}
+        controls = {name: _mount(short, directory, prefetched, stack) for name, directory in caches.items()}
         volumes = Volumes(short / "state", caches, short / "run", within=short / "kubelet")
-        calls = Calls()
+        calls = CsiCalls()
         path = short / "kubelet/plugins" / NAME / "csi.sock"
         registry = registration_path(short / "kubelet", NAME)
         servers = (
-            csi_server(path, Plugin(NAME, "node-1", short / "kubelet", caches), volumes, calls),
+            csi_server(path, CsiPlugin(NAME, "node-1", short / "kubelet", caches), volumes, calls),
             registration_server(registry, NAME, path, calls),
         )
         for server in servers:
             server.start()
             stack.callback(server.stop)
         call = stack.enter_context(client(path))
-        yield Running(short, volumes, call, registry, calls, servers, controls, wanted)
+        yield Running(short, volumes, call, registry, calls, servers, controls, prefetched)
 
 
-def _mount(place: Path, directory: Path, wanted: list[str], stack: contextlib.ExitStack) -> ControlServer:
-    """In the place of a mount, with a control socket that answers."""
+def _mount(place: Path, directory: Path, prefetched: list[str], stack: contextlib.ExitStack) -> ControlServer:
+    """Mount a tmpfs instead of nar-serve, with a control socket that answers."""
     directory.mkdir()
     syscalls._mount(syscalls.SOURCE, directory, "tmpfs", 0, None)
     (directory / "hello").write_text(directory.name)
@@ -101,7 +101,7 @@ def _mount(place: Path, directory: Path, wanted: list[str], stack: contextlib.Ex
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
     listener.listen()
-    control = ControlServer(listener, status=lambda: {"target": str(directory)}, prefetch=wanted.extend)
+    control = ControlServer(listener, status=lambda: {"target": str(directory)}, prefetch=prefetched.extend)
     control.start()
     stack.callback(control.close)
     return control

@@ -1,8 +1,8 @@
-"""A node without Kubernetes: mount namespaces that see each other's mounts as kubelet and containers do.
+"""A fake node: mount namespaces that share mounts like those of kubelet and containers, without Kubernetes.
 
-The host's namespace has a directory whose mounts are shared. The containers ``mount`` and ``csi`` of the DaemonSet live in
-namespaces of their own that are peers of it (mountPropagation: Bidirectional); a pod's is a slave of it, or private, as runc makes
-them. The namespaces end with the processes in them, and all mounts with the namespaces: nothing is mounted where the tests run.
+The namespace of the host has a directory whose mounts are shared. The containers ``mount`` and ``csi`` of the DaemonSet have
+their own namespaces, which are peers of it (mountPropagation: Bidirectional). The namespace of a pod is a slave of it or private,
+as runc creates them. A namespace and its mounts end with its last process, so nothing is mounted in the namespace of the tests.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ SETTINGS = {"NAR_MOUNT_DEADLINE": "10", "NAR_CACHE_SIZE": "2G"}
 
 
 class FakeNode:
-    """``kubelet`` is kubelet's directory; all is below ``place``, whose path is short."""
+    """A node. All its files are below ``place``, whose path is short; ``kubelet`` is the directory of kubelet."""
 
     def __init__(self, url: str, key: str) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="node-"))
@@ -41,8 +41,8 @@ class FakeNode:
         self.store = self.place / "store"
         for directory in (self.kubelet / "plugins_registry", self.kubelet / "pods", self.store):
             directory.mkdir(parents=True)
-        given = {"NAR_CACHE_URL": url, "NAR_TRUSTED_PUBLIC_KEYS": key, "NAR_CACHE_DIR": str(self.place / "cache")}
-        self.environ = mounting.environment(given | SETTINGS | {"NAR_RUN_DIR": str(self.place / "run")})
+        settings = {"NAR_CACHE_URL": url, "NAR_TRUSTED_PUBLIC_KEYS": key, "NAR_CACHE_DIR": str(self.place / "cache")}
+        self.environ = mounting.environment(settings | SETTINGS | {"NAR_RUN_DIR": str(self.place / "run")})
         self._processes: list[subprocess.Popen[bytes]] = []
         self._host = self._start_host()
         self.mount: subprocess.Popen[bytes] | None = None
@@ -60,7 +60,7 @@ class FakeNode:
         return process.pid
 
     def mounts(self) -> list[Mount]:
-        """As the host sees them, below the place."""
+        """Return the mounts below ``place``, as the host sees them."""
         lines = Path(f"/proc/{self._host}/mountinfo").read_bytes().splitlines()
         return [mount for mount in map(Mount.parse, lines) if self.place in mount.target.parents]
 
@@ -128,7 +128,7 @@ class FakeNode:
         return self.kubelet / "plugins" / NAME / "csi.sock"
 
     def run_csi(self, *options: str) -> subprocess.CompletedProcess[str]:
-        """``nar-serve csi`` with other options, in a container that is like that of the plugin."""
+        """Run ``nar-serve csi`` with more options, in a container like that of the plugin."""
         command = [*self._container("unchanged"), *PROGRAM, *self.arguments(), *options]
         return subprocess.run(command, env=self.environ, capture_output=True, text=True, timeout=30, check=False)
 
@@ -150,7 +150,7 @@ class FakeNode:
 
     @contextlib.contextmanager
     def registered(self) -> Iterator[Client]:
-        """The plugin, as it is found by its registration."""
+        """Yield a client of the plugin, at the endpoint that it registered."""
         with client(self.registry) as call:
             endpoint = Path(call.registered().endpoint)
         with client(endpoint) as call:
@@ -164,14 +164,14 @@ class FakeNode:
     # --- pods
 
     def pod_command(self, pod: str, command: Sequence[str], propagation: str = "slave") -> list[str]:
-        """Runs it in a root directory in which there is nothing but the volume."""
+        """Return a command that runs a program in a root directory that has only the volume."""
         root = self.place / "pods" / pod
         (root / "nix/store").mkdir(parents=True, exist_ok=True)
         script = f'mount --bind {self.target(pod)} {root}/nix/store; exec chroot {root} "$@"'
         return [*self._container(propagation), "sh", "-euc", script, "sh", *command]
 
     def run_pod(self, pod: str, *command: str) -> str:
-        """Its output. Fails if the program does."""
+        """Run a program in a pod, and return its output. Fails if the program fails."""
         return output_of(self.pod_command(pod, command))
 
     def start_pod(self, pod: str, *command: str, propagation: str = "slave") -> subprocess.Popen[bytes]:

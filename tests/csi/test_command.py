@@ -1,4 +1,4 @@
-"""``nar-serve csi`` at a terminal: what is wrong with how it is started, and what its status says of nothing."""
+"""``nar-serve csi`` at a terminal: invalid command lines, stopping, and --status."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from narcore.errors import MountError, NarcoreError, SettingsError
 from narmount.csi.registration import registration_path
-from narmount.csi.server import code_of, make_way
+from narmount.csi.server import code_of, prepare_socket
 from narmount.volumes.caches import parse_caches
 from narserve import program
 from tests import needs
@@ -34,35 +34,37 @@ def run(*options: str | Path) -> subprocess.CompletedProcess[str]:
         (["--cache", "x"], "--cache 'x' is not NAME=DIR; try --cache main=/srv/nix-store"),
         (["--cache", "=x"], "is not NAME=DIR"),
         (["--cache", "https://x=y"], "is not NAME=DIR"),
-        (["--cache", "a=/x", "--cache", "a=/y"], "--cache a is there twice"),
+        (["--cache", "a=/x", "--cache", "a=/y"], "--cache a is given twice"),
         (["--cache", "a=/x", "--driver-name", "a/b"], "--driver-name 'a/b' is not a domain name"),
         (["--cache", "a=/x", "--driver-name", "x" * 64], "is not a domain name"),
         (["--cache", "a=/x", "--endpoint", "tcp://:1"], "is not unix://PATH with an absolute path"),
         (["--cache", "a=/x", "--endpoint", "unix://csi.sock"], "is not unix://PATH with an absolute path"),
-        (["--cache", "a=/x", "--node-id", "a b"], "--node-id 'a b' is not the name of a node"),
+        (["--cache", "a=/x", "--node-id", "a b"], "--node-id 'a b' is not a valid node name"),
         (["--cache", "a=/x", "--metrics", "x"], "--metrics"),
         (["--cache", "a=/x", "--json"], "--json goes with --status"),
         (["--nonsense"], "No such option"),
     ],
 )
-def test_what_can_not_be_started(options: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
-    needs.fuse()
+def test_an_invalid_command_line_is_an_error(
+    options: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mounting.need_root()
     assert program.run(["csi", *options]) == 2
-    told = capfd.readouterr()
-    assert told.out == ""
-    assert message in told.err
-    assert "Traceback" not in told.err
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert message in output.err
+    assert "Traceback" not in output.err
 
 
-def test_an_endpoint_that_is_too_long(tmp_path: Path) -> None:
-    needs.fuse()
+def test_an_endpoint_longer_than_a_socket_path_is_an_error(tmp_path: Path) -> None:
+    mounting.need_root()
     done = run("--cache", "a=/x", "--endpoint", f"unix://{tmp_path}/{'x' * 120}", "--state-dir", tmp_path / "state")
     assert done.returncode == 2
     assert "is too long for a socket" in done.stderr
 
 
-def test_it_ends_while_a_call_hangs(running: Running) -> None:
-    """In the kernel, which waits for a mount, say."""
+def test_the_plugin_stops_while_a_call_hangs(running: Running) -> None:
+    """The kernel may be waiting for a mount."""
     program = (
         "import sys, threading; from narserve import program; from narmount.csi import server; from narmount.fuse import syscalls;"
         "server.STOP_SECONDS = 0.1; syscalls.mount_overlay = lambda *_, **__: threading.Event().wait();"
@@ -76,17 +78,17 @@ def test_it_ends_while_a_call_hangs(running: Running) -> None:
             mounting.until(registry.exists, "the plugin", 30)
             with client(kubelet / "plugins" / NAME / "csi.sock") as call, ThreadPoolExecutor(1) as threads:
                 hanging = threads.submit(call.publish, "a", kubelet / "pods/1/mount")
-                mounting.until((kubelet / "pods/1/mount").exists, "it is about to be mounted", 30)
+                mounting.until((kubelet / "pods/1/mount").exists, "the target", 30)
                 plugin.terminate()
                 assert plugin.wait(10) == 0
                 assert hanging.exception() is not None
         finally:
             plugin.kill()
         assert plugin.stderr is not None
-        assert "calls that have not ended are left: 1" in plugin.stderr.read()
+        assert "1 calls are still running, and are abandoned" in plugin.stderr.read()
 
 
-def test_without_grpc() -> None:
+def test_without_grpc_the_command_names_the_extra_to_install() -> None:
     program = "import sys; sys.modules['grpc'] = None; from narserve.program import run; sys.exit(run(['csi', '--cache', 'a=/x']))"
     command = [sys.executable, "-c", program]
     done = subprocess.run(
@@ -96,7 +98,7 @@ def test_without_grpc() -> None:
     assert "pip install 'nar-serve[csi]'" in done.stderr
 
 
-def test_the_status_of_nothing(tmp_path: Path) -> None:
+def test_status_without_a_plugin_or_mounts(tmp_path: Path) -> None:
     options = ["--cache", f"main={tmp_path}/m", "--endpoint", f"unix://{tmp_path}/x.sock"]
     options += ["--state-dir", f"{tmp_path}/s", "--run-dir", f"{tmp_path}/run"]
     done = run(*options, "--status")
@@ -106,10 +108,10 @@ def test_the_status_of_nothing(tmp_path: Path) -> None:
     assert cache.startswith(f"cache main  {tmp_path}/m  nobody answers")
     found = json.loads(run(*options, "--status", "--json").stdout)
     assert (found["state"], found["volumes"]) == ("does not answer", [])
-    assert os.listdir(tmp_path) == [], "to look changes nothing"
+    assert os.listdir(tmp_path) == [], "--status creates no files"
 
 
-def test_the_status(running: Running) -> None:
+def test_status_shows_plugin_caches_and_volumes(running: Running) -> None:
     running.call.publish("csi-1", running.target())
     options = ("--state-dir", running.place / "state", "--kubelet-dir", running.place / "kubelet")
     caches = [f"--cache={name}={running.place / name}" for name in ("main", "other")]
@@ -120,18 +122,18 @@ def test_the_status(running: Running) -> None:
     assert lines[3:] == [f"volume csi-1  main, overlay  {running.target()}"]
 
 
-def test_caches_are_named_by_their_real_paths(tmp_path: Path) -> None:
+def test_links_in_the_paths_of_caches_are_resolved(tmp_path: Path) -> None:
     (tmp_path / "real/store").mkdir(parents=True)
     (tmp_path / "link").symlink_to("real")
     found = parse_caches([f"b={tmp_path}/link/../link/store", f"a={tmp_path}/real/x"])
     assert found == {"b": tmp_path / "real/store", "a": tmp_path / "real/x"}
-    assert [*found] == ["b", "a"], "the first one is the default"
+    assert [*found] == ["b", "a"], "the order is kept, since the first is the default"
 
 
-def test_a_file_in_the_way(tmp_path: Path) -> None:
+def test_a_file_at_the_path_of_the_socket_is_kept(tmp_path: Path) -> None:
     (tmp_path / "x.sock").write_text("mine")
-    with pytest.raises(SettingsError, match="is in the way"):
-        make_way(tmp_path / "x.sock")
+    with pytest.raises(SettingsError, match="exists and is not a socket"):
+        prepare_socket(tmp_path / "x.sock")
     assert (tmp_path / "x.sock").read_text() == "mine"
 
 

@@ -1,4 +1,4 @@
-"""The command lines of deploy/kubernetes, as they are there, in namespaces that have the directories which they name."""
+"""The unchanged command lines of deploy/kubernetes, in namespaces that have the directories they use."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from tests.mount import mounting
 from tests.mount.mounting import until
 from tests.mount.programs import GREETING, HELLO_PROGRAM, Programs
 
-# A node of its own in these directories, and nothing of it where the tests run.
+# Sets up a node in these directories. The namespace of the tests does not see its mounts.
 HOST = """
 mount -t tmpfs none /var/lib
 mount -t tmpfs none /run
@@ -35,6 +35,8 @@ exec sleep 300
 
 
 class Deployed:
+    """A node that runs the containers of deploy/kubernetes."""
+
     def __init__(self, url: str, key: str) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="deployed-"))
         for name in ("nar-serve", "kubelet/plugins_registry", "kubelet/pods"):
@@ -43,8 +45,8 @@ class Deployed:
         bin_dir.mkdir()
         (bin_dir / "nar-serve").write_text(f'#!/bin/sh\nexec {sys.executable} -m narserve "$@"\n')
         (bin_dir / "nar-serve").chmod(0o755)
-        self._given = {"NAR_CACHE_URL": url, "NAR_TRUSTED_PUBLIC_KEYS": key, "NODE_NAME": "node-1"}
-        self._given["PATH"] = f"{bin_dir}:{os.environ['PATH']}"
+        self._settings = {"NAR_CACHE_URL": url, "NAR_TRUSTED_PUBLIC_KEYS": key, "NODE_NAME": "node-1"}
+        self._settings["PATH"] = f"{bin_dir}:{os.environ['PATH']}"
         self._processes: list[subprocess.Popen[bytes]] = []
         command = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", HOST.format(place=self.place)]
         self._host = self._spawn(command, "host", {}, subprocess.PIPE)
@@ -67,13 +69,13 @@ class Deployed:
         return process
 
     def inside(self, command: Sequence[str]) -> list[str]:
-        """In a container: with Bidirectional propagation."""
+        """Return a command that runs another command in a container with Bidirectional propagation."""
         host = ["nsenter", f"--mount=/proc/{self._host.pid}/ns/mnt", f"--wd={ROOT}"]
         return [*host, "unshare", "--mount", "--propagation", "unchanged", *command]
 
     def environ(self, container: Object) -> dict[str, str]:
-        """As the manifest has it, but for what is of this node and this cache."""
-        return {each["name"]: each.get("value", "") for each in container["env"]} | self._given
+        """Return the environment of the manifest, with the settings of this node and this cache."""
+        return {each["name"]: each.get("value", "") for each in container["env"]} | self._settings
 
     def start(self, container: Object) -> None:
         self._spawn(self.inside(command_line(container)), container["name"], self.environ(container))
@@ -115,8 +117,7 @@ def deployed(made: Programs) -> Iterator[Deployed]:
             deployed.close()
 
 
-def test_what_is_deployed_works(deployed: Deployed) -> None:
-    """The containers start, their probes agree, and the pod of the example has its program."""
+def test_the_deployed_containers_start_and_the_example_runs(deployed: Deployed) -> None:
     mount, csi = containers()["mount"], containers()["csi"]
     deployed.start(mount)
     until(lambda: deployed.probe(mount, "startupProbe"), "the mount", 30)

@@ -1,4 +1,4 @@
-"""The life of a node: a real mount, the real plugin, and pods that run programs out of their volumes."""
+"""A node with a real mount, the real plugin, and pods that run programs from their volumes."""
 
 import re
 import subprocess
@@ -26,7 +26,7 @@ from tests.mount.samples import NARS, base
 
 EPHEMERAL = {"csi.storage.k8s.io/ephemeral": "true", "csi.storage.k8s.io/pod.name": "p"}
 TEST_SECONDS = 60
-LATE_SECONDS = 240  # all the tests here go on meanwhile
+LATE_SECONDS = 240  # the pods of ``waiting`` exist during all tests of this file
 
 WAIT = """
 import os, sys, time
@@ -40,7 +40,7 @@ print(open(path).read())
 
 @pytest.fixture(scope="module", autouse=True)
 def waiting(made: Programs) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Pods that have looked for a store path in vain, which has been published since. It takes a while: see the last test."""
+    """Pods that looked up a store path before it was published. It takes a while until they see it: see the last test."""
     name = "late-0.1"
     files = builders.binary_cache({name: {"text": b"at last\n"}})
     with Upstream() as server, fake_node(server.mount("cache", made.cache), made.public_key, LATE_SECONDS) as node:
@@ -76,7 +76,7 @@ def node(made: Programs, upstream: Upstream) -> Iterator[FakeNode]:
 
 @contextmanager
 def fake_node(url: str, public_key: str, seconds: float) -> Iterator[FakeNode]:
-    """Who asks a mount that does not answer waits without end: so it has no longer than this."""
+    """Start a node, and close it after ``seconds``, since a program that accesses a dead mount may hang forever."""
     node = FakeNode(url, public_key)
     alarm = threading.Timer(seconds, node.close)
     alarm.start()
@@ -94,7 +94,7 @@ def python(program: str) -> tuple[str, ...]:
     return PYTHON_PROGRAM, "-c", program
 
 
-def test_the_life_of_a_pod(node: FakeNode) -> None:
+def test_a_pod_runs_programs_from_its_volume_and_writes_to_it(node: FakeNode) -> None:
     target = node.target("pod-1")
     with node.registered() as kubelet:
         assert kubelet.identity("GetPluginInfo").name == NAME
@@ -102,10 +102,10 @@ def test_the_life_of_a_pod(node: FakeNode) -> None:
         assert kubelet.node("NodeGetInfo").node_id == "node-1"
         start = time.monotonic()
         kubelet.publish("csi-1", target, volume_context=EPHEMERAL)
-        assert time.monotonic() - start < 2, "nothing is fetched in a call"
+        assert time.monotonic() - start < 2, "a call fetches nothing"
         kubelet.publish("csi-1", target, volume_context=EPHEMERAL)
         mounted = node.mounted(target)
-        assert mounted is not None, "the host sees what was mounted in the plugin's namespace"
+        assert mounted is not None, "the host sees the mounts of the plugin's namespace"
         assert (mounted.fs_type, mounted.source) == ("overlay", "nar-serve:csi-1")
         assert len(node.mounts()) == 2
 
@@ -128,7 +128,7 @@ def test_the_life_of_a_pod(node: FakeNode) -> None:
     assert [path.name for path in (node.place / "state").iterdir() if not path.name.startswith("~lock")] == []
 
 
-def test_pods_do_not_see_what_others_write(node: FakeNode) -> None:
+def test_pods_do_not_see_the_writes_of_others(node: FakeNode) -> None:
     with node.registered() as kubelet:
         for number in (1, 2):
             kubelet.publish(f"csi-{number}", node.target(f"pod-{number}"))
@@ -146,7 +146,7 @@ def test_pods_do_not_see_what_others_write(node: FakeNode) -> None:
 
 
 @pytest.mark.parametrize("propagation", ["slave", "private"])
-def test_the_plugin_is_killed_under_pods(node: FakeNode, propagation: str) -> None:
+def test_pods_continue_while_the_plugin_is_killed(node: FakeNode, propagation: str) -> None:
     target = node.target("pod-1")
     with node.registered() as kubelet:
         kubelet.publish("csi-1", target)
@@ -172,12 +172,12 @@ def test_the_plugin_is_killed_under_pods(node: FakeNode, propagation: str) -> No
     assert node.mounted(target) is None
 
 
-def test_the_plugin_stops_and_starts(node: FakeNode) -> None:
+def test_a_restarted_plugin_unpublishes_earlier_volumes(node: FakeNode) -> None:
     target = node.target("pod-1")
     with node.registered() as kubelet:
         kubelet.publish("csi-1", target, readonly=True)
     assert node.stop_csi() == 0
-    assert not node.registry.exists(), "kubelet sees it go"
+    assert not node.registry.exists(), "kubelet sees that the plugin is gone"
     assert not node.endpoint.exists()
     assert node.run_pod("pod-1", HELLO_PROGRAM).startswith(GREETING)
     node.start_csi()
@@ -186,16 +186,16 @@ def test_the_plugin_stops_and_starts(node: FakeNode) -> None:
     assert node.mounted(target) is None
 
 
-def test_another_plugin_of_that_name(node: FakeNode) -> None:
+def test_a_second_plugin_of_the_same_name_does_not_start(node: FakeNode) -> None:
     done = node.run_csi()
     assert done.returncode == 2
-    assert "something listens at" in done.stderr
+    assert "another program listens at" in done.stderr
     with node.registered() as kubelet:
         assert kubelet.identity("Probe").ready.value
 
 
-def test_the_worker_of_the_mount_is_killed(node: FakeNode) -> None:
-    """Pods wait, and the plugin is not ready for a moment at most."""
+def test_pods_wait_while_the_worker_of_the_mount_is_replaced(node: FakeNode) -> None:
+    """The plugin is not ready for a moment at most."""
     with node.registered() as kubelet:
         kubelet.publish("csi-1", node.target("pod-1"))
         pid = int(node.status()["worker_pid"])
@@ -206,15 +206,15 @@ def test_the_worker_of_the_mount_is_killed(node: FakeNode) -> None:
         until(lambda: kubelet.identity("Probe").ready.value, "ready again")
 
 
-def test_the_mount_dies(node: FakeNode) -> None:
-    """What is left can be unpublished, and new pods have a new mount."""
+def test_after_the_mount_died_a_new_mount_serves_new_pods(node: FakeNode) -> None:
+    """Volumes of the dead mount can be unpublished."""
     with node.registered() as kubelet:
         for number, read_only in ((1, True), (2, False)):
             kubelet.publish(f"csi-{number}", node.target(f"pod-{number}"), readonly=read_only)
         assert node.mount is not None
         mounting.ask("kill", "-9", str(node.status()["holder_pid"]), str(node.status()["worker_pid"]))
         node.mount.wait()
-        until(lambda: not kubelet.identity("Probe").ready.value, "it is seen")
+        until(lambda: not kubelet.identity("Probe").ready.value, "the dead mount is noticed")
         assert node.run_csi("--status").returncode == 1
         with refused("UNAVAILABLE"):
             kubelet.publish("csi-3", node.target("pod-3"))
@@ -224,25 +224,23 @@ def test_the_mount_dies(node: FakeNode) -> None:
         kubelet.publish("csi-3", node.target("pod-3"))
         assert node.run_pod("pod-3", HELLO_PROGRAM).startswith(GREETING)
         kubelet.publish("csi-2", node.target("pod-2"))
-        assert node.run_pod("pod-2", HELLO_PROGRAM).startswith(GREETING), "asked for again, it is made anew"
+        assert node.run_pod("pod-2", HELLO_PROGRAM).startswith(GREETING), "the volume is mounted again"
         for number in (2, 3):
             kubelet.unpublish(f"csi-{number}", node.target(f"pod-{number}"))
     assert [mount.target for mount in node.mounts()] == [node.store]
 
 
-def test_prefetch(node: FakeNode, upstream: Upstream) -> None:
-    """All that a store path refers to is there before anybody reads it."""
+def test_a_closure_is_prefetched_before_it_is_read(node: FakeNode, upstream: Upstream) -> None:
     with node.registered() as kubelet:
         hello = "/".join(HELLO_PROGRAM.split("/")[:4])
         kubelet.publish("csi-1", node.target("pod-1"), volume_context=EPHEMERAL | {"prefetch": hello})
-        until(lambda: upstream.count(NARS) == 2 and not node.status()["prefetch_pending"], "both are there", 30)
+        until(lambda: upstream.count(NARS) == 2 and not node.status()["prefetch_pending"], "both store paths", 30)
         upstream.clear()
         assert node.run_pod("pod-1", HELLO_PROGRAM).startswith(GREETING)
         assert upstream.count(NARS) == 0
 
 
-def test_many_pods_at_once(node: FakeNode, upstream: Upstream) -> None:
-    """Each has a volume of its own, and nothing is downloaded twice."""
+def test_many_pods_share_one_download(node: FakeNode, upstream: Upstream) -> None:
     with node.registered() as kubelet:
         for number in range(8):
             kubelet.publish(f"csi-{number}", node.target(f"pod-{number}"))
@@ -256,12 +254,12 @@ def test_many_pods_at_once(node: FakeNode, upstream: Upstream) -> None:
     assert [mount.target for mount in node.mounts()] == [node.store]
 
 
-def test_the_plugin_is_killed_in_the_middle(node: FakeNode) -> None:
-    """At some step of fifty calls; kubelet makes all of them again, and in the end nothing is left."""
+def test_calls_interrupted_by_a_kill_complete_when_repeated(node: FakeNode) -> None:
+    """The plugin is killed during fifty calls. Kubelet repeats them, and nothing is left in the end."""
     volumes = {f"csi-{number}": node.target(f"pod-{number}") for number in range(50)}
 
-    def together(call: Callable[[Client, str, Path], object], kill_after: float | None = None) -> int:
-        """How many succeeded; others have lost the connection."""
+    def call_all(call: Callable[[Client, str, Path], object], kill_after: float | None = None) -> int:
+        """Return how many calls succeeded. The others lost their connections."""
         with node.registered() as kubelet, ThreadPoolExecutor(50) as threads:
             calls = [threads.submit(call, kubelet, *volume) for volume in volumes.items()]
             if kill_after is not None:
@@ -273,15 +271,16 @@ def test_the_plugin_is_killed_in_the_middle(node: FakeNode) -> None:
 
     for call in (Client.publish, Client.unpublish):
         for delay in (0.03, 0.06):
-            together(call, kill_after=delay)
+            call_all(call, kill_after=delay)
             node.start_csi()
-        assert together(call) == 50
+        assert call_all(call) == 50
         assert len(node.mounts()) == (51 if call is Client.publish else 1)
     assert [path.name for path in (node.place / "state").iterdir() if not path.name.startswith("~lock")] == []
     assert not any(target.exists() for target in volumes.values())
 
 
-def test_metrics(node: FakeNode) -> None:
+def test_calls_and_volumes_are_in_the_metrics(node: FakeNode) -> None:
+    pytest.importorskip("prometheus_client")
     node.stop_csi()
     node.start_csi("--metrics", "127.0.0.1:0")
     with node.registered() as kubelet:
@@ -297,8 +296,8 @@ def test_metrics(node: FakeNode) -> None:
     assert any(line.startswith('nar_csi_call_seconds_total{call="NodePublishVolume"} ') for line in lines)
 
 
-def test_what_is_published_late(waiting: list[subprocess.Popen[bytes]]) -> None:
-    """A running pod that looked for a store path in vain finds it when it is there, be its volume an overlay or not."""
+def test_running_pods_find_a_store_path_that_is_published_late(waiting: list[subprocess.Popen[bytes]]) -> None:
+    """One volume is an overlay, and the other is read-only."""
     for pod in waiting:
         assert pod.stdout is not None
         assert pod.stdout.readline() == b"at last\n"

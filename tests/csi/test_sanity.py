@@ -1,6 +1,6 @@
-"""What csi-sanity checks of a plugin that has a node service and no controller, over a real socket.
+"""The checks of csi-sanity for a plugin with a node service and no controller, over a real socket.
 
-The names are those of its specs (github.com/kubernetes-csi/csi-test, pkg/sanity: identity.go and node.go).
+The tests have the names of its specs (github.com/kubernetes-csi/csi-test, pkg/sanity: identity.go and node.go).
 """
 
 import re
@@ -14,7 +14,7 @@ from tests.csi.conftest import NAME, Running
 
 
 def test_get_plugin_capabilities_should_return_appropriate_capabilities(running: Running) -> None:
-    """None: a service that is claimed is one that has to be there."""
+    """The plugin claims no optional service."""
     assert list(running.call.identity("GetPluginCapabilities").capabilities) == []
 
 
@@ -104,7 +104,7 @@ def test_node_get_volume_stats_should_fail_when_volume_does_not_exist_on_the_spe
 
 
 def test_should_work(running: Running) -> None:
-    """The life of a volume."""
+    """A volume is published, measured and unpublished."""
     target = running.target()
     assert running.call.node("NodeGetInfo").node_id
     running.call.publish("sanity-node-full", target, volume_context={}, volume_capability=CAPABILITY)

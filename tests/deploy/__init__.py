@@ -1,1 +1,1 @@
-"""The files of ``deploy/``: read by the programs that they are for, as far as that goes without a network."""
+"""The files of ``deploy/`` are valid for the programs that read them, as far as this can be tested without a network."""

@@ -1,6 +1,6 @@
-"""The Nix files, by a real Nix: parsed, checked as a flake, and evaluated, with a stand-in for nixpkgs.
+"""A real Nix parses the Nix files, checks the flake, and evaluates it with a stand-in for nixpkgs.
 
-What that can't show is whether nixpkgs has all the packages in fit versions, and whether they build.
+These tests can't show whether nixpkgs has all packages in suitable versions, and whether the package builds.
 """
 
 import json
@@ -22,12 +22,12 @@ AUTHOR = ("-c", "user.name=test", "-c", "user.email=test@test.invalid")
 
 
 class Flake:
-    """The flake in a copy of the checkout, with nixpkgs replaced."""
+    """The flake in a copy of the checkout, with a stand-in for nixpkgs."""
 
     def __init__(self, nix: RealNix, source: Path, nixpkgs: Path) -> None:
         self.nix = nix
         self.nixpkgs = f"path:{nixpkgs}"
-        self.url = f"{source}/deploy"  # as people write it; Nix makes git+file://...?dir=deploy of it
+        self.url = f"{source}/deploy"  # as users write it; Nix resolves it to git+file://...?dir=deploy
 
     def run(self, *arguments: str) -> str:
         features = ("--extra-experimental-features", "flakes", "--no-write-lock-file", "--offline")
@@ -60,18 +60,18 @@ def flake(tmp_path_factory: pytest.TempPathFactory) -> Flake:
 
 
 def requirements() -> list[str]:
-    """The names of what pyproject.toml asks for, for itself and for the extras that a server can use."""
+    """Return the names of the dependencies in pyproject.toml, including those of the extras for servers."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *(each for name in EXTRAS for each in extras[name])]
-    return [re.split("[^A-Za-z0-9._-]", each)[0] for each in wanted]
+    specifiers = [*project["dependencies"], *(each for name in EXTRAS for each in extras[name])]
+    return [re.split("[^A-Za-z0-9._-]", each)[0] for each in specifiers]
 
 
-def test_nix_says_that_the_flake_is_one(flake: Flake) -> None:
+def test_nix_accepts_the_flake(flake: Flake) -> None:
     flake.check()
 
 
-def test_the_package_needs_what_pyproject_says(flake: Flake) -> None:
+def test_the_package_has_the_dependencies_of_pyproject(flake: Flake) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     function = """package: with package.args; {
         inherit pname version pythonImportsCheck;
@@ -91,7 +91,7 @@ def test_the_package_needs_what_pyproject_says(flake: Flake) -> None:
     assert json.loads(flake.run("eval", url, "--impure", "--json", "--apply", in_overlay)) == "nar-serve"
 
 
-def test_the_shell_has_what_the_tests_use(flake: Flake) -> None:
+def test_the_shell_has_the_tools_of_the_tests(flake: Flake) -> None:
     packages = flake.value(f"devShells.{SYSTEM}.default", "shell: map (each: each.name) shell.args.packages")
     assert {"python313", "nix", "nginx", "xz", "zstd", "lzip"} <= set(packages)
 
@@ -109,7 +109,7 @@ def evaluate_module(flake: Flake, configuration: str) -> Any:
 
 
 def unit_settings() -> dict[str, list[str]]:
-    """The [Service] of the unit file: what each name is set to, in turn."""
+    """Return the [Service] section of the unit file: all values of each name, in order."""
     text = (ROOT / "deploy" / "nar-serve.service").read_text().partition("[Service]")[2].partition("[Install]")[0]
     found: dict[str, list[str]] = {}
     for line in text.splitlines():
@@ -119,7 +119,7 @@ def unit_settings() -> dict[str, list[str]]:
     return found
 
 
-def test_the_nixos_service_is_the_unit_file(flake: Flake) -> None:
+def test_the_nixos_service_equals_the_unit_file(flake: Flake) -> None:
     service = evaluate_module(flake, "{ enable = true; }")["service"]
     settings = service["serviceConfig"]
     assert settings.pop("ExecStart").endswith("-nar-serve/bin/nar-serve serve")
@@ -139,7 +139,7 @@ def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def test_what_can_be_set_on_nixos(flake: Flake) -> None:
+def test_nixos_options_become_settings_of_the_service(flake: Flake) -> None:
     assert evaluate_module(flake, "{ }") is None
     configured = evaluate_module(
         flake,
@@ -169,5 +169,5 @@ def test_what_can_be_set_on_nixos(flake: Flake) -> None:
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "deploy").rglob("*.nix")), ids=lambda file: file.name)
-def test_nix_can_read_it(flake: Flake, file: Path) -> None:
+def test_nix_parses_every_file(flake: Flake, file: Path) -> None:
     flake.nix.run("nix-instantiate", "--parse", file)

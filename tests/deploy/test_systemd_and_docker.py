@@ -1,4 +1,4 @@
-"""The unit file, by systemd itself; the Dockerfile, by its words: there is no docker where these tests run."""
+"""The systemd units, checked by systemd itself, and the text of the Dockerfile: these tests do not need docker."""
 
 import re
 import subprocess
@@ -27,34 +27,34 @@ def analyze(*arguments: str | Path) -> str:
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit with a program that is there."""
+    """The unit file, with a program that exists."""
     path = tmp_path / "nar-serve.service"
     path.write_text(UNIT.replace("/opt/nar-serve/bin/nar-serve", sys.executable))
     return path
 
 
-def test_systemd_understands_all_of_the_unit(unit: Path) -> None:
+def test_systemd_accepts_the_unit(unit: Path) -> None:
     analyze("verify", unit)
     unit.write_text(unit.read_text().replace("ProtectHome=true", "ProtectHose=true"))
     with pytest.raises(AssertionError, match="ProtectHose"):
         analyze("verify", unit)
 
 
-def test_systemd_understands_the_mount(tmp_path: Path) -> None:
+def test_systemd_accepts_the_mount_unit(tmp_path: Path) -> None:
     path = tmp_path / "nar-serve-mount.service"
     path.write_text((DEPLOY / path.name).read_text().replace("/opt/nar-serve/bin/nar-serve", sys.executable))
     analyze("verify", path)
 
 
 def test_the_units_share_no_directory() -> None:
-    """systemd gives one to whoever starts last, under the feet of the other."""
+    """systemd would give a shared directory to the service that starts last, while the other service uses it."""
     units = [path.read_text() for path in sorted(DEPLOY.glob("*.service"))]
-    named = [re.findall(r"^(?:Cache|Runtime|State)Directory=.*$", unit, re.MULTILINE) for unit in units]
-    assert len(named) == 2
-    assert not set(named[0]) & set(named[1])
+    directories = [re.findall(r"^(?:Cache|Runtime|State)Directory=.*$", unit, re.MULTILINE) for unit in units]
+    assert len(directories) == 2
+    assert not set(directories[0]) & set(directories[1])
 
 
-def test_the_mount_is_started_by_options_that_there_are() -> None:
+def test_the_options_of_the_mount_unit_exist() -> None:
     command = re.search(r"^ExecStart=/opt/nar-serve/bin/(.*)$", (DEPLOY / "nar-serve-mount.service").read_text(), re.M)
     assert command is not None
     with mount.make_context("nar-serve mount", command[1].split()[2:]) as context:
@@ -63,19 +63,19 @@ def test_the_mount_is_started_by_options_that_there_are() -> None:
 
 
 def test_the_service_is_hardened(unit: Path) -> None:
-    """1.2 of 10, where 10 is a service without any of it. What is left are the network, and that it has a root file system."""
+    """The exposure is 1.2 of 10, where 10 is no hardening. The rest is network access and the shared root file system."""
     assert "OK" in analyze("security", "--offline=true", "--no-pager", "--threshold=13", unit)
 
 
-def test_it_is_given_the_time_that_it_needs_to_stop() -> None:
+def test_the_stop_timeouts_are_longer_than_nar_stop_seconds() -> None:
     stop = re.search(r"^TimeoutStopSec=(\d+)$", UNIT, re.MULTILINE)
     assert stop is not None
     assert int(stop[1]) > Settings().stop_seconds + 2
     assert f"--stop-timeout {stop[1]}" in DOCKERFILE
 
 
-def test_the_directory_for_the_cache_is_found() -> None:
-    """systemd says where it is; the image sets it."""
+def test_the_cache_directory_is_set() -> None:
+    """systemd sets CACHE_DIRECTORY; the image sets NAR_CACHE_DIR."""
     given = {"CACHE_DIRECTORY": "/var/cache/nar-serve", "HOME": "/"}
     directory = Settings.from_environ(given).cache_dir
     assert directory == Path("/var/cache/nar-serve")
@@ -83,7 +83,7 @@ def test_the_directory_for_the_cache_is_found() -> None:
     assert f"install -d -o 10001 -g 10001 -m 0700 {directory}" in DOCKERFILE
 
 
-def test_what_the_image_is_made_of_is_there() -> None:
+def test_the_files_of_the_image_exist() -> None:
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     assert "*" in ignored
     copied = [
@@ -97,10 +97,10 @@ def test_what_the_image_is_made_of_is_there() -> None:
     (installed,) = re.findall(r'"\.\[(.*)\]"', DOCKERFILE)
     assert {"server", "metrics"} <= set(installed.split(",")) <= extras
     (documented,) = re.findall(r"nar-serve\[(.*)\]", UNIT)
-    assert {*installed.split(",")} == {*documented.split(","), "csi"}  # that is for deploy/kubernetes
+    assert {*installed.split(",")} == {*documented.split(","), "csi"}  # csi is for deploy/kubernetes
 
 
-def test_the_image_runs_as_nobody_in_particular() -> None:
+def test_the_image_runs_as_an_unprivileged_user() -> None:
     last_stage = DOCKERFILE.rpartition("FROM ")[2]
     assert re.findall(r"^USER (.*)$", last_stage, re.MULTILINE) == ["10001:10001"]
     assert last_stage.index("USER ") < last_stage.index("ENTRYPOINT ")

@@ -1,4 +1,4 @@
-"""vercel.json says what Vercel knows, and what is published is what is meant to be."""
+"""vercel.json contains only keys that Vercel supports, and only the intended files are published."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,14 +7,14 @@ from typing import Any
 from narserve.dev.routing import Deployment, find_functions
 from tests import ROOT
 
-# https://vercel.com/docs/project-configuration/vercel-json, without what is kept for old projects only (builds, routes,
-# name, version, env, build, public): with "builds" or "routes" in it, Vercel ignores much of the rest.
+# https://vercel.com/docs/project-configuration/vercel-json, without the keys for old projects (builds, routes, name, version, env,
+# build, public): with "builds" or "routes", Vercel ignores many other keys.
 TOP = {
     "$schema", "buildCommand", "bulkRedirectsPath", "bunVersion", "cleanUrls", "crons", "devCommand", "fluid", "framework",
     "functionFailoverRegions", "functions", "git", "headers", "ignoreCommand", "images", "installCommand",
     "outputDirectory", "redirects", "regions", "rewrites", "trailingSlash",
 }  # fmt: skip
-# "memory" can't be set for functions on Fluid compute, which is what new projects have.
+# "memory" can't be set for functions on Fluid compute, the default of new projects.
 FUNCTION = {"maxDuration", "includeFiles", "excludeFiles", "runtime", "supportsCancellation", "regions"}
 REWRITE = {"source", "destination", "has", "missing", "statusCode"}
 HEADERS = {"source", "headers", "has", "missing"}
@@ -27,7 +27,7 @@ def config() -> dict[str, Any]:
 
 
 def unknown(found: Mapping[str, Any]) -> Iterator[str]:
-    """Keys that Vercel does not know: most of them it would pass over in silence."""
+    """Yield the keys that Vercel does not support. It would ignore most of them silently."""
     yield from found.keys() - TOP
     for function in found.get("functions", {}).values():
         yield from function.keys() - FUNCTION
@@ -39,7 +39,7 @@ def unknown(found: Mapping[str, Any]) -> Iterator[str]:
             yield from header.keys() - HEADER
 
 
-def test_vercel_knows_every_key() -> None:
+def test_vercel_supports_every_key() -> None:
     assert list(unknown(config())) == []
     broken = config()
     broken["rewrite"] = broken.pop("rewrites")
@@ -50,7 +50,7 @@ def test_vercel_knows_every_key() -> None:
 
 def test_one_function_gets_every_path() -> None:
     found = config()
-    assert found["framework"] is None  # else Vercel finds Flask, and the function sees another path
+    assert found["framework"] is None  # otherwise Vercel detects Flask, and passes the function a different path
     assert found["rewrites"] == [{"source": "/(.*)", "destination": "/api/index"}]
     assert [*found["functions"]] == ["api/index.py"]
 
@@ -59,15 +59,15 @@ def test_nothing_else_becomes_a_function() -> None:
     assert {function.file for function in find_functions(ROOT).values()} == {"api/index.py"}
 
 
-def test_nothing_of_the_source_is_published() -> None:
-    """Without public/, everything would be."""
+def test_the_source_is_not_published() -> None:
+    """Without public/, Vercel would publish the source tree."""
     public = Deployment.read(ROOT).public
     assert set(public) == {"/favicon.svg"}
 
 
-def test_what_is_not_run_is_left_out_of_the_function() -> None:
-    left_out = config()["functions"]["api/index.py"]["excludeFiles"].strip("{}").split(",")
-    for pattern in left_out:
+def test_packages_that_the_function_does_not_use_are_excluded() -> None:
+    excluded = config()["functions"]["api/index.py"]["excludeFiles"].strip("{}").split(",")
+    for pattern in excluded:
         assert pattern.endswith("/**")
-        assert (ROOT / pattern.removesuffix("/**")).is_dir(), f"{pattern} leaves out nothing"
-    assert {"tests/**", "deploy/**", "narserve/**", "narmount/**"} <= set(left_out)
+        assert (ROOT / pattern.removesuffix("/**")).is_dir(), f"{pattern} excludes nothing"
+    assert {"tests/**", "deploy/**", "narserve/**", "narmount/**"} <= set(excluded)

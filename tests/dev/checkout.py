@@ -1,4 +1,4 @@
-"""A small checkout with the real dev server in it, around an application that the tests can predict."""
+"""A small checkout that contains the real development server and a simple application with predictable responses."""
 
 import http.client
 import os
@@ -72,7 +72,7 @@ def make_checkout(root: Path) -> Path:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """This process's, without what would set up the server; on a free port, and bound to a store, so without a demo."""
+    """Return the environment of this process without settings of the server, with a free port, and with a store, so no demo."""
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("NAR_", "NIX_CACHE", "HTTP_"))
     }
@@ -108,7 +108,7 @@ class Running:
 
 @contextmanager
 def running(root: Path, log: Path, environ: Mapping[str, str], *command: str) -> Iterator[Running]:
-    """Start the dev server of a checkout and wait for its URL; it is ended in the end, if the test did not do it."""
+    """Start the development server of a checkout, and wait for its URL. At the end, stop it if the test has not."""
     with log.open("wb") as out:
         process = subprocess.Popen(
             command or (sys.executable, "-m", "narserve.dev.supervisor"), cwd=root, env=environ, stdout=out, stderr=out
@@ -130,13 +130,13 @@ def port_in(text: str) -> int:
 def wait_for(condition: Callable[[], T], seconds: float = 15) -> T:
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not come about in time"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.02)
     return value
 
 
 def is_alive(pid: int) -> bool:
-    """A zombie, which only waits for its parent to look, is dead."""
+    """Return whether the process runs. A zombie, which waits to be reaped by its parent, does not count."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

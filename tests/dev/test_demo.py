@@ -1,4 +1,4 @@
-"""The demo cache is a real one, and shows what it says."""
+"""The demo cache is a valid binary cache, and contains all of its examples."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def node_at(listing: dict[str, Any], path: str) -> dict[str, Any]:
     return dict(node)
 
 
-def test_every_example_is_there(tmp_path: Path) -> None:
+def test_every_example_exists(tmp_path: Path) -> None:
     nodes = {}
     for label, url in build_demo(ROOT, tmp_path).examples:
         base_name, _, inside = unquote(url).removeprefix("/nix/store/").partition("/")

@@ -1,4 +1,4 @@
-"""``start-dev --target lambda``: what breaks on Lambda breaks at the desk."""
+"""``start-dev --target lambda``: requests that fail on Lambda also fail locally."""
 
 import base64
 import json
@@ -39,10 +39,10 @@ def test_names_and_stages_are_as_on_lambda(server: Running) -> None:
         assert (status, body) == (200, "found")
         assert headers["content-length"] == "5"
     assert server.get(f"/prod{store_path('tree')}")[1]["location"] == f"/prod{store_path('tree')}/"
-    assert server.get("/favicon.svg")[0] == 404  # public/ is Vercel's
+    assert server.get("/favicon.svg")[0] == 404  # only Vercel serves public/
 
 
-def test_the_limit_is_that_of_lambda(server: Running) -> None:
+def test_responses_are_limited_as_on_lambda(server: Running) -> None:
     assert server.get(f"{store_path('tree')}/fits")[0] == 200
     status, _, body = server.get(f"{store_path('tree')}/large")
     assert status == 413
@@ -53,7 +53,7 @@ def test_the_limit_is_that_of_lambda(server: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    ("envelope", "said"),
+    ("envelope", "detail"),
     [
         ({"statusCode": 200, "body": "x" * ENVELOPE_LIMIT, "headers": {}}, str(ENVELOPE_LIMIT)),
         (
@@ -62,12 +62,14 @@ def test_the_limit_is_that_of_lambda(server: Running) -> None:
         ),
         ({"statusCode": 200, "headers": {"x": "caf\u00e9"}}, "ASCII"),
         ({"body": "no status"}, "statusCode"),
-        ("text", "no answer"),
+        ("text", "invalid response"),
     ],
 )
-def test_what_lambda_refuses_is_refused(envelope: Any, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_envelopes_that_lambda_refuses_are_refused(
+    envelope: Any, detail: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with closing(LambdaTarget(lambda: lambda event, context: envelope)) as target:
         answer = Client(target).get("/x", environ_base={"REMOTE_ADDR": "127.0.0.1"})
     assert answer.status_code == 502
-    assert said in json.loads(answer.data)["detail"]
-    assert "would be a 502" in capsys.readouterr().err
+    assert detail in json.loads(answer.data)["detail"]
+    assert "would get status 502 on Lambda" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The dev server as a process: reloads, broken code, bodies in flight, and every way to end."""
+"""The development server as a process: reloads, broken code, responses in progress, and every way to stop."""
 
 import http.client
 import os
@@ -28,13 +28,13 @@ def shared(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture
 def server(shared: Running, checkout: Path) -> Iterator[Running]:
-    """The one server of this module, with the application it started with."""
+    """The shared server of this module. Restores the original application after the test."""
     yield shared
     (checkout / "api" / "index.py").write_text(INDEX)
     wait_for(lambda: shared.get("/")[2] == "answer 0 /")
 
 
-def test_no_request_is_refused_over_five_reloads(server: Running, checkout: Path) -> None:
+def test_no_request_is_refused_during_five_reloads(server: Running, checkout: Path) -> None:
     answers: list[tuple[int, str]] = []
     done = threading.Event()
 
@@ -54,16 +54,16 @@ def test_no_request_is_refused_over_five_reloads(server: Running, checkout: Path
         done.set()
         for client in clients:
             client.join()
-    # A refused or reset connection would have ended its client with an exception, which pytest makes an error.
+    # A refused or reset connection would end the client thread with an exception, which pytest reports as an error.
     assert {status for status, _ in answers} == {200}
     assert {body for _, body in answers} >= {f"answer {number} /" for number in range(1, 6)}
 
 
 @pytest.mark.parametrize("file", ["api/index.py", "api/__init__.py", "narcore/errors.py", "narserve/dev/routing.py"])
-def test_broken_code_is_a_page_until_it_is_mended(server: Running, checkout: Path, file: str) -> None:
+def test_broken_code_shows_an_error_page_until_it_is_fixed(server: Running, checkout: Path, file: str) -> None:
     path = checkout / file
-    sound = path.read_text()
-    path.write_text(sound + '\nif "<script>":')
+    original = path.read_text()
+    path.write_text(original + '\nif "<script>":')
     wait_for(lambda: server.get("/x")[0] == 500)
     _, headers, body = server.get("/x")
     assert "SyntaxError" in body or "IndentationError" in body
@@ -73,11 +73,11 @@ def test_broken_code_is_a_page_until_it_is_mended(server: Running, checkout: Pat
     assert headers["content-security-policy"] == "default-src 'none'"
     assert server.get("/x", "HEAD")[2] == ""
 
-    path.write_text(sound)
+    path.write_text(original)
     wait_for(lambda: server.get("/x")[0] == 200)
 
 
-def test_a_body_in_flight_outlives_a_reload(server: Running, checkout: Path) -> None:
+def test_a_response_in_progress_completes_after_a_reload(server: Running, checkout: Path) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
     connection.request("GET", "/slow")
     response = connection.getresponse()
@@ -89,7 +89,7 @@ def test_a_body_in_flight_outlives_a_reload(server: Running, checkout: Path) -> 
 
 
 @pytest.mark.parametrize("path", ["/broken/length", "/broken/chunked"])
-def test_a_body_that_breaks_off_does_not_look_complete(server: Running, path: str) -> None:
+def test_a_truncated_body_does_not_look_complete(server: Running, path: str) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
     connection.request("GET", path)
     response = connection.getresponse()
@@ -101,13 +101,13 @@ def test_a_body_that_breaks_off_does_not_look_complete(server: Running, path: st
     )
 
 
-def test_one_line_a_request(server: Running) -> None:
+def test_each_request_logs_one_line(server: Running) -> None:
     server.get("/a%20name?list", "HEAD")
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
         raw.sendall(b"GET /\x1b[31m\xff HTTP/1.1\r\nHost: x\r\n\r\n")
         while raw.recv(4096):
             pass
-    # As it was asked for; and nothing that a terminal would obey.
+    # The path is logged as requested, with escaped control characters.
     wait_for(lambda: [line for line in server.lines() if line.startswith("HEAD /a%20name?list 200 0 B ")])
     wait_for(lambda: [line for line in server.lines() if line.startswith("GET /\\x1b[31m")])
     assert "\x1b" not in server.log.read_text()
@@ -122,7 +122,7 @@ def is_refused(port: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_is_left_when_it_ends(checkout: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_no_process_remains_when_it_ends(checkout: Path, tmp_path: Path, number: signal.Signals) -> None:
     with running(checkout, tmp_path / "log", environment()) as server:
         assert server.get("/")[0] == 200
         children = server.children()
@@ -130,11 +130,11 @@ def test_nothing_is_left_when_it_ends(checkout: Path, tmp_path: Path, number: si
         status = server.process.wait(10)
         assert status == (-9 if number == signal.SIGKILL else 0)
         wait_for(lambda: not any(map(is_alive, children)), seconds=5)
-        # A child that was just being started when its parent died has the socket a moment longer.
+        # A child that was starting when its parent died keeps the socket open a little longer.
         wait_for(lambda: is_refused(server.port), seconds=10)
 
 
-def test_the_demo_is_next_to_the_default_store(checkout: Path, tmp_path: Path) -> None:
+def test_the_demo_is_served_together_with_the_default_store(checkout: Path, tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     environ = environment(NAR_CACHE_URL="", TMPDIR=str(temporary))
@@ -146,7 +146,7 @@ def test_the_demo_is_next_to_the_default_store(checkout: Path, tmp_path: Path) -
     assert list(temporary.iterdir()) == []
 
 
-def test_a_store_that_is_given_replaces_the_demo_and_is_shown_without_its_password(
+def test_a_configured_store_replaces_the_demo_and_is_printed_without_its_password(
     checkout: Path, tmp_path: Path
 ) -> None:
     environ = environment(NAR_CACHE_URL="https://me:secret@cache.invalid/x?token=secret")
@@ -156,7 +156,7 @@ def test_a_store_that_is_given_replaces_the_demo_and_is_shown_without_its_passwo
         assert "secret" not in server.log.read_text()
 
 
-def test_what_keeps_it_from_starting_is_one_line(checkout: Path, tmp_path: Path) -> None:
+def test_an_error_at_the_start_is_one_line(checkout: Path, tmp_path: Path) -> None:
     def start(**extra: str) -> str:
         ended = subprocess.run(
             [sys.executable, "-m", "narserve.dev.supervisor"],
@@ -174,15 +174,17 @@ def test_what_keeps_it_from_starting_is_one_line(checkout: Path, tmp_path: Path)
 
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        assert f"port {port} is taken" in start(PORT=str(port))
+        assert f"port {port} is already in use" in start(PORT=str(port))
+        assert start(PORT=str(port)).endswith(f": PORT={port + 1}\n")
+        assert start(HTTP_ADDR=f"127.0.0.1:{port}").endswith(f": HTTP_ADDR=127.0.0.1:{port + 1}\n")
     assert "PORT" in start(PORT="many")
     vercel_json = checkout / "vercel.json"
-    sound = vercel_json.read_text()
+    original = vercel_json.read_text()
     try:
-        vercel_json.write_text(sound.replace('"rewrites"', '"redirects"'))
-        assert "does not know 'redirects'" in start()
+        vercel_json.write_text(original.replace('"rewrites"', '"redirects"'))
+        assert "does not support 'redirects'" in start()
     finally:
-        vercel_json.write_text(sound)
+        vercel_json.write_text(original)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,9 @@ def test_what_keeps_it_from_starting_is_one_line(checkout: Path, tmp_path: Path)
         ("raise SystemExit('nar-serve: no such scheme')", "nar-serve: no such scheme\n"),
     ],
 )
-def test_a_bad_setting_that_only_the_application_sees_ends_the_start(tmp_path: Path, statement: str, line: str) -> None:
+def test_an_invalid_setting_that_only_the_application_detects_is_one_line(
+    tmp_path: Path, statement: str, line: str
+) -> None:
     root = make_checkout(tmp_path / "checkout")
     (root / "api" / "index.py").write_text(f"{statement}\napp = 1\n")
     ended = subprocess.run(
@@ -215,7 +219,7 @@ def test_a_server_process_that_dies_is_replaced(checkout: Path, tmp_path: Path) 
         server.get("/")
         (child,) = server.children()
         os.kill(child, signal.SIGKILL)
-        wait_for(lambda: "ended with status -9" in server.log.read_text())
-        # One that lived this short may be hopeless: it takes a change to try again, and then it answers.
+        wait_for(lambda: "exited with status -9" in server.log.read_text())
+        # A child that ran for so short a time only restarts on a change.
         (checkout / "api" / "index.py").write_text(INDEX)
         assert server.get("/")[0] == 200

@@ -1,4 +1,4 @@
-"""vercel.json as the dev server reads it."""
+"""The development server routes according to vercel.json, as Vercel does."""
 
 import json
 from pathlib import Path
@@ -52,15 +52,15 @@ def client(found: Deployment) -> Client:
         ("/nix/store/x%0Ay", "api/index.py /nix/store/x\ny"),
     ],
 )
-def test_public_then_functions_then_rewrites(tmp_path: Path, path: str, answer: str) -> None:
+def test_public_files_come_first_then_functions_then_rewrites(tmp_path: Path, path: str, answer: str) -> None:
     assert client(deployment(tmp_path)).get(path, buffered=True).text == answer
 
 
-def test_without_a_rewrite_nothing_else_answers(tmp_path: Path) -> None:
+def test_a_path_without_a_rewrite_is_not_found(tmp_path: Path) -> None:
     assert client(deployment(tmp_path, rewrites=[])).get("/nix/store", buffered=True).status_code == 404
 
 
-def test_static_files_have_a_type_and_are_read_only(tmp_path: Path) -> None:
+def test_static_files_have_a_media_type_and_are_read_only(tmp_path: Path) -> None:
     http = client(deployment(tmp_path))
     answer = http.get("/docs/", buffered=True)
     assert answer.content_type == "text/html; charset=utf-8"
@@ -69,7 +69,7 @@ def test_static_files_have_a_type_and_are_read_only(tmp_path: Path) -> None:
     assert http.post("/docs/", buffered=True).status_code == 405
 
 
-def test_headers_go_where_they_belong_and_never_twice(tmp_path: Path) -> None:
+def test_headers_are_added_to_matching_paths_and_never_sent_twice(tmp_path: Path) -> None:
     rules = [
         {"source": "/(.*)", "headers": [{"key": "x-own", "value": "2"}, {"key": "X-All", "value": "1"}]},
         {"source": "/docs/(.*)", "headers": [{"key": "X-Docs", "value": "1"}]},
@@ -84,24 +84,24 @@ def test_headers_go_where_they_belong_and_never_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"redirects": []}, "does not know 'redirects'"),
+        ({"redirects": []}, "does not support 'redirects'"),
         ({"framework": "flask"}, '"framework": null'),
-        ({"rewrites": [CATCH_ALL | {"has": []}]}, "does not know 'has'"),
+        ({"rewrites": [CATCH_ALL | {"has": []}]}, "does not support 'has'"),
         ({"rewrites": [CATCH_ALL | {"destination": "/api/nothing"}]}, "'/api/nothing' is not the path of a function"),
         ({"rewrites": [CATCH_ALL | {"destination": "https://example.org"}]}, "is not the path of a function"),
         ({"rewrites": [CATCH_ALL | {"source": "/:path*"}]}, "plain text and"),
         ({"rewrites": [CATCH_ALL | {"source": "x"}]}, "'x' is not a path"),
         ({"functions": {"api/library.py": {}}}, "api/library.py is not a function"),
-        ({"functions": {"api/index.py": {"runtime": "x"}}}, "does not know 'runtime'"),
+        ({"functions": {"api/index.py": {"runtime": "x"}}}, "does not support 'runtime'"),
     ],
 )
-def test_what_is_not_emulated_is_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+def test_settings_that_are_not_emulated_are_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:
     with pytest.raises(VercelJsonError, match=message):
         deployment(tmp_path, **config)
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])
-def test_a_file_that_is_no_configuration(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_configuration_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "vercel.json").write_text(text)
     with pytest.raises(VercelJsonError, match=r"vercel\.json is not"):
         Deployment.read(tmp_path)
@@ -117,7 +117,7 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, text: str) -> None:
         ("/x", "/X", False),
     ],
 )
-def test_source_patterns(source: str, path: str, matches: bool) -> None:
+def test_source_patterns_match_as_on_vercel(source: str, path: str, matches: bool) -> None:
     assert bool(parse_source(source).fullmatch(path)) is matches
 
 
@@ -127,7 +127,7 @@ def test_other_patterns_are_refused(source: str) -> None:
         parse_source(source)
 
 
-def test_what_makes_a_function() -> None:
+def test_a_module_with_app_or_application_is_a_function() -> None:
     assert entry_point("app: object = 1", "x.py") == "app"
     assert entry_point("def application(): ...", "x.py") == "application"
     assert entry_point("def f():\n    app = 1\n", "x.py") is None
@@ -135,13 +135,13 @@ def test_what_makes_a_function() -> None:
         entry_point("import y as handler", "x.py")
 
 
-def test_the_project_is_one_function_behind_everything_and_publishes_none_of_its_source() -> None:
+def test_the_project_has_one_function_and_does_not_publish_its_source() -> None:
     config = json.loads((ROOT / "vercel.json").read_bytes())
     assert config["rewrites"] == [CATCH_ALL]
     assert set(config["functions"]) == {"api/index.py"}
-    # Without a public folder Vercel publishes the source tree; an empty one git would not keep.
+    # Without a public/ directory, Vercel publishes the source tree. Git does not store an empty directory.
     assert [path.name for path in (ROOT / "public").iterdir()] == ["favicon.svg"]
-    # What the pages show, under the name that is asked for without them.
+    # The same icon as on the pages, at the URL that browsers request by default.
     assert (ROOT / "public" / "favicon.svg").read_bytes() == (ROOT / "api" / "static" / "icon.svg").read_bytes()
 
 

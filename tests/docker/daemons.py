@@ -1,4 +1,4 @@
-"""A dockerd of one's own, without a network, and the plugin as the real program."""
+"""A separate dockerd without a network, and the real program of the plugin."""
 
 import contextlib
 import http.client
@@ -23,9 +23,9 @@ from tests import ROOT, needs
 from tests.mount.mounting import until
 
 TOOLS = ("dockerd", "docker", "containerd", "runc", "busybox")
-PLUGINS = Path("/run/docker/plugins")  # where dockerd looks for them, whatever its options are
+PLUGINS = Path("/run/docker/plugins")  # the directory of dockerd for plugins, which no option changes
 IMAGE, IMAGE_WITH_STORE = "box", "box-with-store"
-APPLETS = ("sh", "cat", "ls", "rm")  # what is a program of its own in the images
+APPLETS = ("sh", "cat", "ls", "rm")  # commands of busybox that have a link in the images
 SECONDS = 40
 
 
@@ -33,7 +33,7 @@ def need_docker() -> None:
     needs.fuse()
     needs.programs(TOOLS)
     if any(segment.header.p_type == "PT_INTERP" for segment in ELFFile(io.BytesIO(busybox())).iter_segments()):
-        needs.missing("a static busybox", "apt-get install busybox-static")
+        missing("busybox is not linked statically; install busybox-static")
 
 
 def busybox() -> bytes:
@@ -41,7 +41,7 @@ def busybox() -> bytes:
 
 
 class Dockerd:
-    """``directory`` has all that it writes. Its socket needs a short path."""
+    """A dockerd that writes only to ``directory``, whose path must be short because of its socket."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -50,7 +50,7 @@ class Dockerd:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """RuntimeError with its log if it does not."""
+        """Start dockerd. Raises RuntimeError with its log if it does not start."""
         options = {
             "data-root": self._directory / "data",
             "exec-root": self._directory / "exec",
@@ -84,7 +84,7 @@ class Dockerd:
                 self.kill()
 
     def kill(self) -> None:
-        """At once, and its containerd; containers go on. As an init would, see to it that nothing is left of both."""
+        """Kill dockerd and its containerd, and remove their PID files, as an init would. Containers continue."""
         assert self._process
         self._process.kill()
         self._process.wait()
@@ -106,7 +106,7 @@ class Dockerd:
                 syscalls.unmount(mount.target, lazy=True)
 
     def docker(self, *arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
-        """The client, whatever it ends with."""
+        """Run the docker client, whatever its exit code is."""
         environ = {"PATH": os.environ["PATH"], "HOME": str(self._directory), "DOCKER_HOST": f"unix://{self._socket}"}
         done = subprocess.run(
             ["docker", *arguments], input=stdin, env=environ, capture_output=True, timeout=SECONDS, check=False
@@ -115,13 +115,13 @@ class Dockerd:
         return subprocess.CompletedProcess(done.args, done.returncode, *texts)
 
     def do(self, *arguments: str, stdin: bytes | None = None) -> str:
-        """What it says. AssertionError if it fails."""
+        """Run the docker client, which must succeed, and return its output."""
         done = self.docker(*arguments, stdin=stdin)
         assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}"
         return done.stdout
 
     def fails(self, *arguments: str) -> str:
-        """Why it does."""
+        """Run the docker client, which must fail, and return its messages."""
         done = self.docker(*arguments)
         assert done.returncode, done.stdout
         return done.stderr
@@ -132,13 +132,13 @@ class Dockerd:
         return found
 
     def import_images(self) -> None:
-        """A shell, and nothing else; and the same with a store path of its own."""
+        """Import an image with only a shell, and one that also has a store path."""
         self.do("import", "-", IMAGE, stdin=_tar({}))
         self.do("import", "-", IMAGE_WITH_STORE, stdin=_tar({"nix/store/of-the-image": b"of the image\n"}))
 
 
 class Plugin:
-    """``nar-serve docker-volume`` by the name `name`, with its state below ``directory``."""
+    """``nar-serve docker-volume`` with a unique name, and its state below ``directory``."""
 
     def __init__(self, directory: Path, caches: Mapping[str, Path], run_dir: Path, environ: Mapping[str, str]) -> None:
         self.name = f"nar-serve-test-{os.getpid()}"
@@ -174,7 +174,7 @@ class Plugin:
         return found
 
     def call(self, name: str, **body: str) -> dict[str, Any]:
-        """As dockerd calls."""
+        """Make a call as dockerd does."""
         connection = http.client.HTTPConnection("localhost", timeout=20)
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.connect(str(self.socket))
@@ -184,13 +184,13 @@ class Plugin:
         return answer
 
     def reboot(self) -> None:
-        """As if the machine had been started again since: nothing is mounted, and all that is written down is of before."""
+        """Simulate a reboot: unmount everything, and give all state files another boot id."""
         self.kill()
         for target in self.mounted():
             syscalls.unmount(target, lazy=True)
         now = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         for path in self.state_dir.rglob("*.json"):
-            path.write_text(path.read_text().replace(now, "of before"))
+            path.write_text(path.read_text().replace(now, "an earlier boot"))
         self.start()
 
     def log(self) -> str:
@@ -207,7 +207,7 @@ class Plugin:
         return self._process.wait(20)
 
     def mounted(self) -> list[Path]:
-        """Where volumes are."""
+        """Return the targets of the mounted volumes."""
         return [mount.target for mount in mounts() if self.state_dir in mount.target.parents]
 
     def close(self) -> None:
@@ -225,7 +225,7 @@ class Plugin:
 
 @contextlib.contextmanager
 def running_plugin(plugin: Plugin) -> Iterator[Plugin]:
-    """Started, and closed at the end. Fails if its log then has a traceback in it."""
+    """Start a plugin, and close it at the end. Fails if its log has a traceback."""
     try:
         plugin.start()
         yield plugin

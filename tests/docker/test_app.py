@@ -1,4 +1,4 @@
-"""What dockerd says and gets, and what others say."""
+"""The endpoints: calls of dockerd, and requests of other programs."""
 
 import http.client
 import json
@@ -13,12 +13,13 @@ from flask.testing import FlaskClient
 
 from narcore.errors import MountError
 from narmount.docker import driver as driver_module
-from narmount.docker.app import BODY_MAX, OUTCOMES, Calls, create_docker_app
+from narmount.docker.app import BODY_MAX, OUTCOMES, DockerCalls, create_docker_app
 from narmount.docker.driver import Driver
-from narmount.docker.options import NAME_MAX
 from narmount.docker.records import Records
 from narmount.docker.service import Service
-from tests.docker.views import Views
+from narmount.volumes.request import VolumeRequest
+from narmount.volumes.targets import ID_MAX
+from tests.docker.fakevolumes import FakeVolumes
 
 PATH = f"/nix/store/{'0' * 32}-hello"
 CALLS = ("Create", "Mount", "Path", "Unmount", "Remove", "Get", "List", "Capabilities")
@@ -26,29 +27,29 @@ NAMED = CALLS[:6]
 
 HOSTILE = (
     "", ".", "..", "-v", ".hidden", "_v", "a/b", "../../etc", "/etc", "a\0b", "a\n", "a b", "a:b", "a,b", "a\\b", "é",
-    "a" * (NAME_MAX + 1), None, 1, True, ["a"], {"a": 1},
+    "a" * (ID_MAX + 1), None, 1, True, ["a"], {"a": 1},
 )  # fmt: skip
 
 
 @pytest.fixture
-def views() -> Views:
-    return Views()
+def volumes() -> FakeVolumes:
+    return FakeVolumes()
 
 
 @pytest.fixture
-def made(views: Views, tmp_path: Path) -> tuple[FlaskClient, Calls]:
-    driver = Driver(views, Records(tmp_path / "records"), tmp_path / "mounts", ("main", "other"))
+def made(volumes: FakeVolumes, tmp_path: Path) -> tuple[FlaskClient, DockerCalls]:
+    driver = Driver(volumes, Records(tmp_path / "records"), tmp_path / "mounts", ("main", "other"))
     app, calls = create_docker_app(driver, lambda: {"volumes": driver.status()})
     return app.test_client(), calls
 
 
 @pytest.fixture
-def client(made: tuple[FlaskClient, Calls]) -> FlaskClient:
+def client(made: tuple[FlaskClient, DockerCalls]) -> FlaskClient:
     return made[0]
 
 
 def call(client: FlaskClient, name: str, **body: object) -> dict[str, Any]:
-    """The answer to what has to go well."""
+    """Make a call that must succeed, and return its response."""
     answer = client.post(f"/VolumeDriver.{name}", json=body)
     assert answer.status_code == 200
     assert answer.content_type == "application/vnd.docker.plugins.v1.2+json"
@@ -58,7 +59,7 @@ def call(client: FlaskClient, name: str, **body: object) -> dict[str, Any]:
 
 
 def refused(client: FlaskClient, name: str, **body: object) -> str:
-    """Why it was."""
+    """Make a call that must be refused, and return the reason."""
     answer = client.post(f"/VolumeDriver.{name}", json=body)
     assert 400 <= answer.status_code < 500
     found = json.loads(answer.data)
@@ -66,12 +67,12 @@ def refused(client: FlaskClient, name: str, **body: object) -> str:
     return str(found["Err"])
 
 
-def test_activate(client: FlaskClient) -> None:
+def test_the_plugin_implements_volumes(client: FlaskClient) -> None:
     answer = client.post("/Plugin.Activate")
     assert answer.get_json(force=True) == {"Implements": ["VolumeDriver"]}
 
 
-def test_the_life_of_a_volume(client: FlaskClient, tmp_path: Path) -> None:
+def test_a_volume_is_created_mounted_and_removed(client: FlaskClient, tmp_path: Path) -> None:
     assert call(client, "Capabilities") == {"Capabilities": {"Scope": "local"}}
     assert call(client, "List") == {"Volumes": []}
     assert call(client, "Create", Name="v", Opts={"mode": "overlay", "prefetch": PATH}) == {}
@@ -91,8 +92,8 @@ def test_the_life_of_a_volume(client: FlaskClient, tmp_path: Path) -> None:
     assert "no such volume" in refused(client, "Get", Name="v")
 
 
-def test_what_dockerd_repeats_without_its_body(made: tuple[FlaskClient, Calls], tmp_path: Path) -> None:
-    """To dockerd, an answer to Get that has no volume says that there is none: so it gets no answer at all."""
+def test_a_call_repeated_without_its_body_is_an_error(made: tuple[FlaskClient, DockerCalls], tmp_path: Path) -> None:
+    """Get closes the connection instead, since dockerd takes any response without a volume as "no such volume"."""
     client, calls = made
     service = Service(tmp_path / "x.sock")
     service.start(client.application)
@@ -105,22 +106,24 @@ def test_what_dockerd_repeats_without_its_body(made: tuple[FlaskClient, Calls], 
             with pytest.raises(http.client.RemoteDisconnected):
                 connection.getresponse()
         else:
-            assert b"dockerd has repeated it without its body; try again" in connection.getresponse().read()
+            assert b"dockerd repeated it without its body; try again" in connection.getresponse().read()
         connection.close()
-        assert calls.counts()[endpoint, "error"] == 1
+        assert calls.families()[0].values[endpoint, "error"] == 1
     service.close()
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=repr)
 @pytest.mark.parametrize("endpoint", NAMED)
-def test_hostile_names(client: FlaskClient, views: Views, tmp_path: Path, endpoint: str, name: object) -> None:
+def test_invalid_names_are_refused(
+    client: FlaskClient, volumes: FakeVolumes, tmp_path: Path, endpoint: str, name: object
+) -> None:
     assert refused(client, endpoint, Name=name, ID="one")
-    assert not views.asked
+    assert not volumes.requests
     assert list((tmp_path / "records").iterdir()) == []
 
 
 @pytest.mark.parametrize("identity", [None, "", 1, "x" * 257], ids=repr)
-def test_mounts_need_an_id(client: FlaskClient, identity: object) -> None:
+def test_mount_and_unmount_need_an_id(client: FlaskClient, identity: object) -> None:
     call(client, "Create", Name="v")
     for endpoint in ("Mount", "Unmount"):
         assert "no ID of a mount" in refused(client, endpoint, Name="v", ID=identity)
@@ -129,52 +132,51 @@ def test_mounts_need_an_id(client: FlaskClient, identity: object) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"colour": "red"}, "there is no option 'colour'; known are cache, group, mode, prefetch"),
-        ({"Mode": "ro"}, "there is no option 'Mode'"),
-        ({"mode": "rw"}, "mode='rw' is not known; it is overlay"),
-        ({"mode": ["ro"]}, "the option mode has to be a string"),
-        ({"cache": "https://evil.example"}, "there is no cache 'https://evil.example'; this plugin has main, other"),
-        ({"cache": ""}, "there is no cache ''"),
-        ({"group": "users"}, "is not the number of a group"),
-        ({"group": "-1"}, "is not the number of a group"),
-        ({"group": "4294967295"}, "is not the number of a group"),
-        ({"group": "1", "mode": "ro"}, "leave one of them out"),
+        ({"colour": "red"}, "unknown option 'colour'; the options are cache, group, mode, prefetch"),
+        ({"Mode": "ro"}, "unknown option 'Mode'"),
+        ({"mode": "rw"}, "unknown mode 'rw'; use overlay"),
+        ({"mode": ["ro"]}, "the option 'mode' is not a string"),
+        ({"cache": "https://evil.example"}, "cache takes a name, not a URL; the caches here are main, other"),
+        ({"cache": ""}, "unknown cache ''"),
+        ({"group": "users"}, "is not a group id"),
+        ({"group": "-1"}, "is not a group id"),
+        ({"group": "4294967295"}, "is not a group id"),
+        ({"group": "1", "mode": "ro"}, "leave out group, or use mode=overlay"),
         ({"prefetch": "hello"}, "prefetch='hello' is not a store path"),
         ({"prefetch": f"{PATH}/bin"}, "is not a store path"),
         ({"prefetch": "/nix/store/../../etc/passwd"}, "is not a store path"),
-        ({"prefetch": " ".join(f"/nix/store/{'0' * 32}-{number}" for number in range(101))}, "100 store paths at most"),
-        ("mode=ro", "Opts has to be an object"),
-        ([], "Opts has to be an object"),
+        ({"prefetch": " ".join(f"/nix/store/{'0' * 32}-{number}" for number in range(101))}, "at most 100 store paths"),
+        ("mode=ro", "Opts is not an object"),
+        ([], "Opts is not an object"),
     ],
 )
-def test_options_that_are_refused(client: FlaskClient, options: object, reason: str) -> None:
+def test_invalid_options_are_refused(client: FlaskClient, options: object, reason: str) -> None:
     assert reason in refused(client, "Create", Name="v", Opts=options)
     assert call(client, "List") == {"Volumes": []}
 
 
-def test_options_as_they_are_mounted(client: FlaskClient, views: Views) -> None:
+def test_a_volume_is_mounted_with_its_options(client: FlaskClient, volumes: FakeVolumes) -> None:
     other = PATH.replace("hello", "world")
     call(client, "Create", Name="v", Opts={"cache": "other", "group": "100", "prefetch": f"{PATH}, {other},{PATH}"})
     call(client, "Mount", Name="v", ID="one")
     names = tuple(path.removeprefix("/nix/store/") for path in (PATH, other))
-    asked = {"cache": "other", "mode": "overlay", "group": 100, "prefetch": names, "keep": True}
-    assert views.asked == [asked]
+    assert volumes.requests == [VolumeRequest("other", "overlay", 100, names)]
 
 
 @pytest.mark.parametrize(
     "body", [b"{", b"\xff", b"null", b"[]", b'"x"', b"[" * 60_000, b"NaN", b'{"Name": "\\ud800"}'], ids=repr
 )
 @pytest.mark.parametrize("endpoint", NAMED)
-def test_bodies_that_are_none(client: FlaskClient, endpoint: str, body: bytes) -> None:
+def test_invalid_bodies_are_refused(client: FlaskClient, endpoint: str, body: bytes) -> None:
     answer = client.post(f"/VolumeDriver.{endpoint}", data=body)
     assert 400 <= answer.status_code < 500
     assert json.loads(answer.data)["Err"]
 
 
-def test_a_body_is_bounded(client: FlaskClient) -> None:
+def test_a_body_that_is_too_large_is_refused(client: FlaskClient) -> None:
     answer = client.post("/VolumeDriver.Create", data=b" " * (BODY_MAX + 1))
     assert answer.status_code == 413
-    assert "65536 bytes at most" in json.loads(answer.data)["Err"]
+    assert "exceeds 65536 bytes" in json.loads(answer.data)["Err"]
 
 
 @pytest.mark.parametrize(
@@ -186,49 +188,50 @@ def test_a_body_is_bounded(client: FlaskClient) -> None:
         ("GET", "/../etc", 404),
     ],
 )
-def test_what_is_no_call(client: FlaskClient, method: str, path: str, status: int) -> None:
+def test_unknown_calls_are_refused(client: FlaskClient, method: str, path: str, status: int) -> None:
     answer = client.open(path, method=method)
     assert (answer.status_code, json.loads(answer.data)) == (
         status,
-        {"Err": "there is no such call; POST /VolumeDriver.List is one"},
+        {"Err": "there is no such call; try POST /VolumeDriver.List"},
     )
 
 
 @pytest.mark.parametrize(
-    ("failure", "told"),
+    ("failure", "message"),
     [
         (MountError("the cache is dead; start it again"), "the cache is dead; start it again"),
-        (OSError(28, "No space left on device", "/secret"), "No space left on device; the log of"),
-        (ZeroDivisionError("secret"), "something went wrong; the log of nar-serve docker-volume has the details"),
+        (OSError(28, "No space left on device", "/secret"), "No space left on device; see the log of"),
+        (ZeroDivisionError("secret"), "internal error; see the log of nar-serve docker-volume"),
     ],
 )
-def test_what_fails_is_told_without_a_traceback(
-    client: FlaskClient, views: Views, failure: Exception, told: str, caplog: pytest.LogCaptureFixture
+def test_an_error_is_reported_without_its_traceback(
+    client: FlaskClient, volumes: FakeVolumes, failure: Exception, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     call(client, "Create", Name="v")
-    views.fails = failure
+    volumes.fails = failure
     with caplog.at_level(logging.ERROR):
         answer = client.post("/VolumeDriver.Mount", json={"Name": "v", "ID": "one"})
     assert answer.status_code == 500
-    message = json.loads(answer.data)["Err"]
-    assert message.startswith(told)
-    assert "Traceback" not in message
-    assert "secret" not in message
+    error = json.loads(answer.data)["Err"]
+    assert error.startswith(message)
+    assert "Traceback" not in error
+    assert "secret" not in error
     assert str(failure) in caplog.text
 
 
-def test_calls_are_counted(made: tuple[FlaskClient, Calls]) -> None:
+def test_calls_are_counted_by_outcome(made: tuple[FlaskClient, DockerCalls]) -> None:
     client, calls = made
     call(client, "Create", Name="v")
     refused(client, "Create", Name="..")
-    assert {key: count for key, count in calls.counts().items() if count} == {
+    (family,) = calls.families()
+    assert {key: count for key, count in family.values.items() if count} == {
         ("Create", "ok"): 1,
         ("Create", "refused"): 1,
     }
-    assert set(calls.counts()) == {(name, end) for name in CALLS for end in OUTCOMES}
+    assert set(family.values) == {(name, end) for name in CALLS for end in OUTCOMES}
 
 
-def test_the_status_is_for_people(client: FlaskClient) -> None:
+def test_the_status_lists_the_volumes(client: FlaskClient) -> None:
     call(client, "Create", Name="v")
     (volume,) = client.get("/status").get_json(force=True)["volumes"]
     assert volume.pop("created")

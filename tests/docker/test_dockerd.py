@@ -1,4 +1,4 @@
-"""A real dockerd, a real mount, and containers whose programs come out of the volume."""
+"""A real dockerd, a real mount, and containers that run programs from their volumes."""
 
 import itertools
 import os
@@ -69,7 +69,7 @@ def dockerd(plugin: Plugin, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def volume(dockerd: Dockerd, plugin: Plugin) -> Iterator[str]:
-    """A new one; at the end of the test it has to be one that can be removed."""
+    """A new volume. At the end of the test it must be possible to remove it."""
     name = f"volume-{next(NUMBERS)}"
     dockerd.do("volume", "create", "--driver", plugin.name, name)
     yield name
@@ -78,13 +78,13 @@ def volume(dockerd: Dockerd, plugin: Plugin) -> Iterator[str]:
 
 
 def run(volume: str, *command: str, options: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The arguments of ``docker run``; the program is that of the store."""
+    """Return the arguments of ``docker run`` for a program from the store."""
     box = f"{store_path('tools')}/bin/busybox"
     return ("run", "--rm", "--network=none", *options, "-v", f"{volume}:/nix/store", IMAGE, box, *command)
 
 
 def running(dockerd: Dockerd, volume: str) -> str:
-    """A container whose program is that of the store, for a long time."""
+    """Start a container that runs a program from the store for a long time, and return its id."""
     box = f"{store_path('tools')}/bin/busybox"
     return dockerd.do(
         "run",
@@ -104,7 +104,7 @@ def inside(dockerd: Dockerd, container: str, script: str) -> str:
     return dockerd.do("exec", container, f"{store_path('tools')}/bin/busybox", "sh", "-euc", script)
 
 
-def test_a_program_runs_out_of_the_store(dockerd: Dockerd, volume: str) -> None:
+def test_a_container_runs_a_program_from_the_store(dockerd: Dockerd, volume: str) -> None:
     assert dockerd.do(*run(volume, "cat", f"{store_path('tools')}/share/text")) == "out of the store\n"
     found = dockerd.inspect(volume)
     assert (found["Mountpoint"], found["Status"]) == ("", {"cache": "main", "mode": "overlay", "users": 0})
@@ -123,7 +123,7 @@ def test_writes_stay_in_their_volume(dockerd: Dockerd, plugin: Plugin, mount: Mo
     assert mounting.ask("cat", mount.path(base("tools")) / "share/text").output == b"out of the store\n"
 
 
-def test_nothing_is_left_of_a_volume_that_was_removed(dockerd: Dockerd, plugin: Plugin) -> None:
+def test_nothing_is_left_of_a_removed_volume(dockerd: Dockerd, plugin: Plugin) -> None:
     for _ in range(2):
         dockerd.do("volume", "create", "--driver", plugin.name, "twice")
         assert "No such file" in dockerd.fails(*run("twice", "cat", "/nix/store/new"))
@@ -133,13 +133,13 @@ def test_nothing_is_left_of_a_volume_that_was_removed(dockerd: Dockerd, plugin: 
 
 
 @pytest.mark.parametrize("image", [IMAGE, IMAGE_WITH_STORE])
-def test_a_read_only_volume(dockerd: Dockerd, plugin: Plugin, image: str) -> None:
-    """With nocopy: otherwise dockerd changes the mode of a volume that is new, and it can't."""
+def test_a_read_only_volume_can_not_be_written(dockerd: Dockerd, plugin: Plugin, image: str) -> None:
+    """It needs nocopy, since dockerd would otherwise fail to change the mode of a new volume."""
     dockerd.do("volume", "create", "--driver", plugin.name, "-o", "mode=ro", "fixed")
     try:
-        for given in ("-v=fixed:/nix/store:ro,nocopy", "--mount=type=volume,src=fixed,dst=/nix/store,volume-nocopy"):
+        for option in ("-v=fixed:/nix/store:ro,nocopy", "--mount=type=volume,src=fixed,dst=/nix/store,volume-nocopy"):
             box = f"{store_path('tools')}/bin/busybox"
-            command = ("run", "--rm", "--network=none", given, image, box)
+            command = ("run", "--rm", "--network=none", option, image, box)
             assert dockerd.do(*command, "cat", f"{store_path('tools')}/share/text") == "out of the store\n"
             assert "Read-only file system" in dockerd.fails(*command, "touch", "/nix/store/new")
     finally:
@@ -147,7 +147,7 @@ def test_a_read_only_volume(dockerd: Dockerd, plugin: Plugin, image: str) -> Non
     assert not plugin.mounted()
 
 
-def test_anonymous_volumes_are_of_one_container(dockerd: Dockerd, plugin: Plugin) -> None:
+def test_an_anonymous_volume_belongs_to_one_container(dockerd: Dockerd, plugin: Plugin) -> None:
     listing = ("volume", "ls", "--quiet", f"--filter=driver={plugin.name}")
     before = dockerd.do(*listing)
     box = f"{store_path('tools')}/bin/busybox"
@@ -159,7 +159,7 @@ def test_anonymous_volumes_are_of_one_container(dockerd: Dockerd, plugin: Plugin
     assert not plugin.mounted()
 
 
-def test_who_may_write(dockerd: Dockerd, plugin: Plugin) -> None:
+def test_the_group_of_a_volume_may_write(dockerd: Dockerd, plugin: Plugin) -> None:
     dockerd.do("volume", "create", "--driver", plugin.name, "-o", "group=1234", "grouped")
     try:
         touch = ("touch", "/nix/store/new")
@@ -169,15 +169,15 @@ def test_who_may_write(dockerd: Dockerd, plugin: Plugin) -> None:
         dockerd.do("volume", "rm", "grouped")
 
 
-def test_options_and_names_that_are_refused(dockerd: Dockerd, plugin: Plugin) -> None:
+def test_invalid_options_and_names_are_refused(dockerd: Dockerd, plugin: Plugin) -> None:
     create = ("volume", "create", "--driver", plugin.name)
-    assert "there is no option 'colour'; known are cache, group" in dockerd.fails(*create, "-o", "colour=red", "bad")
-    assert "there is no cache 'else'; this plugin has main" in dockerd.fails(*create, "-o", "cache=else", "bad")
+    assert "unknown option 'colour'; the options are cache, group" in dockerd.fails(*create, "-o", "colour=red", "bad")
+    assert "unknown cache 'else'; the caches here are main" in dockerd.fails(*create, "-o", "cache=else", "bad")
     assert dockerd.fails(*create, "../bad")
     assert "bad" not in dockerd.do("volume", "ls", "--quiet")
 
 
-def test_containers_share_a_volume_until_the_last_has_ended(dockerd: Dockerd, plugin: Plugin, volume: str) -> None:
+def test_containers_share_a_volume_until_the_last_one_ends(dockerd: Dockerd, plugin: Plugin, volume: str) -> None:
     first, second = running(dockerd, volume), running(dockerd, volume)
     assert len(plugin.mounted()) == 1
     assert "in use" in dockerd.fails("volume", "rm", volume)
@@ -189,7 +189,7 @@ def test_containers_share_a_volume_until_the_last_has_ended(dockerd: Dockerd, pl
     assert not plugin.mounted()
 
 
-def test_a_container_goes_on_while_the_plugin_is_killed_and_started_again(
+def test_a_container_continues_while_the_plugin_is_killed_and_restarted(
     dockerd: Dockerd, plugin: Plugin, volume: str
 ) -> None:
     container = running(dockerd, volume)
@@ -197,7 +197,7 @@ def test_a_container_goes_on_while_the_plugin_is_killed_and_started_again(
     assert inside(dockerd, container, f"cat {store_path('other')}/file; echo written > /nix/store/new") == "other\n"
     assert plugin.mounted()
     plugin.start()
-    assert [one["users"] for one in plugin.status()["volumes"]] == [1]
+    assert [volume["users"] for volume in plugin.status()["volumes"]] == [1]
     assert inside(dockerd, container, "cat /nix/store/new") == "written\n"
     assert dockerd.do(*run(volume, "cat", "/nix/store/new")) == "written\n"
     assert plugin.mounted()
@@ -208,37 +208,35 @@ def test_a_container_goes_on_while_the_plugin_is_killed_and_started_again(
     assert dockerd.do(*run(volume, "cat", "/nix/store/new")) == "written\n"
 
 
-def test_a_call_that_comes_while_the_plugin_is_down_is_done_when_it_is_back(
-    dockerd: Dockerd, plugin: Plugin, volume: str
-) -> None:
+def test_a_call_waits_while_the_plugin_is_down(dockerd: Dockerd, plugin: Plugin, volume: str) -> None:
     assert plugin.stop() == 0
     before = len(dockerd.log())
     with ThreadPoolExecutor(1) as executor:
         answer = executor.submit(dockerd.do, *run(volume, "echo", "back"))
-        until(lambda: "Unable to connect to plugin" in dockerd.log()[before:], "dockerd has tried")
+        until(lambda: "Unable to connect to plugin" in dockerd.log()[before:], "the first attempt of dockerd")
         assert not answer.done()
         plugin.start()
         assert answer.result(SECONDS) == "back\n"
 
 
-BROKEN_OFF = re.compile("EOF|connect|repeated it without its body")
+INTERRUPTED = re.compile("EOF|connect|repeated it without its body")
 
 
-def do_again(dockerd: Dockerd, *arguments: str) -> str:
-    """A call that is under way when the plugin is killed fails, and with it the container: then the next one is right."""
+def do_repeatedly(dockerd: Dockerd, *arguments: str) -> str:
+    """Run the docker client until it succeeds. A container fails if the plugin is killed during its call."""
     for _ in range(6):
         done = dockerd.docker(*arguments)
         if done.returncode == 0:
             return done.stdout
-        assert BROKEN_OFF.search(done.stderr), done.stderr
+        assert INTERRUPTED.search(done.stderr), done.stderr
     raise AssertionError(done.stderr)
 
 
-def test_containers_come_and_go_while_the_plugin_is_killed_again_and_again(
+def test_containers_start_and_end_while_the_plugin_is_killed_repeatedly(
     dockerd: Dockerd, plugin: Plugin, volume: str
 ) -> None:
     with ThreadPoolExecutor(4) as executor:
-        answers = [executor.submit(do_again, dockerd, *run(volume, "echo", str(number))) for number in range(12)]
+        answers = [executor.submit(do_repeatedly, dockerd, *run(volume, "echo", str(number))) for number in range(12)]
         for _ in range(3):
             time.sleep(0.2)
             plugin.kill()
@@ -247,17 +245,17 @@ def test_containers_come_and_go_while_the_plugin_is_killed_again_and_again(
     assert dockerd.inspect(volume)["Name"] == volume
 
 
-def test_a_reboot(dockerd: Dockerd, plugin: Plugin, volume: str) -> None:
+def test_after_a_reboot_a_volume_has_its_files_and_no_users(dockerd: Dockerd, plugin: Plugin, volume: str) -> None:
     dockerd.do(*run(volume, "touch", "/nix/store/written"))
-    assert plugin.call("Mount", Name=volume, ID="of before")["Err"] == ""
+    assert plugin.call("Mount", Name=volume, ID="an-earlier-boot")["Err"] == ""
     assert len(plugin.mounted()) == 1
     plugin.reboot()
-    assert [one["users"] for one in plugin.status()["volumes"]] == [0]
+    assert [volume["users"] for volume in plugin.status()["volumes"]] == [0]
     assert not plugin.mounted()
     dockerd.do(*run(volume, "ls", "/nix/store/written"))
 
 
-def test_a_restart_of_dockerd(dockerd: Dockerd, plugin: Plugin, volume: str) -> None:
+def test_a_container_starts_again_after_a_restart_of_dockerd(dockerd: Dockerd, plugin: Plugin, volume: str) -> None:
     container = running(dockerd, volume)
     dockerd.stop()
     assert not plugin.mounted()
@@ -267,9 +265,7 @@ def test_a_restart_of_dockerd(dockerd: Dockerd, plugin: Plugin, volume: str) -> 
     dockerd.do("rm", "--force", container)
 
 
-def test_a_dockerd_that_is_killed_leaves_nothing_that_is_in_use_for_ever(
-    dockerd: Dockerd, plugin: Plugin, volume: str
-) -> None:
+def test_a_killed_dockerd_leaves_no_volume_in_use_forever(dockerd: Dockerd, plugin: Plugin, volume: str) -> None:
     container = running(dockerd, volume)
     inside(dockerd, container, "echo written > /nix/store/new")
     dockerd.kill()
@@ -280,7 +276,7 @@ def test_a_dockerd_that_is_killed_leaves_nothing_that_is_in_use_for_ever(
     assert not plugin.mounted()
 
 
-def test_what_is_said_of_it(plugin: Plugin, mount: Mounted, dockerd: Dockerd, volume: str) -> None:
+def test_metrics_and_status_show_the_volumes(plugin: Plugin, mount: Mounted, dockerd: Dockerd, volume: str) -> None:
     plugin.stop()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -301,7 +297,9 @@ def test_what_is_said_of_it(plugin: Plugin, mount: Mounted, dockerd: Dockerd, vo
     dockerd.do("rm", "--force", container)
 
 
-def test_a_mount_that_has_died(dockerd: Dockerd, plugin: Plugin, mount: Mounted, volume: str) -> None:
+def test_containers_of_a_dead_mount_work_after_it_is_mounted_again(
+    dockerd: Dockerd, plugin: Plugin, mount: Mounted, volume: str
+) -> None:
     container = running(dockerd, volume)
     os.killpg(mount.process.pid, signal.SIGKILL)
     mount.process.wait()

@@ -1,4 +1,4 @@
-"""Volumes are counted by their users, whatever is repeated, interrupted or fails."""
+"""The users of volumes are recorded correctly, whatever is repeated, interrupted or fails."""
 
 import logging
 import os
@@ -10,25 +10,26 @@ import pytest
 from narcore.errors import MountError
 from narmount.docker import driver as driver_module
 from narmount.docker.driver import Driver
-from narmount.docker.options import Refused
 from narmount.docker.records import Records
-from tests.docker.views import Killed, Views
+from narmount.volumes.errors import NoSuchVolume, VolumeBusy, VolumeConflict, VolumeRefused
+from narmount.volumes.request import VolumeRequest
+from tests.docker.fakevolumes import FakeVolumes, Killed
 
 CACHES = ("main", "other")
 
 
 class Plugin:
-    """A driver, and what stays when it is killed: the records on disk, and the mounts."""
+    """A driver, and what stays when it is killed: the records on the disk, and the mounts."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.views = Views()
+        self.volumes = FakeVolumes()
         self.driver = self.started()
 
     def started(self, boot_id: str = "boot-1", caches: tuple[str, ...] = CACHES) -> Driver:
-        """Start it, again or for the first time."""
+        """Start the driver, for the first time or again."""
         records = Records(self.directory / "records", boot_id)
-        self.driver = Driver(self.views, records, self.directory / "mounts", caches)
+        self.driver = Driver(self.volumes, records, self.directory / "mounts", caches)
         self.driver.recover()
         return self.driver
 
@@ -36,7 +37,7 @@ class Plugin:
         return self.directory / "mounts" / name
 
     def users(self, name: str) -> object:
-        (status,) = [one for one in self.driver.status() if one["name"] == name]
+        (status,) = [volume for volume in self.driver.status() if volume["name"] == name]
         return status["users"]
 
 
@@ -52,12 +53,11 @@ def test_a_volume_is_mounted_for_the_first_user_and_unmounted_after_the_last(plu
     assert driver.mount("v", "a") == driver.mount("v", "b") == plugin.target("v")
     assert driver.mountpoint("v") == str(plugin.target("v"))
     driver.unmount("v", "a")
-    assert plugin.views.mounted == {plugin.target("v"): "v"}
+    assert plugin.volumes.mounted == {plugin.target("v"): "v"}
     driver.unmount("v", "b")
-    assert plugin.views.mounted == {}
+    assert plugin.volumes.mounted == {}
     assert driver.mountpoint("v") == ""
-    asked = {"cache": "other", "mode": "ro", "group": None, "prefetch": (), "keep": True}
-    assert plugin.views.asked == [asked, asked]
+    assert plugin.volumes.requests == [VolumeRequest("other", "ro")] * 2
 
 
 def test_every_call_can_be_repeated(plugin: Plugin) -> None:
@@ -69,34 +69,36 @@ def test_every_call_can_be_repeated(plugin: Plugin) -> None:
     assert plugin.users("v") == 1
     for _ in range(2):
         driver.unmount("v", "a")
-        assert plugin.views.mounted == {}
+        assert plugin.volumes.mounted == {}
     for _ in range(2):
         driver.remove("v")
     assert driver.all() == []
 
 
-def test_what_was_written_goes_with_the_volume_and_not_before(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_written_files_are_removed_only_with_their_volume(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = plugin.driver
     driver.create("v", {})
     driver.mount("v", "a")
     with monkeypatch.context() as patch:
         patch.setattr(driver_module, "is_mounted_elsewhere", lambda source, target: source == "nar-serve:v")
-        with pytest.raises(Refused, match=r"volume v is in use; docker ps -a --filter volume=v"):
+        with pytest.raises(
+            VolumeConflict, match=r"volume v is in use; find its containers: docker ps -a --filter volume=v"
+        ):
             driver.remove("v")
     driver.unmount("v", "a")
-    assert plugin.views.written == {"v"}
+    assert plugin.volumes.written == {"v"}
     driver.remove("v")
-    assert plugin.views.written == set()
-    with pytest.raises(Refused, match="no such volume: 'v'; docker volume ls"):
+    assert plugin.volumes.written == set()
+    with pytest.raises(NoSuchVolume, match="no such volume: 'v'; list the volumes: docker volume ls"):
         driver.mount("v", "a")
 
 
-def test_a_mount_that_dockerd_never_heard_of_keeps_no_volume(plugin: Plugin) -> None:
-    """The plugin was killed before it answered."""
+def test_a_mount_without_a_response_does_not_keep_a_volume(plugin: Plugin) -> None:
+    """The plugin was killed before it responded, so dockerd never unmounts."""
     plugin.driver.create("v", {})
     plugin.driver.mount("v", "a")
     plugin.driver.remove("v")
-    assert (plugin.views.mounted, plugin.driver.all()) == ({}, [])
+    assert (plugin.volumes.mounted, plugin.driver.all()) == ({}, [])
 
 
 def test_the_first_cache_is_the_default(plugin: Plugin) -> None:
@@ -104,9 +106,9 @@ def test_the_first_cache_is_the_default(plugin: Plugin) -> None:
     assert plugin.driver.describe("v")["Status"] == {"cache": "main", "mode": "overlay", "users": 0}
 
 
-def test_other_options_make_another_volume(plugin: Plugin) -> None:
+def test_a_volume_is_not_created_again_with_other_options(plugin: Plugin) -> None:
     plugin.driver.create("v", {"mode": "ro"})
-    with pytest.raises(Refused, match="there is a volume v with other options"):
+    with pytest.raises(VolumeConflict, match="the volume v exists with other options"):
         plugin.driver.create("v", {"mode": "overlay"})
 
 
@@ -120,24 +122,26 @@ def test_a_restart_forgets_nothing(plugin: Plugin) -> None:
     again = plugin.started()
     assert again.status() == before
     assert again.describe("v") == first.describe("v")
-    assert plugin.views.mounted == {plugin.target("v"): "v"}
+    assert plugin.volumes.mounted == {plugin.target("v"): "v"}
     again.unmount("v", "a")
-    assert plugin.views.mounted
+    assert plugin.volumes.mounted
     again.unmount("v", "b")
-    assert not plugin.views.mounted
+    assert not plugin.volumes.mounted
 
 
-def test_after_a_reboot_nobody_uses_anything(plugin: Plugin) -> None:
+def test_after_a_reboot_volumes_have_no_users(plugin: Plugin) -> None:
     plugin.driver.create("v", None)
     plugin.driver.mount("v", "a")
-    plugin.views.mounted.clear()
+    plugin.volumes.mounted.clear()
     plugin.started(boot_id="boot-2")
     assert plugin.users("v") == 0
-    assert plugin.views.written == {"v"}
+    assert plugin.volumes.written == {"v"}
     plugin.driver.remove("v")
 
 
-def test_killed_between_mounting_and_counting(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_between_mounting_and_recording_the_user_leaves_no_mount(
+    plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plugin.driver.create("v", None)
 
     def killed(self: Records, record: object) -> None:
@@ -147,27 +151,29 @@ def test_killed_between_mounting_and_counting(plugin: Plugin, monkeypatch: pytes
         patch.setattr(Records, "save", killed)
         with pytest.raises(Killed):
             plugin.driver.mount("v", "a")
-    assert plugin.views.mounted
+    assert plugin.volumes.mounted
     plugin.started()
-    assert not plugin.views.mounted
+    assert not plugin.volumes.mounted
     plugin.driver.mount("v", "a")
     plugin.driver.unmount("v", "a")
     plugin.driver.remove("v")
 
 
-def test_killed_between_no_longer_counting_and_unmounting(plugin: Plugin) -> None:
+def test_a_kill_between_deleting_the_user_and_unmounting_leaves_no_mount(plugin: Plugin) -> None:
     plugin.driver.create("v", None)
     plugin.driver.mount("v", "a")
-    plugin.views.fails = Killed()
+    plugin.volumes.fails = Killed()
     with pytest.raises(Killed):
         plugin.driver.unmount("v", "a")
     plugin.started()
-    assert not plugin.views.mounted
+    assert not plugin.volumes.mounted
     plugin.driver.unmount("v", "a")
     plugin.driver.remove("v")
 
 
-def test_killed_between_deleting_and_forgetting(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_before_deleting_the_record_is_completed_by_the_next_remove(
+    plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plugin.driver.create("v", None)
 
     def killed(self: Records, name: str) -> None:
@@ -182,7 +188,7 @@ def test_killed_between_deleting_and_forgetting(plugin: Plugin, monkeypatch: pyt
     assert plugin.driver.all() == []
 
 
-def test_a_disk_that_is_full_leaves_nothing_mounted(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing_mounted(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
     plugin.driver.create("v", None)
 
     def full(descriptor: int) -> None:
@@ -192,39 +198,39 @@ def test_a_disk_that_is_full_leaves_nothing_mounted(plugin: Plugin, monkeypatch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
             plugin.driver.mount("v", "a")
-    assert not plugin.views.mounted
+    assert not plugin.volumes.mounted
     assert plugin.users("v") == 0
     plugin.started()
     plugin.driver.mount("v", "a")
 
 
-def test_a_mount_that_fails_is_not_counted(plugin: Plugin) -> None:
+def test_a_failed_mount_has_no_user(plugin: Plugin) -> None:
     plugin.driver.create("v", None)
-    plugin.views.fails = MountError("it is dead; start it again")
+    plugin.volumes.fails = MountError("the mount has died; start it again")
     with pytest.raises(MountError):
         plugin.driver.mount("v", "a")
     assert plugin.users("v") == 0
     plugin.driver.remove("v")
 
 
-def test_an_unmount_that_fails_is_made_good(plugin: Plugin) -> None:
+def test_a_failed_unmount_can_be_repeated(plugin: Plugin) -> None:
     plugin.driver.create("v", None)
     plugin.driver.mount("v", "a")
-    plugin.views.fails = MountError("busy; look who uses it")
+    plugin.volumes.fails = MountError("the mount is busy; find its users")
     with pytest.raises(MountError):
         plugin.driver.unmount("v", "a")
     plugin.driver.unmount("v", "a")
-    assert not plugin.views.mounted
+    assert not plugin.volumes.mounted
 
 
-def test_a_start_goes_on_without_what_fails(plugin: Plugin, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreadable_record_is_logged_and_the_others_work(plugin: Plugin, caplog: pytest.LogCaptureFixture) -> None:
     plugin.driver.create("v", None)
     plugin.driver.create("w", None)
     (plugin.directory / "records" / "v.json").write_text("{")
     (plugin.directory / "records" / "w.part").write_text("half")
     with caplog.at_level(logging.ERROR):
         plugin.started()
-    assert [one["name"] for one in plugin.driver.status()] == ["w"]
+    assert [volume["name"] for volume in plugin.driver.status()] == ["w"]
     assert "v.json can't be read" in caplog.text
     assert not (plugin.directory / "records" / "w.part").exists()
 
@@ -239,20 +245,20 @@ def test_a_start_goes_on_without_what_fails(plugin: Plugin, caplog: pytest.LogCa
         '{"name": "v", "options": {"cache": "m", "mode": "ro", "group": null, "prefetch": ["../x"]}, "created": "", "boot_id": ""}',
     ],
 )
-def test_records_of_others_are_no_volumes(plugin: Plugin, text: str) -> None:
+def test_invalid_records_are_not_volumes(plugin: Plugin, text: str) -> None:
     (plugin.directory / "records" / "v.json").write_text(text)
     assert plugin.started().all() == []
 
 
-def test_a_volume_of_a_cache_that_is_gone(plugin: Plugin) -> None:
+def test_a_volume_of_a_missing_cache_can_only_be_removed(plugin: Plugin) -> None:
     plugin.driver.create("v", {"cache": "other"})
     plugin.started(caches=("main",))
-    with pytest.raises(Refused, match=r"start nar-serve docker-volume with --cache other=DIR"):
+    with pytest.raises(VolumeRefused, match=r"start nar-serve docker-volume with --cache other=DIR"):
         plugin.driver.mount("v", "a")
     plugin.driver.remove("v")
 
 
-def test_many_users_at_once_are_all_counted(plugin: Plugin) -> None:
+def test_concurrent_users_are_all_recorded(plugin: Plugin) -> None:
     plugin.driver.create("v", None)
     users = [f"user-{number}" for number in range(20)]
     threads = [threading.Thread(target=plugin.driver.mount, args=("v", user)) for user in users]
@@ -265,20 +271,20 @@ def test_many_users_at_once_are_all_counted(plugin: Plugin) -> None:
     assert plugin.users("v") == 20
 
 
-def test_a_volume_that_hangs_holds_up_no_other(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_volume_does_not_delay_others(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("stuck", "free"):
         plugin.driver.create(name, None)
     begun, end = threading.Event(), threading.Event()
-    publish = Views.publish
+    publish = FakeVolumes.publish
 
-    def hang(self: Views, volume_id: str, target: Path, **details: object) -> None:
+    def hang(self: FakeVolumes, volume_id: str, target: Path, request: VolumeRequest, *, keep: bool) -> None:
         if volume_id == "stuck":
             begun.set()
             assert end.wait(30)
-        publish(self, volume_id, target, **details)  # type: ignore[arg-type]  # as they came
+        publish(self, volume_id, target, request, keep=keep)
 
-    monkeypatch.setattr(Views, "publish", hang)
-    monkeypatch.setattr(driver_module, "TURN_SECONDS", 0.05)
+    monkeypatch.setattr(FakeVolumes, "publish", hang)
+    monkeypatch.setattr(driver_module, "LOCK_SECONDS", 0.05)
     thread = threading.Thread(target=plugin.driver.mount, args=("stuck", "a"))
     thread.start()
     assert begun.wait(30)
@@ -286,7 +292,7 @@ def test_a_volume_that_hangs_holds_up_no_other(plugin: Plugin, monkeypatch: pyte
         assert plugin.driver.mount("free", "a") == plugin.target("free")
         assert len(plugin.driver.all()) == 2
         assert plugin.driver.mountpoint("stuck") == ""
-        with pytest.raises(Refused, match="another call for the volume stuck has not ended"):
+        with pytest.raises(VolumeBusy, match="another call for the volume stuck has been running"):
             plugin.driver.remove("stuck")
     finally:
         end.set()
@@ -295,14 +301,14 @@ def test_a_volume_that_hangs_holds_up_no_other(plugin: Plugin, monkeypatch: pyte
     plugin.driver.remove("stuck")
 
 
-def test_there_are_limits(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_volumes_and_users_are_limited(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver_module, "VOLUMES_MAX", 1)
     monkeypatch.setattr(driver_module, "MOUNTS_MAX", 1)
     plugin.driver.create("v", None)
-    with pytest.raises(Refused, match="that is the limit; docker volume prune"):
+    with pytest.raises(VolumeRefused, match="which is the limit; remove some: docker volume prune"):
         plugin.driver.create("w", None)
     plugin.driver.mount("v", "a")
-    with pytest.raises(Refused, match="that is the limit; make another one"):
+    with pytest.raises(VolumeRefused, match="which is the limit; create another volume"):
         plugin.driver.mount("v", "b")
     plugin.driver.mount("v", "a")
     assert plugin.driver.published() == {"overlay": 1, "ro": 0}

@@ -1,4 +1,4 @@
-"""What is published late; tests/csi has that with a real mount and programs that wait for it."""
+"""Store paths that are published late. tests/csi tests them with a real mount and waiting programs."""
 
 import socket
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ from tests.mount.mounting import until
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Path]:
-    """In the place of a mount: a file system of memory."""
-    needs.fuse()
+    """A tmpfs instead of a mount."""
+    mounting.need_root()
     store = tmp_path / "store"
     store.mkdir()
     syscalls._mount(syscalls.SOURCE, store, "tmpfs", 0, None)
@@ -45,12 +45,12 @@ def plugin(store: Path, control: ControlServer, tmp_path: Path) -> Iterator[Plug
         yield plugin
 
 
-def test_it_appears_where_it_was_looked_for(store: Path, control: ControlServer, plugin: Plugin) -> None:
+def test_a_late_name_appears_in_a_mounted_volume(store: Path, control: ControlServer, plugin: Plugin) -> None:
     assert plugin.call("Create", Name="v")["Err"] == ""
     late = Path(plugin.call("Mount", Name="v", ID="one")["Mountpoint"]) / "late"
     assert not late.exists()
     (store / "late").write_text("at last")
-    assert not late.exists(), "an overlay does not ask again"
+    assert not late.exists(), "the overlay has cached that the name is missing"
     control.announce(["late"])
     until(late.exists, "the late path")
     assert late.read_text() == "at last"

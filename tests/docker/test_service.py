@@ -1,4 +1,4 @@
-"""The plugin's socket: when it is there, who may talk to it, and clients that would hold it up."""
+"""The socket of the plugin: its lifetime and permissions, and clients that are silent or send noise."""
 
 import http.client
 import json
@@ -54,7 +54,7 @@ def connected(path: Path) -> socket.socket:
     return found
 
 
-def test_it_answers_and_is_for_its_owner_alone(tmp_path: Path) -> None:
+def test_the_socket_answers_only_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "plugins" / "x.sock"
     with running(path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -66,7 +66,7 @@ def test_it_answers_and_is_for_its_owner_alone(tmp_path: Path) -> None:
         ask(path, 5)
 
 
-def test_it_takes_the_place_of_one_that_was_killed(tmp_path: Path) -> None:
+def test_an_abandoned_socket_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "x.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -74,23 +74,23 @@ def test_it_takes_the_place_of_one_that_was_killed(tmp_path: Path) -> None:
         assert post(path, "/x")
 
 
-def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_socket_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "x.sock"
     path.write_text("precious")
-    with pytest.raises(SettingsError, match="is there and is no socket"):
+    with pytest.raises(SettingsError, match="exists and is not a socket"):
         Service(path).start(hello)
     assert path.read_text() == "precious"
 
 
-def test_a_path_that_is_too_long(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="too long a path for a socket"):
+def test_a_path_too_long_for_a_socket_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="is too long for a socket"):
         Service(tmp_path / ("x" * 100)).start(hello)
 
 
-def test_state_has_one_owner(tmp_path: Path) -> None:
+def test_a_state_directory_has_one_owner(tmp_path: Path) -> None:
     with (
         sole_owner(tmp_path / "state"),
-        pytest.raises(SettingsError, match="another nar-serve docker-volume has its state in"),
+        pytest.raises(SettingsError, match="another nar-serve docker-volume uses"),
         sole_owner(tmp_path / "state"),
     ):
         pass
@@ -98,7 +98,7 @@ def test_state_has_one_owner(tmp_path: Path) -> None:
         assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
 
 
-def test_a_client_that_is_silent_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_client_is_disconnected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_module._Handler, "timeout", 0.1)
     path = tmp_path / "x.sock"
     with running(path):
@@ -112,7 +112,7 @@ def test_a_client_that_is_silent_is_let_go(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "noise", [b"\x00\xff" * 100 + b"\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"A" * 70_000 + b"\r\n\r\n"]
 )
-def test_noise_is_no_call(tmp_path: Path, noise: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_noise_is_rejected_without_a_traceback(tmp_path: Path, noise: bytes, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "x.sock"
     with caplog.at_level(logging.WARNING), running(path):
         with connected(path) as connection:
@@ -123,7 +123,7 @@ def test_noise_is_no_call(tmp_path: Path, noise: bytes, caplog: pytest.LogCaptur
     assert "Traceback" not in caplog.text
 
 
-def test_calls_at_once_are_bounded_and_the_next_ones_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_calls_are_limited_and_further_calls_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_module, "CALLS_MAX", 2)
     lock, end = threading.Lock(), threading.Event()
     counts = {"now": 0, "most": 0}
@@ -151,7 +151,9 @@ def test_calls_at_once_are_bounded_and_the_next_ones_wait(tmp_path: Path, monkey
     assert (len(answers), counts["most"]) == (6, 2)
 
 
-def test_it_stops_while_all_calls_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_service_stops_while_the_maximum_of_calls_is_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(service_module, "CALLS_MAX", 1)
     monkeypatch.setattr(service_module, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(service_module, "STOP_SECONDS", 0.1)
@@ -178,7 +180,7 @@ def test_it_stops_while_all_calls_are_taken(tmp_path: Path, monkeypatch: pytest.
         end.set()
 
 
-def test_stopping_waits_for_calls_and_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_waits_for_calls_for_a_limited_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, end = threading.Event(), threading.Event()
 
     def slow(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:

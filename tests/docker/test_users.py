@@ -1,4 +1,4 @@
-"""Mounts of a dockerd that is gone are given up, unless a container still sees them."""
+"""Users left behind by a dockerd that is gone are removed, unless a container still sees the volume."""
 
 import socket
 import subprocess
@@ -12,12 +12,11 @@ import pytest
 from narmount.docker import driver as driver_module
 from narmount.docker import users
 from narmount.docker.driver import Driver
-from narmount.docker.options import Refused
 from narmount.docker.records import Records
 from narmount.fuse import syscalls
-from tests import needs
-from tests.docker.views import Views
-from tests.mount.mounting import unmount_all
+from narmount.volumes.errors import VolumeConflict
+from tests.docker.fakevolumes import FakeVolumes
+from tests.mount.mounting import need_root, unmount_all
 
 CONNECT = (
     "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(flush=True); sys.stdin.read()"
@@ -25,7 +24,7 @@ CONNECT = (
 
 
 class Client:
-    """Another process that has connected."""
+    """Another process, connected to the socket."""
 
     def __init__(self, listener: socket.socket) -> None:
         path = listener.getsockname()
@@ -49,7 +48,7 @@ def client(tmp_path: Path) -> Iterator[Client]:
         client.end()
 
 
-def test_a_process_is_known_again(client: Client) -> None:
+def test_a_process_is_recognized_until_it_ends(client: Client) -> None:
     assert client.identity.startswith(f"{client.process.pid}:")
     assert not users.is_gone(client.identity)
     client.end()
@@ -57,7 +56,7 @@ def test_a_process_is_known_again(client: Client) -> None:
     assert users.is_gone(f"{client.process.pid}:1")
 
 
-def test_one_that_is_not_known_is_not_gone() -> None:
+def test_an_unknown_process_is_not_gone() -> None:
     assert not users.is_gone(users.UNKNOWN)
 
 
@@ -90,21 +89,21 @@ def test_mounts_are_seen_in_other_namespaces(tmp_path: Path) -> None:
         unmount_all(here)
 
 
-def test_a_volume_of_one_that_was_killed(tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    views = Views()
-    driver = Driver(views, Records(tmp_path / "records"), tmp_path / "mounts", ("main",))
+def test_a_user_of_a_killed_dockerd_is_removed(tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    volumes = FakeVolumes()
+    driver = Driver(volumes, Records(tmp_path / "records"), tmp_path / "mounts", ("main",))
     driver.create("v", None)
     driver.mount("v", "a", client.identity)
     client.end()
     with monkeypatch.context() as patch:
         patch.setattr(driver_module, "is_mounted_elsewhere", lambda source, target: source == "nar-serve:v")
-        with pytest.raises(Refused, match="in use"):
+        with pytest.raises(VolumeConflict, match="in use"):
             driver.remove("v")
     driver.mount("v", "b")
     assert driver.describe("v")["Status"] == {"cache": "main", "mode": "overlay", "users": 2}
     driver.unmount("v", "b")
-    assert not views.mounted
+    assert not volumes.mounted
     driver.mount("v", "c", client.identity)
     driver.remove("v")
-    assert not views.mounted
+    assert not volumes.mounted
     assert driver.all() == []

@@ -1,1 +1,1 @@
-"""Tests of the documents: their tables, their links, and the commands in them."""
+"""Tests of the documents: their tables, links and commands."""

@@ -1,4 +1,4 @@
-"""What the commands of the documents run on: a binary cache that Nix wrote, and a server of it."""
+"""The environment for the commands of the documents: a binary cache that Nix wrote, and a server of it."""
 
 import gzip
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ PACKAGE = "hello-2.12"
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A binary cache with one signed store path, and a server of it at ``port``."""
+    """A binary cache with one signed store path, and the port of its server."""
 
     cache: Path
     store_path: str
@@ -27,13 +27,13 @@ class Published:
         return self.store_path.rpartition("/")[2][:32]
 
     def settings(self) -> dict[str, str]:
-        """The settings of a program that reads this cache."""
+        """Return the settings of a program that reads this binary cache."""
         return {"NAR_CACHE_URL": self.cache.as_uri(), "NAR_TRUSTED_PUBLIC_KEYS": self.public_key}
 
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
-    """Skips where there is no Nix, but not in CI."""
+    """Publishes a package with Nix, and serves it. Skips the test if Nix is not installed, except in CI."""
     directory = tmp_path_factory.mktemp("published")
     nix = RealNix.start(directory)
     store_path = nix.run("nix-store", "--add", make_package(directory)).stdout.strip()
@@ -47,7 +47,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
 
 
 def make_package(directory: Path) -> Path:
-    """A tree like that of GNU hello."""
+    """Make a tree similar to that of GNU hello. Returns its path."""
     tree = directory / PACKAGE
     files = {
         "bin/hello": b"#!/bin/sh\necho 'Hello, world!'\n",

@@ -1,4 +1,4 @@
-"""The documents of the project, as their tests read them: code blocks, tables, headings and links."""
+"""Parses the documents of the project: code blocks, tables, headings and links."""
 
 import re
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _CODE = re.compile(r"`([^`]+)`")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced code block. ``info`` is what stands behind the opening fence, ``line`` the number of the fence's line."""
+    """A fenced code block. ``info`` is the text after the opening fence, ``line`` the line number of the fence."""
 
     info: str
     text: str
@@ -26,13 +26,13 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One Markdown file."""
+    """A Markdown file."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """The path below the top of the checkout."""
+        """The path relative to the top of the checkout."""
         return self.path.relative_to(ROOT).as_posix()
 
     @property
@@ -45,23 +45,23 @@ class Document:
         return _FENCE.sub("", self.text)
 
     def blocks(self) -> Iterator[Block]:
-        """The code blocks, in order."""
+        """Yield the code blocks, in order."""
         text = self.text
         for match in _FENCE.finditer(text):
             yield Block(match[1].strip(), match[2], text.count("\n", 0, match.start()) + 1)
 
     def anchors(self) -> set[str]:
-        """The anchors that GitHub makes of the headings."""
+        """Return the anchors that GitHub derives from the headings."""
         return {_anchor(match[1]) for match in _HEADING.finditer(self.prose)}
 
     def links(self) -> Iterator[str]:
-        """The targets of links and images that lead to other files of the project, or to a heading."""
+        """Yield the targets of links and images that are files of the project or headings."""
         for match in _LINK.finditer(self.prose):
             if not re.match(r"[a-z]+:", match[1]):
                 yield match[1]
 
     def rows(self, heading: str) -> Iterator[list[str]]:
-        """The rows of the tables in the section of that heading, without the head, as the texts of their cells."""
+        """Yield the rows of the tables in a section, without the header row. A row is a list of the texts of its cells."""
         level, _, rest = self.prose.partition(f"\n## {heading}\n")
         assert rest or not level, f"{self.name} has no section {heading!r}"
         for line in rest.partition("\n## ")[0].splitlines():
@@ -71,16 +71,16 @@ class Document:
 
 
 def documents() -> list[Document]:
-    """All documents: those at the top of the checkout, and those of docs/."""
+    """Return all documents: the files listed in TOP, and those in docs/."""
     return [Document(path) for path in (*(ROOT / name for name in TOP), *sorted((ROOT / "docs").glob("*.md")))]
 
 
 def code(cell: str) -> list[str]:
-    """The texts in backquotes of a table cell."""
+    """Return the texts in backquotes in a table cell."""
     return _CODE.findall(cell)
 
 
 def _anchor(heading: str) -> str:
-    """As GitHub does it: lower case, without punctuation, with dashes for spaces."""
+    """Derive an anchor as GitHub does: lower case, without punctuation, with dashes instead of spaces."""
     text = re.sub(r"[^\w\- ]", "", heading.strip().lower())
     return text.replace(" ", "-")

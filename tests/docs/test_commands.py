@@ -1,7 +1,7 @@
-"""The commands of the documents do what the documents say: each shell block runs, or its mark says why it does not.
+"""The commands in the documents work: each shell block runs, or has a mark that says why it does not.
 
-CONTRIBUTING.md describes the marks. The blocks of one document run one after another, in a directory that looks like a checkout,
-with a HOME of their own. They ask a binary cache that Nix wrote, and a server of it in place of localhost:8383.
+CONTRIBUTING.md describes the marks. The blocks of a document run one after another, in a directory that looks like a checkout, and
+with their own HOME. They use a binary cache that Nix wrote, and a server of it in place of localhost:8383.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ RUNS = ("sh", "sh server", "pycon")
 MARKS = ("sh network", "sh account", "sh cluster", "sh root", "sh long")
 OTHER = ("text", "yaml", "json", "nix", "vcl", "mermaid")
 
-# The cache of the tests stands in for each of these.
+# The tests replace these URLs with that of their own binary cache.
 STORES = re.compile(r"https://cache\.(?:example\.org|nixos\.org)(?![\w./-])")
 
 SECONDS = 30
@@ -40,17 +40,17 @@ DOCUMENTS = [document for document in documents() if document.name != "CHANGELOG
 
 @dataclass(slots=True)
 class Reader:
-    """Somebody who types what a document says: ``port`` is where the server is that was started last."""
+    """Runs commands like a reader of a document. ``port`` is the port of the server that was started last."""
 
     published: Published
     directory: Path
     port: int
     servers: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
-    def does(self, block: Block) -> None:
-        """Run the block. Fails if one of its commands does."""
+    def run(self, block: Block) -> None:
+        """Run a block. Fails the test if one of its commands fails."""
         if block.info == "sh server":
-            self._starts(block)
+            self._start_server(block)
             return
         text = self.filled_in(block.text)
         if block.info == "pycon":
@@ -71,7 +71,7 @@ class Reader:
         assert done.returncode == 0, f"line {block.line}:\n{text}\n{done.stdout.decode(errors='replace')}"
 
     def filled_in(self, text: str) -> str:
-        """With real names in place of the placeholders."""
+        """Return the text with its placeholders replaced by real names."""
         text = re.sub(
             r"\b(localhost|127\.0\.0\.1):8383\b", rf"\1:{self.port}", text.replace("<hash>", self.published.hash_part)
         )
@@ -79,8 +79,8 @@ class Reader:
 
     def environ(self, port: int) -> dict[str, str]:
         home = self.directory / "home"
-        kept = {name: os.environ[name] for name in ("LANG", "TMPDIR") if name in os.environ}
-        return kept | {
+        inherited = {name: os.environ[name] for name in ("LANG", "TMPDIR") if name in os.environ}
+        return inherited | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(home),
             "PORT": str(port),
@@ -89,8 +89,8 @@ class Reader:
             **self.published.settings(),
         }
 
-    def _starts(self, block: Block) -> None:
-        self.stops()
+    def _start_server(self, block: Block) -> None:
+        self.stop_servers()
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port = listener.getsockname()[1]
         text = self.filled_in(block.text)
@@ -112,8 +112,8 @@ class Reader:
             assert time.monotonic() < deadline, f"{text}\n{(self.directory / 'log').read_text()}"
             time.sleep(0.05)
 
-    def stops(self) -> None:
-        """End the servers that were started."""
+    def stop_servers(self) -> None:
+        """Stop all servers that were started."""
         for server in self.servers:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGTERM)
@@ -149,7 +149,7 @@ def reader(published: Published, tmp_path: Path) -> Iterator[Reader]:
         (tmp_path / "checkout" / name).symlink_to(sys.prefix)
     reader = Reader(published, tmp_path, published.port)
     yield reader
-    reader.stops()
+    reader.stop_servers()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
@@ -174,10 +174,10 @@ def test_the_commands_run(document: Document, request: pytest.FixtureRequest) ->
         return
     reader: Reader = request.getfixturevalue("reader")
     for block in blocks:
-        reader.does(block)
+        reader.run(block)
 
 
-def test_a_command_that_fails_is_noticed(reader: Reader) -> None:
+def test_a_failing_command_fails_the_test(reader: Reader) -> None:
     with pytest.raises(AssertionError, match="line 7"):
-        reader.does(Block("sh", "false | cat\n", 7))
-    reader.does(Block("sh", f"curl -fsS http://localhost:8383/nix/store/<hash>-{PACKAGE}/bin/hello\n", 1))
+        reader.run(Block("sh", "false | cat\n", 7))
+    reader.run(Block("sh", f"curl -fsS http://localhost:8383/nix/store/<hash>-{PACKAGE}/bin/hello\n", 1))

@@ -1,4 +1,4 @@
-"""The tables of the documents have a row for each thing that the program knows, and none besides; links lead somewhere."""
+"""The tables of the documents match the program: each setting, URL, command and exit code has exactly one row. Links work."""
 
 import os
 import re
@@ -19,18 +19,18 @@ from tests.e2e.fronts import environment
 CONFIGURATION = Document(ROOT / "docs" / "configuration.md")
 HTTP_API = Document(ROOT / "docs" / "http-api.md")
 
-# Settings whose names do not begin with NAR_: they have these names in other programs, too.
+# Settings whose names do not begin with NAR_, since other programs use the same names.
 OTHER_SETTINGS = {"PORT", "HTTP_ADDR", "DOMAIN", "NIX_CACHE_URL"}
 
-# Not part of the OpenAPI document: the files of our own pages.
+# Not part of the OpenAPI document: files that nar-serve's pages use.
 UNDOCUMENTED = "/-/static/<name>"
 
-# Where a parameter may be given, as the table says it, by the URL in the OpenAPI document.
+# The text in the table for query parameters of all store paths, both files and directories.
 OF_STORE_PATHS = "store paths"
 
 
 def rows(heading: str) -> dict[str, tuple[str, str]]:
-    """The settings of a table: name, then default and meaning."""
+    """Return the settings in a table: default and meaning, by name."""
     return {code(name)[0]: (default, meaning) for name, default, meaning in CONFIGURATION.rows(heading)}
 
 
@@ -41,7 +41,7 @@ def test_each_setting_has_one_row() -> None:
 
 
 def test_settings_that_are_read_have_a_row() -> None:
-    """Also one that somebody forgot to add to NAMES."""
+    """Also finds settings that are missing in NAMES."""
     read = set(re.findall(r'"((?:NAR|NIX)_[A-Z_]+|PORT|HTTP_ADDR|DOMAIN)"', Path(settings_module.__file__).read_text()))
     assert read <= rows("Settings").keys()
 
@@ -52,7 +52,7 @@ def test_each_variable_of_a_command_has_a_row() -> None:
     assert read - rows("Settings").keys() == rows("Settings of commands").keys()
 
 
-def test_the_defaults_are_those_of_the_table() -> None:
+def test_the_table_shows_the_defaults() -> None:
     settings = Settings.from_environ({"HOME": "/home/x"})
     table = {name: code(default)[0] if code(default) else default for name, (default, _) in rows("Settings").items()}
     assert settings.port == int(table["PORT"])
@@ -80,11 +80,11 @@ def test_the_defaults_are_those_of_the_table() -> None:
         assert (not value, table[name]) == (True, "none"), name
 
 
-def test_the_readme_says_the_same_defaults() -> None:
-    own = {code(row[0])[0]: row[1] for row in Document(ROOT / "README.md").rows("Configuration")}
-    assert len(own) == 5
+def test_the_readme_shows_the_same_defaults() -> None:
+    readme = {code(row[0])[0]: row[1] for row in Document(ROOT / "README.md").rows("Configuration")}
+    assert len(readme) == 5
     for name in ("NAR_CACHE_URL", "NAR_CACHE_DIR", "NAR_CACHE_SIZE"):
-        assert own[name] == rows("Settings")[name][0]
+        assert readme[name] == rows("Settings")[name][0]
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_each_query_parameter_has_one_row(settings: Settings) -> None:
     assert table == places | {"path": "`/`"}
     source = "".join(path.read_text() for path in sorted((ROOT / "api").rglob("*.py")))
     read = set(re.findall(r'args\.get\("(\w+)"\)', source)) | set(re.findall(r'"(\w+)" in \S*request\.args', source))
-    assert read - {"v"} <= table.keys()  # v: the version of a static file, which the pages set
+    assert read - {"v"} <= table.keys()  # v: the version of a static file, set by the pages
 
 
 def _place(path: str) -> str:
@@ -137,7 +137,7 @@ def test_the_readme_has_at_most_130_lines() -> None:
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda document: document.name)
-def test_links_lead_somewhere(document: Document) -> None:
+def test_link_targets_exist(document: Document) -> None:
     for link in document.links():
         target, _, anchor = link.partition("#")
         path = (document.path.parent / target).resolve() if target else document.path
@@ -146,12 +146,12 @@ def test_links_lead_somewhere(document: Document) -> None:
             assert anchor in Document(path).anchors(), f"{document.name}: {link}"
 
 
-def test_each_page_is_reached_from_the_readme() -> None:
+def test_the_readme_links_to_each_page() -> None:
     linked = {link.partition("#")[0] for link in Document(ROOT / "README.md").links()}
     assert {document.name for document in documents()} - {"README.md"} <= linked
 
 
-def test_no_document_names_this_machine() -> None:
+def test_no_document_contains_local_paths() -> None:
     names = [str(ROOT), *filter(None, [environment({}).get("PIP_INDEX_URL", "")])]
     for document in documents():
         assert not [name for name in names if name in document.text], document.name

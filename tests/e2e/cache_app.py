@@ -1,7 +1,7 @@
-"""The application for tests of the disk cache: made in each worker, and with little patience for its upstream and for room.
+"""The application for tests of the disk cache, with short timeouts for its upstream and for a free download slot.
 
-Made in the worker, so that gunicorn can load all modules before (``--preload``), and a worker that was killed comes back in a
-moment.
+Each worker creates its own application at its first request. With ``--preload``, gunicorn can therefore import all modules
+in the master, and replaces a worker that was killed within milliseconds.
 """
 
 import os
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @cache
-def _made(pid: int) -> "Flask":
+def _app_of_process(pid: int) -> "Flask":
     settings = Settings.from_environ(os.environ)
     configure_logging(settings.log_format)
     assert settings.cache_dir is not None
@@ -39,4 +39,4 @@ def _made(pid: int) -> "Flask":
 
 def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> "Iterable[bytes]":
     """The WSGI application."""
-    return _made(os.getpid())(environ, start_response)
+    return _app_of_process(os.getpid())(environ, start_response)

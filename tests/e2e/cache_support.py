@@ -1,4 +1,4 @@
-"""What the tests of the disk cache share: clients that notice a cut, caches written in a moment, a look at the directory."""
+"""Helpers for tests of the disk cache: clients that detect cut connections, small binary caches, and checks of the directory."""
 
 import hashlib
 import os
@@ -18,21 +18,24 @@ from tests.builders import Tree, binary_cache, store_path
 from tests.e2e.fronts import Front
 
 NARS = "*/nar/*"
-"""The requests for NARs, as a pattern for the upstream."""
+"""Pattern of `Upstream` that matches requests for NARs."""
 
 
 @dataclass(frozen=True, slots=True)
-class Got:
-    """What came of one request. Status 0: no answer at all. ``whole``: the body has the length that was announced."""
+class Fetched:
+    """The result of one request.
+
+    ``status`` is 0 if there was no response. ``complete`` tells whether the body has the announced length.
+    """
 
     status: int
     body: bytes
-    whole: bool
+    complete: bool
     retry_after: str | None = None
 
 
-def get(front: Front, path: str, headers: Mapping[str, str] | None = None, *, timeout: float = 30) -> Got:
-    """One request on a connection of its own."""
+def get(front: Front, path: str, headers: Mapping[str, str] | None = None, *, timeout: float = 30) -> Fetched:
+    """Send a GET request on a new connection. Does not raise if the connection fails."""
     connection = front.connect(timeout)
     status, body, retry_after = 0, bytearray(), None
     try:
@@ -41,46 +44,49 @@ def get(front: Front, path: str, headers: Mapping[str, str] | None = None, *, ti
         status, retry_after = response.status, response.getheader("Retry-After")
         while chunk := response.read1(1 << 16):
             body += chunk
-        whole = response.length == 0
+        complete = response.length == 0
     except (HTTPException, OSError):
-        whole = False
+        complete = False
     finally:
         connection.close()
-    return Got(status, bytes(body), whole, retry_after)
+    return Fetched(status, bytes(body), complete, retry_after)
 
 
-def get_all(requests: Sequence[tuple[Front, str]], *, timeout: float = 30) -> list[Got]:
-    """All at once."""
+def get_all(requests: Sequence[tuple[Front, str]], *, timeout: float = 30) -> list[Fetched]:
+    """Send all requests concurrently; returns the results in the order of ``requests``."""
     barrier = threading.Barrier(len(requests))
 
-    def one(request: tuple[Front, str]) -> Got:
+    def get_one(request: tuple[Front, str]) -> Fetched:
         barrier.wait()
         return get(*request, timeout=timeout)
 
     with ThreadPoolExecutor(len(requests)) as pool:
-        return list(pool.map(one, requests))
+        return list(pool.map(get_one, requests))
 
 
-def write_cache(directory: Path, trees: Mapping[str, Mapping[str, Tree]], compression: str = "zstd") -> Path:
-    """A binary cache that holds the trees."""
-    for name, content in binary_cache(trees, compression=compression).items():
+def write_cache(
+    directory: Path, trees: Mapping[str, Tree], compression: str = "zstd", *, listings: bool = True
+) -> Path:
+    """Write a binary cache that holds ``trees``, keyed by name, to ``directory``. Returns ``directory``."""
+    for name, content in binary_cache(trees, compression=compression, listings=listings).items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(content)
     return directory
 
 
 def url_of(name: str, path: str) -> str:
+    """Return the URL path of the file ``path`` in the tree ``name``."""
     return f"{store_path(name)}/{path}"
 
 
 def random_files(seed: int, size: int, count: int = 4) -> dict[str, bytes]:
-    """Files of random bytes, ``size`` of them in all."""
+    """Return ``count`` files of random bytes, ``size`` bytes in total."""
     generator = random.Random(seed)
     return {f"file-{number}": generator.randbytes(size // count) for number in range(count)}
 
 
 def leftovers(directory: Path) -> set[str]:
-    """What lies there and is neither an entry nor one of the files that always do."""
+    """Return the names in a cache directory, except entries and the permanent files for locks, slots and counters."""
     return {
         name
         for name in os.listdir(directory)
@@ -89,7 +95,7 @@ def leftovers(directory: Path) -> set[str]:
 
 
 def wrong_entries(directory: Path) -> list[str]:
-    """The NARs there that are not what their name says."""
+    """Return the names of NARs in a cache directory whose hash differs from their name."""
     return [
         path.name
         for path in directory.glob("*.nar")
@@ -98,16 +104,19 @@ def wrong_entries(directory: Path) -> list[str]:
 
 
 @dataclass
-class Sizes:
-    """Looks at a directory all the time, and remembers how large it was at most."""
+class SizeWatcher:
+    """Measures the size of a directory every 3 ms and keeps the maximum.
+
+    ``largest`` is the maximum in bytes, ``measurements`` the number of measurements.
+    """
 
     directory: Path
-    most: int = 0
-    looks: int = 0
+    largest: int = 0
+    measurements: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
-    def watching(self) -> Iterator["Sizes"]:
+    def running(self) -> Iterator["SizeWatcher"]:
         thread = threading.Thread(target=self._run)
         thread.start()
         try:
@@ -118,11 +127,11 @@ class Sizes:
 
     def _run(self) -> None:
         while not self._stop.wait(0.003):
-            self.most = max(self.most, self.size())
-            self.looks += 1
+            self.largest = max(self.largest, self.size())
+            self.measurements += 1
 
     def size(self) -> int:
-        """In bytes."""
+        """Return the current size of the directory in bytes."""
         total = 0
         with os.scandir(self.directory) as items:
             for item in items:
@@ -133,30 +142,31 @@ class Sizes:
         return total
 
 
-class State(NamedTuple):
-    """What a process holds."""
+class ProcessState(NamedTuple):
+    """The threads and open files of a process."""
 
     threads: int
     descriptors: int
     open_files: list[str]
 
     def files_in(self, directory: Path) -> list[str]:
-        """Those of the open files that are, or were, in there."""
+        """Return the open files in ``directory``, including deleted ones."""
         return [name for name in self.open_files if name.startswith(f"{directory}/")]
 
 
-def process_state(pid: int) -> State:
+def process_state(pid: int) -> ProcessState:
+    """Read the state of a process from /proc."""
     descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
     open_files = []
     for descriptor in descriptors:
         with suppress(FileNotFoundError):
             open_files.append(str(descriptor.readlink()))
-    return State(len(os.listdir(f"/proc/{pid}/task")), len(descriptors), open_files)
+    return ProcessState(len(os.listdir(f"/proc/{pid}/task")), len(descriptors), open_files)
 
 
 def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Wait for something that another process does."""
+    """Wait until ``condition`` is true; fails after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it does not happen"
+        assert time.monotonic() < deadline, f"the condition is still false after {seconds:g} s"
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""An HTTP client that sends what it is told to: no path is normalised, no redirect followed, no header added."""
+"""An HTTP client that sends requests unchanged: it normalises no path, follows no redirect and adds no header."""
 
 import hashlib
 import socket
@@ -13,8 +13,8 @@ from narserve.dev.apigateway import REMAPPED_LENGTH
 from tests.e2e.fronts import Front
 
 
-class Answer(NamedTuple):
-    """A response that was read to its end."""
+class ClientResponse(NamedTuple):
+    """A response with its complete body."""
 
     status: int
     headers: Message
@@ -22,28 +22,28 @@ class Answer(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The body as text."""
+        """The body decoded as UTF-8, with surrogateescape."""
         return self.body.decode("utf-8", "surrogateescape")
 
     def header(self, name: str) -> str:
-        """A header that has to be there, once."""
+        """Return the value of a header; fails unless the response has it exactly once."""
         values = self.headers.get_all(name, [])
         assert len(values) == 1, f"{name}: {values} in {self.headers.items()}"
         return str(values[0])
 
     @property
     def size(self) -> int:
-        """Content-Length; API Gateway calls it something else in the answer to HEAD."""
+        """Content-Length in bytes. In responses to HEAD, API Gateway renames this header."""
         return int(self.headers.get(REMAPPED_LENGTH) or self.header("Content-Length"))
 
     def directives(self) -> dict[str, str]:
-        """Cache-Control, as a dict."""
+        """Return the directives of Cache-Control and their values ("" for a directive without a value)."""
         parts = (part.strip().partition("=") for part in self.header("Cache-Control").split(","))
         return {key.lower(): value for key, _, value in parts}
 
 
 class Client:
-    """A connection that is kept alive, and opened anew when the server closed it."""
+    """A client with one keep-alive connection, which it reopens after the server has closed it."""
 
     def __init__(self, front: Front, *, prefix: str = "") -> None:
         self._front = front
@@ -64,8 +64,8 @@ class Client:
             self._connection.close()
             self._connection = None
 
-    def request(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> Answer:
-        """Send one request and read the answer whole. ``path`` is percent-encoded, with its query."""
+    def request(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> ClientResponse:
+        """Send a request and read the complete response. ``path`` is percent-encoded and may contain a query."""
         if self._connection is None:
             self._connection = self._front.connect()
         connection = self._connection
@@ -76,49 +76,49 @@ class Client:
                 connection.putheader(key, value)
             connection.endheaders()
             response = connection.getresponse()
-            answer = Answer(response.status, response.msg, response.read())
+            complete = ClientResponse(response.status, response.msg, response.read())
         except BaseException:
             self.close()
             raise
         if response.will_close:
             self.close()
-        return answer
+        return complete
 
-    def get(self, path: str, headers: Mapping[str, str] | None = None) -> Answer:
-        """GET."""
+    def get(self, path: str, headers: Mapping[str, str] | None = None) -> ClientResponse:
+        """Send a GET request."""
         return self.request("GET", path, headers)
 
-    def head(self, path: str, headers: Mapping[str, str] | None = None) -> Answer:
-        """HEAD; fails if there is a body."""
-        answer = self.request("HEAD", path, headers)
-        assert answer.body == b""
-        return answer
+    def head(self, path: str, headers: Mapping[str, str] | None = None) -> ClientResponse:
+        """Send a HEAD request; fails if the response has a body."""
+        response = self.request("HEAD", path, headers)
+        assert response.body == b""
+        return response
 
 
 def digest(data: bytes) -> str:
-    """To compare large bodies by: pytest would go on for minutes to show how two of them differ."""
+    """Return the length and SHA-256 of ``data``, to compare large bodies: pytest takes minutes to show how two of them differ."""
     return f"{len(data)} bytes, {hashlib.sha256(data).hexdigest()}"
 
 
 def url_path(store_path: str, path: bytes = b"") -> str:
-    """The URL of a path below a store path, every byte percent-encoded that may have to be."""
+    """Return the URL path of ``path`` in a store path, percent-encoded."""
     return quote(store_path) + "/" + quote(path) if path else quote(store_path)
 
 
-def location(answer: Answer, path: str) -> str:
-    """Where a redirect that answered ``path`` leads, as path and query."""
-    assert answer.status == 302, (path, answer.status, answer.body[:300])
-    target = urlsplit(urljoin(f"http://front{path}", answer.header("Location")))
+def location(redirect: ClientResponse, path: str) -> str:
+    """Return path and query of the target of a redirect from ``path``; fails if the status is not 302."""
+    assert redirect.status == 302, (path, redirect.status, redirect.body[:300])
+    target = urlsplit(urljoin(f"http://front{path}", redirect.header("Location")))
     return target.path + (f"?{target.query}" if target.query else "")
 
 
 def query_of(url: str) -> dict[str, list[str]]:
-    """The query of a URL, to compare without minding order or a missing ``=``."""
+    """Parse the query of a URL, to compare queries regardless of order and of ``=`` after a name without a value."""
     return parse_qs(urlsplit(url).query, keep_blank_values=True)
 
 
 def raw_exchange(front: Front, request: bytes) -> bytes:
-    """Send bytes as they are, and read until the server closes the connection."""
+    """Send ``request`` unchanged on a new connection, and read until the server closes it."""
     with socket.create_connection((front.host, front.port), timeout=30) as connection:
         connection.sendall(request)
         received = bytearray()

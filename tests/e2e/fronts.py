@@ -1,7 +1,7 @@
-"""Starts the real application behind a real server, in processes of its own.
+"""Fronts: the application behind a real server, in separate processes.
 
-`FRONTS` has one starter for each way to run it. A starter gets the socket to listen on (opened here, so that no other
-program can take the port) and gives the command line; everything else is the same for all.
+`FRONTS` has one function for each kind of server. It takes the socket to listen on (opened here, so that no other program
+can take the port) and returns the command line; everything else is the same for all kinds.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from tests import ROOT, tools
 START_SECONDS = 30
 STOP_SECONDS = 15
 NOISE = ("Traceback (most recent call last)", "ResourceWarning", "Exception ignored")
-"""What no request may leave in the log, unless the test says that it expects trouble."""
+"""Texts that must not appear in the log, unless the test sets ``expect_trouble``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How many processes, how many threads in each, and what they run."""
+    """The number of worker processes, the number of threads in each, and the WSGI application."""
 
     workers: int = 1
     threads: int = 16
@@ -38,7 +38,7 @@ ONE_PROCESS = Shape()
 
 
 def gunicorn(listener: socket.socket, shape: Shape) -> list[str]:
-    """Gunicorn with threads, as the documentation tells people to run it."""
+    """Gunicorn with threads, as in the documentation."""
     options = ["--worker-class", "gthread", "--workers", str(shape.workers), "--threads", str(shape.threads)]
     options += ["--bind", f"fd://{listener.fileno()}", "--no-control-socket", "--graceful-timeout", "5"]
     if os.access("/dev/shm", os.W_OK):
@@ -47,13 +47,13 @@ def gunicorn(listener: socket.socket, shape: Shape) -> list[str]:
 
 
 def vercel(listener: socket.socket, shape: Shape) -> list[str]:
-    """Vercel's own runtime."""
+    """The Python runtime of Vercel."""
     python = str(tools.vercel_python())
     return [sys.executable, "-m", "tests.e2e.vercel", "--fd", str(listener.fileno()), "--python", python]
 
 
 def on_lambda(kind: str, listener: socket.socket, shape: Shape) -> list[str]:
-    """A runtime client of Lambda, behind what API Gateway does."""
+    """A runtime client of Lambda (``kind``: see `tests.e2e.gateway`) behind an emulation of API Gateway."""
     options = ["--fd", str(listener.fileno()), "--instances", str(shape.workers + 1)]
     return [sys.executable, "-m", "tests.e2e.gateway", *options, kind]
 
@@ -64,11 +64,11 @@ FRONTS: dict[str, Callable[[socket.socket, Shape], list[str]]] = {
     "lambda": partial(on_lambda, "handler"),
     "stream": partial(on_lambda, "stream"),
 }
-"""The ways to run the application, by name."""
+"""The kinds of fronts, by name."""
 
 
 class Front:
-    """A server that is running. ``log`` is where its standard error and output go."""
+    """A running server. Its standard output and standard error go to the file ``log``."""
 
     def __init__(self, process: subprocess.Popen[bytes], kind: str, address: tuple[str, int], log: Path) -> None:
         self.process = process
@@ -82,15 +82,15 @@ class Front:
         return f"http://{self.host}:{self.port}"
 
     def connect(self, timeout: float = 30) -> HTTPConnection:
-        """A connection that sends a path just as it is given."""
+        """Return a connection that sends paths unchanged."""
         return HTTPConnection(self.host, self.port, timeout=timeout)
 
     def log_text(self) -> str:
-        """What it has logged so far."""
+        """Return the log up to now."""
         return self.log.read_text(errors="replace")
 
     def wait_ready(self) -> None:
-        """Wait until /healthz answers 200; RuntimeError with the log if the process ends first, or takes too long."""
+        """Wait until /healthz returns 200. Raises RuntimeError, with the log, if the process ends or takes too long."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             if self._is_healthy():
@@ -109,14 +109,14 @@ class Front:
             connection.close()
 
     def workers(self) -> list[int]:
-        """The process ids of the children that do the work."""
+        """Return the process IDs of the worker processes."""
         listed = subprocess.run(
             ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], stdout=subprocess.PIPE, check=False
         )
         return [int(pid) for pid in listed.stdout.split()]
 
     def stop(self) -> None:
-        """End it: politely, then all of its processes by force."""
+        """Send SIGTERM, wait up to STOP_SECONDS, then kill the whole process group."""
         if self.process.poll() is None:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -127,15 +127,15 @@ class Front:
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a front: that of the tests, with these settings and no others, and with strict warnings."""
-    kept = {
+    """Return the environment of a front: that of the tests with all other settings removed, and with strict warnings."""
+    environ = {
         name: value for name, value in os.environ.items() if not name.startswith(("NAR_", "NIX_", "VERCEL", "AWS_"))
     }
     for name in ("PORT", "HTTP_ADDR", "DOMAIN", "GUNICORN_CMD_ARGS", "PYTHONDEVMODE"):
-        kept.pop(name, None)
-    # gunicorn's own way to take over a socket leaves one to the garbage collector.
+        environ.pop(name, None)
+    # When gunicorn takes over a socket, it leaves one to the garbage collector.
     warnings = "default::ResourceWarning,ignore::ResourceWarning:gunicorn.arbiter"
-    return kept | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": warnings} | dict(settings)
+    return environ | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": warnings} | dict(settings)
 
 
 @contextlib.contextmanager
@@ -147,9 +147,9 @@ def running(
     shape: Shape = ONE_PROCESS,
     expect_trouble: bool = False,
 ) -> Iterator[Front]:
-    """A front with these settings (environment variables), until the end of the ``with``.
+    """Run a front with these settings (environment variables) until the end of the ``with``.
 
-    Fails if the log then has a traceback or a warning of something left open, unless ``expect_trouble``.
+    Fails if the log then contains a traceback or a ResourceWarning, unless ``expect_trouble`` is set.
     """
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener, log.open("wb") as output:
         front = Front(
@@ -177,7 +177,7 @@ def running(
 
 
 def check_log(front: Front) -> None:
-    """Fail if something is in the log that no request may leave there."""
+    """Fail if the log contains one of `NOISE`."""
     text = front.log_text()
     found = [word for word in NOISE if word in text]
     assert not found, f"{found} in the log:\n{text[-8000:]}"

@@ -1,7 +1,8 @@
-"""API Gateway and Lambda on this machine: HTTP in, events out to real runtime clients, and back.
+"""An emulation of API Gateway and Lambda: converts HTTP requests to events for real runtime clients, and their results to HTTP.
 
-``python -m tests.e2e.gateway --fd N handler`` runs awslambdaric; with ``stream``, our own client, by the wrapper that Lambda
-would start. Like Lambda it replaces a process that ends, and gives each one request at a time.
+``python -m tests.e2e.gateway --fd N handler`` runs awslambdaric; ``stream`` instead of ``handler`` runs the streaming client of
+nar-serve, through the wrapper that Lambda would start. Like Lambda, the gateway replaces a process that ends, and gives each
+process one request at a time.
 """
 
 import argparse
@@ -16,25 +17,25 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from narserve.dev.apigateway import EnvelopeError, HttpRequest, answer_of, event_of, passed_on
+from narserve.dev.apigateway import EnvelopeError, HttpRequest, answer_of, event_of, response_headers
 from tests import ROOT
 from tests.e2e.runtime_api import FunctionError, Invocation, Prelude, RuntimeApi
 
-TIMEOUT = 29.0  # the gateway's
+TIMEOUT = 29.0  # seconds; the timeout of API Gateway
 
 PYTHON = os.environ.get("LAMBDA_PYTHON", sys.executable)
 TASK_ROOT = os.environ.get("LAMBDA_TASK_ROOT", str(ROOT))
-"""What the function is run with, and where its package is: the environment may say others than those of the tests."""
+"""The interpreter and the package directory of the function. The environment can override both."""
 
 COMMANDS: dict[str, list[str]] = {
     "handler": [PYTHON, "-m", "awslambdaric", "narserve/awslambda/handler.handler"],
     "stream": [f"{TASK_ROOT}/narserve/awslambda/stream", PYTHON, "/var/runtime/bootstrap.py"],
 }
-"""What Lambda starts; behind the wrapper comes the command line of its own client."""
+"""The commands that Lambda starts. Lambda appends the command line of its own client to that of a wrapper."""
 
 
 def environment(api: RuntimeApi) -> dict[str, str]:
-    """What Lambda sets for a function."""
+    """Return the environment that Lambda sets for a function."""
     return os.environ | {
         "AWS_LAMBDA_FUNCTION_NAME": "nar-serve",
         "AWS_LAMBDA_RUNTIME_API": api.address,
@@ -45,13 +46,13 @@ def environment(api: RuntimeApi) -> dict[str, str]:
 
 
 class Instance:
-    """A process of the function, and the one in its place if it ends."""
+    """A process of the function, replaced by a new one when it ends."""
 
-    def __init__(self, command: list[str], waiting: "queue.SimpleQueue[Invocation]") -> None:
-        self._api = RuntimeApi(waiting)
+    def __init__(self, command: list[str], pending: "queue.SimpleQueue[Invocation]") -> None:
+        self._api = RuntimeApi(pending)
         self._command = command
         self._process = self._start()
-        self._ended = threading.Event()
+        self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
@@ -59,14 +60,14 @@ class Instance:
         return subprocess.Popen(self._command, cwd=TASK_ROOT, env=environment(self._api))
 
     def _watch(self) -> None:
-        while not self._ended.wait(0.05):
+        while not self._stopping.wait(0.05):
             if self._process.poll() is not None:
                 self._api.fail_all(f"Runtime exited with status {self._process.returncode}")
                 time.sleep(0.2)
                 self._process = self._start()
 
     def stop(self) -> None:
-        self._ended.set()
+        self._stopping.set()
         self._watcher.join()
         self._process.terminate()
         self._process.wait(5)
@@ -74,7 +75,7 @@ class Instance:
 
 
 class Gateway(ThreadingHTTPServer):
-    """Answers on an open socket."""
+    """The HTTP server, on a socket that is already listening."""
 
     daemon_threads = True
     block_on_close = False
@@ -83,10 +84,10 @@ class Gateway(ThreadingHTTPServer):
         super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
-        self.waiting: queue.SimpleQueue[Invocation] = queue.SimpleQueue()
+        self.pending: queue.SimpleQueue[Invocation] = queue.SimpleQueue()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that leaves is no news."""
+        """Ignore clients that disconnect."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -95,16 +96,16 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
     server: Gateway
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (the name that the base class gave it)
-        """Requests are not printed."""
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (named by the base class)
+        """Do not log requests."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("do_"):  # ANY
-            return self._answer
+        if name.startswith("do_"):  # any method
+            return self._respond
         raise AttributeError(name)
 
-    def _answer(self) -> None:
-        # The name in front of the path is the host's business; http.server reads "//x" as one slash.
+    def _respond(self) -> None:
+        # `event_of` removes the stage from the path. Not self.path: http.server replaces leading slashes ("//x") with a single one.
         target = self.requestline.split(" ")[1]
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = [*self.headers.items(), ("X-Forwarded-Proto", "http")]
@@ -113,25 +114,25 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(400, "Bad Request")
             return
         try:
-            self._pass_on(request)
+            self._invoke(request)
         except (FunctionError, EnvelopeError) as error:
             print(f"gateway: {self.command} {target}: {error}", file=sys.stderr, flush=True)
             self._refuse(504 if "timed out" in str(error) else 502, "Internal server error")
 
-    def _pass_on(self, request: HttpRequest) -> None:
+    def _invoke(self, request: HttpRequest) -> None:
         invocation = Invocation(event_of(request))
-        self.server.waiting.put(invocation)
+        self.server.pending.put(invocation)
         parts = invocation.parts(TIMEOUT)
         first = next(parts)
         if isinstance(first, bytes):
-            answer = answer_of(request, first)
-            self._head(answer.status, answer.headers)
-            self.wfile.write(answer.body)
+            response = answer_of(request, first)
+            self._head(response.status, response.headers)
+            self.wfile.write(response.body)
             return
-        headers = passed_on(request, first.given, None)
-        sized = request.method == "HEAD" or any(name.lower() == "content-length" for name, _ in headers)
-        chunked = not sized and first.given["statusCode"] not in (204, 304)
-        self._head(first.given["statusCode"], headers + ([("Transfer-Encoding", "chunked")] if chunked else []))
+        headers = response_headers(request, first.fields, None)
+        has_length = request.method == "HEAD" or any(name.lower() == "content-length" for name, _ in headers)
+        chunked = not has_length and first.fields["statusCode"] not in (204, 304)
+        self._head(first.fields["statusCode"], headers + ([("Transfer-Encoding", "chunked")] if chunked else []))
         try:
             for part in parts:
                 assert not isinstance(part, Prelude)
@@ -139,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
             if chunked:
                 self.wfile.write(b"0\r\n\r\n")
         except FunctionError as error:
-            print(f"gateway: cut {request.method} {request.target}: {error}", file=sys.stderr, flush=True)
+            print(f"gateway: {request.method} {request.target}: {error}; closing", file=sys.stderr, flush=True)
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
 
@@ -160,9 +161,9 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--instances", type=int, default=2)
     parser.add_argument("kind", choices=COMMANDS)
-    given = parser.parse_args()
-    gateway = Gateway(socket.socket(fileno=given.fd))
-    instances = [Instance(COMMANDS[given.kind], gateway.waiting) for _ in range(given.instances)]
+    arguments = parser.parse_args()
+    gateway = Gateway(socket.socket(fileno=arguments.fd))
+    instances = [Instance(COMMANDS[arguments.kind], gateway.pending) for _ in range(arguments.instances)]
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     threading.Thread(target=gateway.serve_forever, args=(0.05,), daemon=True).start()
@@ -170,7 +171,7 @@ def main() -> None:
     gateway.shutdown()
     for instance in instances:
         instance.stop()
-    # Not by way of the interpreter's end, which would warn of the connections that threads still hold.
+    # Exit without interpreter shutdown, which would warn about connections that threads still have open.
     os._exit(0)
 
 

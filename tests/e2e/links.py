@@ -1,7 +1,7 @@
-"""What symbolic links lead to, written down by hand: no program's opinion, and so a check of every program's.
+"""Symbolic links and where they lead, written by hand and thus independent of the programs that are compared with them.
 
-`LINK_TARGETS` are the links of the tree ``links``, `LINKS` says where each of them leads, and `ONE_LINKS` are the store
-paths that are themselves one link.
+`LINK_TARGETS` has the links of the tree ``links``, `LINKS` has the outcome of each of them, and `ONE_LINKS` has the store paths
+that are themselves a symbolic link.
 """
 
 from typing import NamedTuple
@@ -14,29 +14,29 @@ LINKS_NAME = "links-1.0"
 
 
 def base_name(name: str) -> str:
-    """The base name of the store path of a tree that is not content-addressed."""
+    """Return the base name of the store path of a tree that is not content-addressed."""
     return f"{hash_part(name)}-{name}"
 
 
 def store_path(name: str) -> str:
-    """The store path of a tree that is not content-addressed."""
+    """Return the store path of a tree that is not content-addressed."""
     return f"{STORE_DIR}/{base_name(name)}"
 
 
 class Inside(NamedTuple):
-    """Leads to a node of the same tree; a directory's path ends in a slash."""
+    """The link leads to a node of the same tree; the path of a directory ends in a slash."""
 
     path: bytes
 
 
 class Elsewhere(NamedTuple):
-    """Leads to a path (absolute) in another store path."""
+    """The link leads to ``path`` (absolute) in another store path."""
 
     path: str
 
 
 class Nowhere(NamedTuple):
-    """Leads nowhere that can be served: 404, and the answer names ``target``."""
+    """The link leads to nothing that can be served: the response is a 404 that names ``target``."""
 
     target: bytes
 
@@ -61,7 +61,7 @@ LINK_TARGETS: dict[bytes, bytes] = {
     b"to-root-2": b"sub/..",
     b"through": b"to-dir/inner.txt",
     b"through-twice": b"to-dir/to-parent/to-dir/inner.txt",
-    b"up-out-of-link": b"to-deep/../inner-2.txt",  # .. is the parent of where the link leads, not of the link
+    b"up-out-of-link": b"to-deep/../inner-2.txt",  # .. is the parent of the link's target, not of the link
     b"to-deep": b"sub/deep/deeper",
     b"slashes": b"sub//./inner.txt",
     b"self": f"{_SELF}/file.txt".encode(),
@@ -70,14 +70,14 @@ LINK_TARGETS: dict[bytes, bytes] = {
     b"self-through": f"{_SELF}/to-dir/up".encode(),
     b"out-and-in": f"../{base_name(LINKS_NAME)}/file.txt".encode(),
     b"other": f"{_HELLO}/bin/hello".encode(),
-    b"other-link": f"{_HELLO}/bin/hi".encode(),  # a link there as well: not looked at from here
+    b"other-link": f"{_HELLO}/bin/hi".encode(),  # a link in the other path; it is not followed from here
     b"other-dir": f"{_HELLO}/share".encode(),
     b"other-root": _HELLO.encode(),
     b"other-dots": f"{_HELLO}/share/../bin/hello".encode(),
     b"other-relative": f"../{base_name(HELLO)}/bin/hello".encode(),
     b"sub/other-relative": f"../../{base_name(HELLO)}/bin/hello".encode(),
     b"chain-other": b"other",
-    b"not-there": f"{STORE_DIR}/{hash_part('nothing')}-nothing/x".encode(),  # in no cache: not for this link to know
+    b"not-there": f"{STORE_DIR}/{hash_part('nothing')}-nothing/x".encode(),  # in no cache, which the link does not show
     b"dangling": b"nowhere",
     b"dangling-deep": b"sub/none/x",
     b"dangling-self": f"{_SELF}/nowhere".encode(),
@@ -151,7 +151,7 @@ LINKS: dict[bytes, Outcome] = {
     b"store-dir-relative": Nowhere(b".."),
     b"store-prefix": Nowhere(b"/nix/storefront/x"),
     b"store-dot-links": Nowhere(b"/nix/store/.links/x"),
-    # Paths that are not links themselves, but have one on the way.
+    # Paths with a link as a parent.
     b"to-dir/inner.txt": Inside(b"sub/inner.txt"),
     b"to-dir/": Inside(b"sub/"),
     b"to-dir/deep": Inside(b"sub/deep/"),
@@ -165,7 +165,7 @@ LINKS: dict[bytes, Outcome] = {
     b"dangling/x": Nowhere(b"nowhere"),
     b"etc/x": Nowhere(b"/etc/passwd"),
 }
-"""What each path of the tree ``links`` leads to; ``other-dots`` is left open: only the other path's tree could tell."""
+"""The outcome of each path of the tree ``links``, except ``other-dots``, which depends on the tree of the other store path."""
 
 ONE_LINKS: dict[str, tuple[str, Outcome]] = {
     "one-link": (f"{_HELLO}/bin/hello", Elsewhere(f"{_HELLO}/bin/hello")),
@@ -176,4 +176,4 @@ ONE_LINKS: dict[str, tuple[str, Outcome]] = {
     "one-link-up": ("../../etc/passwd", Nowhere(b"/etc/passwd")),
     "one-loop": (store_path("one-loop"), Nowhere(b"one-loop")),
 }
-"""Store paths that are one symlink: target, and what asking for the store path leads to."""
+"""Store paths that are a symbolic link: target and outcome."""

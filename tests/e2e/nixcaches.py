@@ -1,8 +1,7 @@
-"""Binary caches that a real Nix wrote, and variants of them that other programs write.
+"""Binary caches written by Nix, and variants of them as other programs write them.
 
-`build` makes all of them once and keeps them in the user's cache directory, under a hash of everything that they are
-made from; `E2E_CACHE_DIR` moves that directory. Nix runs on a store below a temporary root: no daemon, no network,
-nothing under /nix.
+`build` writes all of them once, into a directory of the user's cache directory (or of `E2E_CACHE_DIR`) that is named by a hash of
+everything they are built from. Nix uses a store below a temporary root: no daemon, no network, nothing under /nix.
 """
 
 import fcntl
@@ -18,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +42,7 @@ NIX_CACHES = {
     "lz4": "compression=lz4",
     "lzip": "compression=lzip&compression-level=1",
 }
-"""Caches that Nix writes, with the parameters of their store URL."""
+"""Caches written by Nix, with the parameters of their store URLs."""
 
 RECOMPRESSED = {
     "zstd-frames": ("zstd", "zst", "split --bytes=1M --filter='zstd -qc1'"),
@@ -55,10 +53,10 @@ RECOMPRESSED = {
     "lzip-members": ("lzip", "lzip", "split --bytes=4M --filter='lzip -c0'"),
     "lzma": ("lzma", "lzma", "xz -c0 --format=lzma"),
 }
-"""Caches whose NARs are compressed again by a command line tool: Compression, extension, and the command.
+"""Caches whose NARs are recompressed by a command-line tool: Compression, extension, and the command.
 
-All are legal, and not what Nix 2.8 writes: newer Nix writes zstd in frames, other tools concatenate; Nix aborts on
-reading its own lzma.
+All are valid, but Nix 2.8 does not write them: newer Nix writes zstd in several frames, other tools concatenate streams, and
+Nix aborts when it reads the lzma that it wrote itself.
 """
 
 
@@ -83,15 +81,15 @@ RELISTED: dict[str, Callable[[bytes], bytes]] = {
     "ls-gzip": _by_command("gzip", "-cn"),
     "ls-no-offsets": _without_offsets,
 }
-"""Caches like ``zstd``, with the listings as other caches have them."""
+"""Caches like ``zstd``, with listings that are encoded differently or lack offsets, as in other caches."""
 
 CACHES = (*NIX_CACHES, *RECOMPRESSED, *RELISTED)
-"""The names of all caches that hold all trees."""
+"""The names of all caches that contain all trees."""
 
 
 @dataclass(frozen=True, slots=True)
 class NixCaches:
-    """What was built. ``store_paths`` has the full store path of each tree by its name."""
+    """The caches and trees that `build` made. ``store_paths`` maps the name of a tree to its store path."""
 
     directory: Path
     store_paths: dict[str, str]
@@ -99,47 +97,51 @@ class NixCaches:
     public_key: str
 
     def cache(self, name: str) -> Path:
-        """The files of a cache: one of `CACHES`, or ``gnu``, whose store dir is /gnu/store and which holds one tree."""
+        """Return the directory of a cache of `CACHES`, or of ``gnu``, which contains one tree and has the store dir /gnu/store."""
         return self.directory / "caches" / name
 
     def tree(self, name: str) -> Path:
-        """The source tree, as it was given to Nix."""
+        """Return the directory of a source tree, as it was added to Nix."""
         return self.directory / "trees" / name
 
     def entries(self, name: str) -> Iterator[trees.Entry]:
-        """The nodes of the source tree."""
+        """Return the nodes of a source tree."""
         return trees.walk(self.tree(name))
 
     def hash_part(self, name: str) -> str:
-        """The hash part of a tree's store path."""
+        """Return the hash part of the store path of a tree."""
         return self.store_paths[name].removeprefix(links.STORE_DIR + "/")[:32]
 
     def nar(self, name: str) -> bytes:
-        """The NAR of a tree, as Nix wrote it into the cache without compression."""
+        """Return the NAR of a tree, as Nix wrote it into the uncompressed cache."""
         url = read_narinfo(self.cache("none") / f"{self.hash_part(name)}.narinfo")["URL"]
         return (self.cache("none") / url).read_bytes()
 
     def listing(self, name: str) -> Any:
-        """The listing of a tree, as Nix wrote it, with every narOffset."""
+        """Return the listing of a tree, as Nix wrote it, with narOffset for all files."""
         return parse_listing((self.cache("none") / f"{self.hash_part(name)}.ls").read_bytes())
 
 
 def parse_listing(raw: bytes) -> Any:
-    """JSON that may hold bytes that are not UTF-8, as Nix 2.8 writes them."""
+    """Parse a listing, which may contain bytes that are not UTF-8: Nix 2.8 writes them unchanged."""
     return json.loads(raw.decode("utf-8", "surrogateescape"))
 
 
 def read_narinfo(path: Path) -> dict[str, str]:
-    """The fields of a narinfo."""
+    """Return the fields of a narinfo."""
     return dict(line.split(": ", 1) for line in path.read_text().splitlines())
 
 
-def build() -> NixCaches:
-    """The caches: those of an earlier run if nothing changed since, else built now, by one process at a time.
+def missing_tools() -> list[str]:
+    """Return the programs of `TOOLS` that are not installed."""
+    return [tool for tool in TOOLS if shutil.which(tool) is None]
 
-    Skips the test if a program is not installed.
+
+def build() -> NixCaches:
+    """Return the caches of an earlier run, or build them if there are none or a source has changed.
+
+    Only one process builds at a time.
     """
-    needs.programs(TOOLS)
     home = Path(os.environ.get("E2E_CACHE_DIR") or _user_cache() / "nar-serve-tests")
     home.mkdir(parents=True, exist_ok=True)
     directory = home / _key()
@@ -149,8 +151,8 @@ def build() -> NixCaches:
             with tempfile.TemporaryDirectory(prefix="building-", dir=home) as building:
                 _Build(Path(building)).run()
                 (Path(building) / "done").rename(directory)
-    found = json.loads((directory / "manifest.json").read_text())
-    return NixCaches(directory, found["store_paths"], found["gnu_store_path"], found["public_key"])
+    manifest = json.loads((directory / "manifest.json").read_text())
+    return NixCaches(directory, manifest["store_paths"], manifest["gnu_store_path"], manifest["public_key"])
 
 
 def _user_cache() -> Path:
@@ -178,7 +180,7 @@ def _remove_old(home: Path, days: float = 2) -> None:
 
 
 class _Build:
-    """One run of the recipe, all of it below ``directory``; what is to be kept ends up in ``done``."""
+    """Builds all caches below ``directory``. The result is in ``directory/done``, the other files are temporary."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -196,8 +198,8 @@ class _Build:
             self.store_paths[name] = self.nix.add(name, self.trees / name, spec)
         public_key = self.nix.sign()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            _all(pool.submit(self.write, name).result for name in NIX_CACHES)
-            _all(pool.submit(self.recompress, name, *RECOMPRESSED[name]).result for name in RECOMPRESSED)
+            _wait_for_all(pool.submit(self.write, name).result for name in NIX_CACHES)
+            _wait_for_all(pool.submit(self.recompress, name, *RECOMPRESSED[name]).result for name in RECOMPRESSED)
         for name, encode in RELISTED.items():
             self.relist(name, encode)
         gnu_store_path = self.write_gnu()
@@ -205,7 +207,7 @@ class _Build:
         (self.done / "manifest.json").write_text(json.dumps(manifest))
 
     def write(self, name: str) -> None:
-        """Let Nix write a cache. Its brotli knows the slowest level only, so the tool does the large trees."""
+        """Let Nix write a cache. Nix compresses with the slowest level of brotli only, so ``brotli`` compresses the large trees."""
         slow = [self.store_paths[tree] for tree, spec in trees.SPECS.items() if spec.slow and name == "br"]
         paths = [path for path in self.store_paths.values() if path not in slow]
         self.nix.copy(f"file://{self.caches / name}?{NIX_CACHES[name]}&write-nar-listing=1", paths)
@@ -221,7 +223,7 @@ class _Build:
         shutil.copytree(self.caches / "zstd", self.caches / name, copy_function=os.link)
         for path in (self.caches / name).glob("*.ls"):
             raw = path.read_bytes()
-            path.unlink()  # a hard link: writing into it would change the other cache
+            path.unlink()  # it is a hard link: writing to it would change the cache ``zstd``
             path.write_bytes(encode(raw))
 
     def write_gnu(self) -> str:
@@ -236,7 +238,7 @@ class _Build:
 
 
 class _Nix:
-    """The programs of Nix, bound to one store."""
+    """Runs Nix on one store."""
 
     def __init__(self, directory: Path, store: str) -> None:
         self._directory = directory
@@ -246,8 +248,8 @@ class _Nix:
         (home / "nix.conf").write_text(
             "experimental-features = nix-command\nbuild-users-group =\nsubstituters =\nsandbox = false\n"
         )
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("NIX_", "XDG_"))}
-        self._environ = kept | {"NIX_REMOTE": store, "NIX_CONF_DIR": str(home), "HOME": str(home)}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("NIX_", "XDG_"))}
+        self._environ = inherited | {"NIX_REMOTE": store, "NIX_CONF_DIR": str(home), "HOME": str(home)}
 
     def _run(self, *command: str | Path, data: bytes | None = None) -> str:
         done = subprocess.run(command, input=data, capture_output=True, env=self._environ, check=False)
@@ -256,14 +258,14 @@ class _Nix:
         return done.stdout.decode("ascii", "replace").strip()
 
     def add(self, name: str, tree: Path, spec: trees.Spec) -> str:
-        """Add a tree to the store; gives its store path."""
+        """Add a tree to the store; returns its store path."""
         if spec.content_addressed:
             return self._run("nix", "store", "add-path", "--name", name, tree)
         self.import_path(tree, links.store_path(name), tuple(map(links.store_path, spec.references)))
         return links.store_path(name)
 
     def import_path(self, tree: Path, store_path: str, references: Iterable[str]) -> None:
-        """Add a tree under a store path of our choice, with references, out of what `nix-store --export` writes."""
+        """Add a tree under a given store path, with references: builds the format of `nix-store --export` and imports it."""
         command = ["nix-store", "--dump", str(tree)]
         dump = subprocess.run(command, stdout=subprocess.PIPE, env=self._environ, check=True).stdout
         texts = sorted(reference.encode() for reference in references)
@@ -272,14 +274,14 @@ class _Nix:
         self._run("nix-store", "--import", data=b"".join(exported))
 
     def sign(self) -> str:
-        """Sign all paths with a new key; gives the public key."""
+        """Sign all paths with a new key; returns the public key."""
         secret, public = self._directory / "key.sk", self._directory / "key.pk"
         self._run("nix-store", "--generate-binary-cache-key", KEY_NAME, secret, public)
         self._run("nix", "store", "sign", "-k", secret, "--all")
         return public.read_text().strip()
 
     def copy(self, target: str, store_paths: Iterable[str]) -> None:
-        """Write paths into a binary cache."""
+        """Copy store paths to a binary cache."""
         self._run("nix", "copy", "--from", self._store, "--to", target, *store_paths)
 
 
@@ -291,24 +293,28 @@ def _string(text: bytes) -> bytes:
     return _u64(len(text)) + text + bytes(-len(text) % 8)
 
 
-def _all(results: Iterable[Callable[[], None]]) -> None:
-    for result in list(results):
+def _wait_for_all(results: Iterable[Callable[[], None]]) -> None:
+    for result in list(results):  # a list, so that all tasks are submitted first
         result()
 
 
 def _recompress(source: Path, target: Path, compression: str, extension: str, command: str) -> None:
-    """Write a cache like the uncompressed ``source``, each NAR put through ``command``, each narinfo changed to fit."""
+    """Write a copy of the uncompressed cache ``source``, with each NAR compressed by ``command`` and each narinfo adapted."""
     (target / "nar").mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         if path.suffix == ".narinfo":
-            fields = partial(_packed, source, target, compression, extension, command)
-            (target / path.name).write_text(_with_fields(path.read_text(), fields(read_narinfo(path)["URL"])))
+            url = read_narinfo(path)["URL"]
+            fields = _compress_nar(source, target, compression, extension, command, url)
+            (target / path.name).write_text(_with_fields(path.read_text(), fields))
         elif path.is_file():
             (target / path.name).unlink(missing_ok=True)
             os.link(path, target / path.name)
 
 
-def _packed(source: Path, target: Path, compression: str, extension: str, command: str, url: str) -> dict[str, str]:
+def _compress_nar(
+    source: Path, target: Path, compression: str, extension: str, command: str, url: str
+) -> dict[str, str]:
+    """Compress the NAR at ``url`` of ``source`` into ``target``; returns the changed fields of its narinfo."""
     with (source / url).open("rb") as nar:
         packed = subprocess.run(command, shell=True, stdin=nar, stdout=subprocess.PIPE, check=True).stdout
     digest = nixbase32.encode(hashlib.sha256(packed).digest())

@@ -1,6 +1,6 @@
-"""Lambda's Runtime API on this machine: what a runtime client polls for requests, and where it posts what came of them.
+"""An emulation of the Lambda Runtime API, from which a runtime client polls requests and to which it posts the results.
 
-Whatever the platform does not take is refused here as well: an answer above the limit, a stream above 200 MB.
+Like the platform, it rejects responses above the size limit and streams above 200 MB.
 https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html
 """
 
@@ -25,17 +25,17 @@ ERROR_BODY = "Lambda-Runtime-Function-Error-Body"
 
 
 class FunctionError(Exception):
-    """The function did not answer: it failed, was too slow, or said too much."""
+    """The function failed, timed out, or returned a response that is too large."""
 
 
 class Prelude(NamedTuple):
-    """The first part of a streamed answer: status and headers."""
+    """The first part of a streamed response. ``fields`` has the status and the headers."""
 
-    given: dict[str, Any]
+    fields: dict[str, Any]
 
 
 class Invocation:
-    """One request on its way through the function. What comes back is read as parts, and no faster than they are taken."""
+    """One request to the function. The parts of its result are read only as fast as `parts` is consumed."""
 
     def __init__(self, event: dict[str, Any]) -> None:
         self.id = str(uuid.uuid4())
@@ -43,11 +43,14 @@ class Invocation:
         self._parts: queue.Queue[Prelude | bytes | FunctionError | None] = queue.Queue(maxsize=16)
 
     def put(self, part: Prelude | bytes | FunctionError | None) -> None:
-        """None is the end."""
+        """Add a part of the result. None marks the end."""
         self._parts.put(part, timeout=60)
 
     def parts(self, timeout: float) -> Iterator[Prelude | bytes]:
-        """A Prelude and chunks for a stream; else one chunk, the envelope. Raises FunctionError."""
+        """Yield a Prelude and chunks for a streamed response, otherwise one chunk: the envelope.
+
+        Raises FunctionError if the function fails, or if there is no next part for ``timeout`` seconds.
+        """
         while True:
             try:
                 part = self._parts.get(timeout=timeout)
@@ -61,18 +64,18 @@ class Invocation:
 
 
 class RuntimeApi:
-    """The server for one runtime client, which takes a request from ``waiting`` when it is ready for it."""
+    """The server for one runtime client, which takes requests from the queue ``pending``."""
 
-    def __init__(self, waiting: "queue.SimpleQueue[Invocation]") -> None:
-        self.waiting = waiting
-        self.under_way: dict[str, Invocation] = {}
+    def __init__(self, pending: "queue.SimpleQueue[Invocation]") -> None:
+        self.pending = pending
+        self.in_flight: dict[str, Invocation] = {}
         self.init_errors: list[bytes] = []
         self._server = _Server(self)
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     @property
     def address(self) -> str:
-        """For AWS_LAMBDA_RUNTIME_API."""
+        """The value of AWS_LAMBDA_RUNTIME_API."""
         return f"127.0.0.1:{self._server.server_address[1]}"
 
     def close(self) -> None:
@@ -80,9 +83,9 @@ class RuntimeApi:
         self._server.server_close()
 
     def fail_all(self, message: str) -> None:
-        """The process is gone: whoever waits for it gets an error."""
-        for request_id in list(self.under_way):
-            self.under_way.pop(request_id).put(FunctionError(message))
+        """Fail all requests in flight, because the process has ended."""
+        for request_id in list(self.in_flight):
+            self.in_flight.pop(request_id).put(FunctionError(message))
 
 
 class _Server(ThreadingHTTPServer):
@@ -95,7 +98,7 @@ class _Server(ThreadingHTTPServer):
         self.api = api
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A runtime client that ends is no news here."""
+        """Ignore runtime clients that disconnect."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -104,15 +107,15 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
     server: _Server
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (the name that the base class gave it)
-        """Requests are not printed."""
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (named by the base class)
+        """Do not log requests."""
 
     def do_GET(self) -> None:
         assert self.path == f"{BASE}/invocation/next"
         invocation = self._next()
         if invocation is None:
             return
-        self.server.api.under_way[invocation.id] = invocation
+        self.server.api.in_flight[invocation.id] = invocation
         self.send_response(200)
         for name, value in (
             ("Lambda-Runtime-Aws-Request-Id", invocation.id),
@@ -127,27 +130,27 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(invocation.event)
 
     def _next(self) -> Invocation | None:
-        """None once the client has gone away: a request must not be handed to nobody."""
+        """Return the next request, or None if the client has disconnected: taking a request then would lose it."""
         self.connection.setblocking(False)
         try:
             while True:
                 try:
-                    return self.server.api.waiting.get(timeout=0.2)
+                    return self.server.api.pending.get(timeout=0.2)
                 except queue.Empty:
-                    if self._client_is_gone():
+                    if self._client_has_disconnected():
                         self.close_connection = True
                         return None
         finally:
             self.connection.setblocking(True)
 
-    def _client_is_gone(self) -> bool:
+    def _client_has_disconnected(self) -> bool:
         try:
-            seen: bytes = self.connection.recv(1, socket.MSG_PEEK)
+            data: bytes = self.connection.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return False
         except OSError:
             return True
-        return not seen
+        return not data
 
     def do_POST(self) -> None:
         if self.path == f"{BASE}/init/error":
@@ -156,16 +159,16 @@ class _Handler(BaseHTTPRequestHandler):
             return
         _, _, rest = self.path.partition("/invocation/")
         request_id, kind = rest.split("/")
-        invocation = self.server.api.under_way.pop(request_id)
+        invocation = self.server.api.in_flight.pop(request_id)
         if kind == "error":
             invocation.put(FunctionError(self._body().decode()))
             self._accept(202)
         elif self.headers.get("Lambda-Runtime-Function-Response-Mode") == "streaming":
-            self._stream(invocation)
+            self._streamed(invocation)
         else:
-            self._whole(invocation)
+            self._buffered(invocation)
 
-    def _whole(self, invocation: Invocation) -> None:
+    def _buffered(self, invocation: Invocation) -> None:
         body = self._body()
         if len(body) > ENVELOPE_LIMIT:
             invocation.put(FunctionError(f"Function.ResponseSizeTooLarge: {len(body)} bytes"))
@@ -175,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
         invocation.put(None)
         self._accept(202)
 
-    def _stream(self, invocation: Invocation) -> None:
+    def _streamed(self, invocation: Invocation) -> None:
         chunks = read_chunks(self.rfile)
         head = b""
         while END_OF_PRELUDE not in head:
@@ -219,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def read_chunks(file: BufferedIOBase) -> Iterator[bytes]:
-    """The chunks of a chunked body, without its trailers. EOFError if it is cut."""
+    """Yield the chunks of a chunked body, without its trailers. Raises EOFError if the body ends early."""
     while True:
         line = file.readline()
         if not line:

@@ -1,4 +1,4 @@
-"""A real S3 API on this machine: moto's server, in a process of its own."""
+"""An S3 server for tests: moto, in a separate process."""
 
 import contextlib
 import re
@@ -17,7 +17,7 @@ BUCKET = "nar-serve-large"
 
 @dataclass(frozen=True, slots=True)
 class S3:
-    """The server, with one bucket in it. ``log`` has a line for each request."""
+    """The server, with one bucket. ``log`` has a line for each request."""
 
     port: int
     log: Path
@@ -28,7 +28,7 @@ class S3:
 
     @property
     def settings(self) -> dict[str, str]:
-        """For the environment of a front: where the bucket is, and who asks."""
+        """The environment variables of a front that uses the bucket: its URL and credentials."""
         return {
             "NAR_OFFLOAD_URL": f"s3://{BUCKET}/large files?endpoint={self.url}",
             "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
@@ -37,10 +37,11 @@ class S3:
         }
 
     def uploads(self) -> int:
-        """How many multipart uploads were begun so far."""
+        """Return the number of multipart uploads that were started up to now."""
         return len(re.findall(r'"POST \S+\?uploads', self.log.read_text()))
 
     def request(self, method: str, path: str) -> bytes:
+        """Send a request and return the body of its response; fails on an error status."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request(method, path)
@@ -52,19 +53,19 @@ class S3:
             connection.close()
 
     def objects(self) -> list[str]:
-        """The keys of all objects."""
+        """Return the keys of all objects."""
         return re.findall(r"<Key>([^<]*)</Key>", self.request("GET", f"/{BUCKET}?list-type=2").decode())
 
     def unfinished(self) -> list[str]:
-        """The keys of uploads that were neither completed nor aborted."""
+        """Return the keys of uploads that were neither completed nor aborted."""
         return re.findall(r"<Key>([^<]*)</Key>", self.request("GET", f"/{BUCKET}?uploads").decode())
 
 
 @contextlib.contextmanager
 def running(log: Path) -> Iterator[S3]:
-    """A server with an empty bucket, until the end of the ``with``."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    """Run a server with an empty bucket until the end of the ``with``."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [tools.moto_server(), "-H", "127.0.0.1", "-p", str(port)], stdout=output, stderr=subprocess.STDOUT

@@ -1,4 +1,4 @@
-"""Archives of whole trees over a real server, unpacked by the programs that people have, against the source."""
+"""Archives of whole trees from a real server, unpacked with common programs and compared with the source."""
 
 import hashlib
 import http.client
@@ -31,28 +31,31 @@ FORMATS = ("tar", "tar.zst", "zip", "nar")
 MIB = 1 << 20
 
 
-def as_it_is(name: bytes) -> bytes:
+def unchanged(name: bytes) -> bytes:
     return name
 
 
-def as_in_a_zip(name: bytes) -> bytes:
-    """Names in a zip are UTF-8: bytes of one that are none are spelled as in a URL."""
+def percent_encoded(name: bytes) -> bytes:
+    """Return the name as in a zip, whose names are UTF-8: other bytes are percent-encoded."""
     text = name.decode("utf-8", "surrogateescape")
     return "".join(f"%{ord(char) - 0xDC00:02X}" if "\udc80" <= char <= "\udcff" else char for char in text).encode()
 
 
 def composed(name: bytes) -> bytes:
-    """libarchive gives names in Unicode's normalization form C, whatever form they have in the archive."""
+    """Return the name in Unicode normalization form C, to which libarchive converts all names."""
     text = unicodedata.normalize("NFC", name.decode("utf-8", "surrogateescape"))
     return text.encode("utf-8", "surrogateescape")
 
 
 class Tool(NamedTuple):
-    """``command`` unpacks the archive of ``format`` that follows it; ``spelled`` is how the format has names."""
+    """A program that unpacks archives.
+
+    ``command`` unpacks the archive of ``format`` whose name is appended. ``unpacked_name`` maps a name to the name after unpacking.
+    """
 
     format: str
     command: tuple[str, ...]
-    spelled: Callable[[bytes], bytes] = as_it_is
+    unpacked_name: Callable[[bytes], bytes] = unchanged
 
 
 TOOLS = {
@@ -61,29 +64,34 @@ TOOLS = {
     "tar.zst by tar": Tool("tar.zst", ("tar", "--zstd", "--warning=no-timestamp", "-xpf")),
     "tar.zst by bsdtar": Tool("tar.zst", ("bsdtar", "-xpf"), composed),
     # -^: leave control characters in names; -V: a semicolon at the end does not begin a VMS version.
-    "zip by unzip": Tool("zip", ("unzip", "-q", "-^", "-V"), as_in_a_zip),
-    "zip by bsdtar": Tool("zip", ("bsdtar", "-xpf"), lambda name: composed(as_in_a_zip(name))),
+    "zip by unzip": Tool("zip", ("unzip", "-q", "-^", "-V"), percent_encoded),
+    "zip by bsdtar": Tool("zip", ("bsdtar", "-xpf"), lambda name: composed(percent_encoded(name))),
 }
-NEEDS = ("tar", "bsdtar", "unzip", "zstd")
+REQUIRED_TOOLS = ("tar", "bsdtar", "unzip", "zstd")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def tools() -> None:
-    needs.programs(NEEDS)
+    missing = [name for name in REQUIRED_TOOLS if shutil.which(name) is None]
+    if missing and not os.environ.get("CI"):
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    assert not missing
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> Iterator[Path]:
-    """A directory to unpack into, which can be removed although what is in it is read-only."""
+def workspace(tmp_path: Path) -> Iterator[Path]:
+    """A directory to unpack into. Makes its contents writable before it is removed."""
     yield tmp_path
     subprocess.run(["chmod", "-R", "u+w", tmp_path], check=True)
     shutil.rmtree(tmp_path)
 
 
-def facts(root: Path, spelled: Callable[[bytes], bytes] = as_it_is) -> dict[bytes, tuple[str, bool, bytes, bytes]]:
-    """Everything that a store knows of a tree, by path. Of two that are spelled alike the later stays."""
+def properties(
+    root: Path, unpacked_name: Callable[[bytes], bytes] = unchanged
+) -> dict[bytes, tuple[str, bool, bytes, bytes]]:
+    """Return everything that a NAR records of a tree, by path. If two paths are unpacked to the same name, the later one counts."""
     return {
-        spelled(entry.path): (
+        unpacked_name(entry.path): (
             entry.kind,
             entry.executable,
             entry.target,
@@ -95,42 +103,44 @@ def facts(root: Path, spelled: Callable[[bytes], bytes] = as_it_is) -> dict[byte
 
 @pytest.mark.parametrize("name", trees.SPECS)
 @pytest.mark.parametrize("tool", TOOLS.values(), ids=TOOLS)
-def test_what_comes_out_is_the_source(client: Client, caches: NixCaches, room: Path, name: str, tool: Tool) -> None:
-    archive = room / "archive"
+def test_an_unpacked_archive_equals_the_source(
+    client: Client, caches: NixCaches, workspace: Path, name: str, tool: Tool
+) -> None:
+    archive = workspace / "archive"
     got = client.get(f"{url_path(caches.store_paths[name])}?format={tool.format}")
     assert got.status == 200
     archive.write_bytes(got.body)
     done = subprocess.run(
         [*tool.command, archive],
-        cwd=room,
+        cwd=workspace,
         capture_output=True,
-        env={**os.environ, "LC_ALL": "C.UTF-8"},  # unzip's way to find out that names are UTF-8
+        env={**os.environ, "LC_ALL": "C.UTF-8"},  # tells unzip that names are UTF-8
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    unpacked = room / caches.store_paths[name].rpartition("/")[2]
-    assert facts(unpacked) == facts(caches.tree(name), tool.spelled)
-    assert set(room.iterdir()) == {archive, unpacked}
+    unpacked = workspace / caches.store_paths[name].rpartition("/")[2]
+    assert properties(unpacked) == properties(caches.tree(name), tool.unpacked_name)
+    assert set(workspace.iterdir()) == {archive, unpacked}
     assert {entry.source.lstat().st_mtime for entry in trees.walk(unpacked) if entry.kind != "symlink"} <= {1.0}
 
 
-def test_a_nar_of_the_whole_path_is_the_one_that_the_narinfo_names(client: Client, caches: NixCaches) -> None:
+def test_the_nar_of_a_store_path_has_the_nar_hash_of_its_narinfo(client: Client, caches: NixCaches) -> None:
     for name in trees.SPECS:
         body = client.get(f"{url_path(caches.store_paths[name])}?format=nar").body
         narinfo = read_narinfo(caches.cache("zstd") / f"{caches.hash_part(name)}.narinfo")
         assert f"sha256:{nixbase32.encode(hashlib.sha256(body).digest())}" == narinfo["NarHash"]
 
 
-def test_they_are_the_same_bytes_from_cold_and_out_of_any_cache(
+def test_archives_do_not_depend_on_the_cache(
     client: Client, upstream: Upstream, run_front: RunFront, caches: NixCaches, tmp_path: Path
 ) -> None:
-    """Without a disk cache, without listings, with another compression; and one subtree as the first thing asked for."""
-    wanted = [f"{url_path(caches.store_paths[trees.STDLIB_NAME])}/json/?format={name}" for name in FORMATS]
-    wanted += [f"{url_path(caches.store_paths[trees.NAMES_NAME])}?format={name}" for name in FORMATS]
-    expected = [client.get(path).body for path in wanted]
+    """Compare fronts without a disk cache, without listings, with another compression, and with an empty disk cache."""
+    paths = [f"{url_path(caches.store_paths[trees.STDLIB_NAME])}/json/?format={name}" for name in FORMATS]
+    paths += [f"{url_path(caches.store_paths[trees.NAMES_NAME])}?format={name}" for name in FORMATS]
+    expected = [client.get(path).body for path in paths]
     for cache, directory in (("xz.no-ls", "off"), ("none", "off"), ("xz", str(tmp_path / "cold"))):
         with run_front(f"{upstream.url}/{cache}", directory) as front, Client(front) as other:
-            assert [other.get(path).body for path in wanted] == expected, cache
+            assert [other.get(path).body for path in paths] == expected, cache
 
 
 FAULTS: tuple[dict[str, object], ...] = (
@@ -141,7 +151,7 @@ FAULTS: tuple[dict[str, object], ...] = (
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
-def test_a_failure_on_the_way_cuts_the_connection(
+def test_a_failure_within_an_archive_cuts_the_connection(
     upstream: Upstream, run_front: RunFront, caches: NixCaches, format_name: str
 ) -> None:
     path = f"{url_path(caches.store_paths[trees.BIG_NAME])}?format={format_name}"
@@ -175,7 +185,7 @@ def _huge() -> Iterator[NarEvent]:
 
 @pytest.fixture(scope="module")
 def huge_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of one NAR of 2 GiB of zeros, which takes next to nothing on disk."""
+    """A cache with one NAR of 2 GiB of zeros, which compresses to a small file."""
     directory = tmp_path_factory.mktemp("huge")
     digest, size = hashlib.sha256(), 0
     packing = subprocess.Popen(["zstd", "-q", "-1", "-o", directory / "huge.nar.zst"], stdin=subprocess.PIPE)
@@ -201,19 +211,22 @@ def huge_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("format_name", ["tar", "zip"])
-def test_two_gigabytes_take_no_memory_worth_the_name(run_front: RunFront, huge_cache: Path, format_name: str) -> None:
+def test_an_archive_of_two_gigabytes_takes_less_than_40_mib(
+    run_front: RunFront, huge_cache: Path, format_name: str
+) -> None:
     with run_front(huge_cache.as_uri()) as front:
         root = url_path(str(store_path("huge")))
         with Client(front) as client:
             assert client.get(f"{root}/?format=json").status == 200
         (worker,) = front.workers()
-        Path(f"/proc/{worker}/clear_refs").write_text("5")  # the peak starts anew: proc(5)
+        Path(f"/proc/{worker}/clear_refs").write_text("5")  # resets the peak: proc(5)
         before = status_of(worker, "VmRSS")
-        assert _drained(front, f"{root}/?format={format_name}") > HUGE
+        assert _read_to_end(front, f"{root}/?format={format_name}") > HUGE
         assert status_of(worker, "VmHWM") - before < 40 * MIB
 
 
-def _drained(front: Front, path: str) -> int:
+def _read_to_end(front: Front, path: str) -> int:
+    """Read a response and return the length of its body."""
     connection = front.connect()
     connection.request("GET", path)
     response = connection.getresponse()

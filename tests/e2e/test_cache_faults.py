@@ -1,4 +1,4 @@
-"""The upstream, the disk or an entry goes wrong: the status or the cut that clients get, and that nothing wrong is kept."""
+"""Faults of the upstream, the disk and cache entries: what clients get, and that nothing wrong is cached."""
 
 import itertools
 import json
@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 from tests import builders, needs
 from tests.e2e.cache_support import (
     NARS,
-    Got,
+    Fetched,
     get,
     get_all,
     leftovers,
@@ -34,7 +35,7 @@ from tests.e2e.conftest import RunFront
 from tests.e2e.fronts import Front, Shape
 from tests.e2e.upstream import Upstream
 
-IMPATIENT = Shape(threads=16, app="tests.e2e.cache_app:app")
+SHORT_TIMEOUTS = Shape(threads=16, app="tests.e2e.cache_app:app")
 STRICT = {"NAR_VERIFY": "strict"}
 FIRST, MIDDLE, LAST = (f"file-{number}" for number in range(3))
 
@@ -43,7 +44,7 @@ RunOn = Callable[..., AbstractContextManager[Front]]
 
 @dataclass(frozen=True)
 class Sample:
-    """A store path upstream that nobody has asked for yet."""
+    """A store path of the upstream that was not requested yet."""
 
     name: str
     files: dict[str, bytes]
@@ -64,30 +65,31 @@ class Sample:
     def url(self, file: str) -> str:
         return url_of(self.name, file)
 
-    def get(self, front: Front) -> dict[str, Got]:
-        """All files, at once."""
+    def get(self, front: Front) -> dict[str, Fetched]:
+        """Fetch all files concurrently."""
         return dict(zip(self.files, get_all([(front, self.url(file)) for file in self.files]), strict=True))
 
-    def all_right(self, front: Front) -> bool:
+    def is_served(self, front: Front) -> bool:
+        """Fetch all files, and return whether all responses are right."""
         return all((got.status, got.body) == (200, self.files[file]) for file, got in self.get(front).items())
 
     def some_fail(self, front: Front, *statuses: int) -> bool:
-        """Some answers have one of the statuses or were cut; the others are right."""
-        answers = self.get(front)
-        for file, got in answers.items():
+        """Fetch all files, and return whether some responses have one of ``statuses`` or are cut; fails if another one is wrong."""
+        responses = self.get(front)
+        for file, got in responses.items():
             assert got.status in (200, *statuses)
-            assert got.status != 200 or not got.whole or got.body == self.files[file]
-        return not all(got.status == 200 and got.whole for got in answers.values())
+            assert got.status != 200 or not got.complete or got.body == self.files[file]
+        return not all(got.status == 200 and got.complete for got in responses.values())
 
-    def kept(self, nars: Path) -> list[Path]:
-        """The entry in that cache directory, if there is one."""
+    def cached(self, nars: Path) -> list[Path]:
+        """Return the entry in the cache directory ``nars``: at most one."""
         digits = self.narinfo.partition("NarHash: sha256:")[2].split()[0]
         return list(nars.glob(f"{digits}.nar"))
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache upstream."""
+    """The directory of the binary cache of the upstream."""
     return tmp_path_factory.mktemp("upstream")
 
 
@@ -110,115 +112,129 @@ def sample(directory: Path, upstream: Upstream) -> Sample:
 
 @pytest.fixture(scope="module")
 def front(run_front: RunFront, url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    """One for all tests that need no other."""
+    """The front of all tests that need no front of their own."""
     settings = {"NAR_CACHE_SIZE": "1G"}
     directory = tmp_path_factory.mktemp("nars")
-    with run_front(url, directory, settings, shape=IMPATIENT, expect_trouble=True) as front:
+    with run_front(url, directory, settings, shape=SHORT_TIMEOUTS, expect_trouble=True) as front:
         yield front
 
 
 @pytest.fixture(scope="module")
 def nars(front: Front) -> Path:
-    """Its cache directory."""
+    """The cache directory of `front`."""
     environment = Path(f"/proc/{front.process.pid}/environ").read_bytes().split(b"\0")
     return Path(next(each for each in environment if each.startswith(b"NAR_CACHE_DIR=")).decode().partition("=")[2])
 
 
 @pytest.fixture
 def run_on(upstream: Upstream, run_front: RunFront, url: str) -> RunOn:
-    """Runs a front of the test's own, with that cache directory."""
+    """Runs a front with a given cache directory."""
 
     @contextmanager
     def run(nars: Path, settings: dict[str, str] | None = None) -> Iterator[Front]:
-        with run_front(url, nars, settings, shape=IMPATIENT, expect_trouble=True) as front:
+        with run_front(url, nars, settings, shape=SHORT_TIMEOUTS, expect_trouble=True) as front:
             yield front
 
     return run
 
 
 class TestUpstream:
-    def test_cut_once(self, front: Front, upstream: Upstream, sample: Sample, nars: Path) -> None:
+    def test_a_download_that_is_cut_once_is_resumed(
+        self, front: Front, upstream: Upstream, sample: Sample, nars: Path
+    ) -> None:
         with upstream.fault(NARS, cut_after=2_000_000, times=1):
-            assert sample.all_right(front)
-        assert sample.kept(nars)
+            assert sample.is_served(front)
+        assert sample.cached(nars)
 
-    def test_cut_for_ever(self, front: Front, upstream: Upstream, sample: Sample, nars: Path) -> None:
-        """The file that has begun is cut, as the status is out; who has got nothing yet is told."""
+    def test_a_download_that_is_always_cut_fails(
+        self, front: Front, upstream: Upstream, sample: Sample, nars: Path
+    ) -> None:
+        """The response that has started is cut, because its status is sent already; the other responses are a 502."""
         with upstream.fault(NARS, drop=True), upstream.fault(NARS, cut_after=1_000_000, times=1):
             got = sample.get(front)
-        assert (got[FIRST].status, got[FIRST].whole) == (200, False)
+        assert (got[FIRST].status, got[FIRST].complete) == (200, False)
         assert 0 < len(got[FIRST].body) < len(sample.files[FIRST])
         assert {got[MIDDLE].status, got[LAST].status} == {502}
-        assert not sample.kept(nars)
+        assert not sample.cached(nars)
         asked = upstream.count(NARS)
         assert {got.status for got in get_all([(front, sample.url(LAST))] * 8)} == {502}
-        assert upstream.count(NARS) == asked  # remembered for seconds: no new try
-        until(lambda: sample.all_right(front))
+        assert upstream.count(NARS) == asked  # the failure is remembered for seconds: no new attempt
+        until(lambda: sample.is_served(front))
 
-    def test_stall(self, front: Front, upstream: Upstream, sample: Sample, nars: Path) -> None:
+    def test_a_download_that_stalls_times_out(
+        self, front: Front, upstream: Upstream, sample: Sample, nars: Path
+    ) -> None:
         with upstream.fault(NARS, stall_after=0), upstream.fault(NARS, stall_after=1_000_000, times=1):
-            since = time.monotonic()
+            started = time.monotonic()
             got = sample.get(front)
-            assert time.monotonic() - since < 8
-        assert (got[FIRST].status, got[FIRST].whole) == (200, False)
+            assert time.monotonic() - started < 8
+        assert (got[FIRST].status, got[FIRST].complete) == (200, False)
         assert {got[MIDDLE].status, got[LAST].status} == {504}
-        assert not sample.kept(nars)
+        assert not sample.cached(nars)
 
-    def test_slow(self, front: Front, upstream: Upstream, sample: Sample) -> None:
-        """Never silent for longer than the patience, but much longer in all. The first byte comes early."""
+    def test_a_slow_download_is_served_while_it_runs(self, front: Front, upstream: Upstream, sample: Sample) -> None:
+        """The read timeout limits a pause, not the whole download; and the first byte is served early."""
         with upstream.fault(NARS, rate=4_000_000):
             connection = front.connect()
-            since = time.monotonic()
+            started = time.monotonic()
             connection.request("GET", sample.url(FIRST))
             response = connection.getresponse()
             assert response.read(1) == sample.files[FIRST][:1]
-            first = time.monotonic() - since
+            first = time.monotonic() - started
             assert get(front, sample.url(LAST)).body == sample.files[LAST]
-            whole = time.monotonic() - since
+            whole = time.monotonic() - started
             assert response.read() == sample.files[FIRST][1:]
             connection.close()
         assert whole > 1.4
         assert first < whole / 2
 
     @pytest.mark.parametrize("seed", range(8))
-    def test_wrong_bytes(self, front: Front, upstream: Upstream, sample: Sample, nars: Path, seed: int) -> None:
+    def test_wrong_bytes_are_not_cached(
+        self, front: Front, upstream: Upstream, sample: Sample, nars: Path, seed: int
+    ) -> None:
         generator = random.Random(seed)
         patch = (generator.randrange(sample.packed_size), generator.randbytes(4))
         with upstream.fault(NARS, patch=patch):
             assert sample.some_fail(front, 502)
-        assert not sample.kept(nars)
+        assert not sample.cached(nars)
 
-    @pytest.mark.parametrize("wrong", [-8, 8, -1_000_000, 1_000_000_000])
-    def test_wrong_nar_size(self, front: Front, upstream: Upstream, sample: Sample, nars: Path, wrong: int) -> None:
+    @pytest.mark.parametrize("difference", [-8, 8, -1_000_000, 1_000_000_000])
+    def test_a_wrong_nar_size_returns_502(
+        self, front: Front, upstream: Upstream, sample: Sample, nars: Path, difference: int
+    ) -> None:
         size = sample.nar_size
-        narinfo = sample.narinfo.replace(f"NarSize: {size}", f"NarSize: {size + wrong}").encode()
+        narinfo = sample.narinfo.replace(f"NarSize: {size}", f"NarSize: {size + difference}").encode()
         with upstream.fault("*.narinfo", body=narinfo):
             assert {got.status for got in sample.get(front).values()} == {502}
-        assert not sample.kept(nars)
+        assert not sample.cached(nars)
 
-    def test_a_lying_listing(self, front: Front, upstream: Upstream, sample: Sample) -> None:
-        """Cut or refused, until the NAR itself has told what is in it."""
+    def test_a_wrong_listing_is_replaced_when_the_nar_is_cached(
+        self, front: Front, upstream: Upstream, sample: Sample
+    ) -> None:
+        """Responses are cut or a 502 until the NAR has been fetched and its own listing is used."""
         listing: dict[str, Any] = builders.listing(sample.files)
         for name, size in zip(sample.files, (1_000_000, 2_000_000, 3_000_000), strict=True):
             listing["root"]["entries"][name] = {"type": "regular", "size": size}
         with upstream.fault("*.ls", body=json.dumps(listing).encode()):
             for file, got in sample.get(front).items():
                 assert got.status in (200, 502)
-                assert got.status == 502 or not got.whole or got.body == sample.files[file]
-            until(lambda: sample.all_right(front))
+                assert got.status == 502 or not got.complete or got.body == sample.files[file]
+            until(lambda: sample.is_served(front))
 
-    def test_no_turn(self, run_on: RunOn, upstream: Upstream, sample: Sample, tmp_path: Path) -> None:
-        """One download may run, and another one is asked for: 503, when it has waited for its turn."""
+    def test_a_request_that_gets_no_download_slot_returns_503(
+        self, run_on: RunOn, upstream: Upstream, sample: Sample, tmp_path: Path
+    ) -> None:
+        """Only one download may run: a request that needs another one waits for PATIENCE seconds, then fails."""
         other = upstream.mount("other", write_cache(tmp_path / "other", {"other": random_files(2, 10_000)}))
         urls = f"{upstream.url}/faults {other}"
         settings = {"NAR_MAX_FILLS": "1", "PATIENCE": "0.3", "NAR_CACHE_URL": urls, "NAR_CACHE_SIZE": "1G"}
         with run_on(tmp_path / "nars", settings) as front, upstream.fault("/faults/nar/*", rate=4_000_000):
-            slow = threading.Thread(target=get, args=(front, sample.url(FIRST)))
-            slow.start()
-            until(lambda: upstream.count("/faults/nar/*") > 0)
-            got = get(front, url_of("other", FIRST))
-            assert (got.status, got.retry_after) == (503, "10")
-            slow.join()
+            with ThreadPoolExecutor(1) as pool:
+                slow = pool.submit(get, front, sample.url(FIRST))
+                until(lambda: upstream.count("/faults/nar/*") > 0)
+                got = get(front, url_of("other", FIRST))
+                assert (got.status, got.retry_after) == (503, "10")
+                assert slow.result().body == sample.files[FIRST]
             assert get(front, url_of("other", FIRST)).status == 200
 
 
@@ -229,13 +245,15 @@ def strict_nars(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def strict(run_front: RunFront, url: str, strict_nars: Path) -> Iterator[Front]:
-    """A front that serves what is verified, and no more."""
-    with run_front(url, strict_nars, STRICT | {"NAR_CACHE_SIZE": "1G"}, shape=IMPATIENT, expect_trouble=True) as front:
+    """A front that serves only verified NARs."""
+    with run_front(
+        url, strict_nars, STRICT | {"NAR_CACHE_SIZE": "1G"}, shape=SHORT_TIMEOUTS, expect_trouble=True
+    ) as front:
         yield front
 
 
 class TestStrict:
-    def test_nothing_comes_before_all_is_verified(
+    def test_a_response_starts_when_the_nar_is_verified(
         self, strict: Front, upstream: Upstream, sample: Sample, strict_nars: Path
     ) -> None:
         with upstream.fault(NARS, rate=6_000_000):
@@ -243,30 +261,30 @@ class TestStrict:
             connection.request("GET", sample.url(FIRST))
             response = connection.getresponse()
             assert leftovers(strict_nars) == set()
-            assert sample.kept(strict_nars)
+            assert sample.cached(strict_nars)
             assert response.read() == sample.files[FIRST]
             connection.close()
 
-    def test_a_lie_is_told_before_a_byte_of_it(self, strict: Front, upstream: Upstream, sample: Sample) -> None:
-        with upstream.fault(NARS, patch=(sample.packed_size // 2, b"lies")):
-            assert {(got.status, got.whole) for got in sample.get(strict).values()} == {(502, True)}
-        until(lambda: sample.all_right(strict))
+    def test_a_wrong_nar_returns_502_instead_of_a_cut(self, strict: Front, upstream: Upstream, sample: Sample) -> None:
+        with upstream.fault(NARS, patch=(sample.packed_size // 2, b"wrong")):
+            assert {(got.status, got.complete) for got in sample.get(strict).values()} == {(502, True)}
+        until(lambda: sample.is_served(strict))
 
-    def test_no_disk_no_service(self, run_on: RunOn, sample: Sample, small_disk: Path) -> None:
+    def test_a_full_disk_returns_503(self, run_on: RunOn, sample: Sample, small_disk: Path) -> None:
         with run_on(small_disk, STRICT | {"NAR_CACHE_SIZE": "1G"}) as front:
             assert {(got.status, got.retry_after) for got in sample.get(front).values()} == {(503, "5")}
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB, less than the NAR has."""
+    """A file system of 4 MB, which is smaller than the NAR."""
     with mounted(tmp_path / "disk", "size=4m,mode=700") as path:
         yield path
 
 
 @contextmanager
 def mounted(path: Path, options: str) -> Iterator[Path]:
-    """A file system in memory. Skips the test where none can be mounted."""
+    """Mount a file system in memory at ``path``. Skips the test if that is not possible."""
     path.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], check=False, capture_output=True)
     if done.returncode:
@@ -278,70 +296,78 @@ def mounted(path: Path, options: str) -> Iterator[Path]:
 
 
 def warnings(front: Front) -> int:
-    """How often the log says that nothing can be cached."""
+    """Return how often the log says that caching is off."""
     return front.log_text().count("caching is off")
 
 
 class TestDisk:
-    def test_too_small(self, run_on: RunOn, sample: Sample, small_disk: Path) -> None:
-        """All is served, and it is said once."""
+    def test_a_disk_that_is_too_small_is_logged_once(self, run_on: RunOn, sample: Sample, small_disk: Path) -> None:
+        """All files are served without caching."""
         with run_on(small_disk, {"NAR_CACHE_SIZE": "1G"}) as front:
             for _ in range(3):
-                assert sample.all_right(front)
+                assert sample.is_served(front)
             assert warnings(front) == 1
             assert leftovers(small_disk) == set()
 
-    def test_full_while_it_is_written(self, run_on: RunOn, upstream: Upstream, sample: Sample, tmp_path: Path) -> None:
+    def test_readers_continue_when_the_disk_becomes_full(
+        self, run_on: RunOn, upstream: Upstream, sample: Sample, tmp_path: Path
+    ) -> None:
         with mounted(tmp_path / "disk", "size=8m,mode=700") as disk, run_on(disk, {"NAR_CACHE_SIZE": "1G"}) as front:
             with upstream.fault(NARS, rate=6_000_000, times=1):
-                right: list[bool] = []
-                reader = threading.Thread(target=lambda: right.append(sample.all_right(front)))
+                served: list[bool] = []
+                reader = threading.Thread(target=lambda: served.append(sample.is_served(front)))
                 reader.start()
                 until(lambda: any(path.stat().st_size > 500_000 for path in disk.glob("*.part")))
-                (disk / "somebody-else").write_bytes(bytes(6_000_000))
+                (disk / "foreign-file").write_bytes(bytes(6_000_000))
                 reader.join()
-            assert right == [True]
+            assert served == [True]
             assert warnings(front) == 1
-            assert leftovers(disk) == {"somebody-else"}
-            (disk / "somebody-else").unlink()
-            assert sample.all_right(front)
-            until(lambda: bool(sample.kept(disk)))
+            assert leftovers(disk) == {"foreign-file"}
+            (disk / "foreign-file").unlink()
+            assert sample.is_served(front)
+            until(lambda: bool(sample.cached(disk)))
 
-    def test_read_only(self, run_on: RunOn, upstream: Upstream, sample: Sample, tmp_path: Path) -> None:
-        """What is there is served from there, what is not is not kept."""
+    def test_a_read_only_disk_serves_cached_nars(
+        self, run_on: RunOn, upstream: Upstream, sample: Sample, tmp_path: Path
+    ) -> None:
+        """Other NARs are served without caching."""
         other = upstream.mount("other", write_cache(tmp_path / "other", {"other": random_files(2, 2_000_000)}))
         settings = {"NAR_CACHE_URL": f"{upstream.url}/faults {other}", "NAR_CACHE_SIZE": "1G"}
         with mounted(tmp_path / "disk", "size=20m,mode=700") as disk, run_on(disk, settings) as front:
-            assert sample.all_right(front)
+            assert sample.is_served(front)
             subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
             upstream.clear()
-            assert sample.all_right(front)
+            assert sample.is_served(front)
             assert upstream.count(NARS) == 0
             for number in range(4):
                 assert get(front, url_of("other", f"file-{number}")).status == 200
             assert warnings(front) == 1
 
-    def test_taken_away(self, run_on: RunOn, upstream: Upstream, sample: Sample, tmp_path: Path) -> None:
+    def test_a_removed_cache_directory_is_created_again(
+        self, run_on: RunOn, upstream: Upstream, sample: Sample, tmp_path: Path
+    ) -> None:
         nars = tmp_path / "nars"
         with run_on(nars) as front:
             for times in (1, 2):
-                assert sample.all_right(front)
+                assert sample.is_served(front)
                 assert upstream.count(NARS) == times
                 until(lambda: leftovers(nars) == set())
                 shutil.rmtree(nars)
 
-    @pytest.mark.parametrize("fault", ["everybody's", "another's", "a file", "below a file"])
-    def test_unusable(self, url: str, run_front: RunFront, sample: Sample, tmp_path: Path, fault: str) -> None:
+    @pytest.mark.parametrize("fault", ["writable by all", "of another user", "a file", "below a file"])
+    def test_an_unusable_cache_directory_turns_caching_off(
+        self, url: str, run_front: RunFront, sample: Sample, tmp_path: Path, fault: str
+    ) -> None:
         nars = tmp_path / "nars"
         if fault in ("a file", "below a file"):
             nars.touch()
         else:
             nars.mkdir()
-            nars.chmod(0o777 if fault == "everybody's" else 0o700)
-            os.chown(nars, 65534 if fault == "another's" else -1, -1)
+            nars.chmod(0o777 if fault == "writable by all" else 0o700)
+            os.chown(nars, 65534 if fault == "of another user" else -1, -1)
         used = nars / "below" if fault == "below a file" else nars
         with run_front(url, used) as front:
-            assert sample.all_right(front)
+            assert sample.is_served(front)
             assert warnings(front) == 1
         assert nars.is_file() or list(nars.iterdir()) == []
         with (
@@ -355,32 +381,39 @@ class TestDisk:
 def big(
     upstream: Upstream, run_front: RunFront, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Front, bytes, Path]]:
-    """A file that is larger than all buffers on its way."""
+    """A front, the contents of a file that is larger than all buffers between front and client, and the cache directory."""
     files, place = random_files(3, 24_000_000, count=1), tmp_path_factory.mktemp("big")
     url = upstream.mount("big", write_cache(place / "upstream", {"big": files}))
     settings = {"GUNICORN_CMD_ARGS": "--no-sendfile"}
-    with run_front(url, place / "nars", settings, shape=IMPATIENT, expect_trouble=True) as front:
+    with run_front(url, place / "nars", settings, shape=SHORT_TIMEOUTS, expect_trouble=True) as front:
         yield front, files[FIRST], place / "nars"
 
 
 class TestEntries:
-    @pytest.mark.parametrize("what", ["deleted", "truncated", "corrupted", "touched", "no listing", "a wrong listing"])
-    def test_between_two_requests(
-        self, front: Front, sample: Sample, upstream: Upstream, nars: Path, what: str
+    @pytest.mark.parametrize(
+        "damage", ["deleted", "truncated", "corrupted", "touched", "no listing", "a wrong listing"]
+    )
+    def test_an_entry_that_changes_between_requests_is_repaired(
+        self, front: Front, sample: Sample, upstream: Upstream, nars: Path, damage: str
     ) -> None:
-        assert sample.all_right(front)
-        until(lambda: bool(sample.kept(nars)))
-        (entry,) = sample.kept(nars)
-        spoil(entry, what)
+        assert sample.is_served(front)
+        until(lambda: bool(sample.cached(nars)))
+        (entry,) = sample.cached(nars)
+        spoil(entry, damage)
         upstream.clear()
-        assert sample.all_right(front)
-        assert upstream.count(NARS) == (what in ("deleted", "truncated", "corrupted"))
-        until(lambda: bool(sample.kept(nars)) and not leftovers(nars) - errors(nars))
+        assert sample.is_served(front)
+        assert upstream.count(NARS) == (damage in ("deleted", "truncated", "corrupted"))
+        until(lambda: bool(sample.cached(nars)) and not leftovers(nars) - errors(nars))
         assert wrong_entries(nars) == []
 
-    @pytest.mark.parametrize("what", ["deleted", "truncated", "corrupted"])
-    def test_while_it_is_read(self, big: tuple[Front, bytes, Path], what: str) -> None:
-        """By a server that reads it for us. (Of what the kernel sends, only the end is seen: tests of sendfile.)"""
+    @pytest.mark.parametrize("damage", ["deleted", "truncated", "corrupted"])
+    def test_an_entry_that_is_damaged_while_it_is_read_cuts_the_response(
+        self, big: tuple[Front, bytes, Path], damage: str
+    ) -> None:
+        """A deleted entry is still read to its end.
+
+        sendfile is off, so that the server reads the entry; test_sendfile.py tests what the kernel sends.
+        """
         front, contents, nars = big
         assert get(front, url_of("big", FIRST)).body == contents
         until(lambda: len(list(nars.glob("*.nar"))) == 1)
@@ -388,32 +421,33 @@ class TestEntries:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
             connection.sendall(f"GET {url_of('big', FIRST)} HTTP/1.0\r\n\r\n".encode())
             received = bytearray(connection.recv(1000))
-            spoil(next(nars.glob("*.nar")), what)
+            spoil(next(nars.glob("*.nar")), damage)
             while chunk := connection.recv(1 << 20):
                 received += chunk
         body = bytes(received).split(b"\r\n\r\n", 1)[1]
-        assert body == contents if what == "deleted" else len(body) < len(contents)
+        assert body == contents if damage == "deleted" else len(body) < len(contents)
         assert get(front, url_of("big", FIRST)).body == contents
 
 
 def errors(nars: Path) -> set[str]:
-    """The notes of failures, which other tests may have left."""
+    """Return the names of the files that record failures, which other tests may have left."""
     return {path.name for path in nars.glob("*.error")}
 
 
-def spoil(entry: Path, what: str) -> None:
+def spoil(entry: Path, damage: str) -> None:
+    """Damage a cache entry."""
     listing = entry.with_suffix(".ls")
-    if what == "deleted":
+    if damage == "deleted":
         entry.unlink()
-    elif what == "truncated":
+    elif damage == "truncated":
         os.truncate(entry, 1000)
-    elif what == "corrupted":
+    elif damage == "corrupted":
         with entry.open("r+b") as file:
             file.seek(entry.stat().st_size * 9 // 10)
             file.write(b"wrong")
-    elif what == "touched":
+    elif damage == "touched":
         os.utime(entry)
-    elif what == "no listing":
+    elif damage == "no listing":
         listing.unlink()
     else:
         listing.chmod(0o600)

@@ -1,4 +1,4 @@
-"""Every file, listing and link of the small trees, however the application is run."""
+"""Every file, listing and link of the small trees, on every front."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +20,11 @@ def front(upstream: Upstream, run_front: RunFront, tmp_path_factory: pytest.Temp
         yield front
 
 
-def test_files(front: Front, caches: NixCaches) -> None:
+def test_files_of_small_trees_equal_the_source(front: Front, caches: NixCaches) -> None:
     check(fetch_with_http_client, front, regular_files(caches, SMALL))
 
 
-def test_listings(front: Front, caches: NixCaches) -> None:
+def test_listings_are_those_of_nix(front: Front, caches: NixCaches) -> None:
     with Client(front) as client:
         for name in SMALL:
             if caches.listing(name)["root"]["type"] != "directory":
@@ -33,7 +33,7 @@ def test_listings(front: Front, caches: NixCaches) -> None:
             assert parse_listing(got.body) == caches.listing(name), name
 
 
-def test_links(front: Front, caches: NixCaches) -> None:
+def test_every_link_leads_where_the_table_says(front: Front, caches: NixCaches) -> None:
     with Client(front) as client:
         assert not [
             fault for path, outcome in all_links(caches) if (fault := link_fault(client, caches, path, outcome))

@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes, urljoin
 import pytest
 
 from tests.e2e import links, trees
-from tests.e2e.client import Answer, Client, location, query_of, url_path
+from tests.e2e.client import Client, ClientResponse, location, query_of, url_path
 from tests.e2e.nixcaches import NixCaches, parse_listing
 from tests.e2e.test_http_files import FOREVER
 
@@ -17,7 +17,10 @@ BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;
 
 
 class _Page(HTMLParser):
-    """Links, text, and whatever could run a script in the page at ``url``; ``rows`` has the first link of each row."""
+    """The parsed page at ``url``: its links, its text, and everything in it that could run a script.
+
+    ``rows`` has the first link of each table row.
+    """
 
     def __init__(self, text: str, url: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -31,36 +34,37 @@ class _Page(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
+        attributes = dict(attrs)
         self._in_row = self._in_row or tag == "tr"
-        if tag == "a" and (href := found.get("href")) is not None:
+        if tag == "a" and (href := attributes.get("href")) is not None:
             self.hrefs.append(urljoin(self._url, href))
             if self._in_row:
                 self.rows.append(self.hrefs[-1])
             self._in_row = False
-        if tag == "script" and "src" not in found:
+        if tag == "script" and "src" not in attributes:
             self.scripts.append(tag)
-        self.scripts += [name for name in found if name.startswith("on") or name == "style"]
+        self.scripts += [name for name in attributes if name.startswith("on") or name == "style"]
 
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
 
 
 def page_at(client: Client, path: str) -> _Page:
-    """The HTML page that a browser gets."""
+    """Fetch the HTML page at ``path`` like a browser, and parse it."""
     got = client.get(path, BROWSER)
     assert got.status == 200
     return page_of(got, path)
 
 
-def page_of(got: Answer, path: str) -> _Page:
+def page_of(got: ClientResponse, path: str) -> _Page:
+    """Parse the HTML page in a response."""
     assert got.header("Content-Type").replace(" ", "").lower() == "text/html;charset=utf-8"
     return _Page(got.text, path)
 
 
 @pytest.fixture
 def roots(caches: NixCaches) -> dict[str, str]:
-    """The URL path of each tree, with the slash of a directory."""
+    """The URL path of each tree, with a trailing slash."""
     return {name: url_path(path) + "/" for name, path in caches.store_paths.items()}
 
 
@@ -75,7 +79,9 @@ def test_a_directory_without_a_slash_is_redirected_to_it(client: Client, roots: 
         assert query_of(target) == {"list": [""], "q": ["a b+c"]}
 
 
-def test_index_html(client: Client, roots: dict[str, str], caches: NixCaches) -> None:
+def test_index_html_is_served_unless_a_listing_is_requested(
+    client: Client, roots: dict[str, str], caches: NixCaches
+) -> None:
     root = roots[trees.WEBSITE_NAME]
     index = (caches.tree(trees.WEBSITE_NAME) / "index.html").read_bytes()
     got = client.get(root)
@@ -88,13 +94,13 @@ def test_index_html(client: Client, roots: dict[str, str], caches: NixCaches) ->
     assert parse_listing(client.get(root + "?format=json").body)["root"]["entries"].keys() >= {"index.html", "docs"}
 
 
-def test_the_links_of_a_page_work(client: Client, roots: dict[str, str]) -> None:
+def test_relative_links_of_a_page_work(client: Client, roots: dict[str, str]) -> None:
     assert client.get(urljoin(roots[trees.WEBSITE_NAME], "img/logo.png")).body == trees.png()
     docs = urljoin(roots[trees.WEBSITE_NAME], "docs/")
     assert b"href='../'" in client.get(docs).body
 
 
-def test_what_only_looks_like_an_index(client: Client, roots: dict[str, str], caches: NixCaches) -> None:
+def test_an_index_html_that_is_not_a_file_is_listed(client: Client, roots: dict[str, str], caches: NixCaches) -> None:
     root = roots[trees.WEBSITE_NAME]
     directory, dangling = root + "index-is-directory/", root + "index-dangles/"
     assert directory + "index.html/" in page_at(client, directory).hrefs
@@ -109,7 +115,7 @@ def test_what_only_looks_like_an_index(client: Client, roots: dict[str, str], ca
 @pytest.mark.parametrize(
     "name", [links.HELLO, trees.NAMES_NAME, trees.SIBLINGS_NAME, trees.EMPTIES_NAME, trees.DEEP_NAME]
 )
-def test_every_file_is_reached_by_the_links_of_the_listings(
+def test_links_of_listings_lead_to_every_file(
     client: Client, caches: NixCaches, roots: dict[str, str], name: str
 ) -> None:
     root = roots[name]
@@ -128,7 +134,7 @@ def test_every_file_is_reached_by_the_links_of_the_listings(
     assert sorted(bodies) == sorted(entry.source.read_bytes() for entry in entries if entry.kind == "regular")
 
 
-def test_a_listing_shows_what_there_is(client: Client, roots: dict[str, str]) -> None:
+def test_a_listing_shows_names_sizes_and_link_targets(client: Client, roots: dict[str, str]) -> None:
     directory = roots[links.HELLO] + "bin/"
     page = page_at(client, directory)
     text = "".join(page.texts)
@@ -138,8 +144,8 @@ def test_a_listing_shows_what_there_is(client: Client, roots: dict[str, str]) ->
     root = roots[links.LINKS_NAME]
     page = page_at(client, root)
     assert {root + "sub/", root + "file.txt", root + "relative"} <= set(page.hrefs)
-    assert "/etc/passwd" in "".join(page.texts)  # a target, shown ...
-    assert roots[links.HELLO] + "bin/hello" in page.hrefs  # ... and one, linked
+    assert "/etc/passwd" in "".join(page.texts)  # the target of a link that leads nowhere
+    assert roots[links.HELLO] + "bin/hello" in page.hrefs  # the target of a link to another store path
 
 
 def test_directories_are_marked_and_sorted_by_bytes(client: Client, roots: dict[str, str], caches: NixCaches) -> None:
@@ -153,7 +159,7 @@ def test_directories_are_marked_and_sorted_by_bytes(client: Client, roots: dict[
         assert [unquote_to_bytes(href) for href in page_at(client, roots[name]).rows] == expected
 
 
-def test_names_are_escaped(client: Client, roots: dict[str, str]) -> None:
+def test_names_are_escaped_in_html(client: Client, roots: dict[str, str]) -> None:
     got = client.get(roots[trees.NAMES_NAME], BROWSER)
     page = page_of(got, roots[trees.NAMES_NAME])
     assert not page.scripts
@@ -164,7 +170,7 @@ def test_names_are_escaped(client: Client, roots: dict[str, str]) -> None:
         assert name in text
 
 
-def test_siblings_with_a_common_prefix_do_not_mix(client: Client, roots: dict[str, str]) -> None:
+def test_directories_with_a_common_prefix_are_not_mixed_up(client: Client, roots: dict[str, str]) -> None:
     root = roots[trees.SIBLINGS_NAME]
     for name in trees.SIBLINGS:
         path = root + url_path("", name)[1:] + "/"
@@ -176,7 +182,7 @@ def test_siblings_with_a_common_prefix_do_not_mix(client: Client, roots: dict[st
 
 
 def without_entries(listing: Any) -> Any:
-    """A listing one level deep."""
+    """Return a listing of the root directory only, without the entries of its directories."""
     root = listing["root"]
     entries = {
         name: {"type": "directory"} if child["type"] == "directory" else child
@@ -188,7 +194,9 @@ def without_entries(listing: Any) -> Any:
 @pytest.mark.parametrize(
     "name", [links.HELLO, links.LINKS_NAME, trees.NAMES_NAME, "empty-directory", trees.STDLIB_NAME]
 )
-def test_json(client: Client, caches: NixCaches, roots: dict[str, str], name: str) -> None:
+def test_the_json_of_a_directory_is_its_listing(
+    client: Client, caches: NixCaches, roots: dict[str, str], name: str
+) -> None:
     whole = caches.listing(name)
     for headers, query in ((JSON, ""), ({}, "?format=json"), (BROWSER, "?format=json")):
         got = client.get(roots[name] + query, headers)
@@ -198,7 +206,9 @@ def test_json(client: Client, caches: NixCaches, roots: dict[str, str], name: st
         assert parse_listing(everything.body) == whole
 
 
-def test_json_of_a_subtree(client: Client, caches: NixCaches, roots: dict[str, str]) -> None:
+def test_the_json_of_a_subdirectory_is_its_part_of_the_listing(
+    client: Client, caches: NixCaches, roots: dict[str, str]
+) -> None:
     share = caches.listing(links.HELLO)["root"]["entries"]["share"]
     got = client.get(roots[links.HELLO] + "share/?format=json&recursive")
     assert parse_listing(got.body) == {"version": 1, "root": share}
@@ -206,7 +216,7 @@ def test_json_of_a_subtree(client: Client, caches: NixCaches, roots: dict[str, s
     assert parse_listing(got.body) == without_entries({"version": 1, "root": share})
 
 
-def test_json_of_a_file_and_of_a_link(client: Client, caches: NixCaches, roots: dict[str, str]) -> None:
+def test_files_and_links_have_a_json_listing(client: Client, caches: NixCaches, roots: dict[str, str]) -> None:
     entries = caches.listing(links.HELLO)["root"]["entries"]["bin"]["entries"]
     for name in ("hello", "hi"):
         got = client.get(f"{roots[links.HELLO]}bin/{name}?format=json")
@@ -215,7 +225,7 @@ def test_json_of_a_file_and_of_a_link(client: Client, caches: NixCaches, roots: 
     assert parse_listing(dangling.body)["root"] == {"type": "symlink", "target": "nowhere"}
 
 
-def test_accept_decides_and_vary_says_so(client: Client, roots: dict[str, str]) -> None:
+def test_accept_selects_the_format_and_vary_names_it(client: Client, roots: dict[str, str]) -> None:
     root = roots[links.HELLO]
     json, html = "application/json", "text/html"
     for accept, expected in [
@@ -228,7 +238,7 @@ def test_accept_decides_and_vary_says_so(client: Client, roots: dict[str, str]) 
     assert client.get(root).header("Content-Type").startswith(html)
 
 
-def test_an_unknown_format_is_refused_with_a_list(client: Client, roots: dict[str, str]) -> None:
+def test_the_error_for_an_unknown_format_names_the_formats(client: Client, roots: dict[str, str]) -> None:
     for path in (roots[links.HELLO], roots[links.HELLO] + "bin/hello", roots[links.HELLO] + "bin/hi"):
         got = client.get(path + "?format=exe")
         assert got.status == 400
@@ -247,7 +257,7 @@ def test_listings_can_be_cached(client: Client, roots: dict[str, str]) -> None:
     assert len(etags | {other.header("ETag")}) == 4
 
 
-def test_head_of_a_listing(client: Client, roots: dict[str, str]) -> None:
+def test_head_of_a_listing_has_the_headers_of_get(client: Client, roots: dict[str, str]) -> None:
     for headers in (BROWSER, JSON):
         head, got = client.head(roots[links.HELLO], headers), client.get(roots[links.HELLO], headers)
         assert head.status == 200
@@ -255,7 +265,7 @@ def test_head_of_a_listing(client: Client, roots: dict[str, str]) -> None:
             assert head.header(name) == got.header(name)
 
 
-def test_our_own_pages_run_no_script_of_others(client: Client, roots: dict[str, str]) -> None:
+def test_pages_of_nar_serve_allow_no_inline_scripts(client: Client, roots: dict[str, str]) -> None:
     for path in ("/", roots[links.HELLO], roots[links.HELLO] + "none"):
         got = client.get(path, BROWSER)
         assert not page_of(got, path).scripts
@@ -265,6 +275,6 @@ def test_our_own_pages_run_no_script_of_others(client: Client, roots: dict[str, 
         assert "unsafe-eval" not in policy
 
 
-def test_an_empty_directory(client: Client, caches: NixCaches, roots: dict[str, str]) -> None:
+def test_an_empty_directory_has_a_listing(client: Client, caches: NixCaches, roots: dict[str, str]) -> None:
     assert client.get(roots["empty-directory"], BROWSER).status == 200
     assert parse_listing(client.get(roots["empty-directory"], JSON).body) == caches.listing("empty-directory")

@@ -1,4 +1,4 @@
-"""Errors: statuses, bodies, and how long they may be kept. What an upstream does wrong is in test_upstream_faults.py."""
+"""Errors: status, body and Cache-Control. test_upstream_faults.py tests faults of the upstream."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.builders import hash_part
 from tests.e2e import links, trees
-from tests.e2e.client import Answer, Client, url_path
+from tests.e2e.client import Client, ClientResponse, url_path
 from tests.e2e.nixcaches import NixCaches
 from tests.e2e.test_http_files import FOREVER
 from tests.e2e.upstream import Upstream
@@ -28,22 +28,22 @@ def hello(caches: NixCaches) -> str:
         "/nix/store/%2e%2e/etc/passwd", "/nix/store/" + "x" * 3000, "/unpack/nix/store/hello",
     ],
 )  # fmt: skip
-def test_not_a_store_path(client: Client, path: str) -> None:
+def test_a_malformed_store_path_returns_400(client: Client, path: str) -> None:
     got = client.get(path)
     assert got.status == 400
     assert "store path" in got.text.lower()
 
 
-def test_an_unknown_store_path(client: Client) -> None:
+def test_the_404_of_an_unknown_store_path_is_cached_for_a_minute(client: Client) -> None:
     for path in (UNKNOWN, f"{UNKNOWN}/", f"{UNKNOWN}/bin/x", UNKNOWN[:43], f"{UNKNOWN}/?format=json"):
         got = client.get(path)
         assert got.status == 404, path
         assert got.directives() == {"public": "", "max-age": "60"}
-        assert "store path" in got.text  # which part is not there
+        assert "store path" in got.text  # the message names what is missing
 
 
-def test_a_missing_narinfo_may_be_forbidden(upstream: Upstream, client: Client) -> None:
-    """S3 says 403 of what is not there."""
+def test_a_403_or_410_for_a_narinfo_returns_404(upstream: Upstream, client: Client) -> None:
+    """S3 returns 403 for missing objects."""
     for status in (403, 410):
         path = f"/nix/store/{hash_part(str(status))}-x"
         with upstream.fault(f"*{hash_part(str(status))}.narinfo", status=status):
@@ -51,7 +51,7 @@ def test_a_missing_narinfo_may_be_forbidden(upstream: Upstream, client: Client) 
         assert (got.status, got.directives()["max-age"]) == (404, "60")
 
 
-def test_a_path_that_is_not_in_the_nar(client: Client, hello: str) -> None:
+def test_a_path_missing_from_the_nar_returns_an_immutable_404(client: Client, hello: str) -> None:
     for rest, part in [
         ("/none", "none"), ("/bin/none", "none"), ("/none/x/y", "none"), ("/bin/hello/x", "hello"), ("/BIN/hello", "BIN"),
         ("/none/", "none"), ("/bin/hello/x/", "hello"), ("/none?format=json", "none"), ("/none?download", "none"),
@@ -62,7 +62,7 @@ def test_a_path_that_is_not_in_the_nar(client: Client, hello: str) -> None:
         assert part in got.text
 
 
-def test_a_link_that_leads_nowhere(client: Client, caches: NixCaches) -> None:
+def test_the_404_of_a_link_tells_where_it_leads(client: Client, caches: NixCaches) -> None:
     root = url_path(caches.store_paths[links.LINKS_NAME])
     messages = {name: client.get(f"{root}/{name}") for name in ("dangling", "loop-1", "etc", "behind-file")}
     assert {got.status for got in messages.values()} == {404}
@@ -73,7 +73,7 @@ def test_a_link_that_leads_nowhere(client: Client, caches: NixCaches) -> None:
     assert "root:" not in messages["etc"].text
 
 
-def test_an_error_in_three_forms(client: Client, hello: str) -> None:
+def test_an_error_is_json_html_or_text(client: Client, hello: str) -> None:
     for path, status in ((f"{hello}/none", 404), (UNKNOWN, 404), ("/nix/store/x", 400), (f"{hello}/?format=exe", 400)):
         got = client.get(path, {"Accept": "application/json"})
         assert (got.status, got.header("Content-Type")) == (status, "application/json")
@@ -101,14 +101,14 @@ def test_a_name_in_an_error_is_escaped(client: Client, hello: str) -> None:
     json.loads(raw.body.decode("utf-8"))
 
 
-def test_head_of_an_error(client: Client, hello: str) -> None:
+def test_head_of_an_error_has_the_status_of_get(client: Client, hello: str) -> None:
     for path in (f"{hello}/none", UNKNOWN, "/nix/store/x"):
         head, got = client.head(path), client.get(path)
         assert head.status == got.status
         assert head.header("Cache-Control") == got.header("Cache-Control")
 
 
-def test_what_is_no_url_of_ours(client: Client) -> None:
+def test_other_urls_return_errors(client: Client) -> None:
     for path in (
         "/none",
         "/nix",
@@ -125,7 +125,7 @@ def test_what_is_no_url_of_ours(client: Client) -> None:
 
 
 def test_a_redirect_never_leaves_the_host(client: Client, hello: str) -> None:
-    """``//host`` in a Location would be another host."""
+    """A Location that starts with ``//`` would name another host."""
     for path in (f"/{hello}", f"//evil.example{hello}", f"/{hello}/bin/hi", f"{hello}//"):
         got = client.get(path)
         assert not got.headers.get("Location", "").startswith("//")
@@ -133,19 +133,19 @@ def test_a_redirect_never_leaves_the_host(client: Client, hello: str) -> None:
 
 @pytest.mark.parametrize("headers", [{"Accept": "\xff\xfe"}, {"Accept": ";,;q=x"}, {"If-None-Match": '"'}, {"If-Range": "\xff"},
                                      {"If-Modified-Since": "\xff"}, {"Range": "\xff"}, {"Accept": "*/" + "x" * 4000}])  # fmt: skip
-def test_odd_headers_do_no_harm(client: Client, hello: str, headers: dict[str, str]) -> None:
+def test_malformed_headers_are_ignored(client: Client, hello: str, headers: dict[str, str]) -> None:
     assert client.get(f"{hello}/bin/hello", headers).body == trees.SCRIPT
     assert client.get(f"{hello}/", headers).status == 200
 
 
-def no_secrets(got: Answer, *secrets: str) -> None:
-    """Fail if an answer tells what clients are not to know."""
-    everything = got.text + str(got.headers.items())
+def check_no_secrets(got: ClientResponse, *secrets: str) -> None:
+    """Fail if a response contains a secret or implementation details: tracebacks, paths of files, errors of the system."""
+    text = got.text + str(got.headers.items())
     for word in ("Traceback", "/root/", "/tmp/", "site-packages", "Errno", *secrets):
-        assert word not in everything
+        assert word not in text
 
 
-def test_nothing_leaks(client: Client, hello: str) -> None:
+def test_errors_contain_no_implementation_details(client: Client, hello: str) -> None:
     for path in (f"{hello}/none", UNKNOWN, "/nix/store/x", f"{hello}/?format=exe", "/none"):
         for accept in ("application/json", "text/html", "*/*"):
-            no_secrets(client.get(path, {"Accept": accept}))
+            check_no_secrets(client.get(path, {"Accept": accept}))

@@ -1,4 +1,4 @@
-"""Regular files: headers, conditional requests, downloads. Ranges are in test_http_ranges.py."""
+"""Regular files: headers, conditional requests, downloads. test_http_ranges.py tests ranges."""
 
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -25,7 +25,7 @@ def readme(caches: NixCaches) -> str:
     return url_path(caches.store_paths[links.HELLO], b"share/doc/hello/README")
 
 
-def test_what_a_file_says_of_itself(client: Client, script: str, readme: str) -> None:
+def test_a_file_has_all_headers(client: Client, script: str, readme: str) -> None:
     got = client.get(script)
     assert (got.status, got.body) == (200, trees.SCRIPT)
     assert got.header("Content-Length") == str(len(trees.SCRIPT))
@@ -42,7 +42,7 @@ def test_what_a_file_says_of_itself(client: Client, script: str, readme: str) ->
     assert "NAR-Executable" not in client.get(readme).headers
 
 
-def test_content_of_a_nar_has_an_origin_of_its_own(client: Client, caches: NixCaches) -> None:
+def test_contents_of_nars_are_sandboxed(client: Client, caches: NixCaches) -> None:
     website = url_path(caches.store_paths[trees.WEBSITE_NAME])
     for path in ("/index.html", "/", "/img/logo.png"):
         policy = client.get(website + path).header("Content-Security-Policy")
@@ -51,7 +51,7 @@ def test_content_of_a_nar_has_an_origin_of_its_own(client: Client, caches: NixCa
         assert "allow-same-origin" not in sandbox
 
 
-def test_etags_are_strong_and_tell_files_apart(client: Client, caches: NixCaches, readme: str) -> None:
+def test_etags_are_strong_and_differ_between_files(client: Client, caches: NixCaches, readme: str) -> None:
     paths = [f"{name.decode('latin-1')}/same.txt".encode("latin-1") for name in trees.SIBLINGS]
     siblings = [url_path(caches.store_paths[trees.SIBLINGS_NAME], path) for path in paths]
     empties = [url_path(caches.store_paths[trees.EMPTIES_NAME], path) for path in (b"file", b"script")]
@@ -60,13 +60,13 @@ def test_etags_are_strong_and_tell_files_apart(client: Client, caches: NixCaches
     assert len(set(etags)) == len(etags)
 
 
-def test_the_etag_is_the_same_however_the_url_is_written(client: Client, script: str) -> None:
+def test_the_etag_does_not_depend_on_the_form_of_the_url(client: Client, script: str) -> None:
     by_hash = script.replace(f"-{links.HELLO}", "")
     assert client.get(by_hash).header("ETag") == client.get(script).header("ETag")
 
 
 @pytest.mark.parametrize("name", trees.TYPES)
-def test_media_types(client: Client, caches: NixCaches, name: str) -> None:
+def test_media_types_match_the_table(client: Client, caches: NixCaches, name: str) -> None:
     got = client.get(url_path(caches.store_paths[trees.TYPES_NAME], name.encode()))
     data, expected = trees.TYPES[name]
     assert got.body == data
@@ -77,14 +77,14 @@ def test_media_types(client: Client, caches: NixCaches, name: str) -> None:
     assert "Content-Encoding" not in got.headers
 
 
-def test_a_charset_is_not_claimed_of_what_may_have_another(client: Client, caches: NixCaches) -> None:
-    """An HTML page says its own charset; a header would overrule it, and the table can't know."""
+def test_a_file_that_is_not_utf_8_has_no_charset(client: Client, caches: NixCaches) -> None:
+    """An HTML page declares its own charset, which a header would override."""
     got = client.get(url_path(caches.store_paths[trees.TYPES_NAME], b"latin1"))
     assert "charset" not in got.header("Content-Type")
 
 
 @pytest.mark.parametrize("name", [b"doc.txt", b"page.html", b"text", b"binary"])
-def test_head_answers_as_get_does(client: Client, caches: NixCaches, name: bytes) -> None:
+def test_head_has_the_headers_of_get(client: Client, caches: NixCaches, name: bytes) -> None:
     path = url_path(caches.store_paths[trees.TYPES_NAME], name)
     head, get = client.head(path), client.get(path)
     assert head.status == get.status == 200
@@ -101,11 +101,11 @@ def test_head_answers_as_get_does(client: Client, caches: NixCaches, name: bytes
     from_head = {key.lower(): value for key, value in head.headers.items() if key.lower() not in volatile}
     from_get = {key.lower(): value for key, value in get.headers.items() if key.lower() not in volatile}
     if "content-type" not in from_head and b"." not in name:
-        del from_get["content-type"]  # only the bytes could tell
+        del from_get["content-type"]  # GET detects it from the contents
     assert from_head == from_get
 
 
-def test_not_modified(client: Client, script: str) -> None:
+def test_a_matching_condition_returns_304(client: Client, script: str) -> None:
     got = client.get(script)
     etag = got.header("ETag")
     for condition in (etag, f'"other", {etag}', f"W/{etag}", "*"):
@@ -124,7 +124,7 @@ def test_not_modified(client: Client, script: str) -> None:
     assert client.get(script, {"If-None-Match": '"other"', "If-Modified-Since": since}).status == 200
 
 
-def test_preconditions(client: Client, script: str) -> None:
+def test_a_failed_precondition_returns_412(client: Client, script: str) -> None:
     etag = client.get(script).header("ETag")
     assert client.get(script, {"If-Match": etag}).status == 200
     assert client.get(script, {"If-Match": "*"}).status == 200
@@ -134,7 +134,7 @@ def test_preconditions(client: Client, script: str) -> None:
     assert client.get(script, {"If-Unmodified-Since": "Fri, 01 Jan 2021 00:00:00 GMT"}).status == 200
 
 
-def test_download(client: Client, caches: NixCaches, script: str) -> None:
+def test_download_sends_a_content_disposition(client: Client, caches: NixCaches, script: str) -> None:
     got = client.get(f"{script}?download")
     assert got.body == trees.SCRIPT
     disposition = got.header("Content-Disposition")
@@ -154,11 +154,11 @@ def test_download(client: Client, caches: NixCaches, script: str) -> None:
     assert "filename*=UTF-8''caf%C3%A9" in utf8
 
 
-def test_other_query_strings_change_nothing(client: Client, script: str) -> None:
+def test_unknown_query_parameters_are_ignored(client: Client, script: str) -> None:
     assert client.get(f"{script}?x=1&y").body == trees.SCRIPT
 
 
-def test_an_empty_file(client: Client, caches: NixCaches) -> None:
+def test_an_empty_file_is_served(client: Client, caches: NixCaches) -> None:
     for name, executable in ((b"file", None), (b"script", "1"), (b"a/b/file", None)):
         got = client.get(url_path(caches.store_paths[trees.EMPTIES_NAME], name))
         assert (got.status, got.body) == (200, b"")
@@ -167,7 +167,7 @@ def test_an_empty_file(client: Client, caches: NixCaches) -> None:
         assert "Content-Type" in got.headers
 
 
-def test_a_store_path_that_is_one_file(client: Client, caches: NixCaches) -> None:
+def test_a_store_path_that_is_a_file_is_served(client: Client, caches: NixCaches) -> None:
     for name, executable in ((trees.ONE_FILE_NAME, None), (trees.ONE_SCRIPT_NAME, "1")):
         got = client.get(url_path(caches.store_paths[name]))
         assert (got.status, got.body) == (200, caches.tree(name).read_bytes())
@@ -176,7 +176,7 @@ def test_a_store_path_that_is_one_file(client: Client, caches: NixCaches) -> Non
     assert client.get(url_path(caches.store_paths[trees.ONE_FILE_NAME])).header("Content-Type").startswith("text/plain")
 
 
-def test_the_json_and_the_nar_of_a_file_can_be_had(client: Client, script: str) -> None:
+def test_the_json_of_a_file_has_its_type_and_size(client: Client, script: str) -> None:
     got = client.get(f"{script}?format=json")
     assert got.header("Content-Type") == "application/json"
     assert '"type":"regular"' in got.text.replace(" ", "")

@@ -1,4 +1,4 @@
-"""Store paths with a host name of their own, when DOMAIN is set."""
+"""Host names for store paths, which DOMAIN enables."""
 
 import re
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from urllib.parse import urljoin, urlsplit
 import pytest
 
 from tests.e2e import links, trees
-from tests.e2e.client import Answer, Client, url_path
+from tests.e2e.client import Client, ClientResponse, url_path
 from tests.e2e.conftest import RunFront
 from tests.e2e.nixcaches import NixCaches
 from tests.e2e.upstream import Upstream
@@ -22,14 +22,14 @@ def client(upstream: Upstream, run_front: RunFront) -> Iterator[Client]:
         yield client
 
 
-def get(client: Client, url: str) -> Answer:
-    """GET a whole URL, from our front whatever its host is."""
+def get(client: Client, url: str) -> ClientResponse:
+    """Send a GET request for an absolute URL to the front, with the host of the URL in the Host header."""
     parts = urlsplit(url)
     return client.get(parts.path + (f"?{parts.query}" if parts.query else ""), {"Host": parts.netloc})
 
 
-def follow(client: Client, url: str) -> tuple[str, Answer]:
-    """Follow redirects; where it ended, and the answer there."""
+def follow(client: Client, url: str) -> tuple[str, ClientResponse]:
+    """Follow redirects; returns the last URL and its response."""
     for _ in range(5):
         got = get(client, url)
         if got.status != 302:
@@ -44,7 +44,7 @@ def host(caches: NixCaches) -> str:
     return f"http://{caches.hash_part(links.HELLO)}.{DOMAIN}"
 
 
-def test_files_and_directories(client: Client, caches: NixCaches, host: str) -> None:
+def test_a_host_serves_files_and_directories(client: Client, caches: NixCaches, host: str) -> None:
     for entry in caches.entries(links.HELLO):
         if entry.kind == "regular":
             assert get(client, f"{host}/{entry.path.decode()}").body == entry.source.read_bytes()
@@ -58,7 +58,7 @@ def test_files_and_directories(client: Client, caches: NixCaches, host: str) -> 
     assert get(client, f"{host}/none").status == 404
 
 
-def test_each_is_an_origin_of_its_own(client: Client, caches: NixCaches, host: str) -> None:
+def test_only_the_shared_host_sandboxes_files(client: Client, caches: NixCaches, host: str) -> None:
     assert "sandbox" not in get(client, f"{host}/bin/hello").headers.get("Content-Security-Policy", "")
     shared = get(client, f"http://{DOMAIN}{url_path(caches.store_paths[links.HELLO])}/bin/hello")
     assert (shared.status, shared.body) == (200, trees.SCRIPT)
@@ -66,7 +66,7 @@ def test_each_is_an_origin_of_its_own(client: Client, caches: NixCaches, host: s
     assert get(client, f"{host}/bin/hello").header("X-Content-Type-Options") == "nosniff"
 
 
-def test_links_lead_from_one_host_to_another(client: Client, caches: NixCaches) -> None:
+def test_links_to_other_store_paths_can_be_followed(client: Client, caches: NixCaches) -> None:
     links_host = f"http://{caches.hash_part(links.LINKS_NAME)}.{DOMAIN}"
     for path, outcome in links.LINKS.items():
         got = get(client, links_host + url_path("", path))
@@ -77,14 +77,14 @@ def test_links_lead_from_one_host_to_another(client: Client, caches: NixCaches) 
         if isinstance(outcome, links.Inside):
             assert target == f"{links_host}/{outcome.path.decode()}", path
         elif "nothing" not in outcome.path:
-            body = follow(client, target)[1]
+            followed = follow(client, target)[1]
             direct = follow(client, f"http://{DOMAIN}{outcome.path}")[1]
-            assert (body.status, body.status) == (200, direct.status), path
-            if not body.header("Content-Type").startswith("text/html"):
-                assert body.body == direct.body
+            assert (followed.status, direct.status) == (200, 200), path
+            if not followed.header("Content-Type").startswith("text/html"):
+                assert followed.body == direct.body
 
 
-def test_other_hosts(client: Client, caches: NixCaches, host: str) -> None:
+def test_other_hosts_serve_no_store_path(client: Client, caches: NixCaches, host: str) -> None:
     assert get(client, f"http://{DOMAIN}/healthz").status == 200
     assert get(client, f"http://{'e' * 32}.{DOMAIN}/").status == 404
     assert get(client, f"http://www.{DOMAIN}/").status == 404

@@ -1,11 +1,11 @@
-"""Ranges, by RFC 9110 section 14."""
+"""Range requests (RFC 9110, section 14). Section numbers in comments are those of RFC 9110."""
 
 import re
 
 import pytest
 
 from tests.e2e import links, trees
-from tests.e2e.client import Answer, Client, url_path
+from tests.e2e.client import Client, ClientResponse, url_path
 from tests.e2e.nixcaches import NixCaches
 
 DATA = b"Hello.\n" * 300
@@ -15,7 +15,7 @@ LAST_MODIFIED = "Thu, 01 Jan 1970 00:00:01 GMT"
 
 @pytest.fixture
 def path(caches: NixCaches) -> str:
-    """The URL path of a file that has DATA in it."""
+    """The URL path of a file whose contents are DATA."""
     return url_path(caches.store_paths[links.HELLO], b"share/doc/hello/README")
 
 
@@ -37,7 +37,7 @@ def path(caches: NixCaches) -> str:
         ("bytes= 5-9", 5, 10),
     ],
 )
-def test_one_range(client: Client, path: str, header: str, start: int, stop: int) -> None:
+def test_a_single_range_returns_206(client: Client, path: str, header: str, start: int, stop: int) -> None:
     whole, got = client.get(path), client.get(path, {"Range": header})
     assert (got.status, got.body) == (206, DATA[start:stop])
     assert got.header("Content-Range") == f"bytes {start}-{stop - 1}/{SIZE}"
@@ -47,7 +47,7 @@ def test_one_range(client: Client, path: str, header: str, start: int, stop: int
 
 
 @pytest.mark.parametrize("header", [f"bytes={SIZE}-", f"bytes={SIZE}-{SIZE + 5}", "bytes=-0", f"bytes={10**30}-"])
-def test_a_range_that_can_not_be_met(client: Client, path: str, header: str) -> None:
+def test_a_range_outside_the_file_returns_416(client: Client, path: str, header: str) -> None:
     got = client.get(path, {"Range": header})
     assert got.status == 416
     assert got.header("Content-Range") == f"bytes */{SIZE}"
@@ -73,7 +73,7 @@ def test_head_ignores_ranges(client: Client, path: str) -> None:
         assert "Content-Range" not in got.headers
 
 
-def test_if_none_match_comes_first(client: Client, path: str) -> None:
+def test_if_none_match_and_if_match_take_precedence_over_ranges(client: Client, path: str) -> None:
     etag = client.get(path).header("ETag")
     assert client.get(path, {"Range": "bytes=5-9", "If-None-Match": etag}).status == 304
     assert client.get(path, {"Range": f"bytes={SIZE}-", "If-None-Match": etag}).status == 304
@@ -81,7 +81,7 @@ def test_if_none_match_comes_first(client: Client, path: str) -> None:
     assert client.get(path, {"Range": "bytes=5-9", "If-Match": '"other"'}).status == 412
 
 
-def test_if_range(client: Client, path: str) -> None:
+def test_if_range_must_match_the_etag(client: Client, path: str) -> None:
     etag = client.get(path).header("ETag")
 
     def status(condition: str) -> int:
@@ -91,15 +91,15 @@ def test_if_range(client: Client, path: str) -> None:
 
     assert status(etag) == 206
     assert status('"other"') == 200
-    assert status(f"W/{etag}") == 200  # 13.1.5: the comparison is a strong one
-    assert status("Fri, 02 Jan 1970 00:00:00 GMT") == 200  # ... and dates have to match exactly
+    assert status(f"W/{etag}") == 200  # 13.1.5: strong comparison
+    assert status("Fri, 02 Jan 1970 00:00:00 GMT") == 200  # 13.1.5: dates must match exactly
     assert status("nonsense") == 200
     beyond = client.get(path, {"Range": f"bytes={SIZE}-", "If-Range": '"other"'})
     assert (beyond.status, beyond.body) == (200, DATA)
 
 
-def parts_of(got: Answer) -> list[tuple[str, bytes]]:
-    """Content-Range and contents of each part of a multipart answer."""
+def parts_of(got: ClientResponse) -> list[tuple[str, bytes]]:
+    """Return Content-Range and contents of each part of a multipart response."""
     match = re.fullmatch(r'multipart/byteranges; *boundary="?([^"]+)"?', got.header("Content-Type"))
     assert match, got.header("Content-Type")
     delimiter = b"--" + match[1].encode()
@@ -123,7 +123,9 @@ def parts_of(got: Answer) -> list[tuple[str, bytes]]:
         ("bytes=0-9,5-14", [(0, 10), (5, 15)]),
     ],
 )
-def test_several_ranges(client: Client, path: str, header: str, spans: list[tuple[int, int]]) -> None:
+def test_several_ranges_return_a_multipart_response(
+    client: Client, path: str, header: str, spans: list[tuple[int, int]]
+) -> None:
     got = client.get(path, {"Range": header})
     assert got.status == 206
     assert got.header("Content-Length") == str(len(got.body))
@@ -135,7 +137,7 @@ def test_several_ranges(client: Client, path: str, header: str, spans: list[tupl
     assert set(parts_of(got)) == expected
 
 
-def test_one_range_that_can_be_met_among_others(client: Client, path: str) -> None:
+def test_ranges_outside_the_file_are_left_out(client: Client, path: str) -> None:
     got = client.get(path, {"Range": f"bytes={SIZE}-,3-5"})
     assert got.status == 206
     if "Content-Range" in got.headers:
@@ -160,7 +162,7 @@ def test_many_overlapping_ranges_are_refused(client: Client, path: str, header: 
     assert len(got.body) < SIZE
 
 
-def test_several_ranges_of_a_large_compressed_file(client: Client, caches: NixCaches) -> None:
+def test_several_ranges_of_a_large_compressed_file_are_sent(client: Client, caches: NixCaches) -> None:
     data = (caches.tree(trees.BIG_NAME) / "data.bin").read_bytes()
     path = url_path(caches.store_paths[trees.BIG_NAME], b"data.bin")
     got = client.get(path, {"Range": "bytes=19000000-19000099,5-9,-10"})
@@ -172,7 +174,7 @@ def test_several_ranges_of_a_large_compressed_file(client: Client, caches: NixCa
     assert dict(parts_of(got)) == expected
 
 
-def test_ranges_of_an_empty_file(client: Client, caches: NixCaches) -> None:
+def test_a_range_of_an_empty_file_returns_416(client: Client, caches: NixCaches) -> None:
     path = url_path(caches.store_paths[trees.EMPTIES_NAME], b"file")
     got = client.get(path, {"Range": "bytes=0-"})
     assert got.status == 416
@@ -180,9 +182,9 @@ def test_ranges_of_an_empty_file(client: Client, caches: NixCaches) -> None:
     assert client.get(path, {"Range": "bytes=-5"}).status in (200, 416)
 
 
-def test_nothing_but_files_has_ranges(client: Client, caches: NixCaches) -> None:
+def test_only_files_support_ranges(client: Client, caches: NixCaches) -> None:
     directory = url_path(caches.store_paths[links.HELLO]) + "/"
     got = client.get(directory + "?format=json", {"Range": "bytes=0-4"})
-    assert (got.status, got.body[:1], got.body[-1:].strip() or b"}") == (200, b"{", b"}")
+    assert (got.status, got.body[:1], got.body.rstrip()[-1:]) == (200, b"{", b"}")
     assert client.get(directory + "bin/hi", {"Range": "bytes=0-4"}).status == 302
     assert client.get(directory + "bin/none", {"Range": "bytes=0-4"}).status == 404

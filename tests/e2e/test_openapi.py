@@ -1,4 +1,4 @@
-"""The running application against its own OpenAPI document, by schemathesis."""
+"""Tests the running application against its OpenAPI document, with schemathesis."""
 
 import json
 import os
@@ -13,20 +13,20 @@ from tests.e2e.conftest import RunFront
 from tests.e2e.nixcaches import NixCaches
 
 PROGRAM = Path(sys.executable).with_name("schemathesis")
-EXAMPLES = 12  # a URL and method, besides those of all corners of the parameters
+EXAMPLES = 12  # for each URL and method, in addition to the boundary values of the parameters
 SECONDS = 120
 TREES = (links.HELLO, links.LINKS_NAME, trees.TYPES_NAME, trees.WEBSITE_NAME)
 
 
 def nodes(caches: NixCaches) -> Iterator[tuple[str, str]]:
-    """What can be asked for: the base name of a store path, and a path in it."""
+    """Yield nodes that exist: the base name of a store path and a path in it."""
     for name in TREES:
         for entry in caches.entries(name):
             if entry.path:
                 yield caches.store_paths[name].rpartition("/")[2], entry.path.decode()
 
 
-def test_it_does_what_its_document_says(run_front: RunFront, caches: NixCaches, tmp_path: Path) -> None:
+def test_responses_conform_to_the_openapi_document(run_front: RunFront, caches: NixCaches, tmp_path: Path) -> None:
     with run_front(caches.cache("zstd").as_uri(), tmp_path / "cache", {"NAR_METRICS": "1"}) as front:
         command = [
             str(PROGRAM),
@@ -52,4 +52,4 @@ def test_it_does_what_its_document_says(run_front: RunFront, caches: NixCaches, 
             command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=SECONDS, check=False
         )
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
-        assert "Missing test data" not in done.stdout, done.stdout[-6000:]  # most requests found something
+        assert "Missing test data" not in done.stdout, done.stdout[-6000:]  # most requests named an existing path

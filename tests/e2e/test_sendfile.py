@@ -1,4 +1,4 @@
-"""A large file out of the disk cache, which the kernel sends: all of it, and never less without the client seeing it."""
+"""A large file of the disk cache that the kernel sends (sendfile): a client gets the whole file or detects the cut."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import binary_cache, store_path
+from tests.builders import store_path
+from tests.e2e.cache_support import write_cache
 from tests.e2e.fronts import Front, running
 
 CONTENTS = os.urandom(24 << 20)  # more than the buffers of a connection hold
@@ -22,13 +23,10 @@ def cache_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def front(tmp_path: Path, cache_dir: Path) -> Iterator[Front]:
-    upstream = tmp_path / "upstream"
-    for name, content in binary_cache({"large": {"large.bin": CONTENTS}}, compression="none").items():
-        (upstream / name).parent.mkdir(parents=True, exist_ok=True)
-        (upstream / name).write_bytes(content)
+    upstream = write_cache(tmp_path / "upstream", {"large": {"large.bin": CONTENTS}}, "none")
     settings = {"NAR_CACHE_URL": upstream.as_uri(), "NAR_CACHE_DIR": str(cache_dir)}
     with running(settings, tmp_path / "log", expect_trouble=True) as front:
-        for _ in range(2):  # the second fetch of a NAR that is not compressed is worth keeping it
+        for _ in range(2):  # an uncompressed NAR is cached at its second fetch
             with get(front) as response:
                 response.read()
         yield front
@@ -46,10 +44,10 @@ def get(front: Front) -> Iterator[HTTPResponse]:
         connection.close()
 
 
-def test_the_kernel_sends_all_of_it_and_no_more(front: Front, cache_dir: Path) -> None:
+def test_the_kernel_sends_the_exact_file(front: Front, cache_dir: Path) -> None:
     assert list(cache_dir.glob("*.nar"))
     connection = front.connect()
-    for _ in range(2):  # on one connection: a byte too many or too few would spoil the second answer
+    for _ in range(2):  # on one connection: a missing or additional byte would break the second response
         connection.request("GET", PATH)
         assert connection.getresponse().read() == CONTENTS
     connection.close()
@@ -57,7 +55,9 @@ def test_the_kernel_sends_all_of_it_and_no_more(front: Front, cache_dir: Path) -
 
 
 @pytest.mark.parametrize("left", [1 << 20, 20 << 20])
-def test_an_entry_that_is_cut_while_it_is_sent_cuts_the_connection(front: Front, cache_dir: Path, left: int) -> None:
+def test_an_entry_that_is_truncated_while_it_is_sent_cuts_the_connection(
+    front: Front, cache_dir: Path, left: int
+) -> None:
     with get(front) as response:
         assert response.read(1000) == CONTENTS[:1000]
         (entry,) = cache_dir.glob("*.nar")
@@ -65,6 +65,6 @@ def test_an_entry_that_is_cut_while_it_is_sent_cuts_the_connection(front: Front,
         os.truncate(entry, left)
         with pytest.raises(IncompleteRead):
             response.read()
-    assert not entry.exists(), "seen at once, and not only when the connection has been idle for too long"
+    assert not entry.exists(), "the truncation is detected immediately, not when the connection times out"
     with get(front) as response:
         assert response.read() == CONTENTS

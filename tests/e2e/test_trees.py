@@ -1,4 +1,4 @@
-"""The ground truth is checked too: tables written by hand against the kernel and Nix, caches against each other."""
+"""Checks the expected results: the tables written by hand against the kernel and Nix, and the caches against each other."""
 
 import json
 import os
@@ -16,7 +16,7 @@ def test_the_kernel_follows_links_as_the_table_says(caches: NixCaches) -> None:
     root = caches.tree(links.LINKS_NAME)
     for path, outcome in links.LINKS.items():
         if b"self" in path or b"out-and-in" in path:
-            continue  # those need a store that is mounted at /nix/store
+            continue  # these links need the store at /nix/store
         found = Path(os.path.realpath(root / os.fsdecode(path)))
         if isinstance(outcome, links.Inside):
             assert found == root / os.fsdecode(outcome.path)
@@ -29,7 +29,7 @@ def test_every_link_is_in_the_table() -> None:
     assert set(links.LINK_TARGETS) - set(links.LINKS) == {b"other-dots"}
 
 
-def test_nix_reads_the_same_out_of_its_caches(caches: NixCaches) -> None:
+def test_nix_reads_the_source_from_a_cache(caches: NixCaches) -> None:
     cache = f"file://{caches.cache('zstd')}"
     command = ["nix", "--extra-experimental-features", "nix-command", "store", "cat", "--store", cache]
     for name, path in [(links.HELLO, "bin/hello"), (trees.BIG_NAME, "later.bin"), (trees.NAMES_NAME, "what?")]:
@@ -38,7 +38,7 @@ def test_nix_reads_the_same_out_of_its_caches(caches: NixCaches) -> None:
 
 
 @pytest.mark.parametrize("name", trees.SPECS)
-def test_listings_of_nix_are_those_of_the_trees(caches: NixCaches, name: str) -> None:
+def test_listings_of_nix_equal_those_of_the_builders(caches: NixCaches, name: str) -> None:
     assert caches.listing(name) == builders.listing(_literal(caches.tree(name)))
 
 
@@ -62,7 +62,7 @@ def test_every_cache_has_all_paths_and_differs_from_the_others(caches: NixCaches
     assert len(seen) == len(nixcaches.CACHES) - len(nixcaches.RELISTED)
 
 
-def test_the_parallel_cache_has_many_blocks_and_the_plain_one_has_one(caches: NixCaches) -> None:
+def test_only_multi_block_caches_have_several_xz_blocks(caches: NixCaches) -> None:
     def blocks(name: str) -> int:
         fields = nixcaches.read_narinfo(caches.cache(name) / f"{caches.hash_part(trees.BIG_NAME)}.narinfo")
         command = ["xz", "--robot", "--list", str(caches.cache(name) / fields["URL"])]
@@ -73,7 +73,7 @@ def test_the_parallel_cache_has_many_blocks_and_the_plain_one_has_one(caches: Ni
     assert min(blocks("xz-parallel"), blocks("xz-blocks"), blocks("xz-streams")) > 1
 
 
-def test_without_the_setting_nix_writes_the_same_cache_less_the_listings(caches: NixCaches, tmp_path: Path) -> None:
+def test_nix_writes_listings_only_if_configured(caches: NixCaches, tmp_path: Path) -> None:
     command = ["nix", "--extra-experimental-features", "nix-command", "copy", "--no-check-sigs"]
     source = f"file://{caches.cache('zstd')}"
     environ = os.environ | {"NIX_REMOTE": f"local?root={tmp_path}", "HOME": str(tmp_path)}
@@ -93,7 +93,7 @@ def test_a_listing_without_offsets_has_none(caches: NixCaches) -> None:
 
 
 def _literal(path: Path) -> builders.Tree:
-    """A tree on disk as the builders know it."""
+    """Read a tree on disk into the form that `tests.builders` uses."""
     if path.is_symlink():
         return builders.link(os.readlink(path))  # noqa: PTH115  (Path.readlink drops "./" and "//")
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""The upstream server itself: a fault that is not injected would make a test of it pass for nothing."""
+"""Tests of the upstream server: if it did not inject a fault, the tests of that fault would prove nothing."""
 
 import socket
 import threading
@@ -29,7 +29,7 @@ def url(upstream: Upstream) -> str:
     return f"{upstream.url}/cache/nar/x.nar"
 
 
-def test_it_serves_files_and_counts_requests(upstream: Upstream, url: str) -> None:
+def test_the_upstream_serves_files_and_counts_requests(upstream: Upstream, url: str) -> None:
     with requests.Session() as session:
         whole = session.get(url)
         head = session.head(url)
@@ -54,7 +54,7 @@ def test_it_serves_files_and_counts_requests(upstream: Upstream, url: str) -> No
 
 
 @pytest.mark.parametrize("cut_after", [0, 1, 100_000])
-def test_cut_once(upstream: Upstream, url: str, cut_after: int) -> None:
+def test_a_response_is_cut_once(upstream: Upstream, url: str, cut_after: int) -> None:
     with upstream.fault("*.nar", cut_after=cut_after, times=1), requests.Session() as session:
         got = session.get(url, stream=True)
         with pytest.raises(requests.RequestException):
@@ -63,7 +63,7 @@ def test_cut_once(upstream: Upstream, url: str, cut_after: int) -> None:
         assert session.get(url).content == DATA
 
 
-def test_other_faults(upstream: Upstream, url: str) -> None:
+def test_faults_change_responses(upstream: Upstream, url: str) -> None:
     with requests.Session() as session:
         with upstream.fault("*.nar", status=503, headers={"Retry-After": "1"}):
             refused = session.get(url)
@@ -74,17 +74,17 @@ def test_other_faults(upstream: Upstream, url: str) -> None:
         with upstream.fault("*.nar", length=10):
             short = session.get(url)
         with upstream.fault("*.nar", headers={"Content-Range": "bytes 0-1/2"}):
-            lying = session.get(url, headers={"Range": "bytes=4-9"})
+            forged = session.get(url, headers={"Range": "bytes=4-9"})
         with upstream.fault("*.nar", drop=True), pytest.raises(requests.ConnectionError):
             session.get(url)
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
     assert wrong.content == DATA[4:5] + b"XY" + DATA[7:10]
     assert (whole.status_code, whole.content) == (200, DATA)
     assert (short.status_code, short.content) == (200, DATA[:10])
-    assert lying.headers["Content-Range"] == "bytes 0-1/2"
+    assert forged.headers["Content-Range"] == "bytes 0-1/2"
 
 
-def test_a_stall_lasts_until_it_is_lifted(upstream: Upstream, url: str) -> None:
+def test_a_stall_lasts_until_the_fault_is_removed(upstream: Upstream, url: str) -> None:
     received = bytearray()
 
     def read() -> None:
@@ -102,14 +102,14 @@ def test_a_stall_lasts_until_it_is_lifted(upstream: Upstream, url: str) -> None:
     assert received == DATA
 
 
-def test_a_rate_slows_down(upstream: Upstream, url: str) -> None:
+def test_a_rate_slows_a_response_down(upstream: Upstream, url: str) -> None:
     with upstream.fault("*.nar", rate=2_000_000):
-        begin = time.monotonic()
+        started = time.monotonic()
         assert requests.get(url).content == DATA
-    assert time.monotonic() - begin > 0.4
+    assert time.monotonic() - started > 0.4
 
 
-def test_hidden_files_and_headers_of_a_mount(upstream: Upstream, tmp_path: Path) -> None:
+def test_a_mount_hides_files_and_adds_headers(upstream: Upstream, tmp_path: Path) -> None:
     without = upstream.mount("without", tmp_path, hidden=("*.ls",))
     encoded = upstream.mount("encoded", tmp_path, headers={"*.ls": {"Content-Encoding": "identity"}})
     assert requests.get(f"{without}/x.ls").status_code == 404
@@ -117,7 +117,7 @@ def test_hidden_files_and_headers_of_a_mount(upstream: Upstream, tmp_path: Path)
     assert "Content-Encoding" not in requests.get(f"{encoded}/nar/x.nar", stream=True).headers
 
 
-def test_leaving_ends_idle_connections(tmp_path: Path) -> None:
+def test_leaving_closes_idle_connections(tmp_path: Path) -> None:
     with Upstream() as server, socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as idle:
         idle.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert idle.recv(12) == b"HTTP/1.1 404"

@@ -1,4 +1,4 @@
-"""What an answer costs upstream."""
+"""The requests to the upstream that a response needs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,19 +17,19 @@ NARS = "*/nar/*"
 
 @pytest.fixture(params=["cached", "uncached"])
 def fresh(request: pytest.FixtureRequest, upstream: Upstream, run_front: RunFront, tmp_path: Path) -> Iterator[Client]:
-    """A client of a front that has seen nothing yet, on a cache with listings."""
+    """A client of a new front, on a cache with listings."""
     directory = tmp_path / "nars" if request.param == "cached" else "off"
     with run_front(f"{upstream.url}/zstd", directory) as front, Client(front) as client:
         upstream.clear()
         yield client
 
 
-def test_what_the_listing_can_answer_costs_no_nar(fresh: Client, upstream: Upstream, caches: NixCaches) -> None:
+def test_responses_from_the_listing_need_no_nar(fresh: Client, upstream: Upstream, caches: NixCaches) -> None:
     hello = url_path(caches.store_paths[links.HELLO])
     etag = fresh.head(f"{hello}/bin/hello").header("ETag")
     link_tree = url_path(caches.store_paths[links.LINKS_NAME])
     json = {"Accept": "application/json"}
-    asked = [
+    requests = [
         ("HEAD", f"{hello}/share/doc/hello/README", {}, 200), ("HEAD", f"{hello}/", {}, 200),
         ("GET", f"{hello}/bin/hello", {"If-None-Match": etag}, 304),
         ("GET", f"{hello}/bin/hello", {"If-Modified-Since": "Thu, 01 Jan 1970 00:00:01 GMT"}, 304),
@@ -42,15 +42,15 @@ def test_what_the_listing_can_answer_costs_no_nar(fresh: Client, upstream: Upstr
         ("OPTIONS", f"{hello}/bin/hello", {}, None), ("POST", f"{hello}/bin/hello", {}, 405),
         ("GET", f"{hello}/?format=exe", {}, 400),
     ]  # fmt: skip
-    for method, path, headers, status in asked:
+    for method, path, headers, status in requests:
         got = fresh.request(method, path, headers)
         assert status in (None, got.status), (method, path, got.status)
     assert upstream.count(NARS) == 0
-    assert upstream.count("*.narinfo") == 2  # one for each store path: remembered
+    assert upstream.count("*.narinfo") == 2  # one for each store path: narinfos are remembered
     assert upstream.count("*.ls") == 2
 
 
-def test_a_file_costs_one_nar(fresh: Client, upstream: Upstream, caches: NixCaches) -> None:
+def test_a_file_needs_one_nar_request(fresh: Client, upstream: Upstream, caches: NixCaches) -> None:
     hello = url_path(caches.store_paths[links.HELLO])
     assert fresh.get(f"{hello}/bin/hello").body == trees.SCRIPT
     assert upstream.count(NARS) == 1
@@ -63,13 +63,13 @@ def test_an_unknown_path_is_remembered_for_seconds(fresh: Client, upstream: Upst
     assert upstream.count("*.narinfo") == 1
 
 
-def test_what_is_not_asked_of_upstream(fresh: Client, upstream: Upstream) -> None:
+def test_healthz_and_malformed_paths_need_no_upstream(fresh: Client, upstream: Upstream) -> None:
     for path in ("/healthz", "/nix/store/x", "/nix/store/" + "e" * 32):
         fresh.get(path)
     assert upstream.count() == 0
 
 
-def test_without_a_listing_the_nar_is_read_once_for_one(
+def test_without_a_listing_the_nar_is_fetched_once(
     upstream: Upstream, run_front: RunFront, caches: NixCaches, tmp_path: Path
 ) -> None:
     with run_front(f"{upstream.url}/xz.no-ls", tmp_path / "nars") as front, Client(front) as client:
@@ -92,7 +92,7 @@ def test_a_nar_that_was_fetched_is_not_fetched_again(
     files = [
         (url_path(caches.store_paths[trees.BIG_NAME], entry.path), entry) for entry in caches.entries(trees.BIG_NAME)
     ]
-    for cache in ("zstd", "xz-blocks", "gzip"):  # the same NAR, from wherever
+    for cache in ("zstd", "xz-blocks", "gzip"):  # the same NAR from different caches
         with run_front(f"{upstream.url}/{cache}", tmp_path / "nars") as front, Client(front) as client:
             upstream.clear()
             for path, entry in files:
@@ -102,7 +102,7 @@ def test_a_nar_that_was_fetched_is_not_fetched_again(
 
 
 @pytest.mark.parametrize("directory", ["off", "nars"])
-def test_a_small_file_of_a_large_uncompressed_nar(
+def test_a_small_file_of_a_large_uncompressed_nar_needs_few_bytes(
     upstream: Upstream, run_front: RunFront, caches: NixCaches, tmp_path: Path, directory: str
 ) -> None:
     cache_dir = "off" if directory == "off" else tmp_path / directory
@@ -117,7 +117,9 @@ def test_a_small_file_of_a_large_uncompressed_nar(
         assert upstream.sent(NARS) <= 256 * 1024
 
 
-def test_a_small_file_of_a_large_nar_in_xz_blocks(upstream: Upstream, run_front: RunFront, caches: NixCaches) -> None:
+def test_a_small_file_of_a_large_nar_in_xz_blocks_needs_few_blocks(
+    upstream: Upstream, run_front: RunFront, caches: NixCaches
+) -> None:
     for cache in ("xz-parallel", "xz-blocks"):
         with run_front(f"{upstream.url}/{cache}") as front, Client(front) as client:
             upstream.clear()
@@ -131,10 +133,10 @@ def test_a_small_file_of_a_large_nar_in_xz_blocks(upstream: Upstream, run_front:
 
 
 @pytest.mark.parametrize("wrong", [{"ranges": False}, {"headers": {"Content-Range": "bytes 0-9/10"}}, {"status": 416}])
-def test_an_upstream_that_can_do_no_ranges(
+def test_an_upstream_without_ranges_is_read_as_a_whole(
     upstream: Upstream, run_front: RunFront, caches: NixCaches, wrong: dict[str, object]
 ) -> None:
-    """The next source, without a word; a fault that only applies to ranges is simulated by what asks for one."""
+    """The application reads the whole NAR instead. The status 416 is injected once, into the first request, which has a range."""
     with run_front(f"{upstream.url}/none") as front, Client(front) as client:
         times = 1 if "status" in wrong else None
         with upstream.fault(NARS, times=times, **wrong):

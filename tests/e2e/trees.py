@@ -1,7 +1,7 @@
-"""The source trees that go into the binary caches, and what is known about them: the ground truth of every comparison.
+"""The source trees of the binary caches: the expected result of every comparison.
 
-`make_trees` writes them below a directory, one for each name of `SPECS`. What links lead to is written down by hand in
-`links`; everything else is found by looking at the tree itself (`walk`).
+`make_trees` writes the trees below a directory, one for each name in `SPECS`. The module `links` lists by hand where links lead;
+`walk` reads everything else from the tree itself.
 """
 
 import gzip
@@ -20,11 +20,11 @@ from tests.e2e.links import HELLO, LINK_TARGETS, LINKS_NAME, ONE_LINKS
 
 MIB = 1024 * 1024
 BIG_SIZE = 20 * MIB
-LATER_SIZE = 16 * MIB  # in other blocks of a multi-block xz than the first file
+LATER_SIZE = 16 * MIB  # so large that a multi-block xz has it in other blocks than the first file
 
 
 class Entry(NamedTuple):
-    """One node of a source tree. ``path`` is relative, b"" for the root; ``source`` is its place on disk."""
+    """One node of a source tree. ``path`` is relative, b"" for the root; ``source`` is its path on disk."""
 
     path: bytes
     kind: str  # regular, directory or symlink, as in a listing
@@ -35,16 +35,16 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """How a tree is made (at a path that does not exist yet), and which others its links lead to."""
+    """How to make a tree. ``make`` writes it to a path that does not exist yet; ``references`` names the trees it links to."""
 
     make: Callable[[Path], None]
     references: tuple[str, ...] = ()
-    content_addressed: bool = False  # Nix finds the store path; otherwise it is `links.store_path`, known in advance
-    slow: bool = False  # megabytes of it
+    content_addressed: bool = False  # Nix computes the store path; otherwise it is `links.store_path`, known in advance
+    slow: bool = False  # slow to compress and compare: several megabytes
 
 
 def walk(root: Path) -> Iterator[Entry]:
-    """Every node of a source tree, directories before what is in them, in byte order."""
+    """Yield every node of a source tree in byte order, directories before their entries."""
     yield from _walk(root, b"")
 
 
@@ -61,7 +61,7 @@ def _walk(source: Path, path: bytes) -> Iterator[Entry]:
 
 
 def write(root: Path, files: Mapping[str, bytes] | Mapping[bytes, bytes], executable: tuple[str, ...] = ()) -> None:
-    """Write files below ``root``, with the directories that they need."""
+    """Write files below ``root``, and create their directories."""
     for name, data in files.items():
         path = root / os.fsdecode(name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def symlinks(root: Path, links: Mapping[bytes, bytes]) -> None:
         path.symlink_to(os.fsdecode(target))
 
 
-# ---- a package, as there are thousands of
+# ---- an ordinary package
 
 MANUAL = gzip.compress(b".TH HELLO 1\n.SH NAME\nhello\n", mtime=0)
 SCRIPT = b"#!/bin/sh\necho hello\n"
@@ -100,7 +100,7 @@ def _hello(root: Path) -> None:
     )
 
 
-# ---- links: what they lead to is in `links`
+# ---- links: `links` has their targets and outcomes
 
 
 def _links(root: Path) -> None:
@@ -127,7 +127,7 @@ ODD_NAMES = (
     b"\xff\xfe", b"\xff\xfe.html", b"\x80", b"\xed\xa0\x80", b"\xc3(", b"\xe2\x80\xaertl", b"\xf0\x9f\x90\x8d.py",
     b"a" * 255, b"index.htm", b"favicon.ico", b"robots.txt", b"narinfo", b"a.ls",
 )  # fmt: skip
-"""Names of files. The contents of each say what it is called, so that a mix-up shows."""
+"""Names of files. The contents of each file include its name, so that a test detects a mix-up."""
 
 ODD_DIRECTORY = b"d %41?#\xff"
 NAME_LINKS = {
@@ -168,7 +168,7 @@ def _siblings(root: Path) -> None:
 
 
 def png() -> bytes:
-    """A PNG of one pixel."""
+    """Return a PNG of one pixel."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -194,12 +194,15 @@ TYPES: dict[str, tuple[bytes, str]] = {
     "paper.pdf": (b"%PDF-1.4", "application/pdf"),
     "text": (b"#!/bin/sh\necho\n", "text/plain; charset=utf-8"),
     "text-utf8": ("Grüße, κόσμε\n".encode(), "text/plain; charset=utf-8"),
-    "text-cut": (b"x" * 1023 + "é".encode() * 3000, "text/plain; charset=utf-8"),  # sniffing may end inside a letter
+    "text-cut": (
+        b"x" * 1023 + "é".encode() * 3000,
+        "text/plain; charset=utf-8",
+    ),  # sniffing may end inside a multi-byte character
     "binary": (b"\x7fELF\x02\x01\x01\0\0\0", "application/octet-stream"),
     "latin1": (b"caf\xe9 au lait", "application/octet-stream"),
     "nul": (b"text, then a nul\0", "application/octet-stream"),
 }
-"""Contents and media type of the files of the tree ``types``; a type without parameters may come with some."""
+"""Contents and media type of the files of the tree ``types``. A response may add parameters to a type without parameters."""
 
 
 def _types(root: Path) -> None:
@@ -236,7 +239,7 @@ def _empties(root: Path) -> None:
 
 
 DEEP_NAME = "deep"
-DEEP_LEVELS = 60  # the most is 64, and file names count
+DEEP_LEVELS = 60  # the limit is 64, including the file name
 
 
 def _deep(root: Path) -> None:
@@ -249,7 +252,7 @@ BIG_NAME = "big"
 
 
 def half_compressible(size: int, seed: int) -> bytes:
-    """Every other 512 bytes random, the rest text."""
+    """Return ``size`` bytes: blocks of 512 random bytes alternate with blocks of 512 bytes of text."""
     generator = random.Random(seed)
     blocks = (generator.randbytes(512) + b"%0511d\n" % number for number in range(size // 1024))
     return b"".join(blocks)
@@ -267,7 +270,7 @@ def _big(root: Path) -> None:
     )
 
 
-# Left out of the standard library: what is no part of it, what differs from run to run, and more of the same.
+# Left out of the standard library: installed packages, files that differ between runs, and many more of the same kind.
 _NOT_COPIED = shutil.ignore_patterns(
     "__pycache__", "site-packages", "dist-packages", "test", "tests", "lib2to3", "idlelib", "ensurepip", "turtledemo",
     "pydoc_data", "config-*",
@@ -278,7 +281,7 @@ def _stdlib(root: Path) -> None:
     shutil.copytree(sysconfig.get_path("stdlib"), root, symlinks=True, ignore=_NOT_COPIED)
 
 
-# ---- store paths that are no directory
+# ---- store paths that are not directories
 
 
 def _one_file(root: Path) -> None:
@@ -319,7 +322,7 @@ SPECS: dict[str, Spec] = {
     ONE_FILE_NAME: Spec(_one_file, content_addressed=True),
     ONE_SCRIPT_NAME: Spec(_one_script),
 } | {name: Spec(_symlink_to(target), references=(HELLO,)) for name, (target, _) in ONE_LINKS.items()}
-"""All trees, each behind those that it refers to."""
+"""All trees. A tree comes after the trees that it refers to."""
 
 
 def make_trees(directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""A real HTTP server in front of binary caches, which counts what it is asked for and misbehaves when told to.
+"""An HTTP server for binary caches that records its requests and injects faults.
 
 ::
 
@@ -8,8 +8,8 @@
             ...
         assert upstream.count("*.nar.xz") == 2
 
-It speaks HTTP/1.1 with keep-alive, single ranges, ETag, Last-Modified, If-Range, If-None-Match and HEAD, one thread for
-each connection, in the process of the test; any other process can ask it.
+It supports HTTP/1.1 with keep-alive, single ranges, ETag, Last-Modified, If-Range, If-None-Match and HEAD. It runs in the
+process of the test, with one thread for each connection, and accepts connections from other processes.
 """
 
 import fnmatch
@@ -34,7 +34,7 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 @dataclass(slots=True)
 class Request:
-    """A request that was received. ``sent`` counts bytes of the body, and grows while it is being answered."""
+    """A request that the server received. ``sent`` counts the bytes of the response body that were sent up to now."""
 
     method: str
     path: str
@@ -50,33 +50,33 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What is done wrong with the answers to requests whose path matches ``pattern`` (as in fnmatch).
+    """A fault in the responses to requests whose path matches ``pattern`` (as in fnmatch).
 
-    Only the first ``times`` of them, or all. Lengths count bytes of the body that is sent; the offset of ``patch`` is
-    one in the file.
+    ``times`` limits the fault to the first matching requests. Lengths count bytes of the response body; the offset of ``patch``
+    is an offset in the file.
     """
 
     pattern: str
     method: str | None = None
     times: int | None = None
-    delay: float = 0  # seconds before the answer
-    status: int | None = None  # this status instead of an answer
-    body: bytes | None = None  # this body, as if it were the file
-    headers: Mapping[str, str] = field(default_factory=dict)  # sent as well, or instead
-    ranges: bool = True  # False: a range is answered with the whole file and 200
-    cut_after: int | None = None  # close the connection after so many bytes
-    stall_after: int | None = None  # after so many bytes, say nothing until the fault is lifted
-    rate: int | None = None  # bytes a second
-    length: int | None = None  # end the body here as if it were whole, Content-Length and all
-    patch: tuple[int, bytes] | None = None  # wrong bytes at an offset of the file
-    drop: bool = False  # close the connection without an answer
+    delay: float = 0  # seconds before the response
+    status: int | None = None  # send this status instead of the file
+    body: bytes | None = None  # send this body instead of the file
+    headers: Mapping[str, str] = field(default_factory=dict)  # add or replace these headers
+    ranges: bool = True  # False: respond to a range request with 200 and the whole file
+    cut_after: int | None = None  # close the connection after this number of bytes
+    stall_after: int | None = None  # after this number of bytes, send nothing until the fault is removed
+    rate: int | None = None  # bytes per second
+    length: int | None = None  # shorten the body to this length, with a Content-Length to match
+    patch: tuple[int, bytes] | None = None  # replace the bytes at an offset of the file
+    drop: bool = False  # close the connection without a response
 
 
 @dataclass(slots=True)
 class _Active:
     fault: Fault
-    left: int | None
-    lifted: threading.Event = field(default_factory=threading.Event)
+    remaining: int | None
+    removed: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class _Mount:
 
 
 class Upstream:
-    """The server. ``requests`` has all requests since the start or the last `clear`."""
+    """The server. ``requests`` has all requests since the start or since the last `clear`."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -106,7 +106,7 @@ class Upstream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for active in self._faults:
-            active.lifted.set()
+            active.removed.set()
         self._server.shutdown()
         self._server.close_connections()
         self._server.server_close()
@@ -120,64 +120,64 @@ class Upstream:
         hidden: tuple[str, ...] = (),
         headers: Mapping[str, Mapping[str, str]] | None = None,
     ) -> str:
-        """Serve ``directory`` below ``/name``; gives the URL of it.
+        """Serve ``directory`` below ``/name``; returns its URL.
 
-        Files whose names match a pattern of ``hidden`` are not there; ``headers`` are sent with the files that match
-        their pattern, as a Content-Encoding with ``{"*.ls": {...}}``.
+        Requests for files that match a pattern of ``hidden`` get a 404. ``headers`` maps patterns to the headers of the files
+        that match, for example ``{"*.ls": {"Content-Encoding": "br"}}``.
         """
         self._mounts[name] = _Mount(directory, hidden, headers or {})
         return f"{self.url}/{name}"
 
     @contextmanager
     def fault(self, pattern: str, **details: Any) -> Iterator[Fault]:
-        """Misbehave as the fields of `Fault` say, until the end of the ``with``."""
+        """Inject a fault until the end of the ``with``. ``details`` are fields of `Fault`."""
         fault = Fault(pattern=pattern, **details)
         active = _Active(fault, fault.times)
         with self._lock:
-            self._faults.insert(0, active)  # the latest wins
+            self._faults.insert(0, active)  # the latest matching fault applies
         try:
             yield fault
         finally:
             with self._lock:
                 self._faults.remove(active)
-            active.lifted.set()
+            active.removed.set()
 
     def seen(self, pattern: str = "*", method: str | None = None) -> list[Request]:
-        """The requests whose path matches."""
+        """Return the requests whose path matches ``pattern``."""
         with self._lock:
             requests = list(self.requests)
         return [each for each in requests if fnmatch.fnmatchcase(each.path, pattern) and method in (None, each.method)]
 
     def count(self, pattern: str = "*", method: str | None = None) -> int:
-        """How many requests `seen` finds."""
+        """Return the number of requests that `seen` returns."""
         return len(self.seen(pattern, method))
 
     def sent(self, pattern: str = "*") -> int:
-        """How many bytes of bodies were sent for the requests that match."""
+        """Return the number of bytes of response bodies that were sent for the matching requests."""
         return sum(each.sent for each in self.seen(pattern))
 
     def clear(self) -> None:
-        """Forget the requests so far."""
+        """Forget all requests up to now."""
         with self._lock:
             self.requests.clear()
 
     def record(self, request: Request) -> _Active | None:
-        """Note a request, and find the fault that applies to it."""
+        """Record a request, and return the fault that applies to it."""
         with self._lock:
             self.requests.append(request)
             for active in self._faults:
                 fault = active.fault
                 if not fnmatch.fnmatchcase(request.path, fault.pattern) or fault.method not in (None, request.method):
                     continue
-                if active.left is not None:
-                    if not active.left:
+                if active.remaining is not None:
+                    if not active.remaining:
                         continue
-                    active.left -= 1
+                    active.remaining -= 1
                 return active
         return None
 
     def find(self, path: str) -> tuple[Path, dict[str, str]] | None:
-        """The file at a path of the URL and the headers that go with it."""
+        """Return the file at the path of a URL and its headers, or None."""
         name, _, rest = unquote(urlsplit(path).path).lstrip("/").partition("/")
         mount = self._mounts.get(name)
         if mount is None or any(fnmatch.fnmatchcase(rest, pattern) for pattern in mount.hidden):
@@ -209,19 +209,19 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def close_connections(self) -> None:
-        """Wake the threads that wait for the next request on a connection that is kept alive, or for room to send."""
+        """Wake the threads that wait for the next request of a keep-alive connection, or for space in a send buffer."""
         for connection in list(self._connections):
             try:
                 connection.shutdown(socket.SHUT_RDWR)
             except OSError:
-                continue  # its client was faster
+                continue  # the client has closed it already
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that leaves is no news."""
+        """Ignore clients that disconnect."""
 
 
 class _Cut(Exception):
-    """Close the connection now."""
+    """The fault requires that the connection is closed now."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -234,10 +234,10 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request(self.command, self.path, {key.title(): value for key, value in self.headers.items()})
         active = self.server.upstream.record(request)
         self._fault = active.fault if active else Fault(pattern="")
-        self._lifted = active.lifted if active else threading.Event()
+        self._removed = active.removed if active else threading.Event()
         self._request = request
         try:
-            self._answer()
+            self._respond()
             self.wfile.flush()
         except (_Cut, OSError):
             self.close_connection = True
@@ -245,10 +245,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (the name that the base class gave it)
-        """Requests are recorded, not printed."""
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (named by the base class)
+        """Do not log requests: they are recorded."""
 
-    def _answer(self) -> None:
+    def _respond(self) -> None:
         fault = self._fault
         time.sleep(fault.delay)
         if fault.drop:
@@ -279,25 +279,25 @@ class _Handler(BaseHTTPRequestHandler):
         stat = path.stat()
         etag = f'"{hashlib.md5(f"{path}{stat.st_mtime_ns}{stat.st_size}".encode()).hexdigest()}"'
         modified = formatdate(stat.st_mtime, usegmt=True)
-        about = {"ETag": etag, "Last-Modified": modified, "Accept-Ranges": "bytes"} | dict(headers)
+        metadata = {"ETag": etag, "Last-Modified": modified, "Accept-Ranges": "bytes"} | dict(headers)
         if etag in self.headers.get("If-None-Match", ""):
-            return self._head(304, about)
+            return self._head(304, metadata)
         span = self._span(stat.st_size, {etag, modified})
         if span is None:
-            return self._head(416, about | {"Content-Range": f"bytes */{stat.st_size}", "Content-Length": "0"})
+            return self._head(416, metadata | {"Content-Range": f"bytes */{stat.st_size}", "Content-Length": "0"})
         start, stop, status = span
         if self._fault.length is not None:
             stop = min(stop, start + self._fault.length)
-        about["Content-Length"] = str(stop - start)
+        metadata["Content-Length"] = str(stop - start)
         if status == 206:
-            about["Content-Range"] = f"bytes {start}-{stop - 1}/{stat.st_size}"
-        self._head(status, about)
+            metadata["Content-Range"] = f"bytes {start}-{stop - 1}/{stat.st_size}"
+        self._head(status, metadata)
         if self.command != "HEAD":
             self._body(path, start, stop)
         return None
 
     def _span(self, size: int, validators: set[str]) -> tuple[int, int, int] | None:
-        """Start, stop and status; None if the range can't be met."""
+        """Return start, stop and status, or None if the range can't be satisfied."""
         match = _RANGE.fullmatch(self.headers.get("Range", ""))
         condition = self.headers.get("If-Range")
         if not match or not self._fault.ranges or (condition and condition not in validators) or self.command == "HEAD":
@@ -315,7 +315,7 @@ class _Handler(BaseHTTPRequestHandler):
             if all(each is None for each in (fault.cut_after, fault.stall_after, fault.rate, fault.patch)):
                 self._send_all(file, start, stop)
             else:
-                self._send_badly(file, start, stop)
+                self._send_with_faults(file, start, stop)
 
     def _send_all(self, file: BinaryIO, start: int, stop: int) -> None:
         self.wfile.flush()
@@ -326,33 +326,35 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             self._request.sent += file.tell() - start
 
-    def _send_badly(self, file: BinaryIO, start: int, stop: int) -> None:
+    def _send_with_faults(self, file: BinaryIO, start: int, stop: int) -> None:
         file.seek(start)
         self.wfile.flush()
-        self._hold(0)
+        self._interrupt(0)
         while start < stop:
-            chunk = self._patched(file.read(min(CHUNK, stop - start, *self._until_stop())), start)
+            chunk = self._patched(file.read(min(CHUNK, stop - start, *self._next_limits())), start)
             self.wfile.write(chunk)
             self.wfile.flush()
             start += len(chunk)
             self._request.sent += len(chunk)
-            self._hold(len(chunk))
+            self._interrupt(len(chunk))
 
-    def _until_stop(self) -> Iterator[int]:
+    def _next_limits(self) -> Iterator[int]:
+        """Yield the number of bytes that each limit of the fault allows to be sent next."""
         for limit in (self._fault.cut_after, self._fault.stall_after):
             if limit is not None and (left := limit - self._request.sent) > 0:
                 yield left
         if self._fault.rate is not None:
             yield max(1, self._fault.rate // 20)
 
-    def _hold(self, sent: int) -> None:
+    def _interrupt(self, sent: int) -> None:
+        """Cut, stall or delay the response as the fault says; ``sent`` bytes were sent since the last call."""
         fault = self._fault
         if fault.cut_after is not None and self._request.sent >= fault.cut_after:
             raise _Cut
         if fault.stall_after is not None and self._request.sent >= fault.stall_after:
-            self._lifted.wait()
+            self._removed.wait()
         if fault.rate is not None:
-            self._lifted.wait(sent / fault.rate)
+            self._removed.wait(sent / fault.rate)
 
     def _patched(self, chunk: bytes, start: int) -> bytes:
         if self._fault.patch is None:

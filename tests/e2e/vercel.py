@@ -1,7 +1,7 @@
-"""Vercel's own Python runtime around ``api/index.py``, without a build and without an account.
+"""Runs ``api/index.py`` in the Python runtime of Vercel, without a build and without an account.
 
 ``python -m tests.e2e.vercel --fd N --python PATH``: PATH is an interpreter that has vercel-runtime. The runtime chooses a port
-and tells it over a socket, as it would tell the platform; what comes in at N is passed on to there, byte by byte.
+and reports it over a socket, as it does on the platform. Connections to the listening socket N are relayed to that port.
 """
 
 import argparse
@@ -23,7 +23,7 @@ ENTRY = "api/index.py"
 
 
 def environment(ipc: Path) -> dict[str, str]:
-    """What Vercel's builder and platform set for the function of ``ENTRY``."""
+    """Return the environment that the builder and the platform of Vercel set for the function of ``ENTRY``."""
     return os.environ | {
         "VERCEL": "1",
         "VERCEL_IPC_PATH": str(ipc),
@@ -37,7 +37,10 @@ def environment(ipc: Path) -> dict[str, str]:
 
 
 def port_from(messages: socket.socket) -> int:
-    """Read until the runtime says at which port it listens; what it says later is thrown away."""
+    """Read messages until the runtime reports its port, and return the port. Later messages are read and discarded.
+
+    Raises RuntimeError if the runtime fails to start.
+    """
     pending = b""
     while chunk := messages.recv(65536):
         *complete, pending = (pending + chunk).split(b"\0")
@@ -47,7 +50,7 @@ def port_from(messages: socket.socket) -> int:
                 return int(message["payload"]["httpPort"])
             if message["type"] == "unrecoverable-error":
                 raise RuntimeError(message)
-    raise RuntimeError("the runtime ended before it listened")
+    raise RuntimeError("the runtime ended before it reported its port")
 
 
 def _drain(connection: socket.socket) -> None:
@@ -56,46 +59,46 @@ def _drain(connection: socket.socket) -> None:
 
 
 def relay(listener: socket.socket, port: int) -> None:
-    """A connection to the runtime for each that comes in."""
+    """Accept connections for ever, and relay each one to a new connection to the runtime."""
     while True:
-        outside, _ = listener.accept()
-        inside = socket.create_connection(("127.0.0.1", port))
-        threading.Thread(target=_exchange, args=[outside, inside], daemon=True).start()
+        client, _ = listener.accept()
+        runtime = socket.create_connection(("127.0.0.1", port))
+        threading.Thread(target=_exchange, args=[client, runtime], daemon=True).start()
 
 
-def _exchange(outside: socket.socket, inside: socket.socket) -> None:
-    """Pass on what comes, both ways, until both have said all."""
-    with outside, inside, contextlib.suppress(OSError):
-        open_ways = {outside: inside, inside: outside}
-        while open_ways:
-            for source in select.select([*open_ways], [], [])[0]:
+def _exchange(client: socket.socket, runtime: socket.socket) -> None:
+    """Copy bytes in both directions until both sides have closed theirs."""
+    with client, runtime, contextlib.suppress(OSError):
+        destinations = {client: runtime, runtime: client}
+        while destinations:
+            for source in select.select([*destinations], [], [])[0]:
                 chunk = source.recv(256 * 1024)
                 if chunk:
-                    open_ways[source].sendall(chunk)
+                    destinations[source].sendall(chunk)
                 else:
-                    open_ways.pop(source).shutdown(socket.SHUT_WR)
+                    destinations.pop(source).shutdown(socket.SHUT_WR)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--python", required=True)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as ipc:
         ipc.bind(f"{directory}/ipc")
         ipc.listen()
-        command = [given.python, "-c", "import vercel_runtime.vc_init"]
+        command = [arguments.python, "-c", "import vercel_runtime.vc_init"]
         process: subprocess.Popen[Any] = subprocess.Popen(command, cwd=ROOT, env=environment(Path(directory, "ipc")))
         messages, _ = ipc.accept()
-        with messages, socket.socket(fileno=given.fd) as listener:
+        with messages, socket.socket(fileno=arguments.fd) as listener:
             port = port_from(messages)
             threading.Thread(target=relay, args=[listener, port], daemon=True).start()
             stop.wait()
             process.terminate()
             process.wait(5)
-    # Not by way of the interpreter's end, which would warn of the connections that threads still hold.
+    # Exit without interpreter shutdown, which would warn about connections that threads still have open.
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""Binary caches behind a real HTTP server that all hold the same store path, each with a fault of its own."""
+"""Binary caches on a real HTTP server. All have the same store path, and each has a different fault."""
 
 import hashlib
 import random
@@ -19,43 +19,43 @@ NAME = "hello-2.12"
 CONTENTS = random.Random(4).randbytes(400_000)
 URL = f"/nix/store/{hash_part(NAME)}-{NAME}/bin/hello"
 
-FAULTS = ("has", "404", "403", "500", "slow", "refused", "lies", "unsigned", "cut")
-"""What a store may be like: ``lies`` gives another NAR than it has signed, ``cut`` gives half of it."""
+FAULTS = ("has", "404", "403", "500", "slow", "refused", "forged", "unsigned", "cut")
+"""The faults of a store: ``forged`` sends another NAR than the signed one, ``cut`` sends half of the NAR, ``has`` is correct."""
 
-PATIENCE = 0.1  # of those who ask a slow store
+PATIENCE = 0.1  # read timeout of clients of the slow store
 
 
 @cache
 def files(compression: str) -> dict[str, bytes]:
-    """Of a good store."""
+    """Return the files of a correct store."""
     return binary_cache({NAME: {"bin": {"hello": CONTENTS}}}, compression=compression, secret_key=KEY)
 
 
 @cache
 def wrong_nar(compression: str) -> bytes:
-    """Packed; it differs in every byte of the file, and nowhere else."""
+    """Return a compressed NAR that differs in every byte of the file, and nowhere else."""
     return COMPRESS[compression](nar({"bin": {"hello": bytes(255 - byte for byte in CONTENTS)}}))
 
 
 class Stores:
-    """The server: below ``/<compression>/<fault>`` is a store. ``asked`` counts by paths."""
+    """The server, with a store at each ``/<compression>/<fault>/<mark>``."""
 
     def __init__(self, server: FlakyServer, refusing: str) -> None:
         self._server = server
         self._refusing = refusing
 
     def open(self, fault: str, compression: str = "zstd", *, mark: str = "x") -> HttpBinaryCacheStore:
-        """A client of one store; ``mark`` tells its requests from those of others."""
-        home = self._refusing if fault == "refused" else self._server.url
+        """Open a client of one store. ``mark`` identifies its requests."""
+        base = self._refusing if fault == "refused" else self._server.url
         return HttpBinaryCacheStore(
-            f"{home}/{compression}/{fault}/{mark}",
+            f"{base}/{compression}/{fault}/{mark}",
             read_timeout=PATIENCE if fault == "slow" else 10,
             retries=0,
             sleep=lambda _seconds: None,
         )
 
     def asked(self, mark: str) -> list[str]:
-        """The files that were asked for by the client of that mark."""
+        """Return the files that the client with this mark requested."""
         return [
             request.target.split("/", 4)[4]
             for request in list(self._server.requests)
@@ -63,7 +63,7 @@ class Stores:
         ]
 
     def ranges(self, mark: str) -> list[tuple[int, int]]:
-        """The parts of files that were asked for: their first bytes, and how many."""
+        """Return the requested ranges: the first byte and the length of each."""
         parts = [request.range for request in list(self._server.requests) if f"/{mark}/" in request.target]
         return [(first, last - first + 1 if last is not None else 0) for first, last in filter(None, parts)]
 
@@ -71,7 +71,7 @@ class Stores:
 @contextmanager
 def stores() -> Iterator[Stores]:
     with FlakyServer(script) as server, socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))  # and does not listen: whoever connects is refused
+        bound.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         yield Stores(server, f"http://127.0.0.1:{bound.getsockname()[1]}")
 
 
@@ -98,7 +98,7 @@ def _small_file(fault: str, compression: str, path: str) -> bytes:
 
 def _nar(request: Request, fault: str, compression: str) -> Iterator[Step]:
     (name,) = (name for name in files(compression) if name.startswith("nar/"))
-    packed = wrong_nar(compression) if fault == "lies" else files(compression)[name]
+    packed = wrong_nar(compression) if fault == "forged" else files(compression)[name]
     first, last = request.range or (0, None)
     stop = len(packed) if last is None else last + 1
     if request.range is None:

@@ -1,4 +1,4 @@
-"""Content addresses against a real Nix: the paths that it computes, the narinfos that it accepts, the NARs that it makes."""
+"""Content addresses, compared with a real Nix: the paths that it computes, the narinfos that it accepts, the NARs that it makes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from tests.realnix import RealNix
 TEXTS = 'let a = builtins.toFile "a" "1"; c = builtins.toFile "c" "3"; in builtins.toFile "text" "${c} ${a} ${c}"'
 SELFISH, FRIEND = f"{hash_part('selfish')}-selfish", f"{hash_part('friend')}-friend"
 
-# What the name of each path of the fixture says about it: how its CA begins, and whether its NarHash says it all.
+# For each path of the fixture, by name: how its CA begins, and whether its contents must be checked in addition to the NarHash.
 KINDS = {
     "tree": ("fixed:r:sha256:", False),
     "r-md5": ("fixed:r:md5:", True),
@@ -28,16 +28,16 @@ KINDS = {
     "md5": ("fixed:md5:", True),
     "sha1": ("fixed:sha1:", True),
     "sha512": ("fixed:sha512:", True),
-    "a": ("text:sha256:", True),  # a text without references,
-    "text": ("text:sha256:", True),  # and one with two
+    "a": ("text:sha256:", True),  # a text without references
+    "text": ("text:sha256:", True),  # a text with two references
     "friend": ("fixed:r:sha256:", False),
-    "selfish": ("fixed:r:sha256:", True),  # refers to itself and to its friend
+    "selfish": ("fixed:r:sha256:", True),  # refers to itself and to "friend"
 }
 
 
 @dataclass(frozen=True)
 class Addressed:
-    """Narinfos with a CA, and their NARs, by the names of their store paths."""
+    """Narinfos with a CA, and their NARs, by the name of the store path."""
 
     nix: RealNix
     infos: dict[str, NarInfo]
@@ -51,8 +51,8 @@ class Addressed:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Addressed:
-    """Paths of each kind, made in each way that Nix has to make them, and nothing signed."""
+def paths(tmp_path_factory: pytest.TempPathFactory) -> Addressed:
+    """Unsigned paths of each kind, made in each way that Nix supports."""
     nix = RealNix.start(tmp_path_factory.mktemp("addressed"))
     nix.run("nix", "store", "add-path", "--name", "tree", _tree(nix.root))
     nix.run("nix", "store", "add-file", "--name", "flat", _file(nix.root / "file"))
@@ -80,7 +80,7 @@ def _tree(root: Path) -> Path:
 
 
 def _selfish_tree() -> Tree:
-    """Names itself often: in contents, at any offset, in a link; and has zeros where it might have named itself."""
+    """Return a tree that refers to itself many times, in contents at any offset and in a link, and contains many zeros."""
     own, friend = f"/nix/store/{SELFISH}".encode(), f"/nix/store/{FRIEND}".encode()
     programs: Tree = {"x": exe(b"#!" + own + b"/bin/x\n" + own[11:] * 50)}
     contents: dict[str, Tree] = {
@@ -94,8 +94,8 @@ def _selfish_tree() -> Tree:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_path_is_the_one_that_nix_computes(made: Addressed, name: str) -> None:
-    info = made.infos[name]
+def test_store_path_is_the_one_that_nix_computes(paths: Addressed, name: str) -> None:
+    info = paths.infos[name]
     assert info.ca is not None
     address = ContentAddress.parse(info.ca)
     others = [reference for reference in info.references if reference != info.store_path.base_name]
@@ -106,18 +106,18 @@ def test_the_path_is_the_one_that_nix_computes(made: Addressed, name: str) -> No
     assert contents_unproved(info) is KINDS[name][1]
 
 
-def test_the_fixture_has_every_case(made: Addressed) -> None:
-    assert made.infos.keys() == {*KINDS, "c"}
-    assert len(made.infos["text"].references) == 2
-    assert len(made.infos["selfish"].references) == 2
-    assert made.self_reference("selfish")
-    assert not any(made.self_reference(name) for name in KINDS if name != "selfish")
+def test_fixture_has_every_case(paths: Addressed) -> None:
+    assert paths.infos.keys() == {*KINDS, "c"}
+    assert len(paths.infos["text"].references) == 2
+    assert len(paths.infos["selfish"].references) == 2
+    assert paths.self_reference("selfish")
+    assert not any(paths.self_reference(name) for name in KINDS if name != "selfish")
 
 
-def test_another_store_dir(made: Addressed) -> None:
-    store = f"local?root={made.nix.root}/gnu&store=/gnu/store"
-    path = made.nix.run("nix", "store", "add-path", "--store", store, "--name", "tree", made.nix.root / "tree").stdout
-    address = ContentAddress("nar", made.infos["tree"].nar_hash)
+def test_store_path_depends_on_the_store_dir(paths: Addressed) -> None:
+    store = f"local?root={paths.nix.root}/gnu&store=/gnu/store"
+    path = paths.nix.run("nix", "store", "add-path", "--store", store, "--name", "tree", paths.nix.root / "tree").stdout
+    address = ContentAddress("nar", paths.infos["tree"].nar_hash)
     assert str(address.store_path("tree", store_dir="/gnu/store")) == path.strip()
 
 
@@ -136,7 +136,7 @@ def _other_method(info: NarInfo) -> NarInfo:
 
 
 def _renamed(info: NarInfo, **part: str) -> NarInfo:
-    """Another store path, which refers to itself if the old one did: so nothing but the path is changed."""
+    """Return the narinfo with another store path, also in its reference to itself, so that nothing else changes."""
     path = replace(info.store_path, **part)
     references = [path.base_name if old == info.store_path.base_name else old for old in info.references]
     return replace(info, store_path=path, references=tuple(references))
@@ -151,8 +151,8 @@ TAMPERED: dict[str, Tamper] = {
     "no CA": lambda info: replace(info, ca=None),
 }
 REFERENCES_TAMPERED: dict[str, Tamper] = {
-    "a reference more": lambda info: replace(info, references=(*info.references, f"{hash_part('x')}-x")),
-    "a reference less": lambda info: replace(info, references=info.references[1:]),
+    "an additional reference": lambda info: replace(info, references=(*info.references, f"{hash_part('x')}-x")),
+    "a missing reference": lambda info: replace(info, references=info.references[1:]),
     "no references": lambda info: replace(info, references=()),
     "another reference": lambda info: replace(info, references=(f"{hash_part('x')}-x", *info.references[1:])),
 }
@@ -160,39 +160,39 @@ REFERENCES_TAMPERED: dict[str, Tamper] = {
 
 @pytest.mark.parametrize("tamper", TAMPERED.values(), ids=TAMPERED)
 @pytest.mark.parametrize("name", KINDS)
-def test_a_tampered_narinfo_is_not_recognised(made: Addressed, name: str, tamper: Tamper) -> None:
-    assert not is_address_of(tamper(made.infos[name]))
+def test_tampered_narinfo_does_not_match_its_address(paths: Addressed, name: str, tamper: Tamper) -> None:
+    assert not is_address_of(tamper(paths.infos[name]))
 
 
 @pytest.mark.parametrize("tamper", REFERENCES_TAMPERED.values(), ids=REFERENCES_TAMPERED)
 @pytest.mark.parametrize("name", ["text", "selfish"])
-def test_references_are_part_of_the_address(made: Addressed, name: str, tamper: Tamper) -> None:
-    assert not is_address_of(tamper(made.infos[name]))
+def test_address_depends_on_the_references(paths: Addressed, name: str, tamper: Tamper) -> None:
+    assert not is_address_of(tamper(paths.infos[name]))
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_references_that_such_a_path_can_not_have(made: Addressed, name: str) -> None:
-    info = made.infos[name]
-    assert not is_address_of(REFERENCES_TAMPERED["a reference more"](info))
-    if not made.self_reference(name):
+def test_impossible_references_do_not_match_the_address(paths: Addressed, name: str) -> None:
+    info = paths.infos[name]
+    assert not is_address_of(REFERENCES_TAMPERED["an additional reference"](info))
+    if not paths.self_reference(name):
         assert not is_address_of(replace(info, references=(*info.references, info.store_path.base_name)))
 
 
-def test_the_order_of_references_is_no_part_of_it(made: Addressed) -> None:
+def test_order_of_references_does_not_matter(paths: Addressed) -> None:
     for name in ("text", "selfish"):
-        info = made.infos[name]
+        info = paths.infos[name]
         assert is_address_of(replace(info, references=info.references[::-1]))
         assert is_address_of(replace(info, references=info.references * 2))
 
 
-def test_nar_hash_counts_where_it_is_the_same_hash(made: Addressed) -> None:
+def test_nar_hash_must_match_if_it_is_part_of_the_address(paths: Addressed) -> None:
     for name, (_, unproved) in KINDS.items():
-        other = replace(made.infos[name], nar_hash=NixHash("sha256", bytes(32)))
-        assert is_address_of(other) is unproved  # then it is the contents that have to be checked
+        other = replace(paths.infos[name], nar_hash=NixHash("sha256", bytes(32)))
+        assert is_address_of(other) is unproved  # then the contents must be checked
 
 
-# Where Nix 2.8 goes on to the next path. At a CA that it can't read it gives up, and at references of what can't have any it
-# aborts.
+# Cases after which Nix 2.8 continues with the next path. It stops at a CA that it can't parse, and aborts if a path has
+# references that its kind of CA can't have.
 FOR_NIX: dict[str, tuple[Tamper, list[str]]] = {
     "nothing changed": (lambda info: info, [*KINDS]),
     "another name": (TAMPERED["another name"], [*KINDS]),
@@ -204,40 +204,40 @@ FOR_NIX: dict[str, tuple[Tamper, list[str]]] = {
 
 
 @pytest.mark.parametrize("kind", FOR_NIX)
-def test_real_nix_trusts_the_same(made: Addressed, tmp_path: Path, kind: str) -> None:
-    """What Nix calls untrusted, in a cache of unsigned narinfos that are all tampered with in one way, is what we do."""
+def test_real_nix_trusts_the_same_narinfos(paths: Addressed, tmp_path: Path, kind: str) -> None:
+    """In a cache of unsigned narinfos, all changed in the same way, Nix reports the same paths as untrusted as nar-serve."""
     tamper, names = FOR_NIX[kind]
-    infos = [tamper(made.infos[name]) for name in names]
+    infos = [tamper(paths.infos[name]) for name in names]
     (tmp_path / "nix-cache-info").write_text("StoreDir: /nix/store\n")
     for info in infos:
         (tmp_path / f"{info.store_path.hash_part}.narinfo").write_text(info.to_text())
     verify = ("nix", "store", "verify", "--all", "--store", f"file://{tmp_path}", "--no-contents", "--sigs-needed", "1")
-    said = made.nix.run(*verify, check=False).stderr
-    untrusted = [info for info in infos if f"path '{info.store_path}' is untrusted" in said]
+    output = paths.nix.run(*verify, check=False).stderr
+    untrusted = [info for info in infos if f"path '{info.store_path}' is untrusted" in output]
     assert untrusted == [info for info in infos if not is_address_of(info)]
 
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("size", [1, 7, 4096, 1 << 20])
-def test_what_nix_packed_passes_the_check_of_contents(made: Addressed, name: str, size: int) -> None:
-    archive, info = made.nar(name), made.infos[name]
+def test_nars_made_by_nix_pass_the_check_of_contents(paths: Addressed, name: str, size: int) -> None:
+    archive, info = paths.nar(name), paths.infos[name]
     address = ContentAddress.parse(info.ca or "")
     chunks = [archive[start : start + size] for start in range(0, len(archive), size)]
-    assert b"".join(addressed(chunks, address, self_reference=made.self_reference(name))) == archive
+    assert b"".join(addressed(chunks, address, self_reference=paths.self_reference(name))) == archive
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_other_contents_do_not(made: Addressed, name: str) -> None:
-    archive, info = made.nar(name), made.infos[name]
+def test_other_contents_fail_the_check(paths: Addressed, name: str) -> None:
+    archive, info = paths.nar(name), paths.infos[name]
     forged = nar({"x": b"forged"} if info.ca and info.ca.startswith("fixed:r:") else b"forged")
     assert forged != archive
     with pytest.raises(HashMismatch):
-        list(addressed([forged], ContentAddress.parse(info.ca or ""), self_reference=made.self_reference(name)))
+        list(addressed([forged], ContentAddress.parse(info.ca or ""), self_reference=paths.self_reference(name)))
 
 
-def test_zeros_are_no_self_references(made: Addressed) -> None:
-    archive, own = made.nar("selfish"), made.self_reference("selfish").encode()
-    address = ContentAddress.parse(made.infos["selfish"].ca or "")
+def test_zeros_do_not_count_as_self_references(paths: Addressed) -> None:
+    archive, own = paths.nar("selfish"), paths.self_reference("selfish").encode()
+    address = ContentAddress.parse(paths.infos["selfish"].ca or "")
     assert archive.count(own) > 50
     for forged in (archive.replace(own, bytes(32), 1), archive.replace(bytes(32), own, 1)):
         assert forged != archive
@@ -245,8 +245,8 @@ def test_zeros_are_no_self_references(made: Addressed) -> None:
             list(addressed([forged], address, self_reference=own.decode()))
 
 
-def test_a_copy_under_another_path_is_an_address_of_its_own(made: Addressed) -> None:
-    """The same NAR under the path that its owner chose is not content-addressed, whatever its CA says."""
-    info = made.infos["selfish"]
+def test_original_of_a_content_addressed_copy_has_no_valid_address(paths: Addressed) -> None:
+    """The same NAR under its original path is not content-addressed, whatever its CA says."""
+    info = paths.infos["selfish"]
     original = replace(info, store_path=StorePath.from_base_name(SELFISH), references=(SELFISH, FRIEND))
     assert not is_address_of(original)

@@ -1,4 +1,4 @@
-"""What is known of a store path, for a next process."""
+"""Records: a PathInfo as text, for another process."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.builders import binary_cache, hash_part
 FILES = binary_cache({"tool-1": {"a": b"1"}})
 
 
-def test_a_record_needs_no_store() -> None:
+def test_record_is_read_without_requests_to_the_store() -> None:
     before = BinaryCache([MemoryStore(FILES)])
     info = before.path_info(hash_part("tool-1"))
     record = before.to_record(info)
@@ -26,7 +26,7 @@ def test_a_record_needs_no_store() -> None:
 
 
 @pytest.mark.parametrize("store_dir", ["/nix/store", "/gnu/store"])
-def test_what_it_is_trusted_for_is_kept(store_dir: str) -> None:
+def test_record_contains_the_trust(store_dir: str) -> None:
     key = SecretKey.generate("k-1")
     files = binary_cache({"tool-1": {"a": b"1"}}, secret_key=key, store_dir=store_dir)
     nix_cache = BinaryCache([MemoryStore(files)], trusted_keys=[key.public_key])
@@ -35,7 +35,7 @@ def test_what_it_is_trusted_for_is_kept(store_dir: str) -> None:
     assert nix_cache.from_record(nix_cache.to_record(info)) == info
 
 
-def test_a_store_that_is_asked_no_more() -> None:
+def test_record_of_a_store_that_is_not_configured_any_more_is_ignored() -> None:
     nix_cache = BinaryCache([MemoryStore(FILES)])
     record = nix_cache.to_record(nix_cache.path_info(hash_part("tool-1")))
     assert BinaryCache([]).from_record(record) is None

@@ -1,4 +1,4 @@
-"""Two stores with store dirs of their own, side by side, whose paths link to each other. A real Nix made both."""
+"""Two stores with different store dirs, whose paths link to each other. Both were made by a real Nix."""
 
 import threading
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ DOMAIN = "nar.example"
 
 @dataclass(frozen=True)
 class Closure:
-    """``tool`` in /nix/store links to ``data`` in the other store dir, which links back to ``base`` in /nix/store."""
+    """``tool`` in /nix/store links to ``data`` in the other store dir, which links to ``base`` in /nix/store."""
 
     usual: Path
     alt: Path
@@ -74,14 +74,14 @@ def location(app: Flask, path: str, host: str = "localhost") -> str:
     return response.headers["Location"]
 
 
-def test_each_has_its_urls(app: Flask, closure: Closure) -> None:
+def test_each_store_dir_has_its_urls(app: Flask, closure: Closure) -> None:
     for path, name in ((closure.base, b"base"), (closure.data, b"data"), (closure.tool, b"tool")):
         for prefix in ("", "/unpack"):
             assert get(app, f"{prefix}{path}/share/name").data == name
             assert get(app, f"{prefix}{path.partition('-')[0]}/share/name").data == name
             assert location(app, f"{prefix}{path}/share") == f"{prefix}{path}/share/"
             assert location(app, f"{prefix}{path}x/share/name") == f"{prefix}{path}/share/name"
-    # What is in one store dir is not in another.
+    # A path in one store dir is not in the other.
     assert get(app, closure.data.replace(ALT, "/nix/store")).status_code == 404
     assert get(app, closure.base.replace("/nix/store", ALT)).status_code == 404
     for unknown in ("/gnu/store", "/nix", "/opt/nix", "/opt/nix/store/x"):
@@ -89,14 +89,14 @@ def test_each_has_its_urls(app: Flask, closure: Closure) -> None:
     assert get(app, f"{ALT}/nonsense").status_code == 400
 
 
-def test_links_lead_from_one_store_dir_to_another(app: Flask, closure: Closure) -> None:
+def test_links_between_store_dirs_are_redirects(app: Flask, closure: Closure) -> None:
     for prefix in ("", "/unpack"):
         tool, data, base = (prefix + path for path in (closure.tool, closure.data, closure.base))
         assert location(app, f"{tool}/data") == data
         assert location(app, f"{tool}/file?x=1") == f"{data}/share/name?x=1"
         assert location(app, f"{tool}/data/share/name") == f"{data}/share/name"
         assert location(app, f"{tool}/deep/name") == f"{data}/share/name"
-        assert location(app, f"{tool}/far") == f"{data}/base/share/name"  # the next hop is for who knows that NAR
+        assert location(app, f"{tool}/far") == f"{data}/base/share/name"  # that NAR resolves the next link
         assert location(app, f"{data}/base/share/name") == f"{base}/share/name"
         assert location(app, f"{data}/file") == f"{base}/share/name"
         assert location(app, f"{data}/climb/name") == f"{base}/share/name"
@@ -104,7 +104,7 @@ def test_links_lead_from_one_store_dir_to_another(app: Flask, closure: Closure) 
         assert location(app, f"{tool}/own") == f"{tool}/share/"
 
 
-def test_out_of_all_store_dirs(app: Flask, closure: Closure) -> None:
+def test_links_out_of_all_store_dirs_are_not_found(app: Flask, closure: Closure) -> None:
     nobody = get(app, f"{closure.tool}/nobody")
     assert nobody.status_code == 404
     assert "/gnu/store" in nobody.text
@@ -114,7 +114,7 @@ def test_out_of_all_store_dirs(app: Flask, closure: Closure) -> None:
     assert "out -> /opt/nix" in out.text
 
 
-def test_hosts_of_their_own(app: Flask, closure: Closure) -> None:
+def test_paths_of_each_store_dir_have_hosts(app: Flask, closure: Closure) -> None:
     hosts = [f"{path.rpartition('/')[2][:32]}.{DOMAIN}" for path in (closure.base, closure.data, closure.tool)]
     base, data, tool = hosts
     assert [get(app, "/share/name", host).data for host in hosts] == [b"base", b"data", b"tool"]
@@ -124,12 +124,12 @@ def test_hosts_of_their_own(app: Flask, closure: Closure) -> None:
     assert get(app, "/nobody", tool).status_code == 404
 
 
-def test_the_page_lists_them(app: Flask, closure: Closure) -> None:
+def test_landing_page_lists_stores_with_their_store_dirs(app: Flask, closure: Closure) -> None:
     get(app, closure.base)
     page = get(app, "/", Accept="text/html").text
     assert page.index(closure.usual.as_uri()) < page.index(closure.alt.as_uri())
-    assert f"{closure.alt.as_uri()}</code>, for <code>{ALT}</code>" in page
-    assert f"{closure.usual.as_uri()}</code>, for <code>/nix/store</code>" in page
+    assert f"{closure.alt.as_uri()}</code> for <code>{ALT}</code>" in page
+    assert f"{closure.usual.as_uri()}</code> for <code>/nix/store</code>" in page
     robots = get(app, "/robots.txt").text
     assert f"Disallow: {ALT}/" in robots
     assert "Disallow: /nix/store/" in robots
@@ -142,7 +142,7 @@ def test_the_page_lists_them(app: Flask, closure: Closure) -> None:
         assert f'href="./{link}"' in listing
 
 
-def test_the_page_waits_for_no_store(closure: Closure) -> None:
+def test_landing_page_does_not_wait_for_stores(closure: Closure) -> None:
     hung = FakeStore("hung")
     gate = hung.gates["nix-cache-info"] = threading.Event()
     cache = BinaryCache([hung, LocalBinaryCacheStore(str(closure.alt))])
@@ -153,9 +153,9 @@ def test_the_page_waits_for_no_store(closure: Closure) -> None:
     cache.close()
 
 
-def test_a_store_dir_that_a_silent_store_may_have(closure: Closure, monkeypatch: pytest.MonkeyPatch) -> None:
-    """404 only if every store has answered: of which store dir it is, one that is down has not."""
-    monkeypatch.setattr(substituter, "INTRODUCTION_SECONDS", 0.2)
+def test_unknown_store_dir_is_not_404_while_a_store_is_down(closure: Closure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """404 requires an answer of every store: a store that is down may have any store dir."""
+    monkeypatch.setattr(substituter, "CACHE_INFO_WAIT_SECONDS", 0.2)
     down = FakeStore("down")
     down.failure = DOWN
     alone = create_app(Settings(), BinaryCache([down]))

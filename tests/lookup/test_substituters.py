@@ -1,4 +1,4 @@
-"""In which order stores are asked, when one is paused, and what a slow one may hold up."""
+"""The order of stores, the circuit breaker of a failing store, and the effect of a slow store."""
 
 import gzip
 import logging
@@ -49,7 +49,7 @@ class Clock:
 
 
 class FakeStore(MemoryStore):
-    """Notes in ``asked`` what it is asked for, and then waits for ``gate``, or fails with ``failure``."""
+    """Records requests in ``asked``, then waits for the gate of the file in ``gates``, and raises ``failure`` if it is set."""
 
     def __init__(
         self, name: str, files: dict[str, bytes] = GOOD, *, asked: list[tuple[str, str]] | None = None
@@ -80,7 +80,7 @@ def opened(*substituters: Substituter, strategy: Strategy = "ordered") -> Iterat
 
 
 def find(cache: BinaryCache, name: str = "hello") -> str:
-    """Which store has the path, or what is raised."""
+    """Return the name of the store that has the path, or of the error that is raised."""
     try:
         return cache.path_info(hash_part(name)).store.url.removeprefix("memory://")
     except StoreError as error:
@@ -88,13 +88,13 @@ def find(cache: BinaryCache, name: str = "hello") -> str:
 
 
 def took(call: Callable[[], object]) -> float:
-    begun = time.monotonic()
+    started = time.monotonic()
     call()
-    return time.monotonic() - begun
+    return time.monotonic() - started
 
 
 def until(condition: Callable[[], bool], *, seconds: float = 5) -> None:
-    """Wait for it. Raises TimeoutError."""
+    """Wait until a condition is met. Raises TimeoutError."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -102,7 +102,7 @@ def until(condition: Callable[[], bool], *, seconds: float = 5) -> None:
         time.sleep(0.001)
 
 
-# In which order.
+# --- order
 
 
 @pytest.mark.parametrize(
@@ -111,15 +111,15 @@ def until(condition: Callable[[], bool], *, seconds: float = 5) -> None:
         ([(None, None), (None, None), (None, None)], "abc"),
         ([(None, "40"), (None, "30"), (None, "41")], "bac"),
         ([(None, "40"), (None, "40"), (None, "40")], "abc"),
-        ([(None, None), (None, "49"), (None, "51")], "bac"),  # without one: 50
+        ([(None, None), (None, "49"), (None, "51")], "bac"),  # the default is 50
         ([(None, "51"), (None, None), (None, "50")], "bca"),
-        ([(30, "10"), (20, "40"), (10, None)], "cba"),  # what the URL says counts
+        ([(30, "10"), (20, "40"), (10, None)], "cba"),  # the URL takes precedence
         ([(None, "10"), (5, "90"), (None, "7")], "bca"),
         ([(0, None), (None, "-1"), (None, "0")], "bac"),
-        ([(None, "x"), (None, "60"), (None, None)], "acb"),  # cannot be read: as if it had none
+        ([(None, "x"), (None, "60"), (None, None)], "acb"),  # an invalid priority counts as none
     ],
 )
-def test_order(priorities: list[tuple[int | None, str | None]], expected: str) -> None:
+def test_stores_are_asked_in_order_of_priority(priorities: list[tuple[int | None, str | None]], expected: str) -> None:
     cases: list[tuple[dict[str, bytes], Strategy]] = [(EMPTY, "ordered"), (GOOD, "ordered"), (GOOD, "parallel")]
     for files, strategy in cases:
         asked: list[tuple[str, str]] = []
@@ -149,7 +149,7 @@ def test_order(priorities: list[tuple[int | None, str | None]], expected: str) -
         ("?trusted=0&want-mass-query=true&compression=xz", 50, False),
     ],
 )
-def test_what_a_store_url_says(query: str, priority: int, trusted: bool) -> None:
+def test_store_url_sets_priority_and_trust(query: str, priority: int, trusted: bool) -> None:
     for url in ("https://user:secret@cache.example/x", "/var/cache", "file:///var/cache"):
         found = Substituter.open(url + query)
         assert (found.priority, found.trusted) == (priority, trusted)
@@ -160,18 +160,18 @@ def test_what_a_store_url_says(query: str, priority: int, trusted: bool) -> None
 @pytest.mark.parametrize(
     "query", ["?priority=x", "?priority=1.5", "?priority=-1", "?priority=9999999999", "?trusted=yes", "?trusted="]
 )
-def test_what_a_store_url_can_t_say(query: str) -> None:
+def test_invalid_parameters_of_a_store_url_are_rejected(query: str) -> None:
     with pytest.raises(SettingsError, match=r"priority|trusted") as caught:
         Substituter.open("https://user:secret@cache.example" + query)
     assert "secret" not in str(caught.value)
 
 
-# A slow nix-cache-info.
+# --- nix-cache-info
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_slow_introduction_is_waited_for_once(strategy: Strategy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "INTRODUCTION_SECONDS", 0.2)
+def test_slow_cache_info_is_waited_for_once(strategy: Strategy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CACHE_INFO_WAIT_SECONDS", 0.2)
     first, late = FakeStore("first"), FakeStore("late", GOOD | {INFO: b"Priority: 1\n"})
     gate = late.gates[INFO] = threading.Event()
     with opened(Substituter(first), Substituter(late), strategy=strategy) as cache:
@@ -181,25 +181,25 @@ def test_a_slow_introduction_is_waited_for_once(strategy: Strategy, monkeypatch:
         assert took(cache.store_dirs) < 0.1
         assert late.asked.count(("late", INFO)) == 1
         gate.set()
-        cache.substituters[1].introduce().result(5)
+        cache.substituters[1].request_cache_info().result(5)
         assert [each.url for each in cache.in_order()] == ["memory://late", "memory://first"]
 
 
-def test_what_is_old_is_asked_for_in_the_background() -> None:
+def test_old_cache_info_is_fetched_again_in_the_background() -> None:
     clock = Clock()
     store = FakeStore("a", GOOD | {INFO: b"Priority: 1\n"})
     substituter = Substituter(store, clock=clock)
-    substituter.wait_for_introduction()
+    substituter.wait_for_cache_info()
     gate = store.gates[INFO] = threading.Event()
     store.failure = DOWN
     clock.now += 3601
-    assert took(substituter.wait_for_introduction) < 0.1
+    assert took(substituter.wait_for_cache_info) < 0.1
     assert substituter.priority == 1
     gate.set()
-    substituter.introduce().result(5)
-    assert substituter.priority == 1  # it is down, which does not change what it said
+    substituter.request_cache_info().result(5)
+    assert substituter.priority == 1  # the store is down, and its previous nix-cache-info stays valid
     assert store.asked.count(("a", INFO)) == 2
-    substituter.introduce().result(5)
+    substituter.request_cache_info().result(5)
     assert store.asked.count(("a", INFO)) == 2
     store.failure, store.gates = None, {}
     clock.now += 31
@@ -207,7 +207,7 @@ def test_what_is_old_is_asked_for_in_the_background() -> None:
     assert store.asked.count(("a", INFO)) == 3
 
 
-def test_what_a_store_says_of_itself() -> None:
+def test_cache_info_sets_store_dir_and_priority() -> None:
     for files, expected in (
         ({}, ("/nix/store", 50)),
         ({INFO: b""}, ("/nix/store", 50)),
@@ -223,7 +223,7 @@ def test_what_a_store_says_of_itself() -> None:
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, brotli.compress, zstandard.compress, lzma.compress, bytes])
-def test_a_narinfo_may_be_compressed(compress: Callable[[bytes], bytes]) -> None:
+def test_narinfo_may_be_compressed(compress: Callable[[bytes], bytes]) -> None:
     name = f"{hash_part('hello')}.narinfo"
     for content, expected in ((GOOD[name], "hello"), (b"<html>", NarInfoError), (b"<html>" * 1_000_000, NarcoreError)):
         cache = BinaryCache([FakeStore("a", {**GOOD, name: compress(content)})])
@@ -234,11 +234,11 @@ def test_a_narinfo_may_be_compressed(compress: Callable[[bytes], bytes]) -> None
                 cache.path_info(hash_part("hello"))
 
 
-# A store that fails.
+# --- circuit breaker
 
 
 def breaker_of(store: FakeStore, clock: Clock) -> Callable[[], str]:
-    """Ask the store for a small file; what came of it, in a word."""
+    """Return a function that requests a small file and returns the result in a word, in parentheses if nothing was requested."""
     substituter = Substituter(store, clock=clock)
 
     def ask() -> str:
@@ -255,7 +255,7 @@ def breaker_of(store: FakeStore, clock: Clock) -> Callable[[], str]:
 
 
 @pytest.mark.parametrize("failure", [DOWN, SLOW])
-def test_the_breaker(failure: StoreError) -> None:
+def test_breaker_opens_and_closes_with_growing_pauses(failure: StoreError) -> None:
     clock, store = Clock(), FakeStore("a", {"x.narinfo": b"x"})
     ask = breaker_of(store, clock)
     name = type(failure).__name__
@@ -264,9 +264,9 @@ def test_the_breaker(failure: StoreError) -> None:
     pause = PAUSE_SECONDS
     for _ in range(12):
         clock.now += pause - 0.1
-        assert ask() == f"({name})"  # unasked, and of the same kind
+        assert ask() == f"({name})"  # no request, and the same kind of error
         clock.now += 0.2
-        assert ask() == name  # one tries
+        assert ask() == name  # one trial
         assert ask() == f"({name})"
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
     assert pause == LONGEST_PAUSE_SECONDS
@@ -276,10 +276,10 @@ def test_the_breaker(failure: StoreError) -> None:
     store.failure = failure
     assert [ask() for _ in range(FAILURES + 1)] == [name] * FAILURES + [f"({name})"]
     clock.now += PAUSE_SECONDS
-    assert ask() == name  # the pauses begin anew
+    assert ask() == name  # the pauses start from the first one again
 
 
-def test_an_answer_is_no_failure() -> None:
+def test_any_answer_of_the_store_resets_the_failures() -> None:
     clock, store = Clock(), FakeStore("a", {})
     ask = breaker_of(store, clock)
     for failure in (GONE, StoreError("too long"), DOWN, DOWN, GONE, DOWN, DOWN):
@@ -289,12 +289,12 @@ def test_an_answer_is_no_failure() -> None:
     assert ask() == "FileNotInStore"
 
 
-def test_one_tries_for_all_and_who_failed_together_failed_once() -> None:
+def test_concurrent_failures_share_one_attempt() -> None:
     clock, store = Clock(), FakeStore("a", {"x.narinfo": b"x"})
     substituter = Substituter(store, clock=clock)
 
-    def together(number: int) -> int:
-        """So many ask at once, all of whom fail; how many of them asked."""
+    def call_concurrently(number: int) -> int:
+        """Make ``number`` concurrent calls, which all fail; return how many requests the store received."""
         store.asked.clear()
         gate = store.gates[".narinfo"] = threading.Event()
         calls = [substituter.soon(lambda: substituter.read("x.narinfo", 1000)) for _ in range(number)]
@@ -307,16 +307,16 @@ def test_one_tries_for_all_and_who_failed_together_failed_once() -> None:
         return len(store.asked)
 
     store.failure = DOWN
-    assert together(CALLS_AT_ONCE) >= FAILURES
+    assert call_concurrently(CALLS_AT_ONCE) >= FAILURES
     clock.now += PAUSE_SECONDS + 0.1
-    assert together(CALLS_AT_ONCE) == 1
+    assert call_concurrently(CALLS_AT_ONCE) == 1
     clock.now += PAUSE_SECONDS + 0.1
-    assert together(3) == 0
+    assert call_concurrently(3) == 0
     clock.now += PAUSE_SECONDS
-    assert together(3) == 1
+    assert call_concurrently(3) == 1
 
 
-def test_a_dead_store_is_not_logged_for_every_request(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_store_is_not_logged_for_every_request(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     dead, other = FakeStore("dead"), FakeStore("other", EMPTY)
     dead.failure = DOWN
@@ -334,11 +334,11 @@ def test_a_dead_store_is_not_logged_for_every_request(caplog: pytest.LogCaptureF
     assert sum(path.endswith(".narinfo") for _, path in dead.asked) <= FAILURES + 5
 
 
-# What nobody having it means.
+# --- errors of several stores
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_missing_is_what_all_have_said(strategy: Strategy) -> None:
+def test_path_is_missing_only_if_all_stores_say_so(strategy: Strategy) -> None:
     kinds = {
         "StoresUnavailable": StoresUnavailable,
         "StoresTimeout": StoresTimeout,
@@ -351,20 +351,20 @@ def test_missing_is_what_all_have_said(strategy: Strategy) -> None:
         ((SLOW, GONE, DOWN), "StoresUnavailable"),
         ((SLOW, SLOW, SLOW), "StoresTimeout"),
     ):
-        made = [FakeStore(name, EMPTY) for name in "abc"]
-        for store, failure in zip(made, failures, strict=True):
+        fakes = [FakeStore(name, EMPTY) for name in "abc"]
+        for store, failure in zip(fakes, failures, strict=True):
             store.failure = failure
-        with opened(*(Substituter(store, priority=1) for store in made), strategy=strategy) as cache:
-            for _ in range(10):  # also while some are paused
+        with opened(*(Substituter(store, priority=1) for store in fakes), strategy=strategy) as cache:
+            for _ in range(10):  # also while the circuit breakers of some are open
                 assert find(cache, "nothing") == expected
             with pytest.raises(kinds[expected], match=f"{3 - failures.count(GONE)} of 3 stores|no store has"):
                 cache.path_info(hash_part("nothing"))
 
 
-# Parallel.
+# --- parallel requests
 
 
-def test_the_first_in_order_wins_and_the_others_do_not_hold_it_up() -> None:
+def test_parallel_lookup_uses_the_first_store_without_waiting_for_others() -> None:
     first, hung, quick = FakeStore("first"), FakeStore("hung"), FakeStore("quick")
     gate = hung.gates[".narinfo"] = threading.Event()
     with opened(*(Substituter(each, priority=1) for each in (first, hung, quick)), strategy="parallel") as cache:
@@ -375,16 +375,16 @@ def test_the_first_in_order_wins_and_the_others_do_not_hold_it_up() -> None:
         for thread in ask_in_thread:
             thread.start()
         until(lambda: sum(path.endswith(".narinfo") for _, path in quick.asked) >= CALLS_AT_ONCE)
-        # Each of the two keeps a bounded number of threads, and the quick one is asked although the other hangs.
-        own = [thread for thread in threading.enumerate() if thread.name == "background-call"]
-        assert len(own) <= 2 * CALLS_AT_ONCE
-        assert all(thread.daemon for thread in own)
+        # Each store has a limited number of threads, and the quick store is asked although the other one hangs.
+        background = [thread for thread in threading.enumerate() if thread.name == "background-call"]
+        assert len(background) <= 2 * CALLS_AT_ONCE
+        assert all(thread.daemon for thread in background)
         gate.set()
         for thread in ask_in_thread:
             thread.join(5)
 
 
-def test_one_that_answers_is_enough_to_be_ready() -> None:
+def test_one_answering_store_is_enough_to_be_ready() -> None:
     hung, quick = FakeStore("hung"), FakeStore("quick")
     gate = hung.gates[INFO] = threading.Event()
     with opened(Substituter(hung), Substituter(quick)) as cache:

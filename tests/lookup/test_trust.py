@@ -1,6 +1,6 @@
-"""No forged narinfo gets through: a cache that a real Nix signed, and what a forger may make of it.
+"""Forged narinfos are rejected: a cache that a real Nix signed, and changes that an attacker may make to it.
 
-Every forgery, and every change that is none, is also shown to a real Nix: it must come to the same verdict.
+Every forgery, and every harmless change, is also given to a real Nix, which must come to the same result.
 """
 
 from base64 import b64decode, b64encode
@@ -33,7 +33,7 @@ STRATEGIES: tuple[Strategy, ...] = ("ordered", "parallel")
 
 @dataclass(frozen=True)
 class Signed:
-    """A cache of Nix's, its key, and its narinfos by the names of their store paths."""
+    """A cache written by Nix, its key, and its narinfos by the name of the store path."""
 
     nix: RealNix
     key: PublicKey
@@ -45,12 +45,12 @@ class Signed:
         return self.infos["victim"]
 
     def with_narinfo(self, data: bytes, name: str = "victim") -> dict[str, bytes]:
-        """The files of the cache, with another narinfo for the path of that name."""
+        """Return the files of the cache, with another narinfo for the path of that name."""
         return self.files | {narinfo_name(self.infos[name]): data}
 
 
 class WatchedStore(MemoryStore):
-    """Knows what was asked of it."""
+    """Records requests in ``asked``."""
 
     def __init__(self, files: dict[str, bytes], name: str = "watched") -> None:
         super().__init__(files, f"memory://{name}")
@@ -95,7 +95,7 @@ def cache_of(signed: Signed, *stores: MemoryStore | Substituter, **options: obje
     return BinaryCache(stores, trusted_keys=[signed.key], **options)  # type: ignore[arg-type]  # each has its own type
 
 
-# Forgeries: from the cache, the bytes of a narinfo for the victim's hash part.
+# Forgeries: each makes the bytes of a narinfo for the hash part of "victim".
 
 Forge = Callable[[Signed], bytes]
 Change = Callable[[NarInfo], NarInfo]
@@ -104,19 +104,19 @@ STRANGER = SecretKey.generate("stranger-1")
 
 
 def changed(change: Change) -> Forge:
-    """The victim's narinfo, with a change behind the signature's back."""
+    """Return a forgery: the narinfo of "victim", changed without a new signature."""
     return lambda signed: change(signed.victim).to_text().encode()
 
 
 def signed_with(*signatures: Callable[[Signed], Signature]) -> Forge:
-    """The victim's narinfo with these signatures instead of its own."""
+    """Return a forgery: the narinfo of "victim" with these signatures instead of its own."""
     return lambda signed: (
         replace(signed.victim, signatures=tuple(make(signed) for make in signatures)).to_text().encode()
     )
 
 
 def sig_lines(make: Callable[[str], list[str]]) -> Forge:
-    """The victim's narinfo with other Sig lines, made of the good one; also ones that no Signature can be."""
+    """Return a forgery: the narinfo of "victim" with other Sig lines, made from the good one; they may be invalid."""
 
     def forge(signed: Signed) -> bytes:
         (signature,) = signed.victim.signatures
@@ -153,7 +153,7 @@ def with_references(*references: str) -> Forge:
 
 
 def twin(digits: str) -> str:
-    """Another spelling of base 64: the same bytes by lax decoders, since the last digit has bits to spare."""
+    """Return another spelling in base 64: lax decoders return the same bytes, since the last digit has unused bits."""
     raw, name = digits.partition(":")[2], digits.partition(":")[0]
     last = raw[-3]
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
@@ -167,15 +167,15 @@ FORGERIES: dict[str, Forge] = {
     "a stranger's signature": signed_with(by_stranger),
     "the right name, another key": signed_with(by_impostor),
     "the right signature, another name": signed_with(lambda signed: replace(good(signed), name="stranger-1")),
-    "the name of a key that is no name": signed_with(lambda signed: replace(good(signed), name=f"{KEY_NAME}.")),
+    "an invalid key name": signed_with(lambda signed: replace(good(signed), name=f"{KEY_NAME}.")),
     "many bad signatures": signed_with(by_stranger, by_impostor, of_friend, *[by_stranger] * 50),
     "signature of another path": signed_with(of_friend),
-    "another path's, and another path's key name": signed_with(of_friend, lambda signed: flip(good(signed), 0)),
+    "signature of another path, and a flipped one": signed_with(of_friend, lambda signed: flip(good(signed), 0)),
     "signature with its first bit flipped": signed_with(lambda signed: flip(good(signed), 0)),
     "signature with its last bit flipped": signed_with(lambda signed: flip(good(signed), 63)),
     "signature of zeros": signed_with(lambda signed: Signature(KEY_NAME, bytes(64))),
     "Sig without a name": sig_lines(lambda sig: [sig.partition(":")[2]]),
-    "Sig that is none": sig_lines(lambda sig: ["", ":", "x:x", "\u00e9:" + "A" * 88]),
+    "invalid Sig lines": sig_lines(lambda sig: ["", ":", "x:x", "\u00e9:" + "A" * 88]),
     "another name": changed(lambda info: replace(info, store_path=replace(info.store_path, name="victim-2"))),
     "another NarHash": changed(lambda info: replace(info, nar_hash=NixHash("sha256", bytes(32)))),
     "NarHash of another path": lambda signed: (
@@ -183,8 +183,10 @@ FORGERIES: dict[str, Forge] = {
     ),
     "larger NarSize": changed(lambda info: replace(info, nar_size=info.nar_size + 1)),
     "smaller NarSize": changed(lambda info: replace(info, nar_size=info.nar_size - 1)),
-    "a reference more": changed(lambda info: replace(info, references=(*info.references, f"{hash_part('x')}-x"))),
-    "a reference less": with_references(FRIEND, BASE),
+    "an additional reference": changed(
+        lambda info: replace(info, references=(*info.references, f"{hash_part('x')}-x"))
+    ),
+    "a missing reference": with_references(FRIEND, BASE),
     "no self reference": with_references(FRIEND, ENEMY),
     "no references": with_references(),
     "another reference": with_references(BASE, FRIEND, f"{hash_part('x')}-x"),
@@ -193,16 +195,16 @@ FORGERIES: dict[str, Forge] = {
         replace(signed.victim, signatures=(), ca=signed.infos["text"].ca).to_text().encode()
     ),
 }
-# Nix stops at these; we read on, and believe nothing of it.
+# Nix stops with an error at these; nar-serve ignores the invalid fields and does not trust the narinfo.
 UNREADABLE: dict[str, Forge] = {
-    "a CA that says nothing": changed(lambda info: replace(info, signatures=(), ca="fixed")),
+    "an incomplete CA": changed(lambda info: replace(info, signatures=(), ca="fixed")),
     "Sig without base 64": sig_lines(lambda sig: [sig.partition(":")[0] + ":"]),
     "Sig cut short": sig_lines(lambda sig: [sig[:-4]]),
     "Sig too long": sig_lines(lambda sig: [f"{KEY_NAME}:{b64encode(bytes(65)).decode()}"]),
     "Sig with a space in it": sig_lines(lambda sig: [sig.replace(":", ": ")]),
 }
 
-# What a signature does not cover, by design: URL and the like only say where the NAR is and how it is packed.
+# Changes that a signature does not cover, by design: URL and similar fields only say where the NAR is and how it is compressed.
 HARMLESS: dict[str, Forge] = {
     "nothing": changed(lambda info: info),
     "references in another order": with_references(ENEMY, FRIEND, BASE),
@@ -223,7 +225,7 @@ HARMLESS: dict[str, Forge] = {
 
 
 @pytest.mark.parametrize("forge", (FORGERIES | UNREADABLE).values(), ids=FORGERIES | UNREADABLE)
-def test_a_forgery_is_refused_before_anything_else_is_fetched(signed: Signed, forge: Forge) -> None:
+def test_forgery_is_rejected_before_anything_else_is_fetched(signed: Signed, forge: Forge) -> None:
     store = WatchedStore(signed.with_narinfo(forge(signed)))
     with pytest.raises(UntrustedSignature):
         cache_of(signed, store).path_info(hash_part("victim"))
@@ -231,13 +233,13 @@ def test_a_forgery_is_refused_before_anything_else_is_fetched(signed: Signed, fo
 
 
 @pytest.mark.parametrize("forge", HARMLESS.values(), ids=HARMLESS)
-def test_what_is_not_signed_may_change(signed: Signed, forge: Forge) -> None:
+def test_unsigned_fields_may_change(signed: Signed, forge: Forge) -> None:
     cache = cache_of(signed, MemoryStore(signed.with_narinfo(forge(signed))))
     assert cache.path_info(hash_part("victim")).trust is Trust.SIGNATURE
 
 
-def nix_says(signed: Signed, directory: Path, data: bytes) -> str:
-    """What Nix complains of when it verifies a cache with just this narinfo; "" if of nothing."""
+def nix_error(signed: Signed, directory: Path, data: bytes) -> str:
+    """Return the error output of Nix when it verifies a cache with only this narinfo; "" if it succeeds."""
     (directory / "nix-cache-info").write_text("StoreDir: /nix/store\n")
     (directory / narinfo_name(signed.victim)).write_bytes(data)
     trust = ("--option", "trusted-public-keys", str(signed.key), "--sigs-needed", "1")
@@ -247,48 +249,48 @@ def nix_says(signed: Signed, directory: Path, data: bytes) -> str:
 
 
 @pytest.mark.parametrize("name", [*FORGERIES, *UNREADABLE])
-def test_nix_refuses_the_same_forgeries(signed: Signed, tmp_path: Path, name: str) -> None:
-    said = nix_says(signed, tmp_path, (FORGERIES | UNREADABLE)[name](signed))
-    assert ("-victim' is untrusted" in said or "-victim-2' is untrusted" in said) is (name in FORGERIES)
-    assert said
+def test_nix_rejects_the_same_forgeries(signed: Signed, tmp_path: Path, name: str) -> None:
+    output = nix_error(signed, tmp_path, (FORGERIES | UNREADABLE)[name](signed))
+    assert ("-victim' is untrusted" in output or "-victim-2' is untrusted" in output) is (name in FORGERIES)
+    assert output
 
 
 @pytest.mark.parametrize("forge", HARMLESS.values(), ids=HARMLESS)
-def test_nix_does_not_mind_the_same_changes(signed: Signed, tmp_path: Path, forge: Forge) -> None:
-    assert nix_says(signed, tmp_path, forge(signed)) == ""
+def test_nix_accepts_the_same_changes(signed: Signed, tmp_path: Path, forge: Forge) -> None:
+    assert nix_error(signed, tmp_path, forge(signed)) == ""
 
 
-def test_base_64_is_read_strictly_or_at_least_to_the_same_bytes(signed: Signed) -> None:
-    """Another spelling of a good signature is no forgery; what matters is that it is not another signature."""
+def test_other_spelling_in_base_64_is_the_same_signature(signed: Signed) -> None:
+    """Another spelling of a good signature is not a forgery, as long as it decodes to the same signature."""
     data = sig_lines(lambda sig: [twin(sig)])(signed)
     assert cache_of(signed, MemoryStore(signed.with_narinfo(data))).path_info(
         hash_part("victim")
     ).narinfo.signatures == (good(signed),)
 
 
-def test_another_paths_narinfo(signed: Signed) -> None:
-    """Well signed, and not what was asked for."""
+def test_narinfo_of_another_path_is_rejected(signed: Signed) -> None:
+    """It has a valid signature, but is not of the requested path."""
     data = signed.infos["friend"].to_text().encode()
     with pytest.raises(NarInfoError):
         cache_of(signed, MemoryStore(signed.with_narinfo(data))).path_info(hash_part("victim"))
 
 
-def test_another_hash_part(signed: Signed) -> None:
-    """The victim's narinfo, signature and all, for a path that is not in the cache."""
+def test_signed_narinfo_with_another_hash_part_is_rejected(signed: Signed) -> None:
+    """The narinfo of "victim", with its signature, for a path that is not in the cache."""
     moved = replace(signed.victim, store_path=replace(signed.victim.store_path, hash_part=hash_part("x")))
     store = MemoryStore(signed.files | {narinfo_name(moved): moved.to_text().encode()})
     with pytest.raises(UntrustedSignature):
         cache_of(signed, store).path_info(hash_part("x"))
 
 
-def test_another_store_dir(signed: Signed) -> None:
+def test_signed_narinfo_with_another_store_dir_is_rejected(signed: Signed) -> None:
     text = signed.victim.to_text().replace("/nix/store/", "/gnu/store/")
     files = signed.with_narinfo(text.encode()) | {"nix-cache-info": b"StoreDir: /gnu/store\n"}
     with pytest.raises(UntrustedSignature):
         cache_of(signed, MemoryStore(files)).path_info(hash_part("victim"), "/gnu/store")
 
 
-def test_a_cache_is_only_as_good_as_its_keys(signed: Signed) -> None:
+def test_trust_depends_on_the_configured_keys(signed: Signed) -> None:
     files = signed.files
     for keys, trust in (
         ([signed.key], Trust.SIGNATURE),
@@ -306,13 +308,13 @@ def test_a_cache_is_only_as_good_as_its_keys(signed: Signed) -> None:
 @pytest.mark.parametrize(
     "forge", [FORGERIES["no signature"], FORGERIES["another NarHash"]], ids=["unsigned", "changed"]
 )
-def test_the_next_store_is_asked(signed: Signed, strategy: Strategy, forge: Forge) -> None:
+def test_next_store_is_asked_after_a_forgery(signed: Signed, strategy: Strategy, forge: Forge) -> None:
     forged = WatchedStore(signed.with_narinfo(forge(signed)), "forged")
-    honest = WatchedStore(signed.files, "honest")
-    cache = cache_of(signed, forged, honest, strategy=strategy)
+    correct = WatchedStore(signed.files, "correct")
+    cache = cache_of(signed, forged, correct, strategy=strategy)
     try:
         info = cache.path_info(hash_part("victim"))
-        assert (info.store, info.trust, info.narinfo) == (honest, Trust.SIGNATURE, signed.victim)
+        assert (info.store, info.trust, info.narinfo) == (correct, Trust.SIGNATURE, signed.victim)
         assert contents(cache) == CONTENTS
         assert not any(path.startswith("nar/") for path in forged.asked)
         assert narinfo_name(signed.victim) in forged.asked
@@ -321,7 +323,7 @@ def test_the_next_store_is_asked(signed: Signed, strategy: Strategy, forge: Forg
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_no_store_has_a_good_one(signed: Signed, strategy: Strategy) -> None:
+def test_path_is_untrusted_if_all_stores_send_forgeries(signed: Signed, strategy: Strategy) -> None:
     stores = [
         WatchedStore(signed.with_narinfo(FORGERIES[name](signed)), str(number))
         for number, name in enumerate(("no signature", "another name"))
@@ -335,7 +337,7 @@ def test_no_store_has_a_good_one(signed: Signed, strategy: Strategy) -> None:
         cache.close()
 
 
-def test_a_store_that_is_trusted_as_it_is(signed: Signed, tmp_path: Path) -> None:
+def test_trusted_store_needs_no_signatures(signed: Signed, tmp_path: Path) -> None:
     for name, data in signed.with_narinfo(FORGERIES["no signature"](signed)).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
@@ -351,7 +353,7 @@ def test_a_store_that_is_trusted_as_it_is(signed: Signed, tmp_path: Path) -> Non
         cache.close()
 
 
-def test_one_trusted_store_does_not_vouch_for_another(signed: Signed) -> None:
+def test_trusted_store_does_not_make_another_store_trusted(signed: Signed) -> None:
     data = FORGERIES["no signature"](signed)
     trusted = Substituter(MemoryStore({}, "memory://trusted"), trusted=True)
     cache = cache_of(signed, trusted, MemoryStore(signed.with_narinfo(data), "memory://forged"))
@@ -360,13 +362,13 @@ def test_one_trusted_store_does_not_vouch_for_another(signed: Signed) -> None:
     cache.close()
 
 
-# What a signature does not cover can still not bring other contents: the signed NarHash tells. That takes the whole NAR: a part
-# of a remote file that is read without the rest (of no compression, or of many blocks) is the store's word alone, and only
-# NAR_VERIFY=strict rules that out.
+# Fields that a signature does not cover can't change the contents either, because the signed NarHash is checked. This requires
+# the whole NAR: a range of a remote file that is read without the rest (if it is uncompressed, or has several blocks) can't be
+# verified; only NAR_VERIFY=strict prevents such reads.
 
 
 def contents(cache: BinaryCache, of: str = "") -> bytes:
-    """The one regular file of the path with that hash part, by default the victim, read to its end."""
+    """Read the only regular file of the path with that hash part (default: "victim") to its end."""
     accessor = cache.open(cache.path_info(of or hash_part("victim")))
     root = accessor.listing.root
     directory = accessor.listing.child(root, "bin") if root.kind == "directory" else None
@@ -380,7 +382,7 @@ def contents(cache: BinaryCache, of: str = "") -> bytes:
 
 
 def other_contents() -> bytes:
-    """A NAR with other contents, as long as the victim's and with all else the same."""
+    """Return a NAR that differs from that of "victim" only in the contents of its file, and has the same size."""
     programs: Tree = {"x": exe(CONTENTS.replace(b"real", b"evil"))}
     tree: dict[str, Tree] = {"bin": programs, "friend": link(f"/nix/store/{FRIEND}")}
     return nar(tree)
@@ -414,7 +416,7 @@ SWAPPED: dict[str, Place] = {
 
 @pytest.fixture(params=["stream", "cache", "strict"])
 def options(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, object]]:
-    """What BinaryCache is told of where NARs are kept and when they are checked."""
+    """Options of BinaryCache: without a disk cache, with one, and with ``strict``."""
     if request.param == "stream":
         yield {}
         return
@@ -424,7 +426,7 @@ def options(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str
 
 
 def with_listing(signed: Signed, files: dict[str, bytes]) -> dict[str, bytes]:
-    """The cache with a listing of what the victim really holds, so that the NAR is not read for that."""
+    """Return the files with the correct listing of "victim", so that the NAR is not read to make one."""
     cache = cache_of(signed, MemoryStore(signed.files))
     listing = cache.open(cache.path_info(hash_part("victim"))).listing
     return files | {f"{hash_part('victim')}.ls": b"".join(listing.json_chunks())}
@@ -432,7 +434,7 @@ def with_listing(signed: Signed, files: dict[str, bytes]) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("listed", [False, True], ids=["no listing", "listing"])
 @pytest.mark.parametrize("place", SWAPPED.values(), ids=SWAPPED)
-def test_other_contents_never_come_whole(
+def test_other_contents_are_never_returned_completely(
     signed: Signed, place: Place, listed: bool, options: dict[str, object]
 ) -> None:
     files = place(signed)
@@ -441,7 +443,7 @@ def test_other_contents_never_come_whole(
         contents(cache)
 
 
-def test_strict_reads_no_part_of_a_nar_alone(signed: Signed, tmp_path: Path) -> None:
+def test_strict_reads_no_ranges_of_remote_nars(signed: Signed, tmp_path: Path) -> None:
     files = with_listing(signed, _other_url(signed, "none"))
     nars = NarCache(tmp_path / "nars", size=lambda _directory: 1 << 30, max_fills=4)
     with pytest.raises(IntegrityError):
@@ -449,16 +451,16 @@ def test_strict_reads_no_part_of_a_nar_alone(signed: Signed, tmp_path: Path) -> 
     nars.close()
 
 
-def test_the_right_contents_come(signed: Signed, options: dict[str, object]) -> None:
+def test_correct_contents_are_returned(signed: Signed, options: dict[str, object]) -> None:
     for files in (signed.files, with_listing(signed, signed.files)):
         assert contents(cache_of(signed, MemoryStore(files), **options)) == CONTENTS
 
 
-# Content addresses need no signature, if they are true.
+# Content-addressed paths need no signature if their contents match the address.
 
 
 @pytest.mark.parametrize("name", ["tree", "flat", "text"])
-def test_a_content_address_needs_no_signature(signed: Signed, name: str, options: dict[str, object]) -> None:
+def test_content_addressed_path_needs_no_signature(signed: Signed, name: str, options: dict[str, object]) -> None:
     info = signed.infos[name]
     assert not info.signatures
     cache = cache_of(signed, MemoryStore(signed.files), **options)
@@ -467,7 +469,7 @@ def test_a_content_address_needs_no_signature(signed: Signed, name: str, options
 
 
 @pytest.mark.parametrize("name", ["tree", "flat", "text"])
-def test_a_content_address_that_is_not_true(signed: Signed, name: str) -> None:
+def test_content_address_that_does_not_match_the_narinfo_is_untrusted(signed: Signed, name: str) -> None:
     info = signed.infos[name]
     address = ContentAddress.parse(info.ca or "")
     for forged in (
@@ -484,10 +486,10 @@ def test_a_content_address_that_is_not_true(signed: Signed, name: str) -> None:
 
 @pytest.mark.parametrize("compression", ["none", "xz"])
 @pytest.mark.parametrize("name", ["tree", "flat", "text"])
-def test_other_contents_for_a_content_address(
+def test_contents_that_do_not_match_the_content_address_are_rejected(
     signed: Signed, name: str, compression: str, options: dict[str, object]
 ) -> None:
-    """The address is true, but NarHash, NarSize, listing and NAR are another file's."""
+    """The address is correct, but NarHash, NarSize, listing and NAR are those of another file."""
     info = signed.infos[name]
     archive = nar(CONTENTS.replace(b"real", b"evil"))
     evil = nar_info(info.store_path, archive, compression=compression)
@@ -495,12 +497,12 @@ def test_other_contents_for_a_content_address(
     cache = cache_of(signed, MemoryStore(files | {evil.url: COMPRESS[compression](archive)}), **options)
     with pytest.raises(
         IntegrityError
-    ):  # at once for a tree, whose address is its NarHash; else before any byte is served
+    ):  # immediately for a tree, whose address contains its NarHash; else before any byte is served
         cache.open(cache.path_info(info.store_path.hash_part))
 
 
-def test_an_address_does_not_say_that_a_file_is_executable(signed: Signed) -> None:
-    """Nix 2.8 makes such paths; the address is that of the bytes alone. So it takes a signature, or trust in the store."""
+def test_executable_flat_file_needs_a_signature_or_a_trusted_store(signed: Signed) -> None:
+    """Nix 2.8 makes such paths, but their address covers only the bytes of the file, not its executable bit."""
     info, files = signed.infos["flat-executable"], signed.files
     assert info.ca == signed.infos["flat"].ca
     with pytest.raises(HashMismatch, match="not executable"):
@@ -509,15 +511,15 @@ def test_an_address_does_not_say_that_a_file_is_executable(signed: Signed) -> No
         contents(cache_of(signed, Substituter(MemoryStore(files), trusted=True)), info.store_path.hash_part) == CONTENTS
     )
     key = SecretKey.parse((signed.nix.root / "key.sk").read_text())
-    vouched = replace(info, signatures=(key.sign(info.fingerprint()),)).to_text().encode()
+    signed_narinfo = replace(info, signatures=(key.sign(info.fingerprint()),)).to_text().encode()
     assert (
-        contents(cache_of(signed, MemoryStore(files | {narinfo_name(info): vouched})), info.store_path.hash_part)
+        contents(cache_of(signed, MemoryStore(files | {narinfo_name(info): signed_narinfo})), info.store_path.hash_part)
         == CONTENTS
     )
 
 
-def test_a_signature_or_a_trusted_store_makes_the_address_needless(signed: Signed) -> None:
-    """Then a path is believed whatever its CA says, also one that can't be read or checked here."""
+def test_signature_or_trusted_store_makes_the_content_address_irrelevant(signed: Signed) -> None:
+    """Then the path is trusted whatever its CA says, even if the CA can't be parsed or checked."""
     key = SecretKey.parse((signed.nix.root / "key.sk").read_text())
     for ca in (signed.infos["flat"].ca, "fixed:git:sha1:x", "fixed:sha256:x", None):
         unsigned = replace(signed.infos["flat"], ca=ca)

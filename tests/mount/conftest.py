@@ -1,4 +1,4 @@
-"""Fixtures of the tests that mount: binary caches that a real Nix wrote, and the server in front of them."""
+"""Fixtures of the tests that mount: binary caches written by a real Nix, and the HTTP server in front of them."""
 
 import itertools
 import threading
@@ -26,8 +26,8 @@ _LOGS: set[Path] = set()
 
 
 @pytest.fixture(autouse=True)
-def _no_test_waits_for_ever() -> Iterator[None]:
-    """A mount that does not answer holds whoever asks it, without end and without a way to be interrupted."""
+def _time_limit() -> Iterator[None]:
+    """End all mounts after TEST_SECONDS: a test that waits for a mount without a worker can't be interrupted otherwise."""
     alarm = threading.Timer(TEST_SECONDS, mounting.end_all)
     alarm.start()
     yield
@@ -55,9 +55,9 @@ def upstream() -> Iterator[Upstream]:
 
 @pytest.fixture
 def serve(upstream: Upstream, tmp_path: Path) -> Callable[..., str]:
-    """Write a binary cache of some trees and serve it; gives its URL. See `builders.binary_cache` for the options.
+    """Return a function that writes a binary cache of some trees, serves it, and returns its URL.
 
-    It is signed with `KEY`, unless ``secret_key`` says otherwise.
+    The options are those of `builders.binary_cache`. The cache is signed with `KEY` unless ``secret_key`` is given.
     """
     numbers = itertools.count()
 
@@ -70,7 +70,7 @@ def serve(upstream: Upstream, tmp_path: Path) -> Callable[..., str]:
 
 
 def write(directory: Path, files: Mapping[str, bytes]) -> None:
-    """The files of a binary cache; what is asked for in the same moment is there as a whole or not at all."""
+    """Write the files of a binary cache. Each file appears atomically, since the server may read it at the same time."""
     for name, data in files.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,8 +81,8 @@ def write(directory: Path, files: Mapping[str, bytes]) -> None:
 
 @pytest.fixture(scope="session")
 def run_mount(tmp_path_factory: pytest.TempPathFactory) -> RunMount:
-    """Mounts a binary cache; see `mounting.mounted`. Trusts `KEY` unless told otherwise."""
-    needs.fuse()
+    """Return a function that mounts a binary cache; see `mounting.mounted`. It trusts `KEY` unless ``key`` is given."""
+    mounting.need_root()
 
     def run(url: str, *options: str, key: str = str(KEY.public_key), **details: Any) -> AbstractContextManager[Mounted]:
         directory = tmp_path_factory.mktemp("mount")
@@ -96,7 +96,7 @@ def run_mount(tmp_path_factory: pytest.TempPathFactory) -> RunMount:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show what the mounts logged when a test fails."""
+    """Add the log of the last mount to the report of a failed test."""
     report = yield
     if report.failed:
         latest = sorted(filter(Path.exists, _LOGS), key=lambda path: path.stat().st_mtime)[-1:]

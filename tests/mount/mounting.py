@@ -1,7 +1,7 @@
-"""The real program, `nar-serve mount`, in processes of its own, and how tests look at what it mounts.
+"""Run the real `nar-serve mount` in processes of its own, and access what it mounts.
 
-A mount that hangs would hang whoever looks at it. So what may wait is done by other processes, which can be given up; and at the
-end everything is ended by force.
+A process that accesses a mount that hangs, hangs too. So tests access mounts that may hang in other processes, which they can give
+up, and kill everything at the end.
 """
 
 import contextlib
@@ -33,28 +33,43 @@ PROGRAM = (sys.executable, "-m", "narserve", "mount")
 START_SECONDS = 30
 STOP_SECONDS = 10
 NOISE = ("Traceback (most recent call last)", "ResourceWarning", "Exception ignored")
-"""What nothing may leave in the log, unless the test says that it expects trouble."""
+"""Words that must not be in the log, unless a test expects trouble."""
 
 T = TypeVar("T")
 
 PLAIN = ("--no-passthrough",)
 
 
+def missing(reason: str) -> NoReturn:
+    """Skip the test, or fail it in CI."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def need_root() -> None:
+    """Skip the test without root or /dev/fuse."""
+    if os.geteuid() != 0:
+        missing("mounting needs root")
+    if not Path(device.DEVICE).exists():
+        missing(f"there is no {device.DEVICE}")
+
+
 def need_passthrough(cache_dir: Path) -> None:
-    """That the kernel may read files of that directory."""
+    """Skip the test if the kernel can't read files of that directory itself."""
     if reason := device.may_pass_through(cache_dir):
         needs.missing("FUSE passthrough", reason)
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """That of the tests, with these settings and no others."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("NAR_", "NIX_"))}
-    return kept | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)} | dict(settings)
+    """Return the environment of the tests with these settings only."""
+    other = {name: value for name, value in os.environ.items() if not name.startswith(("NAR_", "NIX_"))}
+    return other | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)} | dict(settings)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mounted:
-    """A mount. ``process`` is the holder, or who started it; ``log`` has what all of it said."""
+    """A mount. ``process`` is the holder, or the process that started it. ``log`` has the messages of all its processes."""
 
     target: Path
     run_dir: Path
@@ -64,11 +79,11 @@ class Mounted:
     environ: Mapping[str, str] = field(repr=False)
 
     def path(self, base_name: str) -> Path:
-        """Where a store path is; given with or without the store dir."""
+        """Return where the store path is in the mount. ``base_name`` may include the store directory."""
         return self.target / base_name.rpartition("/")[2]
 
     def status(self) -> dict[str, Any]:
-        """What it says of itself. A worker that is just ending does not, and then the next one is asked."""
+        """Return the status. If a worker ends before it answers, the next one is asked."""
         deadline = time.monotonic() + 20
         while True:
             try:
@@ -87,24 +102,24 @@ class Mounted:
         return int(self.status()["worker_pid"])
 
     def kill_worker(self) -> int:
-        """At once; gives the process id that it had."""
+        """Kill the worker, and return its process id."""
         pid = self.worker
         os.kill(pid, signal.SIGKILL)
         return pid
 
     def wait_for_successor(self, former: int) -> int:
-        """Until another worker answers; gives its process id."""
+        """Wait until another worker answers, and return its process id."""
         return until(lambda: pid if (pid := self.worker) != former else 0, "another worker")
 
     def mount(self) -> Mount | None:
-        """What is mounted there, as mountinfo has it."""
+        """Return the topmost mount at the target, from mountinfo."""
         return next(iter(mounts_at(self.target)[-1:]), None)
 
     def log_text(self) -> str:
         return self.log.read_text(errors="replace")
 
     def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        """``nar-serve mount`` with other arguments, in the same environment."""
+        """Run ``nar-serve mount`` with these arguments in the same environment."""
         command = [*PROGRAM, *map(str, arguments)]
         return subprocess.run(
             command, env=self.environ, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
@@ -117,7 +132,7 @@ class Mounted:
             return False
 
     def wait_ready(self) -> None:
-        """RuntimeError with the log if it ends first, or takes too long."""
+        """Wait until the mount answers. Raises RuntimeError with the log if it ends before, or takes too long."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             if self.is_up():
@@ -126,7 +141,7 @@ class Mounted:
         raise RuntimeError(f"it did not mount; its log:\n{self.log_text()[-8000:]}")
 
     def stop(self) -> None:
-        """Politely; and then by force, whatever state it is in."""
+        """End the mount with SIGTERM, and then with SIGKILL, whatever state it is in."""
         if self.process.poll() is None:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -141,14 +156,14 @@ _LIVE: list[Mounted] = []
 
 
 def end_all() -> None:
-    """End every mount that is still there by force: whoever waits for one of them goes on, with an error."""
+    """Kill all mounts that are left. Processes that wait for one of them get an error."""
     for mount in _LIVE:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(mount.process.pid, signal.SIGKILL)
 
 
 def unmount_all(target: Path) -> None:
-    """Whatever is mounted there, however many on top of each other."""
+    """Unmount everything at the target, however many mounts are on top of each other."""
     while mounts_at(target):
         syscalls.unmount(target, lazy=True)
 
@@ -163,9 +178,9 @@ def mounted(
     cache_dir: Path | None = None,
     expect_trouble: bool = False,
 ) -> Iterator[Mounted]:
-    """A mount of the binary cache at ``url``, below ``directory``, until the end of the ``with``.
+    """Mount the binary cache at ``url`` below ``directory`` until the end of the ``with``.
 
-    ``key`` is a public key to trust. Fails if the log then has a traceback in it, unless ``expect_trouble``.
+    ``key`` is a public key to trust. Fails if the log has one of NOISE at the end, unless ``expect_trouble``.
     """
     target = directory / "mnt"
     target.mkdir(parents=True)
@@ -196,11 +211,11 @@ def mounted(
         assert not found, f"{found} in the log:\n{mount.log_text()[-8000:]}"
 
 
-# ---- looking
+# ---- reading
 
 
 def nar_hash(path: Path) -> str:
-    """The SHA-256 of the NAR of what is at ``path``, in Nix's base 32: by a walk over the mounted files."""
+    """Walk over the files at ``path``, and return the SHA-256 of their NAR in Nix's base 32."""
     sha256 = hashlib.sha256()
     for chunk in write_nar(_events(os.fsencode(path), b"")):
         sha256.update(chunk)
@@ -218,19 +233,19 @@ def _events(path: bytes, name: bytes) -> Iterator[NarEvent]:
         yield DirectoryEnd()
     else:
         yield Regular(name, bool(status.st_mode & 0o100), status.st_size)
-        with open(path, "rb") as file:  # noqa: PTH123  names that are no text
+        with open(path, "rb") as file:  # noqa: PTH123  names that are not UTF-8
             while chunk := file.read(1 << 20):
                 yield Data(chunk)
 
 
 def by_nix_hash(*paths: Path) -> list[str]:
-    """The same for several, by Nix."""
+    """Return the same hashes, computed by Nix."""
     command = ["nix-hash", "--type", "sha256", "--base32", *map(str, paths)]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=True).stdout.split()
 
 
 def resident(path: Path) -> int:
-    """Bytes of a file that are in the page cache (mincore(2), which takes an address)."""
+    """Return how many bytes of a file are in the page cache (mincore(2), which takes an address)."""
     size = path.stat().st_size
     if not size:
         return 0
@@ -250,18 +265,18 @@ def resident(path: Path) -> int:
     return sum(page & 1 for page in pages.raw) * mmap.PAGESIZE
 
 
-def until(condition: Callable[[], T], what: str, seconds: float = 15) -> T:
-    """What ``condition`` gives, as soon as that is true."""
+def until(condition: Callable[[], T], what: str = "the condition", seconds: float = 15) -> T:
+    """Wait until ``condition`` returns a true value, and return it. ``what`` describes it in the failure."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        assert time.monotonic() < deadline, f"{what}: not reached within {seconds} s"
         time.sleep(0.01)
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of a program that ended by itself."""
+    """The outcome of a program."""
 
     status: int
     output: bytes
@@ -273,14 +288,14 @@ _ASKING: list["Asking"] = []
 
 
 def end_programs() -> None:
-    """Those that a test that has failed left behind."""
+    """Kill the programs that a failed test has left."""
     for asking in _ASKING:
         asking.kill()
     _ASKING.clear()
 
 
 class Asking:
-    """A program that asks the mount for something, in a process of its own: ``cat FILE``, for one."""
+    """A program that accesses the mount in its own process, such as ``cat FILE``."""
 
     def __init__(self, *command: str | Path) -> None:
         self.started = time.monotonic()
@@ -294,7 +309,7 @@ class Asking:
         return self.process.poll() is None
 
     def outcome(self, seconds: float = 30) -> Outcome:
-        """Fails if it takes longer."""
+        """Wait for the end of the program. Fails the test if that takes longer."""
         try:
             output, errors = self.process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -304,7 +319,7 @@ class Asking:
         return Outcome(self.process.returncode, output, errors.decode(errors="replace"), took)
 
     def kill(self) -> float:
-        """As a container's end does it; how many seconds it took until the process was gone."""
+        """Kill the process, as the end of a container does. Returns how many seconds its end took."""
         start = time.monotonic()
         self.process.kill()
         try:
@@ -319,16 +334,17 @@ class Asking:
 
 
 def ask(*command: str | Path, seconds: float = 30) -> Outcome:
-    """Run it to its end."""
+    """Run a program that accesses the mount, and return its outcome."""
     return Asking(*command).outcome(seconds)
 
 
-# ---- as containers see it
+# ---- containers
 
 
 def container(root: Path, mount: Mounted, script: str) -> list[str]:
-    """A command that runs ``script`` in a mount namespace of its own, with these variables: ``$mnt`` (the mount) and
-    ``$root``, a directory in which there is /nix/store, to be mounted on by the script.
+    """Return a command that runs ``script`` in its own mount namespace.
+
+    The script has the variables ``$mnt``, the mount, and ``$root``, a directory in which it mounts something at nix/store.
     """
     (root / "nix/store").mkdir(parents=True)
     names = f"mnt={mount.target} root={root}"
@@ -343,5 +359,5 @@ OVERLAY = (
 
 
 def in_chroot(*command: str) -> str:
-    """The end of such a script: run a program that lives in the store, and see nothing but the store."""
+    """Return the end of such a script: it runs a program of the store, which sees only the store."""
     return 'exec chroot "$root" ' + " ".join(f"'{word}'" for word in command)

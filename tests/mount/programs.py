@@ -1,7 +1,7 @@
-"""Programs that live in store paths and need nothing else: a C library, a program linked to it, and a whole Python.
+"""Programs in store paths that need nothing else: a C library, a program linked to it, and a complete Python.
 
-`build` makes them, and has a real Nix sign them and write them into a binary cache. Each refers to the others by absolute paths in
-/nix/store, so they only run where that is the mount.
+`build` makes them, and uses a real Nix to sign them and write them into a binary cache. They refer to each other by absolute paths
+in /nix/store, so they only run where the mount is at /nix/store.
 """
 
 import os
@@ -46,7 +46,7 @@ _LEFT_OUT = shutil.ignore_patterns(
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """``cache`` is the binary cache; ``trees`` has the same unpacked, below their base names. ``public_key`` signed them."""
+    """``cache`` is the binary cache, signed with ``public_key``. ``trees`` has the same store paths unpacked."""
 
     cache: Path
     trees: Path
@@ -54,7 +54,7 @@ class Programs:
 
 
 def program(name: str, path: str) -> str:
-    """The absolute path of a file of one of `NAMES`."""
+    """Return the absolute path of a file of one of `NAMES`."""
     return f"{store_path(name)}/{path}"
 
 
@@ -63,7 +63,7 @@ HELLO_PROGRAM = program(HELLO, "bin/hello")
 
 
 def build(directory: Path) -> Programs:
-    """Make them below ``directory``, which is empty. Takes some seconds."""
+    """Make the programs below the empty ``directory``. Takes some seconds."""
     nix, trees = RealNix.start(directory), directory / "trees"
     for make in (_libc, _hello, _python):
         make(trees)
@@ -85,7 +85,7 @@ def _libc(trees: Path) -> None:
 
 
 def _interpreter(trees: Path) -> str:
-    """The absolute path of the dynamic linker."""
+    """Return the absolute path of the dynamic linker."""
     (linker,) = (trees / base_name(LIBC) / "lib").glob("ld-*")
     return program(LIBC, f"lib/{linker.name}")
 
@@ -118,7 +118,7 @@ def _python(trees: Path) -> None:
 
 
 def _compile(directory: Path) -> None:
-    """As Nix has it: all files are of the first second after the epoch, and the byte code says so."""
+    """Compile all modules as Nix does: with file times of one second after the epoch, which the byte code contains."""
     for path in directory.rglob("*.py"):
         os.utime(path, (1, 1))
     command: list[str | Path] = [
@@ -135,7 +135,7 @@ def _compile(directory: Path) -> None:
 
 
 def _libraries(programs: Iterable[Path]) -> dict[str, Path]:
-    """What these are linked to, by name, and where it is here. The dynamic linker is among it."""
+    """Return the libraries that the programs are linked to: name and path on this machine. They include the dynamic linker."""
     output = subprocess.run(["ldd", *programs], stdout=subprocess.PIPE, text=True, check=True).stdout
     found = re.findall(r"^\s+(\S+) => (/\S+)", output, re.MULTILINE) + re.findall(
         r"^\s+()(/\S+) \(", output, re.MULTILINE

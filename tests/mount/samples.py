@@ -1,4 +1,4 @@
-"""Trees, their store paths, and the key that signs them."""
+"""Sample trees, their store paths, and the keys that sign them."""
 
 import random
 from collections.abc import Iterator, Mapping
@@ -11,11 +11,11 @@ KEY = SecretKey("mount-tests-1", bytes(range(32)))
 OTHER_KEY = SecretKey("mount-tests-2", bytes(range(1, 33)))
 
 NARS = "*/nar/*"
-"""The requests for NARs, as a pattern for the upstream."""
+"""A pattern that matches requests for NARs at the upstream."""
 
 
 def base(name: str) -> str:
-    """The base name of the store path that `builders.binary_cache` gives to ``name``."""
+    """Return the base name of the store path that `builders.binary_cache` gives to ``name``."""
     return builders.store_path(name).base_name
 
 
@@ -24,7 +24,7 @@ def random_bytes(seed: int, size: int) -> bytes:
 
 
 def sample(seed: int, size: int = 300_000) -> dict[str, Tree]:
-    """A tree of all kinds of nodes; ``size`` is that of the largest file."""
+    """Return a tree with all kinds of nodes. ``size`` is the size of the largest file."""
     return {
         "a-first": b"first of %d\n" % seed,
         "bin": {"tool": Exe(b"#!/bin/sh\necho %d\n" % seed), "link": Link(b"tool")},
@@ -35,7 +35,7 @@ def sample(seed: int, size: int = 300_000) -> dict[str, Tree]:
 
 
 def small_files(count: int, *, size: int = 4096, in_directory: int = 100) -> dict[str, Tree]:
-    """Files of which no two are alike, in directories of some: ``d000/f00``."""
+    """Return different files in several directories: ``d000/f00``."""
     return {
         f"d{directory:03}": {
             f"f{number:02}": b"%04d %02d" % (directory, number) + random_bytes(directory, size - 7)
@@ -46,7 +46,7 @@ def small_files(count: int, *, size: int = 4096, in_directory: int = 100) -> dic
 
 
 def files_of(tree: Tree, path: str = "") -> Iterator[tuple[str, bytes]]:
-    """The regular files of a tree, by their paths in it."""
+    """Return path and contents of the regular files of a tree."""
     if isinstance(tree, Mapping):
         for name, child in tree.items():
             yield from files_of(child, f"{path}/{builders.as_text(name)}".lstrip("/"))

@@ -1,9 +1,9 @@
-"""Random reads by many processes, while the store misbehaves and workers, and the holder, are killed.
+"""Random reads by many processes while the store fails and workers and the holder are killed.
 
     python -m tests.mount.soak --minutes 30 --processes 16
 
-Every byte is compared with what it has to be. An error (EIO) is in order while a store fails; a wrong byte, a name that is denied,
-any other error, and whatever takes longer than the deadline and some more, is not. Processes are looked at for what only grows.
+Every byte is compared. EIO is allowed while a store fails. Wrong bytes, missing names, other errors, and operations that take much
+longer than the deadline are not. The memory, descriptors and threads of the processes have to stay within limits.
 """
 
 import argparse
@@ -34,15 +34,15 @@ from tests.mount.samples import KEY, NARS, base, files_of, random_bytes
 
 MODES: Mapping[str, tuple[str, ...]] = {"passthrough": (), "plain": PLAIN, "early": ("--early",)}
 TREES = 16
-CACHE_SIZE = "24M"  # of some 50 MB: something is evicted all the time
+CACHE_SIZE = "24M"  # the trees have about 50 MB, so that eviction never stops
 DEADLINE = 4
-# What one operation may take: the kernel reads ahead, fails, and asks again; before that a worker may have to start, on a machine
-# that is busy with all of this.
+# Seconds that one operation may take: the kernel reads ahead, fails, and asks again, and before that a worker may have to start on
+# this busy machine.
 LIMIT = 2 * DEADLINE + 6
 
-# Bounds of what one process may come to have. A worker holds listings, 256 NARs and 64 threads at most.
+# Limits for one process. A worker has listings, and at most 256 open NARs and 64 threads of each kind.
 RSS_MAX, FDS_MAX, THREADS_MAX = 250_000_000, 600, 200
-GROWTH_MAX = 30_000_000  # of one worker from the middle of its life to its end, if it has lived for some minutes
+GROWTH_MAX = 30_000_000  # bytes in the second half of the life of a worker, if it lives for some minutes
 OLD_SECONDS = 180
 
 FAULTS: Sequence[tuple[str, dict[str, Any]]] = (
@@ -62,7 +62,7 @@ FAULTS: Sequence[tuple[str, dict[str, Any]]] = (
 
 
 def trees() -> dict[str, Tree]:
-    """Files of 0 bytes to 2 MB, some deep down, and links."""
+    """Return trees with files of 0 bytes to 2 MB, nested directories, and links."""
     return {
         f"soak-{number}": {
             "large": random_bytes(number, 2_000_000 + number * 4099),
@@ -75,11 +75,11 @@ def trees() -> dict[str, Tree]:
     }
 
 
-# ---- one that reads
+# ---- readers
 
 
 class Reader:
-    """One process: reads what it likes until it is time, and counts what it has seen."""
+    """A process that reads randomly until the time ``until``, and counts the outcomes."""
 
     def __init__(self, target: Path, expected: Path, seed: int, until: float) -> None:
         self._target = target
@@ -87,19 +87,19 @@ class Reader:
         self._until = until
         self._random = random.Random(seed)
         self._files = sorted(path.relative_to(expected) for path in expected.rglob("*") if path.is_file())
-        self._held: dict[Path, int] = {}
+        self._open_files: dict[Path, int] = {}
         self.found: Counter[str] = Counter()
         self.longest = 0.0
         self.problems: list[str] = []
 
     def run(self) -> None:
         operations: list[Callable[[Path], None]] = [
-            self._part, self._part, self._part, self._held_open, self._whole, self._mapped, self._listed, self._unknown,
+            self._part, self._part, self._part, self._long_open, self._whole, self._mapped, self._listed, self._unknown,
         ]  # fmt: skip
         while time.time() < self._until:
             operation = self._random.choice(operations)
             self._try(operation, self._random.choice(self._files))
-        for fd in self._held.values():
+        for fd in self._open_files.values():
             os.close(fd)
 
     def _try(self, operation: Callable[[Path], None], file: Path) -> None:
@@ -130,7 +130,7 @@ class Reader:
 
     def _open(self, file: Path) -> int:
         fd = os.open(self._target / file, os.O_RDONLY)
-        if self._random.random() < 0.5:  # out of the page cache, so that it is asked for
+        if self._random.random() < 0.5:  # drop the pages, so that reads go to the worker or the cache
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         return fd
 
@@ -147,15 +147,15 @@ class Reader:
         offset, length = self._random.randrange(size + 1), self._random.choice((1, 100, 4096, 150_000))
         self._compare(file, offset, read_all(fd, length, offset), length)
 
-    def _held_open(self, file: Path) -> None:
-        """Files that stay open while workers come and go."""
-        if len(self._held) < 8 and file not in self._held:
-            self._held[file] = self._open(file)
-        file = self._random.choice(list(self._held))
-        os.posix_fadvise(self._held[file], 0, 0, os.POSIX_FADV_DONTNEED)
-        self._read(self._held[file], file)
+    def _long_open(self, file: Path) -> None:
+        """Read files that stay open while workers change."""
+        if len(self._open_files) < 8 and file not in self._open_files:
+            self._open_files[file] = self._open(file)
+        file = self._random.choice(list(self._open_files))
+        os.posix_fadvise(self._open_files[file], 0, 0, os.POSIX_FADV_DONTNEED)
+        self._read(self._open_files[file], file)
         if self._random.random() < 0.05:
-            os.close(self._held.pop(file))
+            os.close(self._open_files.pop(file))
 
     def _whole(self, file: Path) -> None:
         size = (self._expected / file).stat().st_size
@@ -169,7 +169,7 @@ class Reader:
             os.close(fd)
 
     def _mapped(self, file: Path) -> None:
-        """One page of it. The kernel looks at it for us: if it can't be read, we would get a signal, and it an error."""
+        """Compare the first page through a mapping. write(2) reads the mapping: an error is EFAULT then, and not a signal."""
         fd, copy = self._open(file), os.memfd_create("copy")
         try:
             size = min(os.fstat(fd).st_size, mmap.PAGESIZE)
@@ -194,26 +194,26 @@ class Reader:
             os.lstat(self._target / base(f"unknown-{self._random.randrange(2000)}"))
         except FileNotFoundError:
             return
-        self._complain("a name that is in no store is there")
+        self._complain("a name that no store has exists")
 
     def report(self) -> str:
         return json.dumps({"found": self.found, "longest": self.longest, "problems": self.problems})
 
 
 def read_all(fd: int, length: int, offset: int) -> bytes:
-    """Up to the end of the file. If only the first part can be read, that is what comes at first, and the error after it."""
+    """Read up to ``length`` bytes. A read that fails in the middle returns the first part; the next one raises the error."""
     found = b""
     while len(found) < length and (chunk := os.pread(fd, length - len(found), offset + len(found))):
         found += chunk
     return found
 
 
-# ---- those that disturb
+# ---- disturbances
 
 
 @dataclass(slots=True)
 class Growth:
-    """What the processes of the mount have come to have. By worker: its age and memory, again and again."""
+    """Peaks of the resources of the processes of the mount; and for each worker, times and memory."""
 
     peak: Counter[str] = field(default_factory=Counter)
     workers: dict[int, list[tuple[float, int]]] = field(default_factory=dict)
@@ -221,12 +221,12 @@ class Growth:
     paths: int = 0
 
     def look(self, mount: Mounted) -> None:
-        with suppress(OSError, KeyError, ValueError):  # it was killed just now
+        with suppress(OSError, KeyError, ValueError):  # the process was killed just now
             status = mount.status()
             worker, holder = int(status["worker_pid"]), int(status["holder_pid"])
             self.restarts, self.paths = status["restarts"], status["paths_known"]
-            if b"narcore" not in Path(f"/proc/{holder}/cmdline").read_bytes():
-                return  # the holder is dead, and its worker somebody else's child, until it has noticed
+            if b"narmount" not in Path(f"/proc/{holder}/cmdline").read_bytes():
+                return  # the holder has died, and its worker has not noticed yet
             for name, pid in (("worker", worker), ("holder", holder)):
                 for what, value in measured(pid).items():
                     self.peak[f"{name} {what}"] = max(self.peak[f"{name} {what}"], value)
@@ -236,9 +236,9 @@ class Growth:
         bounds = {"worker rss": RSS_MAX, "worker fds": FDS_MAX, "worker threads": THREADS_MAX}
         for name, bound in bounds.items():
             if self.peak[name] > bound:
-                yield f"{name}: {self.peak[name]:,}, and {bound:,} at most was expected"
+                yield f"{name}: {self.peak[name]:,}, above the limit of {bound:,}"
         if self.paths > TREES:
-            yield f"{self.paths} store paths are known, of {TREES}"
+            yield f"{self.paths} store paths are known, and there are only {TREES}"
         for looks in self.workers.values():
             if looks[-1][0] - looks[0][0] > OLD_SECONDS:
                 grown = looks[-1][1] - looks[len(looks) // 2][1]
@@ -247,7 +247,7 @@ class Growth:
 
 
 def measured(pid: int) -> dict[str, int]:
-    """Raises OSError if it is gone."""
+    """Return memory, threads and descriptors of a process. Raises OSError if it has ended."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
     return {
         "rss": int(fields["VmRSS"].split()[0]) * 1024,
@@ -257,7 +257,7 @@ def measured(pid: int) -> dict[str, int]:
 
 
 class Trouble:
-    """Threads that disturb until they are stopped."""
+    """Threads that cause store failures and kill processes until the end of the ``with``."""
 
     def __init__(self, mount: Mounted, upstream: Upstream, growth: Growth, seed: int, kill_seconds: float) -> None:
         self._mount = mount
@@ -288,7 +288,7 @@ class Trouble:
                 self._stop.wait(chance.uniform(0.3, 2 * DEADLINE))
 
     def _kill(self) -> None:
-        """The worker mostly; now and then it is replaced, or its holder is killed; and then all is left alone for long."""
+        """Mostly kill the worker; sometimes replace it, or kill the holder. Sometimes pause for long."""
         chance = random.Random(self._random.random())
         while not self._stop.wait(self._kill_seconds * (8 if chance.random() < 0.1 else chance.uniform(0.3, 1.5))):
             what = chance.choices(("worker", "upgrade", "holder"), (6, 2, 1))[0]
@@ -304,12 +304,12 @@ class Trouble:
             self._growth.look(self._mount)
 
 
-# ---- all of it
+# ---- the test
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """``found`` counts what readers have seen; ``problems`` is empty if all is well."""
+    """The result. ``found`` counts the outcomes of the readers. ``problems`` is empty if the test has passed."""
 
     found: Counter[str]
     done: Counter[str]
@@ -332,7 +332,7 @@ class Report:
 
 
 def soak(directory: Path, *, seconds: float, processes: int, mode: str, seed: int, kill_seconds: float = 12) -> Report:
-    """Read for so long. ``directory`` is empty."""
+    """Run the test for that many seconds below the empty ``directory``."""
     expected = directory / "expected"
     for name, tree in trees().items():
         for file, data in files_of(tree):
@@ -379,7 +379,7 @@ def _result(reader: "subprocess.Popen[bytes]", seconds: float) -> dict[str, Any]
             stack = Path(f"/proc/{reader.pid}/stack").read_text()
         reader.kill()
         reader.communicate()
-        return {"found": {}, "longest": seconds, "problems": [f"a reader has not ended: {stack}"]}
+        return {"found": {}, "longest": seconds, "problems": [f"a reader has not ended; its kernel stack: {stack}"]}
     if reader.returncode:
         return {"found": {}, "longest": 0, "problems": [f"a reader has ended with status {reader.returncode}"]}
     found: dict[str, Any] = json.loads(output)
@@ -392,7 +392,7 @@ def _summary(results: Sequence[Mapping[str, Any]], trouble: Trouble, growth: Gro
         found.update(result["found"])
     problems = [problem for result in results for problem in result["problems"]] + list(growth.problems())
     if not found["right"]:
-        problems.append("nothing was read at all")
+        problems.append("nothing was read")
     longest = max(result["longest"] for result in results)
     return Report(found, trouble.done, longest, growth, problems)
 
@@ -400,9 +400,9 @@ def _summary(results: Sequence[Mapping[str, Any]], trouble: Trouble, growth: Gro
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.mount.soak", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30, help="how long (default: %(default)g)")
-    parser.add_argument("--processes", type=int, default=16, help="how many read (default: %(default)s)")
-    parser.add_argument("--mode", choices=MODES, default="passthrough", help="how it is mounted (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of all that is random but for the timing")
+    parser.add_argument("--processes", type=int, default=16, help="number of readers (default: %(default)s)")
+    parser.add_argument("--mode", choices=MODES, default="passthrough", help="mode of the mount (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of everything random except the timing")
     parser.add_argument("--reader", nargs=4, help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""``nar-serve mount`` as a program: in the background and the foreground, as root and as a user, and what it says."""
+"""``nar-serve mount`` as a program: in the background and the foreground, as root and as a user, and its messages."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ NOBODY = 65534
 
 
 class Command:
-    """Runs the program, with a cache of its own to ask. ``target`` is where to mount."""
+    """Runs the program with its own binary cache. ``target`` is the directory to mount at."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -65,13 +65,13 @@ class Command:
         )
 
     def ok(self, *arguments: str | Path) -> str:
-        """What it says."""
+        """Return the output of a command that succeeds."""
         done = self(*arguments)
         assert done.returncode == 0, done
         return done.stdout + done.stderr
 
     def fails(self, *arguments: str | Path, code: int = 3) -> str:
-        """Its one line."""
+        """Return the one error line of a command that fails."""
         done = self(*arguments)
         assert (done.returncode, done.stdout) == (code, ""), done
         (line,) = done.stderr.splitlines()
@@ -87,7 +87,7 @@ class Command:
         return status["holder_pid"], status["worker_pid"]
 
     def kill(self) -> None:
-        """Holder and worker; the mount is dead then."""
+        """Kill holder and worker, which makes the mount dead."""
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
         until(lambda: not is_alive(self.target), "a dead mount")
@@ -114,10 +114,10 @@ def command(tmp_path: Path) -> Iterator[Command]:
     one.end()
 
 
-# --- coming and going
+# --- mounting and unmounting
 
 
-def test_in_the_background_and_back(command: Command) -> None:
+def test_a_mount_in_the_background_is_shown_and_unmounted(command: Command) -> None:
     said = command.ok(command.target)
     assert said.startswith(f"nar-serve: {command.target} is mounted: ")
     assert said.endswith(", 1 store\n")
@@ -126,11 +126,11 @@ def test_in_the_background_and_back(command: Command) -> None:
     status = command.status()
     assert (status["target"], status["early"], status["restarts"]) == (str(command.target), False, 0)
     [listed] = json.loads(command.ok("--status", "--json"))
-    changing = ("counts", "interrupts", "read_bytes", "waiting")  # whoever looks at mounts may ask this one something
+    changing = ("counts", "interrupts", "read_bytes", "waiting")  # another process may access this mount meanwhile
     assert {**listed, **dict.fromkeys(changing)} == {**command.status(), **dict.fromkeys(changing)}
     assert "allow_other" not in mounts_at(command.target)[0].super_options
     holder, worker = command.processes()
-    assert os.getsid(holder) == holder  # no terminal that is closed ends it
+    assert os.getsid(holder) == holder  # closing the terminal does not end it
 
     shown = command.ok("--status")
     assert shown.splitlines()[:4] == command.ok("--status", command.target).splitlines()[:4]
@@ -144,10 +144,10 @@ def test_in_the_background_and_back(command: Command) -> None:
     assert list((command.run_dir / "mounts").glob("*.sock")) == []
     assert "nothing is mounted" in command.ok("--status")
     assert command.ok("--status", "--json") == "[]\n"
-    command.ok(command.target)  # and again, at once
+    command.ok(command.target)  # mounting again works immediately
 
 
-def test_the_options_count(command: Command) -> None:
+def test_options_take_effect(command: Command) -> None:
     log = command.directory / "log"
     elsewhere = command.directory / "elsewhere"
     said = command.ok(
@@ -164,23 +164,23 @@ def test_the_options_count(command: Command) -> None:
     assert "allow_other" in mounts_at(command.target)[0].super_options
     assert "plain (it is turned off)" in command.ok("--status")
     os.kill(status["worker_pid"], signal.SIGKILL)
-    until(lambda: "is replaced" in log.read_text(), "a message in the log")
+    until(lambda: "starting another" in log.read_text(), "a message in the log")
     assert "restarts of the worker: 1" in command.ok("--status")
 
 
-def test_without_keys_it_is_said_whom_it_believes(command: Command) -> None:
+def test_without_trusted_keys_a_warning_is_printed(command: Command) -> None:
     del command.environ["NAR_TRUSTED_PUBLIC_KEYS"]
     warning, mounted = command.ok(command.target).splitlines()
-    assert warning.endswith("NAR_TRUSTED_PUBLIC_KEYS is not set: what the stores say is believed without a signature")
+    assert warning.endswith("NAR_TRUSTED_PUBLIC_KEYS is not set: store paths are accepted without a trusted signature")
     assert "is mounted" in mounted
 
 
-def test_in_the_foreground(command: Command) -> None:
+def test_in_the_foreground_the_process_is_the_holder(command: Command) -> None:
     with subprocess.Popen([*PROGRAM, "--foreground", str(command.target)], env=command.environ, cwd=ROOT) as process:
         try:
             until(lambda: mounts_at(command.target), "a mount")
             assert command.file.read_bytes() == b"hello\n"
-            assert command.processes()[0] == process.pid  # a supervisor watches the holder itself
+            assert command.processes()[0] == process.pid  # so that a supervisor watches the holder
             process.send_signal(signal.SIGTERM)
             assert process.wait(SECONDS) == 0
         finally:
@@ -188,8 +188,8 @@ def test_in_the_foreground(command: Command) -> None:
     assert mounts_at(command.target) == []
 
 
-def test_ctrl_c(command: Command, tmp_path: Path) -> None:
-    """A terminal tells all processes of a program."""
+def test_ctrl_c_unmounts(command: Command, tmp_path: Path) -> None:
+    """A terminal sends the signal to all processes of the program."""
     log = tmp_path / "log"
     with (
         log.open("wb") as errors,
@@ -202,7 +202,7 @@ def test_ctrl_c(command: Command, tmp_path: Path) -> None:
         ) as process,
     ):
         try:
-            until(lambda: "Ctrl-C or SIGTERM unmounts it" in log.read_text(), "it says how it ends")
+            until(lambda: "Ctrl-C or SIGTERM unmounts it" in log.read_text(), "a message says how to unmount")
             assert command.file.read_bytes() == b"hello\n"
             os.killpg(process.pid, signal.SIGINT)
             assert process.wait(SECONDS) == 0
@@ -212,7 +212,7 @@ def test_ctrl_c(command: Command, tmp_path: Path) -> None:
     assert mounts_at(command.target) == []
 
 
-def test_the_status_says_why_a_read_failed(command: Command) -> None:
+def test_status_shows_why_a_read_failed(command: Command) -> None:
     command.environ["NAR_TRUSTED_PUBLIC_KEYS"] = str(OTHER_KEY.public_key)
     command.ok(command.target)
     with pytest.raises(OSError, match="Input/output error"):
@@ -221,7 +221,8 @@ def test_the_status_says_why_a_read_failed(command: Command) -> None:
     assert "no trusted key has signed" in line
 
 
-def test_metrics(command: Command) -> None:
+def test_metrics_are_served_by_each_worker(command: Command) -> None:
+    pytest.importorskip("prometheus_client")
     import requests
 
     with open_port() as port:
@@ -231,7 +232,7 @@ def test_metrics(command: Command) -> None:
     text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=SECONDS).text
     assert f'nar_mount_info{{mode="{command.status()["mode"]}",target="{command.target}"}} 1.0' in text
     assert "nar_mount_paths_known 1.0" in text
-    os.kill(command.processes()[1], signal.SIGKILL)  # the next worker takes over the port
+    os.kill(command.processes()[1], signal.SIGKILL)  # the next worker listens on the same port
     until(lambda: command.status()["restarts"] == 1, "a new worker")
     assert "nar_mount_restarts_total 1.0" in requests.get(f"http://127.0.0.1:{port}/metrics", timeout=SECONDS).text
 
@@ -244,19 +245,21 @@ def open_port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-# --- what is there already
+# --- existing mounts
 
 
-def test_a_living_mount_is_left_alone(command: Command) -> None:
+def test_a_mount_that_is_alive_is_not_replaced(command: Command) -> None:
     command.ok(command.target)
-    assert "is mounted by nar-serve already" in command.fails(command.target)
-    other_run_dir = command.fails("--run-dir", command.directory / "other", command.target)  # it can't be asked there
-    assert "is mounted by nar-serve already" in other_run_dir
+    assert "nar-serve is already mounted at" in command.fails(command.target)
+    other_run_dir = command.fails(
+        "--run-dir", command.directory / "other", command.target
+    )  # its control socket is elsewhere
+    assert "nar-serve is already mounted at" in other_run_dir
     assert command.file.read_bytes() == b"hello\n"
     assert len(mounts_at(command.target)) == 1
 
 
-def test_of_two_at_once_one_mounts(command: Command) -> None:
+def test_only_one_of_two_concurrent_commands_mounts(command: Command) -> None:
     program = [*PROGRAM, str(command.target)]
     both = [subprocess.Popen(program, env=command.environ, cwd=ROOT, stderr=subprocess.DEVNULL) for _ in range(2)]
     assert sorted(process.wait(SECONDS) for process in both) == [0, 3]
@@ -277,7 +280,7 @@ def test_a_dead_mount_is_shown_and_replaced(command: Command) -> None:
     assert shown["dead"]
     assert "has died" in shown["error"]
 
-    assert f"the mount at {command.target} is dead, and is removed" in command.ok(command.target)
+    assert f"the mount at {command.target} is dead; removing it" in command.ok(command.target)
     assert command.file.read_bytes() == b"hello\n"
     assert len(mounts_at(command.target)) == 1
 
@@ -291,7 +294,7 @@ def test_a_dead_mount_is_unmounted(command: Command) -> None:
     assert list((command.run_dir / "mounts").glob("*.sock")) == []
 
 
-def test_what_is_in_use_is_unmounted_lazily(command: Command) -> None:
+def test_lazy_unmounts_a_mount_in_use(command: Command) -> None:
     command.ok(command.target)
     with command.file.open("rb") as file:
         line = command.fails("--unmount", command.target)
@@ -303,7 +306,7 @@ def test_what_is_in_use_is_unmounted_lazily(command: Command) -> None:
     until(lambda: not control_path(command.run_dir, command.target).exists(), "the end of the holder")
 
 
-def test_a_link_on_the_way_is_followed_and_one_at_the_end_refused(command: Command) -> None:
+def test_links_are_followed_except_the_last_component(command: Command) -> None:
     (command.directory / "link").symlink_to(command.directory)
     command.ok(command.directory / "link/x/../mnt")
     assert command.file.read_bytes() == b"hello\n"
@@ -314,7 +317,7 @@ def test_a_link_on_the_way_is_followed_and_one_at_the_end_refused(command: Comma
 
 
 @pytest.mark.parametrize("option", [(), ("--foreground",)])
-def test_where_one_is_can_be_mounted_at(command: Command, option: tuple[str, ...]) -> None:
+def test_the_working_directory_can_be_the_target(command: Command, option: tuple[str, ...]) -> None:
     program = [*PROGRAM, *option, "."]
     process = subprocess.Popen(program, env=command.environ, cwd=command.target, stderr=subprocess.DEVNULL)
     until(lambda: mounts_at(command.target), "a mount")
@@ -336,20 +339,18 @@ def test_a_mount_that_hangs_is_unmounted(command: Command) -> None:
     looking.wait(SECONDS)
 
 
-def until_unknown(target: Path) -> subprocess.Popen[bytes]:
-    """Until the kernel asks for the attributes of the target's root again: who looks at it hangs.
+def until_unknown(target: Path) -> None:
+    """Wait until the kernel asks for the attributes of the root again, so that stat(1) hangs."""
 
-    Returns a process that hangs there. It is killed, but if the worker has read its request, it ends only after the worker.
-    """
-
-    def hanging() -> subprocess.Popen[bytes] | None:
-        looking = subprocess.Popen(["stat", target], stdout=subprocess.DEVNULL)
+    def hangs() -> bool:
+        process = subprocess.Popen(["stat", target], stdout=subprocess.DEVNULL)
         try:
-            looking.wait(0.2)
+            process.wait(0.2)
         except subprocess.TimeoutExpired:
-            looking.kill()
-            return looking
-        return None
+            process.kill()
+            process.wait()
+            return True
+        return False
 
     looking = until(hanging, "a mount that hangs")
     assert looking is not None
@@ -357,12 +358,12 @@ def until_unknown(target: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("option", [(), ("--run-dir", "/tmp/nar-serve-test-other")])
-def test_a_mount_that_hangs_is_no_dead_one(command: Command, option: tuple[str, ...]) -> None:
+def test_a_mount_that_hangs_is_not_dead(command: Command, option: tuple[str, ...]) -> None:
     command.ok(command.target)
     holder, worker = command.processes()
     os.kill(worker, signal.SIGSTOP)
     try:
-        assert "is mounted by nar-serve already" in command.fails(*option, command.target)
+        assert "nar-serve is already mounted at" in command.fails(*option, command.target)
         if not option:
             done = command("--status")
             assert done.returncode == 3
@@ -373,7 +374,7 @@ def test_a_mount_that_hangs_is_no_dead_one(command: Command, option: tuple[str, 
     assert command.processes() == (holder, worker)
 
 
-# --- what can't be
+# --- errors
 
 
 @pytest.mark.parametrize(
@@ -381,27 +382,29 @@ def test_a_mount_that_hangs_is_no_dead_one(command: Command, option: tuple[str, 
     [
         ([], 2, "DIR is missing"),
         (["--unmount"], 2, "DIR is missing"),
-        (["--unmount", "--status", "mnt"], 2, "two commands"),
-        (["--json", "mnt"], 2, "--json goes with --status"),
-        (["--lazy", "mnt"], 2, "--lazy goes with --unmount"),  # else a slip of the pen mounts
-        (["--foreground", "--log", "log", "mnt"], 2, "--log is for the background"),
+        (["--unmount", "--status", "mnt"], 2, "can't be used together"),
+        (["--json", "mnt"], 2, "--json needs --status"),
+        (["--lazy", "mnt"], 2, "--lazy needs --unmount"),  # otherwise a forgotten --unmount would mount
+        (["--foreground", "--log", "log", "mnt"], 2, "--log can't be used with --foreground"),
         (["none"], 3, "mkdir -p"),
-        (["store/nix-cache-info"], 3, "is not a directory; name one"),
-        (["--unmount", "mnt"], 3, "nothing of nar-serve is mounted at"),
-        (["--cache-dir", "off", "mnt"], 2, "NAR_CACHE_DIR=off turns it off"),
-        (["--cache-dir", "mnt/cache", "mnt"], 2, "would be hidden"),
+        (["store/nix-cache-info"], 3, "is not a directory; name a directory"),
+        (["--unmount", "mnt"], 3, "nar-serve is not mounted at"),
+        (["--cache-dir", "off", "mnt"], 2, "NAR_CACHE_DIR=off turns off"),
+        (["--cache-dir", "mnt/cache", "mnt"], 2, "the mount would hide the cache"),
         (["--store", "ftp://x", "mnt"], 2, "not a store URL"),
         (["--store", "https://x?priority=high", "mnt"], 2, "priority"),
         (["--metrics", "9000", "mnt"], 2, "is not host:port"),
         (["--run-dir", "x" * 150, "mnt"], 3, "--run-dir names a shorter one"),
-        (["--run-dir", "mnt/cache", "mnt"], 3, "would be hidden by the mount; NAR_RUN_DIR"),
+        (["--run-dir", "mnt/cache", "mnt"], 3, "the mount would hide"),
         (["--run-dir", "store/nix-cache-info", "mnt"], 3, "--run-dir names another directory"),
         (["--cache-dir", "store/nix-cache-info", "mnt"], 3, "File exists; --cache-dir DIR or"),
         (["--log", "none/log", "mnt"], 3, "No such file"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
-def test_what_it_refuses(command: Command, arguments: list[str], code: int, said: str) -> None:
+def test_wrong_arguments_are_refused_with_a_reason(
+    command: Command, arguments: list[str], code: int, said: str
+) -> None:
     places = {"none", "mnt", "store/nix-cache-info", "mnt/cache", "none/log"}
     given = [command.directory / word if word in places or word.startswith("xx") else word for word in arguments]
     assert said in command.fails(*given, code=code)
@@ -409,33 +412,33 @@ def test_what_it_refuses(command: Command, arguments: list[str], code: int, said
     assert not list(command.directory.glob("run/mounts/*"))
 
 
-def test_it_does_not_hide_itself(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mount_that_would_hide_the_program_is_refused(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "prefix", str(command.target / "venv"))
     done = CliRunner(env=command.environ).invoke(mount, [str(command.target)])
     assert isinstance(done.exception, MountError)
-    assert "which would be hidden by the mount" in str(done.exception)
+    assert "which nar-serve needs" in str(done.exception)
 
 
-def test_a_status_of_nothing(command: Command) -> None:
+def test_status_without_a_mount(command: Command) -> None:
     done = command("--status", command.target)
     assert done.returncode == 3
-    assert "nothing of nar-serve is mounted there" in done.stdout
+    assert "nar-serve has not mounted anything there" in done.stdout
     make_run_dir(command.run_dir)
-    (command.run_dir / "mounts/rubbish.sock").touch()  # what is mounted no more, and nobody listens at, is not shown
+    (command.run_dir / "mounts/rubbish.sock").touch()  # a leftover socket without a mount or a listener is not shown
     assert "nothing is mounted" in command.ok("--status")
 
 
-def test_a_mount_with_another_run_dir_is_not_nothing(command: Command) -> None:
+def test_status_mentions_mounts_with_another_run_dir(command: Command) -> None:
     command.ok("--run-dir", command.directory / "other", command.target)
     said = command.ok("--status")
-    assert f"nothing is mounted with the NAR_RUN_DIR {command.run_dir}" in said
+    assert f"nothing is mounted with NAR_RUN_DIR={command.run_dir}" in said
     assert str(command.target) in said
     done = command("--status", command.target)
-    assert (done.returncode, "it is mounted, but not with the NAR_RUN_DIR" in done.stdout) == (3, True), done
+    assert (done.returncode, "it is mounted, but not with NAR_RUN_DIR=" in done.stdout) == (3, True), done
     command.ok("--run-dir", command.directory / "other", "--unmount", command.target)
 
 
-def test_the_help_teaches(command: Command) -> None:
+def test_help_shows_examples_and_requirements(command: Command) -> None:
     text = command.ok("--help")
     for word in ("nar-serve mount /nix/store", "--unmount /nix/store", "fusermount3", "NAR_RUN_DIR"):
         assert word in text
@@ -447,7 +450,7 @@ def test_the_help_teaches(command: Command) -> None:
 
 # --- as a user
 
-# The Python of the tests may be where only root gets to. It gives no say in what is mounted.
+# The Python of the tests may be where only root can read. This capability has no effect on mounting.
 READ_ALL = "--inh-caps=+dac_read_search --ambient-caps=+dac_read_search"
 AS_NOBODY = """set -e
 mount -t tmpfs -o mode=755 tmpfs /mnt
@@ -465,9 +468,9 @@ exec setpriv --reuid=65534 --regid=65534 --clear-groups $READ_ALL sh -e -c '
 """
 
 
-def test_as_a_user(command: Command) -> None:
-    needs.programs(("unshare", "setpriv", "fusermount3"))
-    directory = Path(f"/var/tmp/nar-serve-test-{os.getpid()}")  # where a user gets to
+def test_a_user_mounts_reads_and_unmounts(command: Command) -> None:
+    mounting.tools_or_skip("unshare", "setpriv", "fusermount3")
+    directory = Path(f"/var/tmp/nar-serve-test-{os.getpid()}")  # every user can reach it
     shutil.copytree(command.directory, directory)
     try:
         for path in (directory, *directory.rglob("*")):

@@ -1,4 +1,4 @@
-"""What real Nix wrote into a binary cache, seen through a mount: the same, and nothing can be changed."""
+"""A mount shows exactly what a real Nix wrote into a binary cache, and nothing can be changed."""
 
 import errno
 import fcntl
@@ -45,7 +45,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 def volume(
     mode: str, caches: NixCaches, run_mount: RunMount, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mounted]:
-    """All trees of `tests.e2e.trees`."""
+    """A mount with all trees of `tests.e2e.trees`."""
     if mode == "passthrough":
         mounting.need_passthrough(tmp_path_factory.getbasetemp())
     with Upstream() as server:
@@ -54,14 +54,14 @@ def volume(
             yield mount
 
 
-def test_the_mode_is_what_was_asked_for(volume: Mounted, mode: str) -> None:
+def test_the_status_shows_the_requested_mode(volume: Mounted, mode: str) -> None:
     status = volume.status()
     assert status["mode"] == ("plain" if mode == "plain" else "passthrough")
     assert status["early"] == (mode == "early")
 
 
 @pytest.mark.parametrize("tree", trees.SPECS)
-def test_a_path_has_its_nar_hash(volume: Mounted, caches: NixCaches, tree: str) -> None:
+def test_a_store_path_has_the_nar_hash_of_its_narinfo(volume: Mounted, caches: NixCaches, tree: str) -> None:
     path = volume.path(caches.store_paths[tree])
     expected = read_narinfo(caches.cache("zstd") / f"{caches.hash_part(tree)}.narinfo")["NarHash"]
     assert "sha256:" + mounting.nar_hash(path) == expected
@@ -84,14 +84,14 @@ def test_attributes_are_those_of_a_nix_store(volume: Mounted, caches: NixCaches,
         assert (seen.st_uid, seen.st_gid, seen.st_mtime_ns, seen.st_ctime_ns) == (0, 0, 10**9, 10**9)
 
 
-def test_each_node_has_a_number_of_its_own(volume: Mounted, caches: NixCaches) -> None:
+def test_inode_numbers_are_unique(volume: Mounted, caches: NixCaches) -> None:
     for tree in (trees.STDLIB_NAME, trees.NAMES_NAME):
         root = os.fsencode(volume.path(caches.store_paths[tree]))
         numbers = [os.lstat(root + b"/" + entry.path).st_ino for entry in caches.entries(tree) if entry.path]
         assert len(set(numbers)) == len(numbers)
 
 
-def test_it_is_mounted_safely(volume: Mounted) -> None:
+def test_the_mount_is_read_only_without_devices_and_set_user_id(volume: Mounted) -> None:
     mount = volume.mount()
     assert mount is not None
     assert {"ro", "nosuid", "nodev"} <= set(mount.options)
@@ -99,7 +99,7 @@ def test_it_is_mounted_safely(volume: Mounted) -> None:
     assert (mount.fs_type, mount.source) == ("fuse.nar-serve", "nar-serve")
 
 
-def test_nothing_can_be_written(volume: Mounted, caches: NixCaches) -> None:
+def test_all_changes_are_refused(volume: Mounted, caches: NixCaches) -> None:
     path = volume.path(caches.store_paths["hello-2.12"])
     file = path / "share/doc/hello/README"
     attempts: dict[str, Callable[[], object]] = {
@@ -121,19 +121,19 @@ def test_nothing_can_be_written(volume: Mounted, caches: NixCaches) -> None:
         "mknod": lambda: os.mknod(path / "new", stat.S_IFCHR | 0o666, os.makedev(1, 3)),
     }
     for what, attempt in attempts.items():
-        with pytest.raises(OSError) as caught:  # noqa: PT011  the number is what is looked at
+        with pytest.raises(OSError) as caught:  # noqa: PT011  the test checks the errno
             attempt()
         assert caught.value.errno == errno.EROFS, what
 
 
-def test_questions_about_the_file_system(volume: Mounted) -> None:
+def test_statvfs_reports_a_full_read_only_file_system(volume: Mounted) -> None:
     status = os.statvfs(volume.target)
     assert status.f_flag & os.ST_RDONLY
     assert (status.f_namemax, status.f_bfree, status.f_bavail) == (255, 0, 0)
 
 
-def test_extended_attributes_cost_nothing(volume: Mounted, caches: NixCaches) -> None:
-    """There are none; and after the first time nobody is asked."""
+def test_extended_attributes_cost_no_requests(volume: Mounted, caches: NixCaches) -> None:
+    """There are none, and the kernel asks only once."""
     path = volume.path(caches.store_paths["hello-2.12"]) / "bin/hello"
 
     def ask_all() -> None:
@@ -151,14 +151,14 @@ def test_extended_attributes_cost_nothing(volume: Mounted, caches: NixCaches) ->
     assert sum(volume.status()["counts"].values()) - before < 10
 
 
-def test_ioctl(volume: Mounted, caches: NixCaches) -> None:
+def test_ioctls_are_refused(volume: Mounted, caches: NixCaches) -> None:
     with (volume.path(caches.store_paths["hello-2.12"]) / "bin/hello").open("rb") as file:
         with pytest.raises(OSError) as caught:  # noqa: PT011
             fcntl.ioctl(file, FS_IOC_GETFLAGS, struct.pack("l", 0))
         assert caught.value.errno == errno.ENOTTY
 
 
-def test_what_is_no_such_name(volume: Mounted, caches: NixCaches) -> None:
+def test_names_that_do_not_exist_are_missing(volume: Mounted, caches: NixCaches) -> None:
     path = volume.path(caches.store_paths["hello-2.12"])
     assert not os.path.lexists(path / "bin/none")
     with pytest.raises(NotADirectoryError):
@@ -167,8 +167,8 @@ def test_what_is_no_such_name(volume: Mounted, caches: NixCaches) -> None:
     assert not os.path.lexists(os.fsencode(path) + b"/\xff\xfe")
 
 
-def test_random_reads(volume: Mounted, caches: NixCaches) -> None:
-    """At any offset, of any length, and past the end."""
+def test_reads_at_any_offset_are_right(volume: Mounted, caches: NixCaches) -> None:
+    """With any length, and past the end."""
     data = (caches.tree(trees.BIG_NAME) / "data.bin").read_bytes()
     fd = os.open(volume.path(caches.store_paths[trees.BIG_NAME]) / "data.bin", os.O_RDONLY)
     try:
@@ -179,7 +179,7 @@ def test_random_reads(volume: Mounted, caches: NixCaches) -> None:
         os.close(fd)
 
 
-def test_mapped_into_memory(volume: Mounted, caches: NixCaches) -> None:
+def test_files_can_be_mapped_into_memory(volume: Mounted, caches: NixCaches) -> None:
     data = (caches.tree(trees.BIG_NAME) / "later.bin").read_bytes()
     with (
         (volume.path(caches.store_paths[trees.BIG_NAME]) / "later.bin").open("rb") as file,
@@ -189,19 +189,18 @@ def test_mapped_into_memory(volume: Mounted, caches: NixCaches) -> None:
         assert mapped[:] == data
 
 
-def test_read_past_the_page_cache(volume: Mounted, caches: NixCaches) -> None:
+def test_direct_io_is_right(volume: Mounted, caches: NixCaches) -> None:
     data = (caches.tree(trees.BIG_NAME) / "data.bin").read_bytes()
     fd = os.open(volume.path(caches.store_paths[trees.BIG_NAME]) / "data.bin", os.O_RDONLY | os.O_DIRECT)
     try:
-        with mmap.mmap(-1, MIB) as buffer:  # aligned as O_DIRECT wants it
+        with mmap.mmap(-1, MIB) as buffer:  # aligned for O_DIRECT
             assert os.preadv(fd, [buffer], MIB) == MIB
             assert buffer[:] == data[MIB : 2 * MIB]
     finally:
         os.close(fd)
 
 
-def test_find_and_grep(volume: Mounted, caches: NixCaches) -> None:
-    """The ordinary programs see what they see in the source tree."""
+def test_find_and_grep_give_the_same_results_as_in_the_source_tree(volume: Mounted, caches: NixCaches) -> None:
     source, path = caches.tree(trees.STDLIB_NAME), volume.path(caches.store_paths[trees.STDLIB_NAME])
     for command in (["find", ".", "-type", "f"], ["grep", "-rlE", "import (os|re)$", "."]):
         here = subprocess.run(["env", "-C", path, *command], capture_output=True, check=True, timeout=60).stdout
@@ -210,16 +209,15 @@ def test_find_and_grep(volume: Mounted, caches: NixCaches) -> None:
         assert here
 
 
-def test_many_at_once(volume: Mounted, caches: NixCaches) -> None:
-    """Several threads walk all trees."""
+def test_concurrent_walks_are_right(volume: Mounted, caches: NixCaches) -> None:
     paths = [volume.path(path) for path in caches.store_paths.values()]
     expected = [mounting.nar_hash(path) for path in paths]
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(mounting.nar_hash, paths * 3)) == expected * 3
 
 
-def test_copied_by_ordinary_programs(volume: Mounted, caches: NixCaches, tmp_path: Path) -> None:
-    """With all the attributes that they can ask for."""
+def test_trees_can_be_copied_by_cp_and_tar(volume: Mounted, caches: NixCaches, tmp_path: Path) -> None:
+    """With all attributes that they can copy."""
     source, path = caches.tree(trees.STDLIB_NAME), volume.path(caches.store_paths[trees.STDLIB_NAME])
     assert ask("cp", "-a", path, tmp_path / "copied").errors == ""
     assert ask("diff", "-r", source, tmp_path / "copied").status == 0
@@ -232,7 +230,7 @@ def test_copied_by_ordinary_programs(volume: Mounted, caches: NixCaches, tmp_pat
     assert int(ask("du", "-s", "--apparent-size", path).output.split()[0]) > 1000
 
 
-def test_locks_and_access(volume: Mounted, caches: NixCaches) -> None:
+def test_files_can_be_locked_and_access_is_checked(volume: Mounted, caches: NixCaches) -> None:
     path = volume.path(caches.store_paths["hello-2.12"])
     with (path / "bin/hello").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -243,12 +241,12 @@ def test_locks_and_access(volume: Mounted, caches: NixCaches) -> None:
     assert ask(path / "bin/hello").output == b"hello\n"
 
 
-# ---- a mount of its own each
+# ---- each test has its own mount
 
 
 @pytest.mark.parametrize("options", MODES.values(), ids=MODES)
-def test_sizes_around_limits(serve: Serve, run_mount: RunMount, options: tuple[str, ...]) -> None:
-    """Those of pages, of what the kernel reads at once, and of what it reads by itself."""
+def test_files_with_sizes_around_limits_are_right(serve: Serve, run_mount: RunMount, options: tuple[str, ...]) -> None:
+    """The limits of pages, of read-ahead, and of passthrough."""
     sizes = [limit + more for limit in (4096, 16384, 131_072, 262_144, MIB) for more in (-1, 0, 1)]
     tree: dict[str, Tree] = {f"{size:08}": random_bytes(size, size) for size in sizes}
     with run_mount(serve({"sizes": tree}), *options) as mount:
@@ -257,8 +255,8 @@ def test_sizes_around_limits(serve: Serve, run_mount: RunMount, options: tuple[s
                 assert (mount.path(base("sizes")) / name).read_bytes() == data, name
 
 
-def test_names_and_links_that_are_long(serve: Serve, run_mount: RunMount) -> None:
-    """As long as a NAR may have them."""
+def test_the_longest_names_and_links_work(serve: Serve, run_mount: RunMount) -> None:
+    """As long as a NAR allows."""
     tree: dict[str, Tree] = {"a" * 255: b"255", "link": link("x" * 4095), "z": b"z"}
     with run_mount(serve({"long": tree})) as mount:
         path = mount.path(base("long"))
@@ -267,8 +265,8 @@ def test_names_and_links_that_are_long(serve: Serve, run_mount: RunMount) -> Non
         assert os.readlink(path / "link") == "x" * 4095  # noqa: PTH115
 
 
-def test_hundreds_of_paths(serve: Serve, run_mount: RunMount) -> None:
-    """More than are held open at once."""
+def test_hundreds_of_store_paths_can_be_read(serve: Serve, run_mount: RunMount) -> None:
+    """There are more than may stay open at the same time."""
     names = [f"p-{number}" for number in range(400)]
     with run_mount(serve({name: {"x": name.encode()} for name in names})) as mount:
         for _ in range(2):
@@ -281,7 +279,7 @@ def test_hundreds_of_paths(serve: Serve, run_mount: RunMount) -> None:
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_other_users(serve: Serve, run_mount: RunMount, allowed: bool) -> None:
+def test_other_users_have_access_only_with_allow_other(serve: Serve, run_mount: RunMount, allowed: bool) -> None:
     with tempfile.TemporaryDirectory() as made:
         Path(made).chmod(0o755)
         options = ("--allow-other",) if allowed else ()
@@ -293,7 +291,7 @@ def test_other_users(serve: Serve, run_mount: RunMount, allowed: bool) -> None:
             assert ask(*nobody, "sh", mount.path(base("one")) / "bin/tool").output == (b"1\n" if allowed else b"")
 
 
-def test_only_what_was_looked_up_is_listed(serve: Serve, upstream: Upstream, run_mount: RunMount) -> None:
+def test_the_root_lists_only_looked_up_paths(serve: Serve, upstream: Upstream, run_mount: RunMount) -> None:
     with run_mount(serve({"one": sample(1), "two": sample(2)})) as mount:
         assert os.listdir(mount.target) == []
         assert upstream.count("*.narinfo") == 0
@@ -304,7 +302,9 @@ def test_only_what_was_looked_up_is_listed(serve: Serve, upstream: Upstream, run
         assert mount.status()["paths_known"] == 2
 
 
-def test_other_names_ask_no_store(serve: Serve, upstream: Upstream, run_mount: RunMount) -> None:
+def test_names_that_are_not_store_paths_cause_no_requests(
+    serve: Serve, upstream: Upstream, run_mount: RunMount
+) -> None:
     with run_mount(serve({"one": sample(1)})) as mount:
         for name in (
             "x",
@@ -322,7 +322,7 @@ def test_other_names_ask_no_store(serve: Serve, upstream: Upstream, run_mount: R
         assert upstream.count(NARS) == 0
 
 
-def test_a_name_that_appears_later(serve: Serve, run_mount: RunMount) -> None:
+def test_a_name_that_is_published_later_appears(serve: Serve, run_mount: RunMount) -> None:
     with run_mount(serve({"one": sample(1)}, name="growing")) as mount:
         assert not os.path.lexists(mount.path(base("two")))
         assert not os.path.lexists(mount.path(base("two")))
@@ -331,7 +331,7 @@ def test_a_name_that_appears_later(serve: Serve, run_mount: RunMount) -> None:
         assert (mount.path(base("two")) / "z-last").read_bytes() == b"last of 2\n"
 
 
-def test_a_name_that_is_not_there_is_not_asked_for_again_and_again(
+def test_repeated_lookups_of_a_missing_name_cause_few_requests(
     serve: Serve, upstream: Upstream, run_mount: RunMount
 ) -> None:
     with run_mount(serve({"one": sample(1)})) as mount:
@@ -340,23 +340,22 @@ def test_a_name_that_is_not_there_is_not_asked_for_again_and_again(
         assert upstream.count("*.narinfo") <= 2
 
 
-def test_a_closure_is_fetched_ahead(made_programs: Programs, upstream: Upstream, run_mount: RunMount) -> None:
-    """And then nothing more is asked for."""
+def test_a_prefetched_closure_needs_no_store(made_programs: Programs, upstream: Upstream, run_mount: RunMount) -> None:
     url = upstream.mount("programs", made_programs.cache)
     hello, libc = store_path(HELLO), store_path(LIBC)
     with run_mount(url, key=made_programs.public_key) as mount:
         ask_prefetch(control_path(mount.run_dir, mount.target), [hello.rpartition("/")[2]], 5)
-        until(lambda: upstream.count(NARS) == 2 and not mount.status()["prefetch_pending"], "both are here")
+        until(lambda: upstream.count(NARS) == 2 and not mount.status()["prefetch_pending"], "both NARs are cached")
         with upstream.fault("*", drop=True):
             for path in (hello, libc):
                 assert mounting.nar_hash(mount.path(path))
         assert mount.status()["paths_known"] == 2
 
 
-def test_an_overlay_sees_a_name_that_appears(serve: Serve, run_mount: RunMount, tmp_path: Path) -> None:
-    """An overlay never asks again for a name that was not there, until it is remounted; who watches is told when to do that.
+def test_an_overlay_sees_a_new_name_after_a_remount(serve: Serve, run_mount: RunMount, tmp_path: Path) -> None:
+    """An overlay looks a missing name up again only after a remount. A watcher is told when to remount.
 
-    From that moment on it has to be there for the kernel, too, though somebody has just been told that it is not.
+    From then on, the kernel has to see the name, although a lookup just before found that it was missing.
     """
     two = base("two")
     with run_mount(serve({"one": sample(1)}, name="growing")) as mount:
@@ -365,15 +364,14 @@ def test_an_overlay_sees_a_name_that_appears(serve: Serve, run_mount: RunMount, 
         watching = watch(control_path(mount.run_dir, mount.target))
         assert next(watching) == []
         assert not os.path.lexists(mount.path(two))
-        denied = time.monotonic()
-        while (
-            time.monotonic() < denied + 4.3
-        ):  # it is looked for again after 5 s; until then the kernel shall have asked
+        missed = time.monotonic()
+        # The worker looks the name up again after 5 s. The last lookup by the kernel should be just before that.
+        while time.monotonic() < missed + 4.3:
             assert not os.path.lexists(mount.path(two))
             time.sleep(0.01)
         assert pod.waits
         serve({"one": sample(1), "two": sample(2)}, name="growing")
-        assert next(watching) == [two], "nobody had to look it up again"
+        assert next(watching) == [two], "the name is announced without another lookup by a program"
         remount = f"mount -o remount {tmp_path / 'pod'}/nix/store"
         assert ask("nsenter", "--target", str(pod.process.pid), "--mount", *remount.split()).status == 0
         assert pod.outcome(5).output.split() == [b"up", b"there"]
@@ -391,13 +389,13 @@ def test_twenty_cold_containers_cause_one_download(
         for pod in pods:
             outcome = pod.outcome()
             assert outcome.output.decode() == f"{GREETING} 1.4142\n", outcome
-        assert upstream.count(NARS, "GET") == 2  # that of the program, and that of its C library
+        assert upstream.count(NARS, "GET") == 2  # the program and its C library
         assert upstream.count("*.narinfo", "GET") == 2
 
 
 @pytest.mark.parametrize("view", [BIND, OVERLAY], ids=["bind", "overlay"])
 @pytest.mark.parametrize("options", MODES.values(), ids=MODES)
-def test_a_python_out_of_the_store(
+def test_a_python_of_the_store_runs(
     made_programs: Programs,
     upstream: Upstream,
     run_mount: RunMount,
@@ -415,7 +413,7 @@ def test_a_python_out_of_the_store(
         assert "/__pycache__/" in outcome.output.decode()
 
 
-def test_containers_do_not_see_what_others_write(serve: Serve, run_mount: RunMount, tmp_path: Path) -> None:
+def test_containers_do_not_see_each_others_changes(serve: Serve, run_mount: RunMount, tmp_path: Path) -> None:
     name = base("one")
     write = (
         f'cd "$root/nix/store/{name}"; echo mine > new; echo more >> a-first; rm z-last; mkdir bin/deeper; mv bin tools; '
@@ -432,7 +430,7 @@ def test_containers_do_not_see_what_others_write(serve: Serve, run_mount: RunMou
 
 
 @pytest.mark.parametrize("options", [(), ("--early",)], ids=["verified", "early"])
-def test_a_directory_of_many_files(serve: Serve, run_mount: RunMount, options: tuple[str, ...]) -> None:
+def test_a_directory_with_many_files_is_complete(serve: Serve, run_mount: RunMount, options: tuple[str, ...]) -> None:
     wide: dict[str, Tree] = {f"{number:05}-{'x' * (number % 200)}": b"%d" % number for number in range(10_000)}
     with run_mount(serve({"wide": wide, "deep": small_files(10_000)}), *options) as mount:
         path = mount.path(base("wide"))
@@ -444,8 +442,7 @@ def test_a_directory_of_many_files(serve: Serve, run_mount: RunMount, options: t
         assert (path / "07777-").with_name(f"07777-{'x' * (7777 % 200)}").read_bytes() == b"7777"
 
 
-def test_seeking_in_a_directory(serve: Serve, run_mount: RunMount) -> None:
-    """Many read it at once, each from its own place."""
+def test_concurrent_readers_of_a_directory_see_all_names(serve: Serve, run_mount: RunMount) -> None:
     wide: dict[str, Tree] = {f"{number:04}": b"" for number in range(3000)}
     with run_mount(serve({"wide": wide})) as mount:
         path, found = mount.path(base("wide")), []
@@ -464,31 +461,35 @@ def test_seeking_in_a_directory(serve: Serve, run_mount: RunMount) -> None:
 
 
 @pytest.mark.parametrize("options", [(), PLAIN], ids=["passthrough", "plain"])
-def test_the_page_cache_has_it_once(serve: Serve, run_mount: RunMount, options: tuple[str, ...]) -> None:
-    """The mounted file's pages are there; those of what it is read from are let go."""
+def test_the_page_cache_has_only_one_copy_of_a_file(
+    serve: Serve, run_mount: RunMount, options: tuple[str, ...]
+) -> None:
+    """The pages of the mounted file stay; the pages of the cached file are dropped."""
     size = 64 * MIB
     with run_mount(serve({"big": {"data": random_bytes(1, size)}}, compression="none"), *options) as mount:
         path = mount.path(base("big")) / "data"
         os.lstat(path)
-        os.sync()  # what has not been written to the disk yet can't be let go
+        os.sync()  # pages that are not on the disk yet can't be dropped
         assert len(path.read_bytes()) == size
         assert mounting.resident(path) >= 0.9 * size or not options
-        kept = sum(mounting.resident(file) for file in mount.cache_dir.rglob("*") if file.is_file())
-        assert kept + (mounting.resident(path) if options else 0) <= 1.3 * size
+        cached = sum(mounting.resident(file) for file in mount.cache_dir.rglob("*") if file.is_file())
+        assert cached + (mounting.resident(path) if options else 0) <= 1.3 * size
 
 
 def words(text: str) -> list[str]:
     return text.split()
 
 
-def test_status_and_unmount(serve: Serve, upstream: Upstream, run_mount: RunMount) -> None:
+def test_a_mount_in_the_foreground_can_be_shown_and_unmounted(
+    serve: Serve, upstream: Upstream, run_mount: RunMount
+) -> None:
     url = serve({"one": sample(1)})
     with run_mount(url) as mount:
         (mount.path(base("one")) / "large").read_bytes()
-        said = mount.run("--status", mount.target)
-        assert said.returncode == 0
-        assert str(mount.target) in said.stdout
-        assert "passthrough" in said.stdout
+        shown = mount.run("--status", mount.target)
+        assert shown.returncode == 0
+        assert str(mount.target) in shown.stdout
+        assert "passthrough" in shown.stdout
         as_json = mount.run("--status", mount.target, "--json")
         assert '"worker_pid"' in as_json.stdout
         done = mount.run("--unmount", mount.target)
@@ -498,7 +499,7 @@ def test_status_and_unmount(serve: Serve, upstream: Upstream, run_mount: RunMoun
         assert not list(mount.run_dir.rglob("*.sock"))
 
 
-def test_in_the_background(serve: Serve, run_mount: RunMount, tmp_path: Path) -> None:
+def test_a_mount_in_the_background_does_not_disturb_another(serve: Serve, run_mount: RunMount, tmp_path: Path) -> None:
     """Without --foreground the command ends when it is mounted."""
     with run_mount(serve({"one": sample(1)})) as mount:
         target = tmp_path / "second"
@@ -509,21 +510,21 @@ def test_in_the_background(serve: Serve, run_mount: RunMount, tmp_path: Path) ->
             assert (target / base("one") / "a-first").read_bytes() == b"first of 1\n"
             assert (mount.path(base("one")) / "a-first").read_bytes() == b"first of 1\n"
             again = mount.run(target)
-            assert again.returncode != 0, "it is mounted already"
+            assert again.returncode != 0, "it is already mounted"
             assert mount.run("--unmount", target).returncode == 0
         finally:
             mount.run("--unmount", target)
             mounting.unmount_all(target)
 
 
-def test_somebody_else_unmounts(serve: Serve, run_mount: RunMount) -> None:
+def test_the_holder_ends_when_another_program_unmounts(serve: Serve, run_mount: RunMount) -> None:
     with run_mount(serve({"one": sample(1)})) as mount:
         os.lstat(mount.path(base("one")))
         mounting.unmount_all(mount.target)
         assert mount.process.wait(10) == 0
 
 
-def test_where_nothing_can_be_mounted(serve: Serve, run_mount: RunMount, tmp_path: Path) -> None:
+def test_a_target_that_is_not_a_directory_is_refused(serve: Serve, run_mount: RunMount, tmp_path: Path) -> None:
     with run_mount(serve({"one": sample(1)})) as mount:
         (tmp_path / "file").write_text("")
         for target in (tmp_path / "none", tmp_path / "file"):

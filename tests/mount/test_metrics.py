@@ -1,4 +1,4 @@
-"""What Prometheus is shown of mounts and volumes."""
+"""Prometheus metrics of mounts and volumes."""
 
 import importlib.util
 import urllib.request
@@ -29,7 +29,7 @@ def shown(collect: Callable[[], list[Family]]) -> str:
     return text
 
 
-def test_a_mount() -> None:
+def test_the_status_of_a_mount_becomes_metrics() -> None:
     lines = shown(lambda: mount_metrics(STATUS)).splitlines()
     assert {
         'nar_mount_info{mode="plain",target="/nix/store"} 1.0',
@@ -43,32 +43,34 @@ def test_a_mount() -> None:
         "nar_mount_start_time_seconds 1.5e+09",
         "# TYPE nar_mount_read_bytes_total counter",
     } <= {*lines}
-    assert not any("interrupts" in line for line in lines)  # what the status lacks
+    assert not any("interrupts" in line for line in lines)  # a value that the status lacks
 
 
-def test_volumes_and_numbers_that_change() -> None:
+def test_volumes_are_counted_by_mode() -> None:
     counts: Iterator[int] = iter([2, 3])
     assert 'nar_volumes_published{mode="ro"} 2.0' in shown(lambda: volume_metrics({"ro": next(counts), "overlay": 0}))
 
 
 @pytest.mark.parametrize("address", ["9000", "x:y", ":99999", "::1:80"])
-def test_an_address_that_is_none(address: str) -> None:
+def test_invalid_addresses_are_refused(address: str) -> None:
     with pytest.raises(SettingsError, match=r"^--metrics"):
         check_metrics(address)
 
 
-def test_addresses() -> None:
+def test_addresses_are_parsed() -> None:
+    pytest.importorskip("prometheus_client")
     assert check_metrics(":9000") == ("0.0.0.0", 9000)
     assert check_metrics("[::1]:9000") == ("::1", 9000)
 
 
-def test_a_port_that_is_taken() -> None:
+def test_a_port_in_use_is_an_error() -> None:
+    pytest.importorskip("prometheus_client")
     port = serve_metrics("127.0.0.1:0", list)
     with pytest.raises(SettingsError, match="can't listen there: Address already in use"):
         serve_metrics(f"127.0.0.1:{port}", list)
 
 
-def test_it_takes_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(SettingsError, match="pip install 'nar-serve\\[metrics\\]'"):
         check_metrics(":9000")

@@ -1,7 +1,7 @@
-"""Mounting as nobody: by fusermount3, and in a user namespace, where an overlay can be put on top.
+"""Mounting as the user nobody: with fusermount3, and in a user namespace, which can also mount an overlay.
 
-The interpreter and this source tree may lie where nobody else may look. So all of it happens in a mount namespace in which
-they have been bound to places that everybody can reach.
+The interpreter and this source tree may be in directories that other users can't read. So everything happens in a mount namespace
+in which they are bind-mounted where every user can reach them.
 """
 
 import os
@@ -33,9 +33,9 @@ Serve = Callable[..., str]
 
 @pytest.fixture
 def open_device() -> Iterator[None]:
-    """/dev/fuse as almost every system has it: open for everybody."""
-    needs.fuse()
-    needs.programs(("fusermount3", "unshare", "nsenter", "setpriv"))
+    """Let every user open /dev/fuse, as on almost all systems."""
+    mounting.need_root()
+    mounting.tools_or_skip("fusermount3", "unshare", "nsenter", "setpriv")
     mode = stat.S_IMODE(Path(DEVICE).stat().st_mode)
     Path(DEVICE).chmod(0o666)
     try:
@@ -46,15 +46,15 @@ def open_device() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Rootless:
-    """A mount that nobody has made. ``process`` is the first of its mount namespace."""
+    """A mount of the user nobody. ``process`` is the first process of its mount namespace."""
 
     process: subprocess.Popen[bytes]
     target: Path
     log: Path
     user_namespace: bool
 
-    def see(self, script: str) -> mounting.Outcome:
-        """What nobody sees there."""
+    def run_script(self, script: str) -> mounting.Outcome:
+        """Run a script as the user nobody in the mount."""
         become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
         enter = ["nsenter", "--target", str(self.process.pid), "--mount"]
         if self.user_namespace:
@@ -65,7 +65,7 @@ class Rootless:
 
 
 def reachable() -> str:
-    """A script that makes all directories on the way to what Python needs searchable, in this mount namespace only."""
+    """Return a script that makes all directories above what Python needs searchable, in its mount namespace only."""
     needed = sorted({Path(sys.prefix), Path(sys.base_prefix), ROOT})
     hidden = sorted({parent for path in needed for parent in path.parents if not parent.stat().st_mode & 0o001})
     script = ["keep=$(mktemp -d)", 'mount -t tmpfs -o mode=755 keep "$keep"']
@@ -136,46 +136,46 @@ def wait_for(mount: Rootless) -> None:
 
 @pytest.mark.usefixtures("open_device")
 @pytest.mark.parametrize("user_namespace", [False, True], ids=["fusermount3", "namespace"])
-def test_nobody_mounts_and_reads(serve: Serve, user_namespace: bool) -> None:
+def test_an_unprivileged_user_mounts_and_reads(serve: Serve, user_namespace: bool) -> None:
     with rootless(serve({"one": sample(1)}), user_namespace=user_namespace) as mount:
         for name, data in files_of(sample(1)):
-            outcome = mount.see(f"cat {base('one')}/{name}")
+            outcome = mount.run_script(f"cat {base('one')}/{name}")
             assert outcome.output == data, outcome
-        assert mount.see(f"{base('one')}/bin/link").output == b"1\n"
-        assert mount.see(f"touch {base('one')}/new").status != 0
-        assert mount.see(f"ls -d {base('two')}").status != 0
+        assert mount.run_script(f"{base('one')}/bin/link").output == b"1\n"
+        assert mount.run_script(f"touch {base('one')}/new").status != 0
+        assert mount.run_script(f"ls -d {base('two')}").status != 0
         text = Path(f"/proc/{mount.process.pid}/mountinfo").read_text()
         (line,) = (line for line in text.splitlines() if f" {mount.target} " in line)
         assert {"ro", "nosuid", "nodev"} <= set(line.split()[5].split(","))
 
 
 @pytest.mark.usefixtures("open_device")
-def test_an_overlay_in_a_user_namespace(serve: Serve) -> None:
+def test_an_overlay_can_be_mounted_in_a_user_namespace(serve: Serve) -> None:
     with rootless(serve({"one": sample(1)}), user_namespace=True) as mount:
         script = (
             "set -e; cd ..; mkdir upper work merged; "
             "mount -t overlay pod -o userxattr,lowerdir=mnt,upperdir=upper,workdir=work merged; "
             f"cd merged; cat {base('one')}/a-first; echo mine > new; cat new; ls {base('one')}; umount -l ../merged"
         )
-        outcome = mount.see(script)
+        outcome = mount.run_script(script)
         assert outcome.output.decode().split() == ["first", "of", "1", "mine", *sorted(sample(1))], outcome
 
 
 @pytest.mark.usefixtures("open_device")
 @pytest.mark.parametrize("user_namespace", [False, True], ids=["fusermount3", "namespace"])
-def test_nobody_s_worker_is_killed(serve: Serve, user_namespace: bool) -> None:
+def test_an_unprivileged_worker_is_restarted_after_it_is_killed(serve: Serve, user_namespace: bool) -> None:
     with rootless(serve({"one": sample(1)}), user_namespace=user_namespace) as mount:
-        assert mount.see(f"cat {base('one')}/a-first").output == b"first of 1\n"
+        assert mount.run_script(f"cat {base('one')}/a-first").output == b"first of 1\n"
         children = Path(f"/proc/{mount.process.pid}/task/{mount.process.pid}/children").read_text().split()
         for child in children:
             os.kill(int(child), signal.SIGKILL)
-        assert mount.see(f"cat {base('one')}/z-last {base('one')}/large | wc -c").output.strip() == b"300010"
+        assert mount.run_script(f"cat {base('one')}/z-last {base('one')}/large | wc -c").output.strip() == b"300010"
 
 
 @pytest.mark.usefixtures("open_device")
-def test_the_others_see_nothing(serve: Serve) -> None:
-    """Without allow_other a mount is its user's alone, even for root."""
+def test_other_users_have_no_access_without_allow_other(serve: Serve) -> None:
+    """Not even root has access."""
     with rootless(serve({"one": sample(1)}), user_namespace=False) as mount:
-        assert mount.see(f"cat {base('one')}/a-first").status == 0
+        assert mount.run_script(f"cat {base('one')}/a-first").status == 0
         outcome = ask("nsenter", "--target", str(mount.process.pid), "--mount", "ls", mount.target)
         assert "Permission denied" in outcome.errors

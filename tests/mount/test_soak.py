@@ -1,4 +1,4 @@
-"""The soak test, for some seconds. For longer: ``python -m tests.mount.soak``."""
+"""The soak test for a few seconds. ``python -m tests.mount.soak`` runs it longer."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from tests.mount.soak import MODES, soak
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_random_reads_under_trouble(tmp_path: Path, mode: str) -> None:
-    needs.fuse()
+def test_random_reads_are_right_while_stores_fail_and_processes_die(tmp_path: Path, mode: str) -> None:
+    mounting.need_root()
     report = soak(tmp_path, seconds=5, processes=8, mode=mode, seed=7, kill_seconds=2)
     assert not report.problems, str(report)
     assert report.found["right"] > 0

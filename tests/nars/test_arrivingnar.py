@@ -1,4 +1,4 @@
-"""NARs that are read while they come: each byte as soon as it is there, and no success if the NAR is not what was promised."""
+"""NARs that are read while they are fetched: bytes are returned as they arrive, and `finish` fails if the NAR is wrong."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from narcore.nars.cachednar import ArrivingNar
 from narcore.stores.memory import MemoryStore
 from tests.builders import binary_cache, hash_part
 from tests.cache.conftest import MakeCache, cache, directory, make_cache, nothing_left_open
-from tests.cache.support import Source, keep, names, nar_of, until
+from tests.cache.support import Source, add_to_cache, names, nar_of, until
 
 __all__ = ["cache", "directory", "make_cache", "nothing_left_open"]  # fixtures
 
@@ -26,7 +26,7 @@ CHUNK = 1 << 16
 
 @pytest.fixture
 def arriving(cache: NarCache) -> Iterator[Callable[..., ArrivingNar]]:
-    """The NAR of a source; closed at the end."""
+    """Opens the NAR of a source, and closes it at the end of the test."""
     made = []
 
     def join(source: Source, *, whole: bool = False) -> ArrivingNar:
@@ -41,12 +41,12 @@ def arriving(cache: NarCache) -> Iterator[Callable[..., ArrivingNar]]:
 Arriving = Callable[..., ArrivingNar]
 
 
-def test_each_byte_as_soon_as_it_is_there(arriving: Arriving, cache: NarCache) -> None:
+def test_bytes_are_returned_as_they_arrive(arriving: Arriving, cache: NarCache) -> None:
     source = Source(NAR, gated=True)
     nar = arriving(source)
     assert nar.wait_for(0) == 0
     source.allow(CHUNK)
-    assert nar.read(CHUNK - 5, CHUNK) == NAR[CHUNK - 5 : CHUNK]  # the last one is not kept back
+    assert nar.read(CHUNK - 5, CHUNK) == NAR[CHUNK - 5 : CHUNK]  # the last byte is not withheld
     assert nar.wait_for(CHUNK) == CHUNK
     assert cache.bytes_fetched(source.key) == cache.total_bytes_fetched() == CHUNK
     with ThreadPoolExecutor(2) as pool:
@@ -68,7 +68,7 @@ def test_each_byte_as_soon_as_it_is_there(arriving: Arriving, cache: NarCache) -
     assert cache.total_bytes_fetched() == len(NAR)
 
 
-def test_whole_gives_nothing_before_all_is_verified(arriving: Arriving) -> None:
+def test_whole_returns_nothing_before_verification(arriving: Arriving) -> None:
     source = Source(NAR, gated=True)
     nar = arriving(source, whole=True)
     with ThreadPoolExecutor(1) as pool:
@@ -77,13 +77,13 @@ def test_whole_gives_nothing_before_all_is_verified(arriving: Arriving) -> None:
         assert not first.done()
         source.allow()
         assert first.result(10) == NAR[:5]
-    lie = Source(nar_of(400_000, 1), sent=NAR)
+    wrong = Source(nar_of(400_000, 1), sent=NAR)
     with pytest.raises(HashMismatch):
-        arriving(lie, whole=True).wait_for(1)
+        arriving(wrong, whole=True).wait_for(1)
 
 
 @pytest.mark.parametrize("fault", [None, StoreUnavailable("broken off")])
-def test_after_a_failure_there_is_nothing_but_that(arriving: Arriving, fault: Exception | None) -> None:
+def test_all_calls_raise_the_error_after_a_failure(arriving: Arriving, fault: Exception | None) -> None:
     source = Source(NAR, gated=True, sent=NAR[:-100] + bytes(100), fault=fault)
     expected = type(fault) if fault else HashMismatch
     nar = arriving(source)
@@ -95,15 +95,15 @@ def test_after_a_failure_there_is_nothing_but_that(arriving: Arriving, fault: Ex
             call()
 
 
-def test_what_is_evicted_is_read_on(arriving: Arriving, cache: NarCache) -> None:
+def test_evicted_nar_can_be_read_while_it_is_open(arriving: Arriving, cache: NarCache) -> None:
     nar = arriving(Source(NAR))
     nar.finish()
     assert len(cache.clear()) == 1
     assert nar.read(0, len(NAR)) == NAR
 
 
-@pytest.mark.parametrize("written", ["while it comes", "afterwards"])
-def test_what_is_written_to_is_not_read(arriving: Arriving, directory: Path, written: str) -> None:
+@pytest.mark.parametrize("written", ["while it arrives", "afterwards"])
+def test_changed_file_is_not_read(arriving: Arriving, directory: Path, written: str) -> None:
     source = Source(NAR, gated=True)
     nar = arriving(source)
     source.allow(2 * CHUNK)
@@ -111,7 +111,7 @@ def test_what_is_written_to_is_not_read(arriving: Arriving, directory: Path, wri
         source.allow()
         nar.finish()
         path = directory / f"{source.key.digits}.nar"
-        until(lambda: path.stat().st_mtime == 1)  # settled
+        until(lambda: path.stat().st_mtime == 1)  # synced
         path.chmod(0o600)
         with path.open("r+b") as file:
             file.write(b"x")
@@ -125,8 +125,8 @@ def test_what_is_written_to_is_not_read(arriving: Arriving, directory: Path, wri
     source.allow()
 
 
-def test_one_that_is_on_disk(arriving: Arriving, cache: NarCache) -> None:
-    keep(cache, NAR)
+def test_cached_nar_is_not_fetched(arriving: Arriving, cache: NarCache) -> None:
+    add_to_cache(cache, NAR)
     source = Source(NAR)
     nar = arriving(source)
     assert nar.read(0, len(NAR)) == NAR
@@ -134,8 +134,8 @@ def test_one_that_is_on_disk(arriving: Arriving, cache: NarCache) -> None:
     assert source.fetched == 0
 
 
-def test_another_process_fetches(make_cache: MakeCache) -> None:
-    """What it has written is read here, and counted as news."""
+def test_bytes_that_another_process_fetches_are_read_and_counted(make_cache: MakeCache) -> None:
+    """Two caches simulate two processes."""
     caches, source = [make_cache(), make_cache()], Source(NAR, gated=True)
     nars = [ArrivingNar(each.fill(source.key, source), whole=False) for each in caches]
     source.allow(CHUNK)
@@ -151,7 +151,7 @@ def test_another_process_fetches(make_cache: MakeCache) -> None:
 
 
 class TestClosing:
-    def test_ends_a_fill_that_nobody_reads(
+    def test_close_ends_a_fill_without_readers(
         self, arriving: Arriving, directory: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(part, "NEARLY_DONE", 0)
@@ -160,7 +160,7 @@ class TestClosing:
         source.allow(CHUNK)
         nar.wait_for(1)
         nar.close()
-        nar.close()  # which changes nothing
+        nar.close()  # has no effect
         source.allow(2 * CHUNK)
         until(lambda: nar._fill._closed)
         source.allow()
@@ -170,7 +170,7 @@ class TestClosing:
             with pytest.raises(ValueError, match="closed"):
                 call()
 
-    def test_those_who_wait_get_what_they_wait_for(self, arriving: Arriving) -> None:
+    def test_running_reads_complete_after_close(self, arriving: Arriving) -> None:
         source = Source(NAR, gated=True)
         nar = arriving(source)
         got: list[bytes] = []
@@ -185,7 +185,7 @@ class TestClosing:
         assert got == [NAR] * 4
 
 
-def test_many_read_at_once(arriving: Arriving) -> None:
+def test_many_threads_read_at_once(arriving: Arriving) -> None:
     source = Source(NAR, chunk=10_000)
     nars = [arriving(source) for _ in range(2)]
 
@@ -198,7 +198,7 @@ def test_many_read_at_once(arriving: Arriving) -> None:
     assert source.fetched == 1
 
 
-def test_a_stall(arriving: Arriving, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_times_out_if_no_bytes_arrive(arriving: Arriving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("narcore.cache.fill.STALL_SECONDS", 0.05)
     source = Source(NAR, gated=True)
     nar = arriving(source)
@@ -212,9 +212,9 @@ def test_a_stall(arriving: Arriving, monkeypatch: pytest.MonkeyPatch) -> None:
 FILES = binary_cache({"x-1": {"data": NAR}})
 
 
-class TestHall:
+class TestBinaryCache:
     @pytest.mark.parametrize("strict", [True, False])
-    def test_arriving(self, cache: NarCache, strict: bool) -> None:
+    def test_open_arriving_returns_a_readable_nar(self, cache: NarCache, strict: bool) -> None:
         caches = BinaryCache([MemoryStore(FILES)], cache=cache, strict=strict)
         info = caches.path_info(hash_part("x-1"))
         with ThreadPoolExecutor(2) as pool:
@@ -227,7 +227,9 @@ class TestHall:
             nar.close()
         caches.close()
 
-    def test_what_may_not_be_served(self, cache: NarCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_open_arriving_rejects_what_may_not_be_served(
+        self, cache: NarCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         caches = BinaryCache([MemoryStore(FILES)], cache=cache, max_nar_size=1000)
         info = caches.path_info(hash_part("x-1"))
         with pytest.raises(NarTooLarge):

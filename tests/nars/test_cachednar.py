@@ -1,4 +1,4 @@
-"""NARs out of the disk cache for who keeps them open: whole and verified, whatever becomes of the entry."""
+"""Cached NARs that are held open: complete and verified, even after the entry is evicted."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +33,7 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(directory: Path) -> Iterator[Make]:
-    """Makes a BinaryCache with a disk cache, over a store that holds two paths."""
+    """Makes a BinaryCache with a disk cache and a store that has two paths."""
     made: list[BinaryCache] = []
 
     def open_nix_cache(
@@ -65,7 +65,7 @@ def entry(directory: Path) -> Path:
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_what_is_not_there_is_fetched(make: Make, strict: bool) -> None:
+def test_missing_nar_is_fetched(make: Make, strict: bool) -> None:
     nix_cache = make(strict=strict)
     info = info_of(nix_cache)
     assert nix_cache.open_cached(info) is None
@@ -82,19 +82,19 @@ def test_what_is_not_there_is_fetched(make: Make, strict: bool) -> None:
     assert again is not None
     assert read_and_close(again, 0, len(NAR)) == NAR
     assert nix_cache.total_bytes_fetched() == len(NAR)
-    assert nix_cache.bytes_fetched(info) == 0  # nothing is under way
+    assert nix_cache.bytes_fetched(info) == 0  # no fill is running
 
 
-def test_touching_keeps_it(make: Make, directory: Path) -> None:
+def test_touch_updates_only_the_access_time(make: Make, directory: Path) -> None:
     nix_cache = make()
     nar = nix_cache.open_fetched(info_of(nix_cache))
     os.utime(entry(directory), (1000, entry(directory).stat().st_mtime))
     nar.touch()
     assert entry(directory).stat().st_atime > 1_000_000
-    assert read_and_close(nar, 0, 10) == NAR[:10]  # that was no change
+    assert read_and_close(nar, 0, 10) == NAR[:10]  # the file does not count as changed
 
 
-def test_what_is_evicted_is_read_on(make: Make, directory: Path) -> None:
+def test_evicted_nar_can_be_read_while_it_is_open(make: Make, directory: Path) -> None:
     nix_cache = make(limit=600_000)
     nar = nix_cache.open_fetched(info_of(nix_cache))
     assert not nar.is_evicted
@@ -106,7 +106,9 @@ def test_what_is_evicted_is_read_on(make: Make, directory: Path) -> None:
     nar.close()
 
 
-def test_evicted_before_it_can_be_opened(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nar_evicted_before_it_is_opened_is_fetched_again_up_to_a_limit(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nix_cache = make()
     info = info_of(nix_cache)
     tries: list[int] = []
@@ -132,7 +134,7 @@ def test_evicted_before_it_can_be_opened(make: Make, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("change", ["written", "cut", "longer"])
-def test_what_was_changed_is_not_read(make: Make, directory: Path, change: str) -> None:
+def test_changed_nar_is_removed_and_fetched_again(make: Make, directory: Path, change: str) -> None:
     nix_cache = make()
     nar = nix_cache.open_fetched(info_of(nix_cache))
     path = entry(directory)
@@ -150,7 +152,7 @@ def test_what_was_changed_is_not_read(make: Make, directory: Path, change: str) 
     assert read_and_close(nix_cache.open_fetched(info_of(nix_cache)), 0, len(NAR)) == NAR
 
 
-def test_what_is_too_large(make: Make) -> None:
+def test_too_large_nar_is_rejected(make: Make) -> None:
     nix_cache = make(largest=100_000)
     for ask in (nix_cache.open_cached, nix_cache.open_fetched):
         with pytest.raises(NarTooLarge, match="NAR_MAX_NAR_SIZE"):
@@ -164,13 +166,13 @@ def test_what_is_too_large(make: Make) -> None:
         nix_cache.open_fetched(info_of(nix_cache))
 
 
-def test_an_address_has_to_be_proved(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_address_is_checked_before_opening(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     nix_cache = make()
     info = info_of(nix_cache)
     nix_cache.open_fetched(info).close()
 
     def refuse(info: PathInfo) -> None:
-        raise HashMismatch("the contents are not those of the address")
+        raise HashMismatch("the contents do not match the address")
 
     monkeypatch.setattr(nix_cache._proof, "check", refuse)
     for ask in (nix_cache.open_cached, nix_cache.open_fetched):
@@ -178,24 +180,24 @@ def test_an_address_has_to_be_proved(make: Make, monkeypatch: pytest.MonkeyPatch
             ask(info)
 
 
-def test_a_store_that_fails(make: Make) -> None:
+def test_store_error_is_raised(make: Make) -> None:
     files = {name: content for name, content in FILES.items() if not name.startswith("nar/")}
     nix_cache = make(files)
     with pytest.raises(StoreError):
         nix_cache.open_fetched(info_of(nix_cache))
 
 
-def test_a_store_that_lies(make: Make) -> None:
+def test_nar_with_another_hash_is_rejected(make: Make) -> None:
     nix_cache = make()
     info = info_of(nix_cache)
     other = info_of(nix_cache, "other-1").narinfo
-    lie = replace(info.narinfo, nar_hash=other.nar_hash)
-    assert isinstance(lie, NarInfo)
+    forged = replace(info.narinfo, nar_hash=other.nar_hash)
+    assert isinstance(forged, NarInfo)
     with pytest.raises(HashMismatch):
-        nix_cache.open_fetched(replace(info, narinfo=lie))
+        nix_cache.open_fetched(replace(info, narinfo=forged))
 
 
-def test_without_a_disk_cache() -> None:
+def test_nothing_is_cached_without_a_disk_cache() -> None:
     nix_cache = BinaryCache([MemoryStore(FILES)])
     info = info_of(nix_cache)
     assert nix_cache.open_cached(info) is None
@@ -205,7 +207,7 @@ def test_without_a_disk_cache() -> None:
     nix_cache.close()
 
 
-def test_from_settings(tmp_path: Path) -> None:
+def test_settings_and_arguments_determine_strict(tmp_path: Path) -> None:
     store = tmp_path / "store"
     for name, content in FILES.items():
         (store / name).parent.mkdir(parents=True, exist_ok=True)

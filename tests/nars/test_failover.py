@@ -1,4 +1,4 @@
-"""A NAR whose store fails half-way comes on from another store, without a byte of it being asked for twice where that can be."""
+"""A NAR whose store fails in between is continued from another store, without fetching any byte twice if possible."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -25,10 +25,10 @@ def kind(path: str) -> str:
     return "nar" if path.startswith("nar/") else path.rpartition(".")[2]
 
 
-@pytest.mark.parametrize("keeps", [False, True], ids=["uncached", "cached"])
+@pytest.mark.parametrize("uses_cache", [False, True], ids=["uncached", "cached"])
 @pytest.mark.parametrize("compressions", [("zstd", "zstd"), ("xz", "none"), ("none", "none"), ("none", "xz")])
-def test_each_store_is_asked_once(
-    server: Stores, tmp_path: Path, compressions: tuple[str, str], keeps: bool, request: pytest.FixtureRequest
+def test_nar_is_continued_from_another_store(
+    server: Stores, tmp_path: Path, compressions: tuple[str, str], uses_cache: bool, request: pytest.FixtureRequest
 ) -> None:
     mark = request.node.callspec.id
     both = [
@@ -36,25 +36,25 @@ def test_each_store_is_asked_once(
         for place, (fault, compression) in enumerate(zip(("cut", "has"), compressions, strict=True))
     ]
     with ExitStack() as stack:
-        nars = NarCache(tmp_path, size=lambda _directory: 1 << 30, max_fills=4) if keeps else None
+        nars = NarCache(tmp_path, size=lambda _directory: 1 << 30, max_fills=4) if uses_cache else None
         cache = BinaryCache(both, trusted_keys=[KEY.public_key], cache=nars)
         stack.callback(cache.close)
         app = create_app(Settings(), cache)
         assert ask(app) == "ok"
         assert sorted(map(kind, server.asked(mark + "cut"))) == ["ls", "nar", "narinfo"]
         asked = sorted(map(kind, server.asked(mark + "has")))
-        if compressions[1] == "none":  # only the rest, and perhaps a look whether it is of the right file
+        if compressions[1] == "none":  # only the rest, and possibly a request that checks the tag
             assert asked in (["nar", "narinfo"], ["nar", "nar", "narinfo"])
             assert max(server.ranges(mark + "has"))[0] > size(compressions[0]) / 5
             assert sum(length for _, length in server.ranges(mark + "has")) < size("none") * 0.8
         else:
             assert asked == ["nar", "narinfo"]
-        # The path is asked of the other one now, and no error is in its way.
+        # The next request uses the other store first, and does not fail.
         assert ask(app) == "ok"
         assert "nar" in map(kind, server.asked(mark + "has"))
         assert sorted(map(kind, server.asked(mark + "cut"))) == ["ls", "nar", "narinfo"]
 
 
 def size(compression: str) -> int:
-    """Of the file that holds the NAR."""
+    """Return the size of the file that contains the NAR."""
     return next(len(content) for name, content in files(compression).items() if name.startswith("nar/"))

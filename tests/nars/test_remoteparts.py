@@ -1,4 +1,4 @@
-"""Parts of remote NARs: just their bytes and no wrong ones, until it is worth fetching all."""
+"""Ranges of remote NARs: only the needed bytes are requested, wrong ones are rejected, and the whole NAR is fetched if cheaper."""
 
 import random
 import subprocess
@@ -26,7 +26,7 @@ LISTING = NarListing.from_events(parse_nar([NAR], contents=False))
 
 
 class CountingStore(MemoryStore):
-    """Notes each request as (start, stop), and can fail."""
+    """Records each request as (start, stop), and raises ``fault`` if it is set."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(files)
@@ -66,7 +66,7 @@ class _Counted:
 
 
 def plain(**changes: object) -> tuple[PathInfo, CountingStore]:
-    """The NAR as it is."""
+    """Return the uncompressed NAR."""
     info = builders.nar_info(builders.store_path("x"), NAR, compression="none")
     return _info(info, NAR, changes)
 
@@ -77,8 +77,9 @@ def _info(info: NarInfo, packed: bytes, changes: dict[str, object]) -> tuple[Pat
 
 
 def in_blocks(monkeypatch: pytest.MonkeyPatch, size: int = 300_000) -> tuple[PathInfo, CountingStore]:
-    """In xz, of blocks of that size."""
-    needs.program("xz")
+    """Return the NAR in xz, in blocks of ``size`` bytes."""
+    if shutil.which("xz") is None:
+        pytest.skip("xz is not installed")
     monkeypatch.setattr(remoteparts, "BLOCKS_SIZE", 100_000)
     command = ["xz", "-c", "-0", f"--block-size={size}"]
     packed = subprocess.run(command, input=NAR, stdout=subprocess.PIPE, check=True).stdout
@@ -116,7 +117,7 @@ def contents(part: NarBytes | None) -> bytes:
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 5000), (0, 1), (4999, 5000), (100, 200)])
-def test_a_part_costs_its_bytes_and_the_tag(start: int, stop: int) -> None:
+def test_range_requests_only_its_bytes_and_the_tag(start: int, stop: int) -> None:
     info, store = plain()
     assert contents(read(RemoteParts(), info, node("b"), start, stop)) == FILES["b"][start:stop]
     offset = node("b").nar_offset
@@ -124,7 +125,7 @@ def test_a_part_costs_its_bytes_and_the_tag(start: int, stop: int) -> None:
     assert store.open == 0
 
 
-def test_deep_in_a_file_the_tag_is_asked_for_by_itself() -> None:
+def test_range_far_into_a_file_requests_the_tag_separately() -> None:
     info, store = plain()
     assert contents(read(RemoteParts(), info, node("a"), 600_000, 600_100)) == FILES["a"][600_000:600_100]
     assert len(store.asked) == 2
@@ -132,7 +133,7 @@ def test_deep_in_a_file_the_tag_is_asked_for_by_itself() -> None:
     assert store.open == 0
 
 
-def test_out_of_xz_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_range_of_xz_blocks_requests_only_these_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     info, store = in_blocks(monkeypatch)
     parts = RemoteParts()
     assert contents(read(parts, info, node("b"))) == FILES["b"]
@@ -140,12 +141,12 @@ def test_out_of_xz_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.bytes_asked() <= 4096 + 310_000
     store.asked.clear()
     assert contents(read(parts, info, node("c"), 900_000, 900_100)) == bytes(100)
-    assert len(store.asked) == 2  # the block of the tag, the block of the bytes; the index is known
+    assert len(store.asked) == 2  # the block of the tag, and the block of the bytes; the index is cached
     assert store.open == 0
 
 
 @pytest.mark.parametrize("small", [True, False])
-def test_an_index_larger_than_the_first_guess(monkeypatch: pytest.MonkeyPatch, small: bool) -> None:
+def test_index_larger_than_the_first_request_is_read(monkeypatch: pytest.MonkeyPatch, small: bool) -> None:
     if small:
         monkeypatch.setattr(remoteparts, "TAIL_SIZE", 14)
     info, store = in_blocks(monkeypatch, 30_000)
@@ -153,8 +154,8 @@ def test_an_index_larger_than_the_first_guess(monkeypatch: pytest.MonkeyPatch, s
     assert len(store.asked) == (3 if small else 2)
 
 
-def test_no_wrong_byte_out_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each block has a check sum, and the last bytes come after it."""
+def test_damaged_block_returns_no_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block has a checksum, which is checked before its last bytes are returned."""
     info, store = in_blocks(monkeypatch)
     (name,) = store.files
     packed = bytearray(store.files[name])
@@ -173,20 +174,20 @@ def test_no_wrong_byte_out_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("changes", "place"),
     [
-        ({"file_size": 5}, 0),  # not checked where the NAR is not compressed: NarSize is
-        ({}, 8),  # the listing is another one's
+        ({"file_size": 5}, 0),  # FileSize is not checked for an uncompressed NAR, but NarSize is
+        ({}, 8),  # the listing is of another NAR
         ({}, -1),
     ],
 )
-def test_a_place_where_the_file_does_not_begin(changes: dict[str, object], place: int) -> None:
+def test_offset_without_the_file_is_rejected_and_remembered(changes: dict[str, object], place: int) -> None:
     info, store = plain(**changes)
     parts = RemoteParts()
-    there = replace(node("b"), nar_offset=node("b").nar_offset + place)
-    found = read(parts, info, there)
+    moved = replace(node("b"), nar_offset=node("b").nar_offset + place)
+    found = read(parts, info, moved)
     if place:
         assert found is None
         asked = len(store.asked)
-        assert read(parts, info, node("b")) is None  # not asked again for a while
+        assert read(parts, info, node("b")) is None  # no requests for a while
         assert len(store.asked) == asked
     else:
         assert contents(found) == FILES["b"]
@@ -196,21 +197,21 @@ def test_a_place_where_the_file_does_not_begin(changes: dict[str, object], place
 @pytest.mark.parametrize(
     "fault", [RangeNotSupported("no"), FileNotInStore("no"), StoreError("no"), StoreUnavailable("no")]
 )
-def test_quietly_the_next_source(fault: Exception) -> None:
+def test_store_error_returns_none(fault: Exception) -> None:
     info, store = plain()
     parts = RemoteParts()
     store.fault = fault
     assert read(parts, info, node("b")) is None
     store.fault = None
     again = read(parts, info, node("b"))
-    # What may pass is tried again; what won't is not, for minutes.
+    # After a temporary error, the next call tries again; after a permanent one, ranges are not used for minutes.
     assert (again is not None) == isinstance(fault, StoreUnavailable)
     if again is not None:
         again.close()
         assert_all_is_free(parts, info)
 
 
-def test_a_file_of_another_size() -> None:
+def test_file_of_another_size_is_rejected() -> None:
     info, store = plain()
     (name,) = store.files
     store.files[name] = NAR + b"more"
@@ -219,8 +220,8 @@ def test_a_file_of_another_size() -> None:
 
 
 @pytest.mark.parametrize("compression", ["zstd", "bzip2", "xz"])
-def test_what_has_no_parts(compression: str) -> None:
-    """The xz file is of one block, as Nix writes them unless it is told to work in parallel."""
+def test_compressed_file_without_blocks_has_no_ranges(compression: str) -> None:
+    """The xz file has one block, as Nix writes it unless parallel compression is on."""
     info, store = _info(
         builders.nar_info(builders.store_path("x"), NAR, compression=compression),
         builders.COMPRESS[compression](NAR),
@@ -230,38 +231,38 @@ def test_what_has_no_parts(compression: str) -> None:
     assert store.asked == []
 
 
-class TestThrift:
-    def test_half_of_it_is_worth_all_of_it(self) -> None:
+class TestCost:
+    def test_ranges_stop_at_half_of_the_nar(self) -> None:
         info, store = plain()
         parts = RemoteParts()
         assert contents(read(parts, info, node("a"))) == FILES["a"]
         assert read(parts, info, node("c"), 0, 100_000) is None
         assert contents(read(parts, info, node("c"), cheap=False)) == FILES["c"]
         store.asked.clear()
-        assert contents(read(parts, info, node("b"), 0, 100)) == FILES["b"][:100]  # that little is still below half
+        assert contents(read(parts, info, node("b"), 0, 100)) == FILES["b"][:100]  # still within half of the NAR
 
-    def test_a_small_nar_is_no_parts(self) -> None:
+    def test_small_nar_is_not_read_in_ranges(self) -> None:
         small = builders.nar({"b": FILES["b"]})
         info, _ = _info(builders.nar_info(builders.store_path("s"), small, compression="none"), small, {})
         of = NarListing.from_events(parse_nar([small], contents=False))
-        there = of.child(of.root, "b")
-        assert there is not None
-        assert read(RemoteParts(), info, there) is None
-        assert contents(read(RemoteParts(), info, there, cheap=False)) == FILES["b"]
+        file = of.child(of.root, "b")
+        assert file is not None
+        assert read(RemoteParts(), info, file) is None
+        assert contents(read(RemoteParts(), info, file, cheap=False)) == FILES["b"]
 
-    def test_several_at_once_are_worth_all_of_it(self) -> None:
+    def test_concurrent_ranges_are_limited(self) -> None:
         info, _ = plain()
         parts = RemoteParts()
-        held = [read(parts, info, node("b"), 0, 10) for _ in range(remoteparts.AT_ONCE)]
-        assert all(held)
+        open_parts = [read(parts, info, node("b"), 0, 10) for _ in range(remoteparts.AT_ONCE)]
+        assert all(open_parts)
         assert read(parts, info, node("b")) is None
-        for part in held:
+        for part in open_parts:
             assert part is not None
             part.close()
             part.close()
         assert contents(read(parts, info, node("b"))) == FILES["b"]
 
-    def test_also_those_whose_answer_has_not_come(self) -> None:
+    def test_ranges_that_are_being_requested_count(self) -> None:
         info, store = plain()
         parts = RemoteParts()
         store.gate = threading.Event()
@@ -280,7 +281,7 @@ class TestThrift:
         assert store.open == 0
         assert_all_is_free(parts, info)
 
-    def test_a_part_that_is_never_read_is_let_go(self) -> None:
+    def test_range_that_is_never_read_can_be_closed(self) -> None:
         info, store = plain()
         parts = RemoteParts()
         part = read(parts, info, node("a"))

@@ -1,4 +1,4 @@
-"""NARs that this installation can't or won't unpack are refused for good, before they are fetched."""
+"""NARs that are too large for the settings are rejected with 413, without Retry-After."""
 
 from pathlib import Path
 
@@ -18,14 +18,14 @@ URL = f"/nix/store/{hash_part('x-1.0')}/a"
 @pytest.mark.parametrize(
     ("limit", "strict", "largest", "status"),
     [
-        (10_000, True, None, 413),  # strict serves out of the cache only
+        (10_000, True, None, 413),  # strict serves only from the cache
         (10_000, False, None, 200),
         (1 << 20, True, None, 200),
         (1 << 20, False, 50_000, 413),
         (1 << 20, True, 200_000, 200),
     ],
 )
-def test_what_is_too_large(tmp_path: Path, limit: int, strict: bool, largest: int | None, status: int) -> None:
+def test_too_large_nar_is_rejected(tmp_path: Path, limit: int, strict: bool, largest: int | None, status: int) -> None:
     nars = NarCache(tmp_path / "nars", size=lambda _directory: limit, max_fills=2)
     cache = BinaryCache([MemoryStore(FILES)], cache=nars, strict=strict, max_nar_size=largest)
     try:

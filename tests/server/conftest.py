@@ -1,4 +1,4 @@
-"""A binary cache in a directory, which the servers of these tests serve."""
+"""A binary cache in a directory, and a way to start servers of it."""
 
 import random
 from contextlib import AbstractContextManager
@@ -17,13 +17,13 @@ HELLO_HASH = hash_part(HELLO)
 BIG_FILE = f"{store_path(BIG)}/big.bin"
 README = b"Hello, all of you.\n" * 100
 
-# More than the sockets of both sides hold: whoever does not read keeps the server waiting.
+# More than the socket buffers of both sides hold, so that a client that does not read blocks the server.
 BIG_DATA = random.Random(5).randbytes(24 << 20)
 
 
 class Start(Protocol):
     def __call__(self, *options: str, **settings: str) -> AbstractContextManager[Serving]:
-        """``nar-serve serve`` on the binary cache, with these options and environment variables."""
+        """Start ``nar-serve serve`` on the binary cache, with these options and environment variables."""
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +42,7 @@ def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(cache_directory: Path, tmp_path: Path) -> Start:
-    def start_one(*options: str, **settings: str) -> AbstractContextManager[Serving]:
+    def start_server(*options: str, **settings: str) -> AbstractContextManager[Serving]:
         return serving(tmp_path / "server", str(cache_directory), *options, **settings)
 
-    return start_one
+    return start_server

@@ -1,4 +1,4 @@
-"""A real nginx, with a configuration of the test's."""
+"""Runs a real nginx with a configuration that the test provides."""
 
 import contextlib
 import os
@@ -38,11 +38,12 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def nginx(directory: Path, http: str, port: int) -> Iterator[None]:
-    """nginx with ``http`` in its http block, which listens on ``port``. Skips the test if nginx is not installed."""
-    program = needs.program("nginx")
+    """Run nginx with ``http`` as its http block, which listens on ``port``. Skips the test if nginx is missing, except in CI."""
+    if not Path(NGINX).exists() and not os.environ.get("CI"):
+        pytest.skip("nginx is not installed")
     directory.mkdir()
     config = directory / "nginx.conf"
-    user = "" if os.geteuid() else "user root;"  # another one could not come to the directories of these tests
+    user = "" if os.geteuid() else "user root;"  # another user could not access the directories of these tests
     config.write_text(_MAIN.format(user=user, directory=directory, http=http))
     process = subprocess.Popen([program, "-e", f"{directory}/error.log", "-c", config, "-p", directory])
     try:

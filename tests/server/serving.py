@@ -1,4 +1,4 @@
-"""Runs the real ``nar-serve serve``, in a process group of its own, on a port that it chooses."""
+"""Runs the real ``nar-serve serve``, in its own process group, on a free port."""
 
 import contextlib
 import os
@@ -18,13 +18,13 @@ from tests.e2e.fronts import environment
 START_SECONDS = 30
 STOP_SECONDS = 15
 
-_GREETING = re.compile(r"http://\S+:([0-9]+)/ is served")
+_GREETING = re.compile(r"serving http://\S+:([0-9]+)/ with")
 
 T = TypeVar("T")
 
 
 class Serving:
-    """A server that runs. ``out`` has its access log, ``err`` all else that it says."""
+    """A running server. The file ``out`` has its access log, the file ``err`` all other output."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", directory: Path) -> None:
         self.process = process
@@ -41,11 +41,9 @@ class Serving:
         return fetch(self.port, path, headers)
 
     def workers(self) -> list[int]:
-        """The processes that are there to answer, as soon as there are two."""
+        """Wait until there are at least two worker processes. Returns their process IDs."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return eventually(
-            lambda: found if len(found := [int(pid) for pid in children.read_text().split()]) >= 2 else []
-        )
+        return eventually(lambda: pids if len(pids := [int(pid) for pid in children.read_text().split()]) >= 2 else [])
 
     def access_log(self) -> list[str]:
         return self.out.read_text().splitlines()
@@ -55,7 +53,7 @@ class Serving:
 
 
 class Reply:
-    """An answer that was read to its end."""
+    """A complete response."""
 
     def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.status = status
@@ -68,7 +66,7 @@ class Reply:
 
 
 def fetch(port: int, path: str, headers: Mapping[str, str] | None = None) -> Reply:
-    """GET, on a connection of its own."""
+    """Send a GET request on a new connection."""
     connection = HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         connection.request("GET", path, headers=dict(headers or {}))
@@ -80,7 +78,7 @@ def fetch(port: int, path: str, headers: Mapping[str, str] | None = None) -> Rep
 
 @contextlib.contextmanager
 def serving(directory: Path, cache_url: str, *options: str, **settings: str) -> Iterator[Serving]:
-    """``nar-serve serve`` with these options and environment variables, and its NAR cache and its logs in ``directory``."""
+    """Run ``nar-serve serve`` with these options and environment variables, with its disk cache and its logs in ``directory``."""
     directory.mkdir(exist_ok=True)
     environ = environment({"HTTP_ADDR": "127.0.0.1:0", "NAR_CACHE_DIR": str(directory / "nars")} | settings)
     command = [sys.executable, "-m", "narserve", "serve", "--store", cache_url, *options]
@@ -99,9 +97,9 @@ def serving(directory: Path, cache_url: str, *options: str, **settings: str) -> 
 
 
 def eventually(condition: Callable[[], T], seconds: float = 10) -> T:
-    """What ``condition`` gives as soon as that is true."""
+    """Wait until ``condition`` returns a true value. Returns the value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not come about in time"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.02)
     return value

@@ -1,4 +1,4 @@
-"""What keeps ``nar-serve serve`` from starting: one line, exit code 2, and no page of gunicorn's."""
+"""If ``nar-serve serve`` can't start, it prints one line and exits with code 2, without output of gunicorn."""
 
 import socket
 import subprocess
@@ -33,25 +33,34 @@ def refusal(*options: str, **settings: str) -> str:
 @pytest.mark.parametrize(
     ("options", "settings", "words"),
     [
-        (["--workers", "0"], {}, "NAR_WORKERS"),
-        ([], {"NAR_THREADS": "many"}, "NAR_THREADS"),
-        (["--listen", "somewhere"], {}, "HTTP_ADDR"),
+        (["--workers", "0"], {}, "nar-serve: --workers='0' is not a number"),
+        ([], {"NAR_THREADS": "many"}, "nar-serve: NAR_THREADS='many'"),
+        (["--listen", "somewhere"], {}, "nar-serve: --listen='somewhere' is not host:port"),
+        (["--listen", ":many"], {}, "nar-serve: --listen: 'many' is not a port"),
+        ([], {"HTTP_ADDR": "somewhere"}, "nar-serve: HTTP_ADDR='somewhere' is not host:port"),
         ([], {"NAR_METRICS": "maybe"}, "NAR_METRICS"),
         (["--store", "gopher://x"], {}, "not a store URL"),
         ([], {"NAR_VERIFY": "strict", "NAR_CACHE_DIR": "/dev/null/x"}, "NAR_VERIFY=strict needs"),
     ],
 )
-def test_a_bad_setting(options: list[str], settings: dict[str, str], words: str) -> None:
+def test_a_bad_setting_is_reported_by_the_name_that_was_used(
+    options: list[str], settings: dict[str, str], words: str
+) -> None:
     assert words in refusal(*options, **settings)
 
 
-def test_a_port_that_is_taken() -> None:
+def test_a_port_in_use_is_reported_with_advice_for_the_setting_that_was_used() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        assert f"port {port} is taken" in refusal("--listen", f"127.0.0.1:{port}")
+        address = f"127.0.0.1:{port}"
+        by_option, by_variable = refusal("--listen", address), refusal(HTTP_ADDR=address)
+        assert f"port {port} is already in use" in by_option
+        assert by_option.endswith(f": --listen 127.0.0.1:{port + 1}")
+        assert by_variable.endswith(f": HTTP_ADDR=127.0.0.1:{port + 1}")
+        assert refusal(HTTP_ADDR="", PORT=str(port)).endswith(f": PORT={port + 1}")
 
 
-def test_without_gunicorn_it_says_what_to_install(
+def test_missing_gunicorn_is_reported_with_the_package_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "gunicorn", None)

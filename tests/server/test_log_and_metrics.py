@@ -1,4 +1,4 @@
-"""What the server says of its requests: the access log, and the metrics of two workers."""
+"""The access log, and the metrics of two workers."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from tests.server.serving import Reply, Serving, eventually
 
 @contextmanager
 def beginning(server: Serving, path: str) -> Iterator[None]:
-    """In the middle of an answer; at the end of the ``with`` the client goes away."""
+    """Begin a response without reading it. At the end of the ``with`` block, the client disconnects."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
@@ -33,19 +33,19 @@ Entry = dict[str, Any]
 
 
 def next_entry(server: Serving, before: int) -> Entry:
-    """The line behind ``before`` others. It comes when the answer has ended, which the client may see a little earlier."""
+    """Wait for the log entry after ``before`` other lines. The server may write it a little after the client got the response."""
     lines = eventually(lambda: server.access_log()[before:])
     entry: Entry = json.loads(lines[0])
     return entry
 
 
 def ask(server: Serving, path: str, headers: Mapping[str, str] | None = None) -> tuple[Reply, Entry]:
-    """The answer, and what is logged of it."""
+    """Send a request. Returns the response and its log entry."""
     before = len(server.access_log())
     return server.get(path, headers), next_entry(server, before)
 
 
-def test_the_access_log_in_json(start: Start) -> None:
+def test_the_json_access_log_describes_each_request(start: Start) -> None:
     with start("--workers", "1", NAR_LOG_FORMAT="json") as server:
         reply, entry = ask(server, f"{HELLO_PATH}/README", {"X-Request-Id": "my-id"})
         assert reply.headers["X-Request-Id"] == entry["request_id"] == "my-id"
@@ -77,12 +77,12 @@ def test_the_access_log_in_json(start: Start) -> None:
 
 
 def from_disk(server: Serving) -> Entry:
-    """What is logged of one more request for the large file; nothing as long as it is not on disk."""
+    """Request the large file again. Returns the log entry, or an empty one if the file was not read from the disk cache."""
     entry = ask(server, BIG_FILE)[1]
     return entry if entry["sources"] == ["disk"] else {}
 
 
-def test_an_error_has_the_id_of_its_request(start: Start, tmp_path: Path) -> None:
+def test_an_error_is_logged_with_the_id_of_its_request(start: Start, tmp_path: Path) -> None:
     path = f"/nix/store/{'0' * 32}-bad/x"
     (tmp_path / f"{'0' * 32}.narinfo").write_text("nonsense")
     with start("--workers", "1", "--store", str(tmp_path), NAR_LOG_FORMAT="json") as server:
@@ -95,7 +95,7 @@ SAMPLE = re.compile(r"nar_serve_(\w+?)(?:_total)?(?:\{(.*)\})? (\S+)")
 
 
 def samples(server: Serving) -> dict[tuple[str, ...], float]:
-    """By name and the values of the labels, in the order of their names."""
+    """Return all samples of /metrics, by name and label values in the order of the label names."""
     found = {}
     for line in server.get("/metrics").text.splitlines():
         match = SAMPLE.fullmatch(line)
@@ -105,7 +105,7 @@ def samples(server: Serving) -> dict[tuple[str, ...], float]:
     return found
 
 
-def test_metrics_of_two_workers(start: Start) -> None:
+def test_metrics_add_up_two_workers(start: Start) -> None:
     with start("--workers", "2", "--threads", "1", NAR_METRICS="on") as server:
         script = Counter(
             {
@@ -123,13 +123,13 @@ def test_metrics_of_two_workers(start: Start) -> None:
         for path in script.elements():
             sizes[path] += len(server.get(path).body)
         with beginning(server, BIG_FILE), beginning(server, BIG_FILE):
-            pass  # both workers are at it: a worker with one thread takes one connection
+            pass  # each worker serves one of them, since a worker with one thread accepts one connection
         got = eventually(lambda: _settled(server, sum(script.values()) + 2))
         of = {"file": f"{HELLO_PATH}/README", "directory": f"{HELLO_PATH}/", "archive": f"{HELLO_PATH}/?format=tar",
               "redirect": f"{HELLO_PATH}/lib", "error": f"{HELLO_PATH}/none", "health": "/healthz", "page": "/"}  # fmt: skip
         status = {"redirect": "302", "error": "404"}
         for kind, path in of.items():
-            count = script[path] + (3 if kind == "file" else 0)  # the large one, and those that were cut
+            count = script[path] + (3 if kind == "file" else 0)  # the large file, once complete and twice cut
             assert got["requests", kind, status.get(kind, "200")] == count
             assert got["request_seconds_count", kind] == got["first_byte_seconds_count", kind] == count
             assert got["request_seconds_sum", kind] > got["first_byte_seconds_sum", kind] > 0
@@ -138,12 +138,12 @@ def test_metrics_of_two_workers(start: Start) -> None:
         whole = sizes[of["file"]] + len(BIG_DATA)
         assert whole < got["sent_bytes", "file"] < whole + 2 * len(BIG_DATA)
         assert _of(got, "responses_cut") == {("file",): 2}
-        assert got["requests_in_progress",] == 1  # the one that asks
+        assert got["requests_in_progress",] == 1  # the request for /metrics itself
         _check_cache_and_stores(got)
 
 
 def _settled(server: Serving, count: int) -> dict[tuple[str, ...], float]:
-    """The samples, once all requests of the script and all fills have ended."""
+    """Return the samples if all requests of the script and both fills have ended, else none."""
     got = samples(server)
     ended = sum(value for key, value in got.items() if key[0] == "requests" and key[1] != "metrics")
     return got if ended == count and _of(got, "cache_events")["fill",] >= 2 else {}
@@ -154,7 +154,7 @@ def _of(got: Mapping[tuple[str, ...], float], name: str) -> dict[tuple[str, ...]
 
 
 def _check_cache_and_stores(got: Mapping[tuple[str, ...], float]) -> None:
-    """Both workers have read both NARs once from the store, or seen the other one do it."""
+    """Checks that both NARs were fetched once, by one worker, and that both workers read them."""
     events = _of(got, "cache_events")
     assert events["failure",] == events["evict",] == 0
     assert events["hit",] + events["miss",] + events["join",] >= 20
@@ -173,7 +173,7 @@ def _check_cache_and_stores(got: Mapping[tuple[str, ...], float]) -> None:
     assert got["upstream_seconds_count", "nar"] == 2
 
 
-def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_metrics_library_is_reported_with_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     monkeypatch.delitem(sys.modules, "api.telemetry.metrics", raising=False)
     settings = Settings.from_environ({"NAR_METRICS": "1", "NAR_CACHE_DIR": "off"})
@@ -181,7 +181,7 @@ def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyP
         create_app(settings)
 
 
-def test_in_one_process_and_only_when_it_is_on(cache_directory: Path) -> None:
+def test_metrics_are_served_only_if_they_are_on(cache_directory: Path) -> None:
     def status(**settings: str) -> tuple[int, str]:
         given = {"NAR_CACHE_DIR": "off", "NAR_CACHE_URL": str(cache_directory)}
         app = create_app(Settings.from_environ(given | settings))

@@ -1,4 +1,4 @@
-"""Whom to believe about the client, and what: headers by the row, then a real nginx."""
+"""Trusted proxies: X-Forwarded headers, first in unit tests, then with a real nginx."""
 
 from collections.abc import Iterable
 from ipaddress import ip_network
@@ -19,28 +19,28 @@ from tests.server.nginxfront import free_port, nginx
 from tests.server.serving import Reply, Serving, eventually, fetch
 
 TRUSTED = [ip_network(text) for text in ("10.0.0.0/8", "127.0.0.1", "2001:db8::/32")]
-LEFT = {"REMOTE_ADDR": "127.0.0.1", "wsgi.url_scheme": "http", "HTTP_HOST": "us", "SCRIPT_NAME": ""}
+UNCHANGED = {"REMOTE_ADDR": "127.0.0.1", "wsgi.url_scheme": "http", "HTTP_HOST": "us", "SCRIPT_NAME": ""}
 
 
 def seen(peer: str, **headers: str) -> dict[str, Any]:
-    """What the application sees of the client."""
-    environ: WSGIEnvironment = dict(LEFT) | {"REMOTE_ADDR": peer}
+    """Return what the application sees of the client."""
+    environ: WSGIEnvironment = dict(UNCHANGED) | {"REMOTE_ADDR": peer}
     environ |= {f"HTTP_X_FORWARDED_{name}": value for name, value in headers.items()}
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         return []
 
     TrustedProxies(app, TRUSTED)(environ, lambda *_: lambda _: None)
-    return {name: environ[name] for name in LEFT}
+    return {name: environ[name] for name in UNCHANGED}
 
 
 @pytest.mark.parametrize("peer", ["192.0.2.1", "11.0.0.0", "::1", "2001:db9::1", "", "unix:", "10.0.0.1.example"])
-def test_from_anywhere_else_nothing_is_believed(peer: str) -> None:
-    assert seen(peer, FOR="192.0.2.7", PROTO="https", HOST="evil", PREFIX="/evil") == LEFT | {"REMOTE_ADDR": peer}
+def test_headers_from_other_addresses_are_ignored(peer: str) -> None:
+    assert seen(peer, FOR="192.0.2.7", PROTO="https", HOST="evil", PREFIX="/evil") == UNCHANGED | {"REMOTE_ADDR": peer}
 
 
 @pytest.mark.parametrize("peer", ["127.0.0.1", "10.255.0.1", "::ffff:10.0.0.1", "2001:db8::7"])
-def test_a_trusted_proxy_is_believed(peer: str) -> None:
+def test_headers_from_a_trusted_proxy_are_used(peer: str) -> None:
     assert seen(peer, FOR="192.0.2.7", PROTO="https", HOST="nar.example:444", PREFIX="/prod/") == {
         "REMOTE_ADDR": "192.0.2.7",
         "wsgi.url_scheme": "https",
@@ -55,22 +55,22 @@ def test_a_trusted_proxy_is_believed(peer: str) -> None:
         ("192.0.2.7", "192.0.2.7", 1),
         ("192.0.2.7, 10.0.0.2", "192.0.2.7", 2),
         ("192.0.2.7,10.0.0.2 , 10.0.0.3", "192.0.2.7", 3),
-        ("10.9.9.9, 192.0.2.7, 10.0.0.2", "192.0.2.7", 2),  # what is left of the client, it has made up
+        ("10.9.9.9, 192.0.2.7, 10.0.0.2", "192.0.2.7", 2),  # entries to the left of the client are spoofed
         ("10.0.0.2, 192.0.2.7", "192.0.2.7", 1),
         ("192.0.2.7:4711, [2001:db8::2]:80", "192.0.2.7", 2),
-        ("10.0.0.2, 10.0.0.3", "10.0.0.2", 3),  # from within
+        ("10.0.0.2, 10.0.0.3", "10.0.0.2", 3),  # the client itself is on the internal network
         ("", "10.0.0.1", 1),
         ("unknown", "10.0.0.1", 1),
         ("192.0.2.7, _hidden, 10.0.0.2", "10.0.0.2", 2),
         ("192.0.2.7, , 10.0.0.2", "10.0.0.2", 2),
     ],
 )
-def test_the_client_and_how_many_proxies_it_came_through(forwarded: str, client: str, hops: int) -> None:
+def test_the_client_is_the_last_untrusted_address(forwarded: str, client: str, hops: int) -> None:
     hosts = ["made.up", "third", "second", "first"]
     found = seen("10.0.0.1", FOR=forwarded, HOST=", ".join(hosts), PROTO="https")
     assert found["REMOTE_ADDR"] == client
     assert found["HTTP_HOST"] == hosts[-hops]
-    assert found["wsgi.url_scheme"] == "https"  # one value, of a proxy that replaces what comes in
+    assert found["wsgi.url_scheme"] == "https"  # a single value, since each proxy replaces it
 
 
 @pytest.mark.parametrize(
@@ -94,13 +94,13 @@ def test_the_client_and_how_many_proxies_it_came_through(forwarded: str, client:
         ("PREFIX", "/"),
     ],
 )
-def test_what_is_not_well_formed_is_ignored(name: str, value: str) -> None:
-    expected = LEFT | ({"wsgi.url_scheme": "https"} if value == "https " else {})
+def test_malformed_headers_are_ignored(name: str, value: str) -> None:
+    expected = UNCHANGED | ({"wsgi.url_scheme": "https"} if value == "https " else {})
     assert seen("127.0.0.1", **{name: value}) == expected
 
 
 @given(st.dictionaries(st.sampled_from(["FOR", "PROTO", "HOST", "PREFIX"]), st.text(st.characters(codec="latin-1"))))
-def test_whatever_they_say_it_is_an_address_a_host_and_a_path(headers: dict[str, str]) -> None:
+def test_the_result_is_always_a_valid_address_host_and_path(headers: dict[str, str]) -> None:
     found = seen("127.0.0.1", **headers)
     assert parse_address(found["REMOTE_ADDR"]) is not None
     assert found["wsgi.url_scheme"] in ("http", "https")
@@ -110,7 +110,7 @@ def test_whatever_they_say_it_is_an_address_a_host_and_a_path(headers: dict[str,
     assert found["SCRIPT_NAME"] == "" or found["SCRIPT_NAME"].startswith("/")
 
 
-def test_the_setting() -> None:
+def test_the_setting_is_a_list_of_networks() -> None:
     networks = Settings.from_environ({"NAR_TRUSTED_PROXIES": " 127.0.0.1,::1\n10.0.0.0/8 "}).trusted_proxies
     assert list(map(str, networks)) == ["127.0.0.1/32", "::1/128", "10.0.0.0/8"]
     assert Settings.from_environ({}).trusted_proxies == ()
@@ -121,7 +121,7 @@ def test_the_setting() -> None:
 
 # --- with a real nginx
 
-# It connects from an address of its own, so that a test can come from another one.
+# nginx connects from its own address (proxy_bind), so that the test can also connect from another address.
 FORWARDING = """
 server {{
     listen 127.0.0.1:{port};
@@ -145,9 +145,9 @@ SPOOFED = {
 
 
 @pytest.mark.parametrize(("address", "trusted"), [("127.0.0.2", True), ("127.0.0.3", False)])
-def test_nginx_in_front(start: Start, tmp_path: Path, address: str, trusted: bool) -> None:
+def test_a_real_nginx_is_trusted_by_its_address(start: Start, tmp_path: Path, address: str, trusted: bool) -> None:
     port = free_port()
-    # One answer's limit is there for the message that has a whole URL in it.
+    # NAR_MAX_RESPONSE makes the server refuse the large file with a message that contains an absolute URL.
     settings = {"NAR_TRUSTED_PROXIES": "127.0.0.2", "DOMAIN": "nar.test", "NAR_MAX_RESPONSE": "10000"}
     with start("--workers", "1", **settings) as server:
         config = FORWARDING.format(port=port, upstream=server.port, address=address)
@@ -170,39 +170,39 @@ def _clients(server: Serving, count: int) -> list[str]:
     return [line.split()[0] for line in lines] if len(lines) == count else []
 
 
-def test_our_nginx_conf_keeps_what_may_be_kept(start: Start, tmp_path: Path) -> None:
-    """deploy/nginx.conf itself, on other ports and in another directory."""
+def test_the_nginx_conf_caches_as_cache_control_allows(start: Start, tmp_path: Path) -> None:
+    """Tests deploy/nginx.conf itself, with other ports and another directory."""
     port = free_port()
     config = (ROOT / "deploy" / "nginx.conf").read_text()
     with start("--workers", "1", NAR_METRICS="on", NAR_TRUSTED_PROXIES="127.0.0.1") as server:
         for old, new in (
             ("listen 80;", f"listen 127.0.0.1:{port};"),
             ("127.0.0.1:8383", f"127.0.0.1:{server.port}"),
-            ("/var/cache/nginx/nar-serve", f"{tmp_path}/nginx/kept"),
+            ("/var/cache/nginx/nar-serve", f"{tmp_path}/nginx/cache"),
         ):
             assert old in config
             config = config.replace(old, new)
         with nginx(tmp_path / "nginx", config, port):
-            _check_keeping(server, port)
+            _check_caching(server, port)
 
 
-def _check_keeping(server: Serving, port: int) -> None:
+def _check_caching(server: Serving, port: int) -> None:
     def twice(path: str, accept: str = "*/*") -> tuple[Reply, list[str]]:
-        """The second answer, and what nginx's cache did for both."""
+        """Request the path twice. Returns the second response, and the status of nginx's cache for both."""
         replies = [fetch(port, path, {"Accept": accept}) for _ in range(2)]
         assert (replies[0].status, replies[0].body) == (replies[1].status, replies[1].body)
         return replies[1], [reply.headers["X-Cache-Status"] for reply in replies]
 
-    kept = ["MISS", "HIT"]
+    cached = ["MISS", "HIT"]
     for accept, media_type in (("text/html", "text/html; charset=utf-8"), ("application/json", "application/json")):
         listing, statuses = twice(f"{HELLO_PATH}/", accept)
-        assert (listing.headers["Content-Type"], listing.headers["Vary"], statuses) == (media_type, "Accept", kept)
+        assert (listing.headers["Content-Type"], listing.headers["Vary"], statuses) == (media_type, "Accept", cached)
     for path, status in ((f"{HELLO_PATH}/lib", 302), (f"{HELLO_PATH}/none", 404)):
         reply, statuses = twice(path)
-        assert (reply.status, statuses) == (status, kept)
+        assert (reply.status, statuses) == (status, cached)
     assert twice("/healthz")[1] == ["MISS", "MISS"]
     whole, statuses = twice(BIG_FILE)
-    assert (whole.body == BIG_DATA, statuses) == (True, kept)
+    assert (whole.body == BIG_DATA, statuses) == (True, cached)
     part = fetch(port, BIG_FILE, {"Range": "bytes=1000-1999"})
     assert (part.status, part.body, part.headers["X-Cache-Status"]) == (206, BIG_DATA[1000:2000], "HIT")
     unchanged = fetch(port, BIG_FILE, {"If-None-Match": whole.headers["ETag"]})

@@ -1,4 +1,4 @@
-"""How the server ends: after the downloads that are under way, or at once when it is told twice."""
+"""Stopping the server: gracefully on the first signal, immediately on the second."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from tests.server.serving import Serving, eventually
 
 
 def begin_download(server: Serving) -> socket.socket:
-    """A connection on which the answer has begun, and of which nothing more is read."""
+    """Begin a response, and do not read the rest. Returns the connection."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
     connection.settimeout(20)
@@ -36,7 +36,7 @@ def read_rest(connection: socket.socket) -> bytes:
 def is_refused(server: Serving) -> bool:
     try:
         socket.create_connection(("127.0.0.1", server.port), timeout=5).close()
-    except (ConnectionRefusedError, ConnectionResetError):  # the latter: in the moment in which it is closed
+    except (ConnectionRefusedError, ConnectionResetError):  # reset: the socket is closed at that moment
         return True
     return False
 
@@ -44,13 +44,13 @@ def is_refused(server: Serving) -> bool:
 @pytest.mark.parametrize(
     ("by", "source"), [(signal.SIGTERM, "fill"), (signal.SIGINT, "disk")], ids=["SIGTERM-fill", "Ctrl-C-disk"]
 )
-def test_a_download_is_finished(start: Start, by: signal.Signals, source: str) -> None:
+def test_a_download_completes_before_the_server_stops(start: Start, by: signal.Signals, source: str) -> None:
     with start() as server:
         if source == "disk":
             eventually(lambda: is_on_disk(server))
         with closing(begin_download(server)) as connection:
             if by is signal.SIGINT:
-                os.killpg(server.process.pid, by)  # as a terminal does
+                os.killpg(server.process.pid, by)  # as a terminal does on Ctrl-C
             else:
                 server.process.send_signal(by)
             eventually(lambda: is_refused(server))
@@ -61,7 +61,7 @@ def test_a_download_is_finished(start: Start, by: signal.Signals, source: str) -
         assert f'"GET {BIG_FILE}" 200 {len(BIG_DATA)} B' in line
         assert f"ms {source} " in line
         assert " cut " not in line
-        assert "stopping when all answers under way have been sent" in server.err.read_text()
+        assert "stopping after the responses in progress" in server.err.read_text()
         assert "Traceback" not in server.err.read_text()
 
 
@@ -71,29 +71,29 @@ def is_on_disk(server: Serving) -> bool:
     return " disk " in server.access_log()[-1]
 
 
-def test_a_second_signal_ends_it_at_once(start: Start) -> None:
+def test_a_second_signal_stops_immediately(start: Start) -> None:
     with start() as server, closing(begin_download(server)) as connection:
         server.process.terminate()
-        time.sleep(0.5)  # two within 0.3 s are one: see SAME_SIGNAL_SECONDS
+        time.sleep(0.5)  # two signals within 0.3 s count as one: see SAME_SIGNAL_SECONDS
         assert server.process.poll() is None
-        told = time.monotonic()
+        signaled = time.monotonic()
         server.process.terminate()
         assert server.wait() == 0
-        assert time.monotonic() - told < 3
+        assert time.monotonic() - signaled < 3
         assert len(read_rest(connection)) < len(BIG_DATA)
 
 
-def test_it_does_not_wait_for_ever(start: Start) -> None:
+def test_connections_are_cut_after_nar_stop_seconds(start: Start) -> None:
     with start(NAR_STOP_SECONDS="1") as server, closing(begin_download(server)) as connection:
-        told = time.monotonic()
+        signaled = time.monotonic()
         server.process.terminate()
         assert server.wait() == 0
-        assert 0.9 < time.monotonic() - told < 5
+        assert 0.9 < time.monotonic() - signaled < 5
         assert len(read_rest(connection)) < len(BIG_DATA)
-        assert "1 connections are cut: NAR_STOP_SECONDS are over" in server.err.read_text()
+        assert "cutting 1 connections, since NAR_STOP_SECONDS have passed" in server.err.read_text()
 
 
-def test_sighup_changes_the_workers_and_cuts_nothing(start: Start) -> None:
+def test_sighup_replaces_the_workers_and_cuts_no_connection(start: Start) -> None:
     with start() as server, closing(begin_download(server)) as connection:
         before = set(server.workers())
         server.process.send_signal(signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""Servers and stores that close themselves, in an environment without proxies and netrc."""
+"""Fixtures: servers and stores that are closed after the test, in an environment without proxies and netrc."""
 
 import ipaddress
 import os
@@ -41,18 +41,18 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in (*CA_VARIABLES, *(name for name in os.environ if name.startswith(CLOUDS))):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    # No credentials but those that a test gives, and no question to a metadata service that a test does not play.
+    # Only the credentials that a test sets, and no requests to a metadata service except one that the test simulates.
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "CLOUDSDK_CONFIG"):
         monkeypatch.setenv(name, str(tmp_path / "no-credentials"))
     for name in ("AWS_EC2_METADATA_DISABLED", "NO_GCE_CHECK", "AZURE_SKIP_SIGNATURE"):
         monkeypatch.setenv(name, "true")
-    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")  # should obstore ask after all
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")  # in case obstore sends requests anyway
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:1")
 
 
 @pytest.fixture(autouse=True)
 def _no_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that fails to refuse an address must not send anything there."""
+    """Keep a test from sending anything to an address that should have been rejected."""
     real = urllib3.util.connection.create_connection
 
     def connect(address: tuple[str, int], *args: Any, **options: Any) -> socket.socket:
@@ -80,7 +80,7 @@ def serve(closing: ExitStack) -> Serve:
 
 @pytest.fixture
 def slept() -> list[float]:
-    """What the stores of ``open_http`` would have slept."""
+    """The pauses of the stores of ``open_http``, in seconds, instead of sleeping."""
     return []
 
 

@@ -1,4 +1,4 @@
-"""An HTTP server on a real socket that misbehaves by script."""
+"""An HTTP server on a real socket that misbehaves as a script says."""
 
 import socket
 import ssl
@@ -11,9 +11,9 @@ from typing import Self
 
 
 class Act(Enum):
-    CUT = auto()  # reset the connection: what the client has not read yet is lost to it
-    CLOSE = auto()  # close it in good order
-    STALL = auto()  # send nothing more, until the server is closed
+    CUT = auto()  # reset the connection: the client loses what it has not read yet
+    CLOSE = auto()  # close the connection normally
+    STALL = auto()  # send nothing more until the server is closed
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Request:
 
     @property
     def range(self) -> tuple[int, int | None] | None:
-        """The first and the last byte asked for."""
+        """The first and the last byte of the requested range."""
         if "range" not in self.headers:
             return None
         first, _, last = self.headers["range"].removeprefix("bytes=").partition("-")
@@ -36,9 +36,9 @@ Script = Callable[[Request], Iterable[Step]]
 
 
 class FlakyServer:
-    """Answers every request by the steps of ``script``: bytes to send, an event to wait for, or an ``Act``.
+    """Answers every request with the steps of ``script``: bytes to send, an event to wait for, or an ``Act``.
 
-    ``requests`` holds what was asked for, ``connections`` how many connections there were.
+    ``requests`` are the requests so far, ``connections`` is the number of connections.
     """
 
     def __init__(self, script: Script, *, context: ssl.SSLContext | None = None) -> None:
@@ -65,7 +65,7 @@ class FlakyServer:
             try:
                 connection.shutdown(socket.SHUT_RDWR)
             except OSError:
-                continue  # the client, or a script, closed it before
+                continue  # the client, or a script, has closed it already
         for thread in self._threads[1:]:
             thread.join()
 
@@ -90,7 +90,7 @@ class FlakyServer:
     def _serve(self, connection: socket.socket) -> None:
         try:
             if self._context is not None:
-                connection = self._context.wrap_socket(connection, server_side=True)  # the old one is detached by this
+                connection = self._context.wrap_socket(connection, server_side=True)  # this detaches the old socket
                 self._sockets.append(connection)
             with connection, connection.makefile("rb") as lines:
                 while (request := _request(lines)) is not None:
@@ -98,12 +98,12 @@ class FlakyServer:
                     if not all(self._step(connection, step) for step in self._script(request)):
                         return
         except OSError:
-            return  # the client left
+            return  # the client closed the connection
         finally:
             connection.close()
 
     def _step(self, connection: socket.socket, step: Step) -> bool:
-        """Whether the connection goes on."""
+        """Do one step; return whether the connection stays open."""
         if isinstance(step, bytes):
             connection.sendall(step)
         elif isinstance(step, threading.Event):
@@ -146,10 +146,10 @@ def redirect(location: str, status: int = 302) -> list[Step]:
 
 
 class FlakyFile:
-    """A script that serves ``content`` with ranges, and cuts the connection after each of ``cuts`` bytes of body.
+    """A script that serves ``content`` with ranges. The response number i ends after ``cuts[i]`` bytes of its body.
 
-    ``tags`` are the ETags of one response after the other, the last one for all that follow. ``end`` is what happens at
-    a cut. ``if_range`` collects the If-Range headers.
+    ``tags`` are the ETags of the responses, in order; the last one is used for all further responses. ``end`` is what happens
+    at a cut. ``if_range`` collects the If-Range headers.
     """
 
     def __init__(

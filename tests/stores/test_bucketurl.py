@@ -1,4 +1,4 @@
-"""The URLs of buckets: what they name, where that is, and that nothing else comes of any text than a ``SettingsError``."""
+"""URLs of buckets: how they are parsed, where they lead, and that any invalid text raises ``SettingsError``."""
 
 import importlib.util
 from collections.abc import Callable
@@ -25,14 +25,14 @@ from narcore.stores.http.urls import StoreUrl
         ("az://$web/x", "az", "$web", "x", "az://$web/x"),
     ],
 )
-def test_parsing(text: str, scheme: str, bucket: str, prefix: str, shown: str) -> None:
+def test_bucket_url_is_parsed(text: str, scheme: str, bucket: str, prefix: str, shown: str) -> None:
     url = BucketUrl.parse(text)
     assert (url.scheme, url.bucket, url.prefix, str(url)) == (scheme, bucket, prefix, shown)
     assert url.key("nar/x") == f"{prefix}/nar/x".lstrip("/")
     assert BucketUrl.parse(shown).key("x") == url.key("x")
 
 
-def test_parameters_are_decoded_and_a_plus_is_a_plus() -> None:
+def test_parameters_are_decoded_and_plus_is_not_a_space() -> None:
     url = BucketUrl.parse("s3://b?region=eu-west-1&endpoint=http%3A%2F%2Fh%3A1&profile=a+b&compression=zstd&flag&x=1=2")
     assert url.parameters == {
         "region": "eu-west-1",
@@ -62,14 +62,14 @@ def test_parameters_are_decoded_and_a_plus_is_a_plus() -> None:
         ("s3://b1?endpoint=[::1]:9000", "https://[::1]:9000/b1", False),
     ],
 )
-def test_where_a_bucket_is_reached(text: str, base: str, virtual: bool) -> None:
+def test_parameters_determine_the_base_url_of_a_bucket(text: str, base: str, virtual: bool) -> None:
     url = BucketUrl.parse(text)
     access = s3_access(url, "us-east-1", url.endpoint)
     assert (access.base, access.virtual) == (base, virtual)
     assert access.endpoint == (base if virtual else base.rpartition("/")[0])
 
 
-def test_china_has_a_domain_of_its_own() -> None:
+def test_chinese_regions_use_their_own_domain() -> None:
     assert s3_access(BucketUrl.parse("s3://b1"), "cn-north-1", None).base == "https://b1.s3.cn-north-1.amazonaws.com.cn"
 
 
@@ -108,7 +108,7 @@ SECRET = ["s3://aladdin:hunter2@b", "s3://b?endpoint=https://aladdin:hunter2@h",
 
 
 @pytest.mark.parametrize("text", REFUSED + SECRET)
-def test_refused_at_the_start(text: str) -> None:
+def test_invalid_urls_are_rejected_when_opened_and_credentials_stay_secret(text: str) -> None:
     with pytest.raises(SettingsError) as caught:
         open_store(text)
     assert "hunter2" not in str(caught.value)
@@ -116,20 +116,22 @@ def test_refused_at_the_start(text: str) -> None:
 
 
 @pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"])
-def test_the_environment_is_checked_too(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_invalid_endpoint_or_region_in_the_environment_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
     monkeypatch.setenv(variable, "ftp://x")
     with pytest.raises(SettingsError):
         open_store("s3://b")
 
 
 @pytest.mark.parametrize("url", ["s3://b", "gs://b", "az://b?account=x"])
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_missing_obstore_is_reported_with_the_install_command(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     _hide(monkeypatch, "obstore")
     with pytest.raises(SettingsError, match=r"pip install 'nar-serve\[objectstore\]'"):
         open_store(url)
 
 
-def test_a_profile_without_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_profile_without_boto3_is_reported_with_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     _hide(monkeypatch, "boto3")
     open_store("s3://b")
     with pytest.raises(SettingsError, match="pip install boto3"):
@@ -189,7 +191,7 @@ TEXTS = st.tuples(
 
 
 @given(TEXTS)
-def test_any_text_opens_or_is_refused(text: str) -> None:
+def test_any_text_opens_or_raises_settings_error(text: str) -> None:
     try:
         store = open_store(text)
     except SettingsError:
@@ -200,13 +202,13 @@ def test_any_text_opens_or_is_refused(text: str) -> None:
     assert BucketUrl.parse(str(url).partition("?")[0]).prefix == url.prefix
     if url.scheme == "s3":
         access = s3_access(url, url.parameters.get("region") or "us-east-1", url.endpoint)
-        base = StoreUrl.parse(access.base)  # a URL that the HTTP store takes, on the host that was named
+        base = StoreUrl.parse(access.base)  # a URL that the HTTP store accepts, on the host in the URL
         host = url.endpoint.authority if url.endpoint else "amazonaws.com"
         assert base.authority.endswith((host, f"{host}.cn"))
 
 
 @given(st.text(max_size=30), st.sampled_from(["http", "https", "ftp", ""]))
-def test_any_endpoint_is_one_or_is_refused(text: str, scheme: str) -> None:
+def test_any_endpoint_is_parsed_or_raises_settings_error(text: str, scheme: str) -> None:
     try:
         endpoint = parse_endpoint(text, scheme)
     except SettingsError:

@@ -1,4 +1,4 @@
-"""Bodies that are cut, stall, change or trickle."""
+"""Response bodies that are cut, stall, change, or arrive slowly."""
 
 import random
 import threading
@@ -20,17 +20,17 @@ LATER = "Date: Mon, 06 Jan 2025 11:00:00 GMT"
 
 @pytest.mark.parametrize("end", [Act.CUT, Act.CLOSE])
 @pytest.mark.parametrize("cuts", [[0], [1], [399_999], [100_000, 0, 1], [5, 5, 5]])
-def test_a_cut_body_goes_on(serve: Serve, open_http: OpenHttp, cuts: list[int], end: Act) -> None:
+def test_cut_body_is_resumed(serve: Serve, open_http: OpenHttp, cuts: list[int], end: Act) -> None:
     script = FlakyFile(CONTENT, cuts, end=end)
     server = serve(script)
     with open_http(server.url).get_file("x") as file:
         assert file.size == len(CONTENT)
         assert b"".join(file) == CONTENT
-    if end is Act.CLOSE:  # a reset may also swallow the head of a response, and then it is just asked again
+    if end is Act.CLOSE:  # a reset may also lose the head of a response; then the request is just retried
         assert script.if_range == ['"v1"'] * len(cuts)
 
 
-def test_a_cut_part_goes_on_to_its_own_end(serve: Serve, open_http: OpenHttp) -> None:
+def test_cut_range_is_resumed_up_to_its_end(serve: Serve, open_http: OpenHttp) -> None:
     server = serve(FlakyFile(CONTENT, [1000, 70_000]))
     with open_http(server.url).get_file("x", 1234, 300_000) as file:
         assert file.size == len(CONTENT)
@@ -40,7 +40,7 @@ def test_a_cut_part_goes_on_to_its_own_end(serve: Serve, open_http: OpenHttp) ->
     assert {last for _, last in first} == {299_999}
 
 
-def test_a_body_in_chunks_shows_its_end_and_goes_on(serve: Serve, open_http: OpenHttp) -> None:
+def test_cut_chunked_body_is_resumed(serve: Serve, open_http: OpenHttp) -> None:
     ranged = FlakyFile(CONTENT)
 
     def script(request: Request) -> Iterable[Step]:
@@ -56,18 +56,18 @@ def test_a_body_in_chunks_shows_its_end_and_goes_on(serve: Serve, open_http: Ope
     assert server.requests[1].headers["range"] == "bytes=65536-"
 
 
-def test_a_stalled_body_goes_on(serve: Serve, open_http: OpenHttp) -> None:
+def test_stalled_body_is_resumed(serve: Serve, open_http: OpenHttp) -> None:
     server = serve(FlakyFile(CONTENT, [150_000], end=Act.STALL))
     with open_http(server.url, read_timeout=1).get_file("x") as file:
         assert b"".join(file) == CONTENT
     assert len(server.requests) == 2
 
 
-def test_a_body_that_always_stalls_is_a_timeout(serve: Serve, open_http: OpenHttp) -> None:
+def test_body_that_stalls_twice_times_out(serve: Serve, open_http: OpenHttp) -> None:
     server = serve(FlakyFile(CONTENT, [0] * 9, end=Act.STALL))
     with open_http(server.url, read_timeout=0.05).get_file("x") as file, pytest.raises(StoreTimeout):
         b"".join(file)
-    assert len(server.requests) == 2  # whoever waits pays for one new try, not for all
+    assert len(server.requests) == 2  # only one retry, since the client waits for each timeout
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_body_that_always_stalls_is_a_timeout(serve: Serve, open_http: OpenHtt
         ([], None),
     ],
 )
-def test_only_a_strong_validator_lets_it_go_on(
+def test_body_is_resumed_only_with_a_strong_validator(
     serve: Serve, open_http: OpenHttp, validators: list[str], if_range: str | None
 ) -> None:
     script = FlakyFile(CONTENT, [1000], tags=[""], extra=validators)
@@ -115,26 +115,26 @@ def cut_then(*reply: Step) -> list[list[Step]]:
         pytest.param([head(206, length=6), b"456789"], id="no Content-Range"),
         pytest.param([head(416, "Content-Range: bytes */3", length=0)], id="416"),
         pytest.param([head(404, length=0)], id="gone"),
-        pytest.param([head(302, "Location: file:///etc/passwd", length=0)], id="led astray"),
+        pytest.param([head(302, "Location: file:///etc/passwd", length=0)], id="redirect to a file"),
     ],
 )
-def test_what_does_not_go_on_is_an_error(serve: Serve, open_http: OpenHttp, reply: list[Step]) -> None:
+def test_unusable_answer_to_a_resume_is_an_error(serve: Serve, open_http: OpenHttp, reply: list[Step]) -> None:
     replies = cut_then(*reply)
     file = open_http(serve(lambda _: replies.pop(0)).url).get_file("x")
     chunks = iter(file)
     assert next(chunks) == b"0123"
-    for _ in range(2):  # asked again, it fails again: a short body never ends cleanly
+    for _ in range(2):  # reading again fails again: a truncated body must never end cleanly
         with pytest.raises(StoreError):
             next(chunks)
     file.close()
 
 
-def test_a_resumed_body_may_leave_out_the_total_and_the_tag(serve: Serve, open_http: OpenHttp) -> None:
+def test_resumed_response_may_omit_the_total_and_the_etag(serve: Serve, open_http: OpenHttp) -> None:
     replies = cut_then(head(206, "Content-Range: bytes 4-9/*", length=6), b"456789")
     assert read_file(open_http(serve(lambda _: replies.pop(0)).url), "x", 10) == b"0123456789"
 
 
-def test_resumptions_without_progress_are_bounded(serve: Serve, open_http: OpenHttp, slept: list[float]) -> None:
+def test_resumes_without_progress_are_limited(serve: Serve, open_http: OpenHttp, slept: list[float]) -> None:
     server = serve(FlakyFile(CONTENT, [1] * 1000))
     with open_http(server.url).get_file("x") as file, pytest.raises(StoreUnavailable):
         b"".join(file)
@@ -142,7 +142,7 @@ def test_resumptions_without_progress_are_bounded(serve: Serve, open_http: OpenH
     assert len(slept) == 3
 
 
-def test_progress_earns_more_resumptions_but_not_endless_ones(serve: Serve, open_http: OpenHttp) -> None:
+def test_progress_allows_more_resumes_up_to_a_limit(serve: Serve, open_http: OpenHttp) -> None:
     content = bytes(60 << 20)
     server = serve(FlakyFile(content, [1 << 20] * 10))
     with open_http(server.url).get_file("x", 0, 12 << 20) as file:
@@ -155,19 +155,19 @@ def test_progress_earns_more_resumptions_but_not_endless_ones(serve: Serve, open
     assert len(server.requests) == 51
 
 
-def test_without_a_length_the_end_of_the_connection_is_the_end(serve: Serve, open_http: OpenHttp) -> None:
+def test_body_without_a_length_ends_with_the_connection(serve: Serve, open_http: OpenHttp) -> None:
     server = serve(lambda _: [head(200, 'ETag: "v1"') + CONTENT[:1000], Act.CLOSE])
     with open_http(server.url).get_file("x") as file:
         assert (file.size, b"".join(file)) == (None, CONTENT[:1000])
 
 
-def test_bytes_behind_the_length_are_not_read(serve: Serve, open_http: OpenHttp) -> None:
+def test_bytes_after_the_content_length_are_not_read(serve: Serve, open_http: OpenHttp) -> None:
     server = serve(lambda _: [head(200, length=4) + b"0123HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx", Act.CLOSE])
     store = open_http(server.url)
     assert read_file(store, "x", 99) == b"0123"
 
 
-def test_every_chunk_is_passed_on_as_it_comes(serve: Serve, open_http: OpenHttp) -> None:
+def test_chunks_are_returned_as_they_arrive(serve: Serve, open_http: OpenHttp) -> None:
     more = threading.Event()
     server = serve(lambda _: [head(200, length=10), b"01234", more, b"56789"])
     with open_http(server.url).get_file("x") as file:
@@ -179,13 +179,13 @@ def test_every_chunk_is_passed_on_as_it_comes(serve: Serve, open_http: OpenHttp)
         assert b"".join(chunks) == b"56789"
 
 
-def test_chunks_are_bounded(serve: Serve, open_http: OpenHttp) -> None:
+def test_chunk_size_is_limited(serve: Serve, open_http: OpenHttp) -> None:
     server = serve(FlakyFile(bytes(8 << 20)))
     with open_http(server.url).get_file("x") as file:
         assert 0 < max(len(chunk) for chunk in file) <= CHUNK_SIZE
 
 
-def test_leaving_early_closes_the_connection_and_reading_on_fails(serve: Serve, open_http: OpenHttp) -> None:
+def test_reading_after_close_fails(serve: Serve, open_http: OpenHttp) -> None:
     server = serve(FlakyFile(bytes(64 << 20)))
     file: StoreFile = open_http(server.url).get_file("x")
     chunks = iter(file)
@@ -196,7 +196,7 @@ def test_leaving_early_closes_the_connection_and_reading_on_fails(serve: Serve, 
         next(chunks)
 
 
-def test_read_file_has_a_limit_with_and_without_a_length(serve: Serve, open_http: OpenHttp) -> None:
+def test_read_file_enforces_its_limit_with_and_without_a_length(serve: Serve, open_http: OpenHttp) -> None:
     store = open_http(serve(FlakyFile(b"0123456789")).url)
     assert read_file(store, "x", 10) == b"0123456789"
     with pytest.raises(StoreError, match="10 bytes"):

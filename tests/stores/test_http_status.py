@@ -1,4 +1,4 @@
-"""Every status of a GET, a HEAD and a ranged GET, and the exception or value that it becomes."""
+"""The result of each status of a GET and of a ranged GET: a value or an exception."""
 
 import pytest
 import responses
@@ -14,48 +14,46 @@ from narcore.errors import (
 from tests.stores.conftest import OpenHttp
 
 URL = "https://cache.example.org/base/nar/x.nar"
-Outcome = type[NarcoreError] | bool | bytes
+Outcome = type[NarcoreError] | bytes
 
-# status: whole file, file_exists, part
-MATRIX: dict[int, tuple[Outcome, Outcome, Outcome]] = {
-    200: (b"0123", True, RangeNotSupported),
-    204: (StoreUnavailable, StoreUnavailable, StoreUnavailable),
-    206: (StoreUnavailable, StoreUnavailable, b"12"),
-    304: (StoreUnavailable, StoreUnavailable, StoreUnavailable),
-    400: (StoreUnavailable, StoreUnavailable, StoreUnavailable),
-    401: (StoreForbidden, StoreForbidden, StoreForbidden),
-    403: (FileNotInStore, False, FileNotInStore),
-    404: (FileNotInStore, False, FileNotInStore),
-    407: (StoreForbidden, StoreForbidden, StoreForbidden),
-    410: (FileNotInStore, False, FileNotInStore),
-    416: (StoreUnavailable, StoreUnavailable, RangeNotSupported),
-    429: (StoreUnavailable, StoreUnavailable, StoreUnavailable),
-    500: (StoreUnavailable, StoreUnavailable, StoreUnavailable),
-    503: (StoreUnavailable, StoreUnavailable, StoreUnavailable),
-    504: (StoreTimeout, StoreTimeout, StoreTimeout),
-    599: (StoreUnavailable, StoreUnavailable, StoreUnavailable),
+# status: whole file, part
+MATRIX: dict[int, tuple[Outcome, Outcome]] = {
+    200: (b"0123", RangeNotSupported),
+    204: (StoreUnavailable, StoreUnavailable),
+    206: (StoreUnavailable, b"12"),
+    304: (StoreUnavailable, StoreUnavailable),
+    400: (StoreUnavailable, StoreUnavailable),
+    401: (StoreForbidden, StoreForbidden),
+    403: (FileNotInStore, FileNotInStore),
+    404: (FileNotInStore, FileNotInStore),
+    407: (StoreForbidden, StoreForbidden),
+    410: (FileNotInStore, FileNotInStore),
+    416: (StoreUnavailable, RangeNotSupported),
+    429: (StoreUnavailable, StoreUnavailable),
+    500: (StoreUnavailable, StoreUnavailable),
+    503: (StoreUnavailable, StoreUnavailable),
+    504: (StoreTimeout, StoreTimeout),
+    599: (StoreUnavailable, StoreUnavailable),
 }
 ROWS = [
     pytest.param(status, call, outcome, id=f"{status}-{call}")
     for status, outcomes in MATRIX.items()
-    for call, outcome in zip(("whole", "exists", "part"), outcomes, strict=True)
+    for call, outcome in zip(("whole", "part"), outcomes, strict=True)
 ]
 
 
 @responses.activate
 @pytest.mark.parametrize(("status", "call", "outcome"), ROWS)
-def test_status(open_http: OpenHttp, status: int, call: str, outcome: Outcome) -> None:
+def test_status_determines_the_result(open_http: OpenHttp, status: int, call: str, outcome: Outcome) -> None:
     body, headers = (b"12", {"Content-Range": "bytes 1-2/4"}) if call == "part" else (b"0123", {})
-    responses.add("HEAD" if call == "exists" else "GET", URL, status=status, body=body, headers=headers)
+    responses.add("GET", URL, status=status, body=body, headers=headers)
     store = open_http("https://cache.example.org/base")
 
-    def ask() -> bytes | bool:
-        if call == "exists":
-            return store.file_exists("nar/x.nar")
+    def ask() -> bytes:
         with store.get_file("nar/x.nar", *((1, 3) if call == "part" else ())) as file:
             return b"".join(file)
 
-    if isinstance(outcome, bytes | bool):
+    if isinstance(outcome, bytes):
         assert ask() == outcome
         return
     with pytest.raises(outcome) as caught:
@@ -63,14 +61,6 @@ def test_status(open_http: OpenHttp, status: int, call: str, outcome: Outcome) -
     assert caught.type is outcome
     assert str(status) in str(caught.value)
     assert URL in str(caught.value)
-
-
-@responses.activate
-@pytest.mark.parametrize("status", [405, 501])
-def test_file_exists_where_the_server_knows_no_head(open_http: OpenHttp, status: int) -> None:
-    responses.add("HEAD", URL, status=status)
-    responses.add("GET", URL, body=b"0123")
-    assert open_http("https://cache.example.org/base/").file_exists("nar/x.nar")
 
 
 @responses.activate
@@ -87,14 +77,14 @@ def test_file_exists_where_the_server_knows_no_head(open_http: OpenHttp, status:
         {"Content-Type": "multipart/byteranges; boundary=x"},
     ],
 )
-def test_a_part_that_is_not_the_one_asked_for(open_http: OpenHttp, headers: dict[str, str]) -> None:
+def test_range_other_than_requested_is_rejected(open_http: OpenHttp, headers: dict[str, str]) -> None:
     responses.add("GET", URL, status=206, body=b"12", headers=headers)
     with pytest.raises(RangeNotSupported):
         open_http("https://cache.example.org/base").get_file("nar/x.nar", 1, 3)
 
 
 @responses.activate
-def test_a_part_up_to_the_end_needs_to_reach_it(open_http: OpenHttp) -> None:
+def test_open_ended_range_must_reach_the_end_of_the_file(open_http: OpenHttp) -> None:
     store = open_http("https://cache.example.org/base")
     responses.add("GET", URL, status=206, body=b"12", headers={"Content-Range": "bytes 1-2/4"})
     with pytest.raises(RangeNotSupported):
@@ -106,7 +96,9 @@ def test_a_part_up_to_the_end_needs_to_reach_it(open_http: OpenHttp) -> None:
 
 @responses.activate
 @pytest.mark.parametrize(("header", "encoding"), [("BR", "br"), ("identity", None), (None, None)])
-def test_an_encoded_body_comes_as_it_is_stored(open_http: OpenHttp, header: str | None, encoding: str | None) -> None:
+def test_encoded_body_is_returned_without_decoding(
+    open_http: OpenHttp, header: str | None, encoding: str | None
+) -> None:
     responses.add("GET", URL, body=b"not brotli", headers={"Content-Encoding": header} if header else {})
     with open_http("https://cache.example.org/base").get_file("nar/x.nar") as file:
         assert (file.content_encoding, b"".join(file)) == (encoding, b"not brotli")
@@ -114,6 +106,6 @@ def test_an_encoded_body_comes_as_it_is_stored(open_http: OpenHttp, header: str 
 
 @responses.activate
 @pytest.mark.parametrize(("start", "stop"), [(-1, None), (3, 3), (4, 2), (0, 0)])
-def test_no_part_at_all(open_http: OpenHttp, start: int, stop: int | None) -> None:
+def test_empty_or_negative_range_is_a_value_error(open_http: OpenHttp, start: int, stop: int | None) -> None:
     with pytest.raises(ValueError, match="part"):
         open_http("https://cache.example.org/base").get_file("nar/x.nar", start, stop)

@@ -1,4 +1,4 @@
-"""Files out of a directory and out of memory: whole, in parts, missing, shrinking; and ``open_store``."""
+"""Files from a directory and from memory: whole, in parts, missing, shrinking; and ``open_store``."""
 
 import os
 import random
@@ -41,7 +41,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @given(start=st.integers(0, len(CONTENT) + 2), length=st.none() | st.integers(1, len(CONTENT) + 2))
-def test_parts(store: BinaryCacheStore, start: int, length: int | None) -> None:
+def test_any_range_is_exact_or_rejected(store: BinaryCacheStore, start: int, length: int | None) -> None:
     stop = None if length is None else start + length
     if (stop or 0) > len(CONTENT) or start >= len(CONTENT):
         with pytest.raises(RangeNotSupported):
@@ -54,11 +54,9 @@ def test_parts(store: BinaryCacheStore, start: int, length: int | None) -> None:
     assert all(0 < len(chunk) <= CHUNK_SIZE for chunk in chunks)
 
 
-def test_whole_missing_and_empty(store: BinaryCacheStore) -> None:
+def test_whole_missing_and_empty_files(store: BinaryCacheStore) -> None:
     assert read_file(store, "nar/x", len(CONTENT)) == CONTENT
     assert read_file(store, "empty", 0) == b""
-    assert store.file_exists("empty")
-    assert not store.file_exists("nar/y")
     with pytest.raises(FileNotInStore, match="nar/y"):
         store.get_file("nar/y")
     with pytest.raises(StoreError, match="allowed"):
@@ -68,14 +66,14 @@ def test_whole_missing_and_empty(store: BinaryCacheStore) -> None:
     store.close()
 
 
-def test_a_small_file_that_drips(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Dripping(MemoryStore):
+def test_read_file_times_out_on_a_slow_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SlowStore(MemoryStore):
         closed = False
 
         def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
-            return StoreFile(self._drops(), size=None)
+            return StoreFile(self._slow_chunks(), size=None)
 
-        def _drops(self) -> Generator[bytes, None, None]:
+        def _slow_chunks(self) -> Generator[bytes, None, None]:
             try:
                 while True:
                     time.sleep(0.01)
@@ -84,13 +82,13 @@ def test_a_small_file_that_drips(monkeypatch: pytest.MonkeyPatch) -> None:
                 self.closed = True
 
     monkeypatch.setattr(base, "SMALL_FILE_SECONDS", 0.1)
-    store = Dripping({})
+    store = SlowStore({})
     with pytest.raises(StoreTimeout, match="within"):
         read_file(store, "x.narinfo", 10_000)
     assert store.closed
 
 
-def test_memory_tells_an_encoding_and_sees_what_is_added() -> None:
+def test_memory_store_has_encodings_and_serves_files_added_later() -> None:
     files = {"x": b"1"}
     store = MemoryStore(files, content_encodings={"x": "br"})
     files["y"] = b"2"
@@ -99,23 +97,23 @@ def test_memory_tells_an_encoding_and_sees_what_is_added() -> None:
     assert read_file(store, "y", 1) == b"2"
 
 
-def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_directory_is_unavailable_until_it_exists(tmp_path: Path) -> None:
     store = LocalBinaryCacheStore(str(tmp_path / "later"))
-    for ask in (store.get_file, store.file_exists):
-        with pytest.raises(StoreUnavailable, match="no such directory"):
-            ask("x")
+    with pytest.raises(StoreUnavailable, match="no such directory"):
+        store.get_file("x")
     (tmp_path / "later").mkdir()
-    assert not store.file_exists("x")
+    with pytest.raises(FileNotInStore):
+        store.get_file("x")
 
 
-def test_a_directory_may_be_a_link(tmp_path: Path) -> None:
+def test_directory_may_be_a_symlink(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "x").write_bytes(b"1")
     (tmp_path / "link").symlink_to("real")
     assert read_file(LocalBinaryCacheStore(str(tmp_path / "link")), "x", 1) == b"1"
 
 
-def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
+def test_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(CONTENT)
     with LocalBinaryCacheStore(str(tmp_path)).get_file("x") as file:
         chunks = iter(file)
@@ -126,7 +124,7 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
                 next(chunks)
 
 
-def test_a_file_that_grows_keeps_its_size(tmp_path: Path) -> None:
+def test_file_that_grows_keeps_its_original_size(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"1")
     with LocalBinaryCacheStore(str(tmp_path)).get_file("x") as file:
         with (tmp_path / "x").open("ab") as more:
@@ -148,7 +146,7 @@ def test_a_file_that_grows_keeps_its_size(tmp_path: Path) -> None:
         ("az://container/x?account=joe", ObjectBinaryCacheStore, "az://container/x"),
     ],
 )
-def test_open_store(url: str, kind: type, shown: str) -> None:
+def test_open_store_chooses_the_class_by_the_url(url: str, kind: type, shown: str) -> None:
     store = open_store(url)
     assert type(store) is kind
     assert store.url == shown
@@ -170,12 +168,14 @@ def test_open_store(url: str, kind: type, shown: str) -> None:
         "gs://",
     ],
 )
-def test_open_store_refuses(url: str) -> None:
+def test_open_store_rejects_invalid_urls(url: str) -> None:
     with pytest.raises(SettingsError):
         open_store(url)
 
 
-def test_check(store: BinaryCacheStore, tmp_path: Path) -> None:
-    store.check()  # without a nix-cache-info, too
+def test_check_accepts_a_store_without_cache_info_but_not_a_missing_directory(
+    store: BinaryCacheStore, tmp_path: Path
+) -> None:
+    store.check()  # passes without a nix-cache-info
     with pytest.raises(StoreUnavailable, match="no such directory"):
         LocalBinaryCacheStore(str(tmp_path / "nowhere")).check()

@@ -1,4 +1,4 @@
-"""Redirects: followed by hand, hop by hop, and never to where only we can reach."""
+"""Redirects: our own code follows them hop by hop, and never to hosts that only this machine can reach."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,10 +17,12 @@ PUBLIC_ADDRESS = "93.184.216.34"
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("location", ["/b/%41?c=%2F", "%41?c=%2F", "{url}/b/%41?c=%2F", "../b/%41?c=%2F"])
-def test_within_the_store(serve: Serve, open_http: OpenHttp, status: int, location: str) -> None:
+def test_redirect_within_the_store_keeps_range_and_credentials(
+    serve: Serve, open_http: OpenHttp, status: int, location: str
+) -> None:
     def script(request: Request) -> Iterable[Step]:
-        there = request.target == "/b/%41?c=%2F"
-        return FlakyFile(b"0123")(request) if there else redirect(location.format(url=server.url), status)
+        is_target = request.target == "/b/%41?c=%2F"
+        return FlakyFile(b"0123")(request) if is_target else redirect(location.format(url=server.url), status)
 
     server = serve(script)
     store = open_http(server.url.replace("//", "//user:pass@"))
@@ -31,7 +33,7 @@ def test_within_the_store(serve: Serve, open_http: OpenHttp, status: int, locati
     assert all("authorization" in request.headers for request in server.requests)
 
 
-def test_to_another_server_without_credentials(
+def test_redirect_to_another_server_drops_credentials(
     serve: Serve, open_http: OpenHttp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "netrc").write_text("default login joe password secret")
@@ -44,8 +46,8 @@ def test_to_another_server_without_credentials(
     assert other.requests[0].target == "/y?signature=z"
 
 
-def test_a_cut_body_goes_on_from_the_first_url(serve: Serve, open_http: OpenHttp) -> None:
-    """A signed URL may have run out; the store gives a new one."""
+def test_cut_body_is_resumed_at_the_original_url(serve: Serve, open_http: OpenHttp) -> None:
+    """The signed URL may have expired; the store redirects to a new one."""
     content = bytes(range(256)) * 100
     other = serve(FlakyFile(content, [1000]))
     signatures = iter("abc")
@@ -54,7 +56,7 @@ def test_a_cut_body_goes_on_from_the_first_url(serve: Serve, open_http: OpenHttp
     assert [request.target for request in other.requests] == ["/y?signature=a", "/y?signature=b"]
 
 
-def test_at_most_five_hops(serve: Serve, open_http: OpenHttp) -> None:
+def test_at_most_five_redirects_are_followed(serve: Serve, open_http: OpenHttp) -> None:
     def script(request: Request) -> list[Step]:
         hop = int(request.target[1:])
         return redirect(f"/{hop + 1}") if hop < 6 else answer(200, b"x")
@@ -66,7 +68,7 @@ def test_at_most_five_hops(serve: Serve, open_http: OpenHttp) -> None:
     assert len(server.requests) == 12
 
 
-def test_the_body_of_a_redirect_is_not_waited_for(serve: Serve, open_http: OpenHttp) -> None:
+def test_body_of_a_redirect_is_not_waited_for(serve: Serve, open_http: OpenHttp) -> None:
     def script(request: Request) -> Iterable[Step]:
         if request.target == "/y":
             return answer(200, b"x")
@@ -75,19 +77,21 @@ def test_the_body_of_a_redirect_is_not_waited_for(serve: Serve, open_http: OpenH
     assert read_file(open_http(serve(script).url, read_timeout=60), "x", 9) == b"x"
 
 
-def test_a_redirect_to_nowhere(serve: Serve, open_http: OpenHttp) -> None:
-    with pytest.raises(StoreUnavailable, match="nowhere"):
+def test_redirect_without_a_location_is_an_error(serve: Serve, open_http: OpenHttp) -> None:
+    with pytest.raises(StoreUnavailable, match="without a Location"):
         open_http(serve(lambda _: answer(302)).url).get_file("x")
 
 
 @pytest.mark.parametrize("location", ["http://169.254.169.254/", "http://10.0.0.1/", "http://0.0.0.0:{port}/"])
-def test_a_local_cache_leads_to_its_own_kind_only(serve: Serve, open_http: OpenHttp, location: str) -> None:
+def test_loopback_store_redirects_only_to_its_own_kind_of_address(
+    serve: Serve, open_http: OpenHttp, location: str
+) -> None:
     server = serve(lambda _: redirect(location.format(port=1)))
     with pytest.raises(StoreForbidden, match="address"):
         open_http(server.url).get_file("x")
 
 
-def test_through_a_proxy_numbers_are_checked(
+def test_only_numeric_hosts_are_checked_behind_a_proxy(
     serve: Serve, open_http: OpenHttp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replies = [redirect("http://10.0.0.1/"), redirect("http://other.example.org/"), answer(200, b"x")]
@@ -126,7 +130,7 @@ def test_through_a_proxy_numbers_are_checked(
         ("::127.0.0.1", AddressKind.RESERVED),
     ],
 )
-def test_kinds_of_addresses(address: str, kind: AddressKind) -> None:
+def test_address_kind(address: str, kind: AddressKind) -> None:
     assert kind_of(address) is kind
 
 
@@ -144,7 +148,7 @@ def test_kinds_of_addresses(address: str, kind: AddressKind) -> None:
         ("https://a.example/x/y", "data:,x", None),
     ],
 )
-def test_where_a_location_leads(current: str, location: str, target: str | None) -> None:
+def test_location_is_resolved_or_rejected(current: str, location: str, target: str | None) -> None:
     if target is None:
         with pytest.raises(StoreForbidden):
             redirect_target(current, location)

@@ -1,26 +1,27 @@
-"""Server-side request forgery: nothing that a cache says makes us connect to where only we can reach.
+"""Server-side request forgery: no answer of a cache makes us connect to a host that only this machine can reach.
 
-Two things that a store reads come from strangers: the ``URL`` of a narinfo, which nobody signs, and the ``Location`` of a
-redirect. The tricks that are tried, each with a canary on another port of this machine and one on another loopback
-address, which must not see a connection:
+Two untrusted inputs contain URLs: the ``URL`` of a narinfo, which no signature covers, and the ``Location`` of a redirect.
+The tests try the following attacks. A canary listens on another port of this machine and on another loopback address, and must
+not see a connection.
 
-- a whole URL of another host, port, scheme, or user, and one without a scheme; the scheme in capitals, or with nothing,
-  one slash or three behind it
-- user and password that look like the host, or the host like user and password; ``#`` and ``?`` before an ``@``
-- backslashes, as they are, encoded once and twice; tabs, line ends and control characters, encoded or not (a header
-  of our request, or a second request, is not to be written by a narinfo)
-- climbing out by ``..``, encoded once, twice and thrice, half, with a ``;``, behind a directory; an encoded slash
-- other notations of 127.0.0.1: decimal, octal, hexadecimal, short, with a dot behind it, percent-encoded, in full width
-  or circled digits, with ideographic full stops
+- absolute URLs with another host, port, scheme or user, and URLs without a scheme; the scheme in capitals, or followed by no
+  slash, one slash or three slashes
+- user and password that look like a host, or a host that looks like user and password; ``#`` and ``?`` before an ``@``
+- backslashes, plain, encoded once and encoded twice; tabs, line ends and control characters, plain and encoded (a narinfo must
+  not be able to add a header or a second request)
+- leaving the store through ``..``: encoded once, twice, three times or partly, with a ``;``, after a directory, with an encoded
+  slash
+- other notations of 127.0.0.1: decimal, octal, hexadecimal, short, with a trailing dot, percent-encoded, in full-width or
+  circled digits, with ideographic full stops
 - IPv6: loopback, unspecified, IPv4-mapped, NAT64, 6to4, link-local, unique local (a cloud's metadata service), site-local
 - private, shared (100.64/10), link-local (169.254.169.254), multicast, broadcast and unspecified addresses
-- names that resolve to loopback, also as one address of several, or only after they were checked (DNS rebinding)
-- the schemes file, ftp, gopher, unix, javascript, data; ports that are none
-- a redirect by a public cache, and by a bucket of S3, whose session token must not be taken along either
-- several hops, of which only the last leads inward; a redirect in answer to a resumed request
+- names that resolve to loopback, also as one of several addresses, or only after the check (DNS rebinding)
+- the schemes file, ftp, gopher, unix, javascript, data; invalid ports
+- redirects from a public cache, and from an S3 bucket, whose session token must not be sent along
+- several hops, of which only the last leads to a loopback address; a redirect as the answer to a resumed request
 
-No test may send anything to an address that is not loopback: the public cache is played by a proxy on this machine, and
-what is neither refused nor answered by it fails.
+The tests send nothing to addresses other than loopback: ``responses`` simulates the public cache, and a fixture makes any other
+connection fail.
 """
 
 import contextlib
@@ -46,7 +47,7 @@ PUBLIC_ADDRESS = "93.184.216.34"
 
 
 class Canary:
-    """Listens on a port of two loopback addresses, and counts who connects."""
+    """Listens on one port of two loopback addresses, and records connections."""
 
     def __init__(self) -> None:
         first = socket.create_server(("127.0.0.1", 0))
@@ -55,7 +56,7 @@ class Canary:
         self.seen: list[str] = []
 
     def count(self) -> list[str]:
-        """Every address that was connected to. A connection is in the backlog by the time that ``connect`` returns."""
+        """Return the addresses that were connected to. A connection is in the backlog as soon as ``connect`` returns."""
         for listener in self._listeners:
             listener.setblocking(False)
             while True:
@@ -77,14 +78,14 @@ def canary() -> Iterator[Canary]:
     with contextlib.closing(Canary()) as canary:
         yield canary
         assert canary.count() == []
-        for address in ("127.0.0.1", "127.0.0.2"):  # it would have noticed
+        for address in ("127.0.0.1", "127.0.0.2"):  # prove that the canary notices connections
             socket.create_connection((address, canary.port)).close()
         assert canary.count() == ["127.0.0.1", "127.0.0.2"]
 
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """A name service: names that are not in it are real ones (``localhost``, addresses)."""
+    """A table of simulated names under example.org; other names (``localhost``, addresses) are resolved normally."""
     table = {"cache.example.org": [PUBLIC_ADDRESS]}
     real = socket.getaddrinfo
 
@@ -100,7 +101,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     return table
 
 
-# --- what a narinfo says
+# --- the URL of a narinfo
 
 URLS = [
     "http://{canary}/x",
@@ -168,7 +169,7 @@ URLS = [
 
 
 def play_public_files(request: Request) -> list[Step]:
-    """A cache, also as a bucket, with a secret beside it; what it has not is not there."""
+    """Serve an empty cache, also as a bucket, with a secret outside of it."""
     path = request.target.partition("?")[0]
     if path in ("/secret", "/bucket/secret", "/a/secret"):
         return answer(200, b"secret", "Last-Modified: Wed, 21 Oct 2015 07:28:00 GMT", 'ETag: "x"')
@@ -207,7 +208,7 @@ Open = Callable[[str, Path], BinaryCacheStore]
 
 
 @pytest.mark.parametrize("open_store", STORES)
-def test_a_narinfo_leads_nowhere_but_into_its_store(
+def test_narinfo_url_leads_only_into_its_store(
     serve: Serve, closing: ExitStack, canary: Canary, tmp_path: Path, open_store: Open
 ) -> None:
     server = serve(play_public_files)
@@ -233,9 +234,9 @@ def test_a_narinfo_leads_nowhere_but_into_its_store(
     assert [target for target in outside if open_store is not over_http or ".." in target or "@" in target] == []
 
 
-# --- where a redirect leads
+# --- redirects
 
-INWARD = [
+FORBIDDEN = [
     "http://127.0.0.1:{port}/",
     "http://localhost:{port}/",
     "http://LOCALHOST.:{port}/",
@@ -290,7 +291,7 @@ INWARD = [
     "http://127.0.0.1:-1/",
     "http://:{port}/",
 ]
-# Paths of the cache itself, for whoever reads URLs by RFC 3986.
+# Paths of the cache itself, if parsed as RFC 3986 says.
 HARMLESS = [
     "http://cache.example.org#@127.0.0.1:{port}/",
     "///127.0.0.1:{port}/",
@@ -324,8 +325,8 @@ FIRST = re.compile(r"http://cache\.example\.org/(bucket/)?x(\?|$)")
 
 
 @responses.activate
-@pytest.mark.parametrize("location", INWARD + HARMLESS)
-def test_a_public_cache_never_leads_inward(
+@pytest.mark.parametrize("location", FORBIDDEN + HARMLESS)
+def test_public_cache_never_redirects_to_an_internal_address(
     public: BinaryCacheStore, canary: Canary, names: dict[str, list[str]], location: str
 ) -> None:
     names["loop.example.org"] = ["127.0.0.1"]
@@ -339,13 +340,15 @@ def test_a_public_cache_never_leads_inward(
 
 
 @responses.activate
-def test_nor_at_the_last_of_several_hops(public: BinaryCacheStore, canary: Canary, names: dict[str, list[str]]) -> None:
+def test_last_of_several_redirects_is_checked(
+    public: BinaryCacheStore, canary: Canary, names: dict[str, list[str]]
+) -> None:
     names["other.example.org"] = [PUBLIC_ADDRESS]
     responses.add_passthru("http://127.0.0.1")
     responses.add("GET", FIRST, status=307, headers={"Location": "http://other.example.org/y"})
     responses.add("GET", "http://other.example.org/y", status=301, headers={"Location": "/z"})
-    inward = f"http://127.0.0.1:{canary.port}/"
-    responses.add("GET", "http://other.example.org/z", status=308, headers={"Location": inward})
+    internal = f"http://127.0.0.1:{canary.port}/"
+    responses.add("GET", "http://other.example.org/z", status=308, headers={"Location": internal})
     with pytest.raises(StoreForbidden, match="loopback"):
         public.get_file("x")
     urls = [str(call.request.url) for call in responses.calls]
@@ -353,8 +356,8 @@ def test_nor_at_the_last_of_several_hops(public: BinaryCacheStore, canary: Canar
     assert not [call for call in responses.calls[1:] if "aladdin" in f"{call.request.url}{call.request.headers}"]
 
 
-def test_nor_where_a_body_was_cut(serve: Serve, open_http: OpenHttp, canary: Canary) -> None:
-    """The first answer was good, the resumed one leads away: the redirect is judged as any other."""
+def test_redirect_of_a_resumed_request_is_checked(serve: Serve, open_http: OpenHttp, canary: Canary) -> None:
+    """The first response is fine, and the response to the resumed request is a redirect."""
     content = FlakyFile(b"x" * 1000, [10])
 
     def script(request: Request) -> Any:
@@ -365,10 +368,10 @@ def test_nor_where_a_body_was_cut(serve: Serve, open_http: OpenHttp, canary: Can
 
 
 @responses.activate
-def test_a_name_that_changes_its_address(
+def test_connection_uses_the_address_that_was_checked(
     open_http: OpenHttp, names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DNS rebinding: the connection is made to the address that was checked, not to what the name says next."""
+    """DNS rebinding: the name resolves to another address after the check."""
     connected: list[str] = []
 
     def connect(address: tuple[str, int], *_: object) -> socket.socket:

@@ -1,4 +1,4 @@
-"""TLS is verified, and the usual variables name an own CA."""
+"""TLS: certificates are verified, and the usual environment variables name a custom CA."""
 
 import ssl
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.stores.conftest import OpenHttp, Serve
 from tests.stores.flaky_server import FlakyFile, answer, redirect
 
 
-def test_an_unknown_certificate_is_refused_at_once(
+def test_untrusted_certificate_is_rejected_without_retries(
     serve: Serve, open_http: OpenHttp, context: ssl.SSLContext, slept: list[float]
 ) -> None:
     server = serve(lambda _: answer(200, b"x"), context=context)
@@ -21,7 +21,7 @@ def test_an_unknown_certificate_is_refused_at_once(
 
 
 @pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NIX_SSL_CERT_FILE", "SSL_CERT_FILE"])
-def test_an_own_ca(
+def test_custom_ca_is_used_from_the_environment(
     serve: Serve,
     open_http: OpenHttp,
     context: ssl.SSLContext,
@@ -38,7 +38,7 @@ def test_an_own_ca(
         open_http(server.url).get_file("x")
 
 
-def test_no_redirect_down_to_http_and_a_safe_one_across(
+def test_redirect_from_https_to_http_is_rejected_but_to_https_is_followed(
     serve: Serve, open_http: OpenHttp, context: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))

@@ -1,4 +1,4 @@
-"""What the event ``fetch`` says of each way that reading a file can go."""
+"""The fields of the event ``fetch`` for each way in which reading a file can end."""
 
 from collections.abc import Iterator
 from itertools import count, islice
@@ -15,8 +15,8 @@ from narcore.stores.traced import TracedStore
 Event = tuple[str, dict[str, object]]
 
 
-class Breaking(MemoryStore):
-    """Gives one chunk, and then fails."""
+class FailingStore(MemoryStore):
+    """Returns one chunk, and then fails."""
 
     def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
         return StoreFile(_Broken(super().get_file(path, start, stop)), size=None)
@@ -41,25 +41,25 @@ class _Broken:
 
 
 @pytest.mark.parametrize(
-    ("path", "kind", "chunks", "told"),
+    ("path", "kind", "chunks", "expected"),
     [
         ("x.narinfo", MemoryStore, None, ("narinfo", "whole", 5, "")),
         ("nix-cache-info?a.ls", MemoryStore, None, ("info", "whole", 5, "")),
         ("x.ls", MemoryStore, 1, ("listing", "left", 5, "")),
         ("nar/x.nar.xz", MemoryStore, 0, ("nar", "left", 0, "")),
         ("nar/none.nar", MemoryStore, None, ("nar", "missing", 0, "")),
-        ("nar/x.nar.xz", Breaking, None, ("nar", "error", 5, "StoreTimeout")),
+        ("nar/x.nar.xz", FailingStore, None, ("nar", "error", 5, "StoreTimeout")),
     ],
 )
-def test_one_event_a_file(
-    path: str, kind: type[MemoryStore], chunks: int | None, told: tuple[str, str, int, str]
+def test_each_file_emits_one_event(
+    path: str, kind: type[MemoryStore], chunks: int | None, expected: tuple[str, str, int, str]
 ) -> None:
-    store = kind({} if told[1] == "missing" else {path.partition("?")[0]: b"12345", path: b"12345"})
+    store = kind({} if expected[1] == "missing" else {path.partition("?")[0]: b"12345", path: b"12345"})
     events: list[Event] = []
     ticks = count()
     traced = TracedStore(store, lambda event, fields: events.append((event, fields)), clock=lambda: float(next(ticks)))
-    if told[1] in ("missing", "error"):
-        with pytest.raises(FileNotInStore if told[1] == "missing" else StoreError):
+    if expected[1] in ("missing", "error"):
+        with pytest.raises(FileNotInStore if expected[1] == "missing" else StoreError):
             _read(traced, path, chunks)
     else:
         _read(traced, path, chunks)
@@ -67,7 +67,7 @@ def test_one_event_a_file(
     assert event == "fetch"
     assert fields.pop("seconds") == 1.0
     assert fields.pop("store") == store.url
-    assert tuple(fields[name] for name in ("what", "outcome", "bytes", "error")) == told
+    assert tuple(fields[name] for name in ("what", "outcome", "bytes", "error")) == expected
 
 
 def _read(store: TracedStore, path: str, chunks: int | None) -> None:
@@ -75,7 +75,7 @@ def _read(store: TracedStore, path: str, chunks: int | None) -> None:
         assert set(islice(file, chunks)) <= {b"12345"}
 
 
-def test_stores_of_settings_are_traced_and_only_where_somebody_listens(tmp_path: object) -> None:
+def test_configured_stores_are_traced_only_if_there_is_a_listener(tmp_path: object) -> None:
     settings = Settings.from_environ({"NAR_CACHE_URL": f"file://{tmp_path}", "NAR_CACHE_DIR": "off"})
     events: list[str] = []
     for cache in (

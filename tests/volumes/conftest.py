@@ -1,4 +1,4 @@
-"""Volumes on a file system of memory in the place of a mount: the same calls of the kernel, and a mount that needs no store."""
+"""Volumes of a tmpfs instead of a mount: the kernel is called in the same way, and no store is needed."""
 
 import contextlib
 import subprocess
@@ -16,8 +16,8 @@ from tests import needs
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
-    """With two mounts, ``store`` and ``other``. Nothing stays mounted below it."""
-    needs.fuse()
+    """A directory with two mounts, ``store`` and ``other``. Everything mounted below it is unmounted at the end."""
+    mounting.need_root()
     for name in ("store", "other"):
         (tmp_path / name).mkdir()
         command = ["mount", "-t", "tmpfs", syscalls.SOURCE, str(tmp_path / name)]

@@ -1,4 +1,4 @@
-"""A process that is killed between any two steps: the next one goes on, and in the end nothing is left."""
+"""A process that is killed between any two steps: the next process continues, and nothing is left in the end."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -9,10 +9,11 @@ import pytest
 
 from narmount.fuse import syscalls
 from narmount.fuse.mountinfo import mounts_at
-from narmount.volumes import MODES, Mode, Volumes
+from narmount.volumes import MODES, Mode, VolumeRequest, Volumes
 from tests.volumes.conftest import volumes_of
 from tests.volumes.test_volumes import below, left
 
+# Functions of os, which pathlib calls as well.
 STEPS = (
     "mkdir",
     "rmdir",
@@ -22,15 +23,15 @@ STEPS = (
     "fsync",
     "chown",
     "chmod",
-)  # of os; pathlib takes them from there
+)
 
 
 class Killed(BaseException):
-    """No handler for errors sees it, as none sees a SIGKILL; files that are closed on the way would be closed then, too."""
+    """Stands for SIGKILL: as a BaseException, no error handler catches it. Context managers close files, as the kernel would."""
 
 
-class Mortal:
-    """Makes what is called with it die before its nth step."""
+class Killer:
+    """Kills an action before its nth step."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._left: int | None = None
@@ -49,7 +50,7 @@ class Mortal:
         return step
 
     def deaths(self, prepare: Callable[[], None], action: Callable[[], None]) -> Iterator[int]:
-        """``action`` killed before its first step, before its second one, and so on, until it comes to its end."""
+        """Kill ``action`` before its first step, its second step, and so on, until it completes. Yields the steps done."""
         for steps in range(100):
             prepare()
             self._left = steps
@@ -60,18 +61,18 @@ class Mortal:
                 yield steps
             else:
                 self._left = None
-                assert steps > 5, "these are not the steps that are taken"
+                assert steps > 5, "the patched functions are not those that the code calls"
                 return
-        pytest.fail("it does not end")
+        pytest.fail("the action never completes")
 
 
 @pytest.fixture
-def mortal(monkeypatch: pytest.MonkeyPatch) -> Mortal:
-    return Mortal(monkeypatch)
+def killer(monkeypatch: pytest.MonkeyPatch) -> Killer:
+    return Killer(monkeypatch)
 
 
 def publish(volumes: Volumes, place: Path, mode: Mode) -> None:
-    volumes.publish("a", place / "t", cache="main", mode=mode)
+    volumes.publish("a", place / "t", VolumeRequest("main", mode))
 
 
 def check_published(place: Path, mode: Mode) -> None:
@@ -89,11 +90,13 @@ def check_gone(place: Path) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("recovers", [True, False])
-def test_killed_while_publishing(place: Path, mortal: Mortal, mode: Mode, recovers: bool) -> None:
-    def nothing() -> None:
+def test_an_interrupted_publish_is_completed_by_the_next(
+    place: Path, killer: Killer, mode: Mode, recovers: bool
+) -> None:
+    def unpublish() -> None:
         volumes_of(place).unpublish("a", place / "t")
 
-    for _ in mortal.deaths(nothing, lambda: publish(volumes_of(place), place, mode)):
+    for _ in killer.deaths(unpublish, lambda: publish(volumes_of(place), place, mode)):
         volumes = volumes_of(place)
         if recovers:
             volumes.recover()
@@ -106,8 +109,10 @@ def test_killed_while_publishing(place: Path, mortal: Mortal, mode: Mode, recove
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("recovers", [True, False])
-def test_killed_while_publishing_and_never_asked_again(place: Path, mortal: Mortal, mode: Mode, recovers: bool) -> None:
-    for _ in mortal.deaths(lambda: None, lambda: publish(volumes_of(place), place, mode)):
+def test_unpublish_removes_what_an_interrupted_publish_left(
+    place: Path, killer: Killer, mode: Mode, recovers: bool
+) -> None:
+    for _ in killer.deaths(lambda: None, lambda: publish(volumes_of(place), place, mode)):
         volumes = volumes_of(place)
         if recovers:
             volumes.recover()
@@ -116,83 +121,83 @@ def test_killed_while_publishing_and_never_asked_again(place: Path, mortal: Mort
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_killed_while_unpublishing(place: Path, mortal: Mortal, mode: Mode) -> None:
+def test_an_interrupted_unpublish_is_completed_by_the_next(place: Path, killer: Killer, mode: Mode) -> None:
     def published() -> None:
         publish(volumes_of(place), place, mode)
         if mode == "overlay":
             (place / "t/some/thing").mkdir(parents=True)
 
-    for _ in mortal.deaths(published, lambda: volumes_of(place).unpublish("a", place / "t")):
+    for _ in killer.deaths(published, lambda: volumes_of(place).unpublish("a", place / "t")):
         volumes = volumes_of(place)
         volumes.unpublish("a", place / "t")
-        volumes.recover()  # what was written may be removed as late as here
+        volumes.recover()  # may remove the written files only here
         check_gone(place)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_reboot_at_any_step(place: Path, mortal: Mortal, mode: Mode) -> None:
-    """Mounts are gone then, and files are not."""
-    for _ in mortal.deaths(lambda: None, lambda: publish(volumes_of(place), place, mode)):
+def test_after_a_reboot_at_any_step_nothing_is_left(place: Path, killer: Killer, mode: Mode) -> None:
+    """A reboot ends mounts, and keeps files."""
+    for _ in killer.deaths(lambda: None, lambda: publish(volumes_of(place), place, mode)):
         for _ in mounts_at(place / "t"):
             syscalls.unmount(place / "t")
         volumes_of(place, "boot-2").recover()
         assert below(place) == []
         assert left(place) == []
-        if (place / "t").exists():  # it was made, and its state was not read again: nobody but kubelet knows of it
+        if (place / "t").exists():  # created, but without a state: only kubelet knows of it
             volumes_of(place, "boot-2").unpublish("a", place / "t")
         check_gone(place)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_after_a_reboot_without_recovery(place: Path, mode: Mode) -> None:
+def test_after_a_reboot_a_volume_is_published_without_its_old_files(place: Path, mode: Mode) -> None:
     publish(volumes_of(place), place, mode)
     if mode == "overlay":
         (place / "t/old").touch()
     syscalls.unmount(place / "t")
     publish(volumes_of(place, "boot-2"), place, mode)
     check_published(place, mode)
-    assert not (place / "t/old").exists(), "a volatile layer is of no use after a crash"
+    assert not (place / "t/old").exists(), "a volatile layer may be damaged by a crash"
     volumes_of(place, "boot-2").unpublish("a", place / "t")
     check_gone(place)
 
 
-def test_a_kept_one_is_not_lost_at_any_step(place: Path, mortal: Mortal) -> None:
-    def put(volumes: Volumes) -> None:
-        volumes.publish("a", place / "t", cache="main", mode="overlay", keep=True)
+def test_a_kept_volume_survives_a_kill_at_any_step(place: Path, killer: Killer) -> None:
+    def publish_kept(volumes: Volumes) -> None:
+        volumes.publish("a", place / "t", VolumeRequest("main"), keep=True)
 
-    put(volumes_of(place))
+    publish_kept(volumes_of(place))
     (place / "t/new").write_text("kept")
 
     def cycle() -> None:
         volumes = volumes_of(place)
         volumes.unpublish("a", place / "t", keep=True)
-        put(volumes)
+        publish_kept(volumes)
 
-    for step in mortal.deaths(lambda: None, cycle):
+    for step in killer.deaths(lambda: None, cycle):
         volumes = volumes_of(place)
         volumes.recover()
-        put(volumes)
+        publish_kept(volumes)
         assert (place / "t/new").read_text() == "kept", step
 
 
-def test_a_target_that_went_with_its_pod(place: Path) -> None:
-    """Nobody calls for a pod that was removed by force, whose volume was never mounted."""
+def test_recover_removes_a_volume_whose_target_directory_is_gone(place: Path) -> None:
+    """Kubelet never unpublishes the volume of a pod that was removed by force before the volume was mounted."""
     volumes = volumes_of(place)
-    volumes.publish("a", place / "pod/t", cache="main", mode="overlay")
-    volumes.publish("b", place / "t", cache="main", mode="overlay")
+    volumes.publish("a", place / "pod/t", VolumeRequest("main"))
+    volumes.publish("b", place / "t", VolumeRequest("main"))
     for target in (place / "pod/t", place / "t"):
         syscalls.unmount(target)
         target.rmdir()
     (place / "pod").rmdir()
     volumes.recover()
-    assert [volume.id for volume in volumes.list()] == ["b"], "this one may still be asked for"
+    assert [volume.id for volume in volumes.list()] == ["b"], "b may still be unpublished"
 
 
-def test_a_state_that_can_not_be_read(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It may be one to keep, so it is not removed; and the others go on."""
+def test_an_unreadable_state_is_logged_and_kept(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The volume may be one to keep. The other volumes are not affected."""
     volumes = volumes_of(place)
     for volume_id in ("a", "b", "c", "d"):
-        volumes.publish(volume_id, place / volume_id, cache="main", mode="overlay")
+        volumes.publish(volume_id, place / volume_id, VolumeRequest("main"))
         syscalls.unmount(place / volume_id)
     (place / "state/a/state.json").write_text('{"id": "a"')
     (place / "state/b/state.json").write_text("[" * 100_000)

@@ -1,4 +1,4 @@
-"""What containers have written goes with their volumes, and nobody waits for it."""
+"""What containers have written is removed with their volumes, and no call waits for it."""
 
 import threading
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from narmount.volumes import Volumes
+from narmount.volumes import VolumeRequest, Volumes
 from narmount.volumes.removals import Removals
 from narmount.volumes.trees import remove_tree
 from tests.mount.mounting import until
@@ -15,27 +15,27 @@ from tests.volumes.test_volumes import below, left
 
 
 @pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Nothing is removed at once, and in the background not before this is set."""
-    held = threading.Event()
+def resume(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """No call removes files itself, and the background waits for this event."""
+    resume = threading.Event()
 
     def remove(top: Path, *seconds: Any) -> None:
         if not seconds:
-            held.wait(20)
+            resume.wait(20)
         remove_tree(top, *seconds)
 
     monkeypatch.setattr("narmount.volumes.removals.AT_ONCE_SECONDS", 0)
     monkeypatch.setattr("narmount.volumes.removals.remove_tree", remove)
-    return held
+    return resume
 
 
 def publish(volumes: Volumes, place: Path, *names: str) -> None:
     for name in names:
-        volumes.publish(name, place / name, cache="main", mode="overlay")
+        volumes.publish(name, place / name, VolumeRequest("main"))
         (place / name / "written").write_text("x")
 
 
-def test_the_next_one_does_not_wait(place: Path, volumes: Volumes, held: threading.Event) -> None:
+def test_publish_does_not_wait_for_removals(place: Path, volumes: Volumes, resume: threading.Event) -> None:
     publish(volumes, place, "a", "b")
     for name in ("a", "b"):
         volumes.unpublish(name, place / name)
@@ -43,12 +43,12 @@ def test_the_next_one_does_not_wait(place: Path, volumes: Volumes, held: threadi
     assert len(left(place)) == 2
     publish(volumes, place, "a")
     assert len(left(place)) == 3
-    held.set()
-    until(lambda: left(place) == [place / "state/a"], "the others are removed")
+    resume.set()
+    until(lambda: left(place) == [place / "state/a"], "the removal of the others")
 
 
-def test_nor_does_a_start(place: Path, volumes: Volumes, held: threading.Event) -> None:
-    """Neither for what was not removed when it ended, nor for what a reboot has left."""
+def test_recover_does_not_wait_for_removals(place: Path, volumes: Volumes, resume: threading.Event) -> None:
+    """Unfinished removals and the files of volumes from before a reboot are removed in the background."""
     publish(volumes, place, "a", "b")
     volumes.unpublish("a", place / "a")
     for mounted in below(place):
@@ -57,12 +57,13 @@ def test_nor_does_a_start(place: Path, volumes: Volumes, held: threading.Event) 
     again.recover()
     assert again.list() == []
     assert len(left(place)) == 2
-    held.set()
-    until(lambda: left(place) == [], "all is removed")
+    resume.set()
+    until(lambda: left(place) == [], "the removal of everything")
 
 
-def test_what_can_not_be_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture, held: threading.Event) -> None:
-    """It does not keep the rest. The background says so, as does the call that tries at once."""
+def test_a_failed_removal_is_logged_and_the_rest_continues(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, resume: threading.Event
+) -> None:
     removals = Removals()
     for name in ("gone", "other"):
         (tmp_path / name / "written").mkdir(parents=True)
@@ -71,6 +72,6 @@ def test_what_can_not_be_removed(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert f"{tmp_path / 'link'} can't be removed: " in caplog.text
     (tmp_path / "gone").rename(tmp_path / "moved")
     (tmp_path / "gone").write_text("a file")
-    held.set()
-    until(lambda: f"{tmp_path / 'gone'} can't be removed: " in caplog.text, "it is said")
-    until(lambda: not (tmp_path / "other").exists(), "the rest is removed")
+    resume.set()
+    until(lambda: f"{tmp_path / 'gone'} can't be removed: " in caplog.text, "the log line")
+    until(lambda: not (tmp_path / "other").exists(), "the removal of the rest")

@@ -1,4 +1,4 @@
-"""What a container has written is counted and removed, however it was meant."""
+"""Directories that containers have written to are measured and removed, whatever they contain."""
 
 import itertools
 import os
@@ -14,7 +14,7 @@ from narmount.volumes.trees import remove_tree, used_bytes
 
 
 def deep(top: Path, levels: int) -> None:
-    """Deeper than a path can be long, and than Python recurses."""
+    """Create a tree that is deeper than paths can be long and than Python can recurse."""
     fd = os.open(top, os.O_RDONLY)
     for _ in range(levels):
         os.mkdir("directory", dir_fd=fd)
@@ -25,7 +25,7 @@ def deep(top: Path, levels: int) -> None:
     os.close(fd)
 
 
-def test_deeper_than_paths_go(tmp_path: Path) -> None:
+def test_a_tree_deeper_than_paths_is_removed(tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     deep(tmp_path / "tree", 3000)
     assert used_bytes(tmp_path / "tree", 10)[1]
@@ -33,7 +33,7 @@ def test_deeper_than_paths_go(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_names_that_removal_uses_itself(tmp_path: Path) -> None:
+def test_a_tree_with_the_temporary_names_of_the_removal_is_removed(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     for top in ("~0", "~1", "x"):
         for inner in ("~0", "~1", "~2", "y"):
@@ -43,7 +43,7 @@ def test_names_that_removal_uses_itself(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_links_are_not_followed(tmp_path: Path) -> None:
+def test_links_in_a_tree_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/file").write_bytes(bytes(1 << 20))
     tree = tmp_path / "tree"
@@ -63,8 +63,8 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "outside") == ["file"]
 
 
-def test_many_names(tmp_path: Path) -> None:
-    """They don't have to fit into memory, in which a container may have made more than that."""
+def test_names_are_not_all_read_into_memory(tmp_path: Path) -> None:
+    """A container may have created more names than fit into memory."""
     tree = tmp_path / "tree"
     for directory in (tree, tree / "inner"):
         directory.mkdir()
@@ -78,7 +78,7 @@ def test_many_names(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_as_much_as_there_is_time_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removal_that_timed_out_can_be_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(60):
         (tmp_path / f"tree/{number % 3}/{number}").mkdir(parents=True)
     monkeypatch.setattr("narmount.volumes.trees.time", SimpleNamespace(monotonic=itertools.count().__next__))
@@ -90,15 +90,15 @@ def test_as_much_as_there_is_time_for(tmp_path: Path, monkeypatch: pytest.Monkey
         with suppress(TimeoutError):
             remove_tree(tmp_path / "tree", 20)
         rounds += 1
-    assert 5 < rounds < 20, "each goes on where the one before it has ended"
+    assert 5 < rounds < 20, "each round continues where the last one stopped"
 
 
-def test_one_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_directory_is_empty(tmp_path: Path) -> None:
     remove_tree(tmp_path / "tree")
     assert used_bytes(tmp_path / "tree", 1) == (0, True)
 
 
-def test_counting_takes_no_longer_than_it_may(tmp_path: Path) -> None:
+def test_measuring_stops_at_its_time_limit(tmp_path: Path) -> None:
     for number in range(2000):
         os.mknod(tmp_path / str(number))
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""Overlays follow what a mount says; the mount here is its control socket alone."""
+"""Overlays follow the news of a mount. The mount of these tests is only a control socket."""
 
 import logging
 import socket
@@ -11,20 +11,20 @@ import pytest
 
 from narmount.daemon.control import control_path
 from narmount.daemon.controlserver import ControlServer
-from narmount.volumes import Volumes, Watcher
+from narmount.volumes import VolumeRequest, Volumes, Watcher
 from narmount.volumes.errors import CacheDead
 from tests.mount.mounting import until
 
-NAMES = [f"{32 * '0'}-x", f"{32 * '1'}-y"]
+NAMES = (f"{32 * '0'}-x", f"{32 * '1'}-y")
 
 
-class Mount:
-    """The control socket of ``store``, or another one, and what was asked of it."""
+class ControlSocket:
+    """The control socket of a mount, and the store paths that it was asked to prefetch."""
 
     def __init__(self, place: Path, name: str = "store") -> None:
         self._path = control_path(place / "run", place / name)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self.wanted: list[str] = []
+        self.prefetched: list[str] = []
         self._listener: socket.socket | None = None
         self._server: ControlServer | None = None
 
@@ -36,7 +36,7 @@ class Mount:
 
     def start_worker(self) -> ControlServer:
         assert self._listener is not None
-        self._server = ControlServer(self._listener.dup(), status=dict, prefetch=self.wanted.extend)
+        self._server = ControlServer(self._listener.dup(), status=dict, prefetch=self.prefetched.extend)
         self._server.start()
         return self._server
 
@@ -53,47 +53,49 @@ class Mount:
 
 
 @pytest.fixture
-def mount(place: Path) -> Iterator[Mount]:
-    mount = Mount(place)
+def mount(place: Path) -> Iterator[ControlSocket]:
+    mount = ControlSocket(place)
     yield mount
     mount.close()
 
 
 @pytest.fixture
 def flushes(volumes: Volumes, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The caches that were flushed."""
+    """The caches that were flushed, in order."""
     done: list[str] = []
     flush = volumes.flush
 
-    def noted(cache: str) -> int:
+    def recorded(cache: str) -> int:
         done.append(cache)
         return flush(cache)
 
-    monkeypatch.setattr(volumes, "flush", noted)
+    monkeypatch.setattr(volumes, "flush", recorded)
     monkeypatch.setattr("narmount.volumes.watcher.FLUSH_PAUSE", 0.01)
     monkeypatch.setattr("narmount.volumes.watcher.LONGEST_PAUSE", 0.2)
     monkeypatch.setattr("narmount.volumes.watcher.SETTLE_SECONDS", 0.2)
     return done
 
 
-def test_news_and_restarts(place: Path, mount: Mount, volumes: Volumes, flushes: list[str]) -> None:
+def test_overlays_are_flushed_for_news_and_after_restarts_of_the_worker(
+    place: Path, mount: ControlSocket, volumes: Volumes, flushes: list[str]
+) -> None:
     watcher = Watcher(volumes, "main")
     watcher.start()  # there is no socket yet
     time.sleep(0.3)
     mount.listen()
     server = mount.start_worker()
-    volumes.publish("a", place / "t", cache="main", mode="overlay")
-    until(lambda: len(flushes) == 2, "what was missed is made up for, and once more")
+    volumes.publish("a", place / "t", VolumeRequest("main"))
+    until(lambda: len(flushes) == 2, "a flush for missed news, and the second one")
     (place / "store/late").write_text("now")
     server.announce(["late"])
-    until(lambda: len(flushes) == 4, "news, and once more")
+    until(lambda: len(flushes) == 4, "a flush for the news, and the second one")
     assert (place / "t/late").read_text() == "now"
 
     mount.stop_worker()
     time.sleep(0.5)
     assert len(flushes) == 4
     mount.start_worker().announce(["x"])
-    until(lambda: len(flushes) >= 6, "another worker")
+    until(lambda: len(flushes) >= 6, "flushes after the restart")
 
     watcher.close()
     done = len(flushes)
@@ -102,13 +104,13 @@ def test_news_and_restarts(place: Path, mount: Mount, volumes: Volumes, flushes:
     assert len(flushes) == done
 
 
-def test_a_burst_of_news(mount: Mount, volumes: Volumes, flushes: list[str]) -> None:
-    """Each name that appears is told on its own, and a flush remounts every overlay."""
+def test_a_burst_of_news_causes_few_flushes(mount: ControlSocket, volumes: Volumes, flushes: list[str]) -> None:
+    """The mount announces each name on its own, and a flush remounts every overlay."""
     mount.listen()
     server = mount.start_worker()
     watcher = Watcher(volumes, "main")
     watcher.start()
-    until(lambda: len(flushes) == 2, "the first")
+    until(lambda: len(flushes) == 2, "the first flushes")
     for number in range(500):
         server.announce([str(number)])
     time.sleep(0.5)
@@ -116,9 +118,9 @@ def test_a_burst_of_news(mount: Mount, volumes: Volumes, flushes: list[str]) -> 
     watcher.close()
 
 
-def test_a_late_name_takes_a_flush(place: Path, volumes: Volumes) -> None:
-    """What the watcher is for: an overlay does not ask again for a name that was not there."""
-    volumes.publish("a", place / "t", cache="main", mode="overlay")
+def test_an_overlay_shows_a_late_name_only_after_a_flush(place: Path, volumes: Volumes) -> None:
+    """An overlay caches that a name is missing. The watcher exists for this reason."""
+    volumes.publish("a", place / "t", VolumeRequest("main"))
     assert not (place / "t/late").exists()
     (place / "store/late").write_text("now")
     assert not (place / "t/late").exists()
@@ -127,56 +129,64 @@ def test_a_late_name_takes_a_flush(place: Path, volumes: Volumes) -> None:
     subprocess.run(["touch", place / "t/written"], check=True)
 
 
-def test_what_is_to_be_fetched_ahead(place: Path, mount: Mount, volumes: Volumes) -> None:
+def test_prefetch_requests_reach_the_mount_without_delaying_publish(
+    place: Path, mount: ControlSocket, volumes: Volumes
+) -> None:
     mount.listen()
     start = time.monotonic()
     for _ in range(2):
-        volumes.publish("a", place / "t", cache="main", mode="ro", prefetch=NAMES)
-    assert time.monotonic() - start < 1, "nobody waits for the worker"
+        volumes.publish("a", place / "t", VolumeRequest("main", "ro", prefetch=NAMES))
+    assert time.monotonic() - start < 1, "publish does not wait for the worker"
     mount.start_worker()
-    until(lambda: mount.wanted == NAMES * 2, "both were told")
+    until(lambda: mount.prefetched == [*NAMES, *NAMES], "both requests")
 
 
-def test_what_another_mount_is_to_fetch_does_not_wait(place: Path, mount: Mount, volumes: Volumes) -> None:
+def test_prefetch_requests_for_one_mount_do_not_wait_for_another(
+    place: Path, mount: ControlSocket, volumes: Volumes
+) -> None:
     mount.listen()
-    other = Mount(place, "other")
+    other = ControlSocket(place, "other")
     other.listen()
     other.start_worker()
-    volumes.publish("a", place / "t", cache="main", mode="ro", prefetch=NAMES)
-    volumes.publish("b", place / "u", cache="other", mode="ro", prefetch=NAMES)
-    until(lambda: other.wanted == NAMES, "the other one is told")
+    volumes.publish("a", place / "t", VolumeRequest("main", "ro", prefetch=NAMES))
+    volumes.publish("b", place / "u", VolumeRequest("other", "ro", prefetch=NAMES))
+    until(lambda: other.prefetched == [*NAMES], "the request at the other mount")
     other.close()
 
 
-def test_a_mount_that_does_not_answer(
-    place: Path, mount: Mount, volumes: Volumes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_failed_and_skipped_prefetches_are_logged(
+    place: Path,
+    mount: ControlSocket,
+    volumes: Volumes,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("narmount.volumes.prefetch.ANSWER_SECONDS", 0.1)
     mount.listen()
-    volumes.publish("a", place / "t", cache="main", mode="ro", prefetch=["x"])
-    until(lambda: "volume a: nothing is fetched ahead" in caplog.text, "it is said")
+    volumes.publish("a", place / "t", VolumeRequest("main", "ro", prefetch=("x",)))
+    until(lambda: "volume a: prefetch failed" in caplog.text, "the log line")
 
-    monkeypatch.setattr("narmount.volumes.prefetch.WISHES_MAX", 0)
-    volumes.publish("b", place / "u", cache="main", mode="ro", prefetch=["x"])
-    assert "volume b: nothing is fetched ahead, since the mount does not answer" in caplog.text
+    monkeypatch.setattr("narmount.volumes.prefetch.REQUESTS_MAX", 0)
+    volumes.publish("b", place / "u", VolumeRequest("main", "ro", prefetch=("x",)))
+    assert "volume b: prefetch skipped, since the mount does not answer" in caplog.text
 
 
-def test_a_mount_that_has_died(place: Path, mount: Mount, volumes: Volumes) -> None:
+def test_a_volume_of_a_dead_mount_is_refused(place: Path, mount: ControlSocket, volumes: Volumes) -> None:
     mount.listen()
     mount.close()
     with pytest.raises(CacheDead, match="has died; run nar-serve mount"):
-        volumes.publish("a", place / "t", cache="main", mode="ro")
+        volumes.publish("a", place / "t", VolumeRequest("main", "ro"))
     assert not (place / "t").exists()
 
 
-def test_a_flush_that_fails_is_said(
+def test_a_failed_flush_is_logged(
     place: Path, volumes: Volumes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object) -> None:
         raise OSError("no")
 
-    volumes.publish("a", place / "t", cache="main", mode="overlay")
+    volumes.publish("a", place / "t", VolumeRequest("main"))
     monkeypatch.setattr("narmount.fuse.syscalls._mount", fail)
     with caplog.at_level(logging.WARNING):
         assert volumes.flush("main") == 0
-    assert "volume a does not see what was published late" in caplog.text
+    assert "volume a: names that appeared late stay missing" in caplog.text

@@ -1,8 +1,8 @@
-"""Where the credentials for S3 come from, in the order of Amazon's tools; obstore or boto3 then reads them.
+"""Where the credentials for S3 come from, in the order of Amazon's tools. obstore or boto3 then reads them.
 
-1. ``?profile=`` or ``AWS_PROFILE``: boto3, which knows every kind of profile
-2. ``AWS_ACCESS_KEY_ID``, a web identity token, a container's endpoint: obstore, from the environment
-3. a container's endpoint without a token file, which obstore would pass over, or a ``[default]`` in the shared files: boto3
+1. ``?profile=`` or ``AWS_PROFILE``: boto3, which supports every kind of profile
+2. ``AWS_ACCESS_KEY_ID``, a web identity token, or a container's endpoint: obstore, from the environment
+3. a container's endpoint without a token file, which obstore ignores, or a ``[default]`` in the shared files: boto3
 4. the instance's metadata service, if it answers: obstore
 5. none: requests are not signed
 """
@@ -29,9 +29,9 @@ _IN_ENVIRONMENT = (
     ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"),
 )
 _SHARED_FILES = (("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials"), ("AWS_CONFIG_FILE", ".aws/config"))
-# What makes a section one that gives credentials, not only a region.
+# A section with one of these keys provides credentials, not only a region.
 _SHARED_KEYS = ("aws_access_key_id", "role_arn", "credential_process", "sso_session", "sso_start_url", "login_session")
-# botocore renews what it holds ten minutes before it runs out, so what it gives out is good for as long.
+# botocore renews credentials ten minutes before they expire, so those that it returns are valid for at least ten minutes.
 _PROFILE_TTL = timedelta(minutes=10)
 
 
@@ -43,11 +43,11 @@ class Source(Enum):
 
 
 def known_source(profile: str, environ: Mapping[str, str]) -> Source | None:
-    """What can be said without asking the network; None if only the metadata service is left. Raises ``SettingsError``."""
+    """Return the source, without using the network, or None if only the metadata service is left. Raises ``SettingsError``."""
     source = _known_source(profile, environ)
     if source is Source.BOTO3 and importlib.util.find_spec("boto3") is None:
         raise SettingsError(
-            "a profile of Amazon's shared files, or a container's endpoint without a token file, takes boto3, "
+            "a profile in Amazon's shared files, or a container's endpoint without a token file, requires boto3, "
             "which is not installed: pip install boto3, "
             "or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket"
         )
@@ -71,26 +71,26 @@ def _known_source(profile: str, environ: Mapping[str, str]) -> Source | None:
 
 
 def find_source(profile: str, environ: Mapping[str, str]) -> Source:
-    """Takes a second at most. Raises ``SettingsError``."""
+    """Return the source of the credentials. Takes one second at most. Raises ``SettingsError``."""
     source = known_source(profile, environ)
     if source is not None:
         return source
-    # IMDSv2, which starts with a token: what obstore asks for next.
+    # IMDSv2: the first request is for a token, as obstore does.
     lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
     token = f"{metadata_endpoint(environ)}/latest/api/token"
     return Source.INSTANCE if metadata.answers("PUT", token, lifetime) else Source.NONE
 
 
 def metadata_endpoint(environ: Mapping[str, str]) -> str:
-    """The SDKs' variable, then obstore's."""
+    """Return the URL of the metadata service: from the variable of the AWS SDKs, then obstore's, then the default."""
     names = ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_METADATA_ENDPOINT")
     return next((environ[name].rstrip("/") for name in names if environ.get(name)), metadata.LINK_LOCAL)
 
 
 def open_boto3(profile: str) -> tuple[Callable[[], "S3Credential"], str | None]:
-    """What gives the credentials of a profile (empty: the one that the environment or the files name), and its region.
+    """Return a provider of the credentials of a profile (empty: the profile of the environment or the files), and its region.
 
-    Raises ``StoreForbidden``.
+    Raises ``StoreForbidden`` if boto3 finds no credentials.
     """
     import boto3
     import botocore.exceptions
@@ -99,18 +99,18 @@ def open_boto3(profile: str) -> tuple[Callable[[], "S3Credential"], str | None]:
     try:
         session = boto3.Session(profile_name=profile or None)
         return Boto3CredentialProvider(session, ttl=_PROFILE_TTL), session.region_name
-    except (botocore.exceptions.BotoCoreError, ValueError) as error:  # its text may hold what a service answered
+    except (botocore.exceptions.BotoCoreError, ValueError) as error:  # its text may contain the answer of a service
         named = profile or os.environ.get("AWS_PROFILE") or "default"
         raise StoreForbidden(
-            f"boto3 finds no credentials of profile {named!r} ({type(error).__name__}); "
-            "aws sts get-caller-identity --profile ... says why"
+            f"boto3 finds no credentials for profile {named!r} ({type(error).__name__}); "
+            "to see why, run aws sts get-caller-identity --profile ..."
         ) from None
 
 
 def _has_default(path: str) -> bool:
     parser = configparser.RawConfigParser(default_section="", strict=False)
     try:
-        # os.path: unlike pathlib it lives with a user who has no home, as containers have.
+        # os.path.expanduser, unlike pathlib, does not fail for a user without a home directory, which is usual in containers.
         parser.read_string(Path(os.path.expanduser(path)).read_text(errors="replace"))  # noqa: PTH111  see above
         return any(parser.has_option("default", key) for key in _SHARED_KEYS)
     except (OSError, configparser.Error):

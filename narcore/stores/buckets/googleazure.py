@@ -1,7 +1,7 @@
-"""A binary cache in a bucket of Google Cloud Storage, or a container of Azure Blob Storage, by obstore.
+"""A binary cache in a bucket of Google Cloud Storage, or a container of Azure Blob Storage, through obstore.
 
-Unlike the HTTP and S3 stores this one follows what redirects the endpoint answers with: obstore does, and can't be told
-not to. The endpoint is Google's or Microsoft's own, or one that the person who runs this chose.
+Unlike the HTTP and S3 stores, this store follows every redirect of the endpoint: obstore does, and has no option to turn
+that off. The endpoint is Google's or Microsoft's own, or one that the administrator chose.
 """
 
 import os
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _CODE = re.compile(r"<Code>(\w{1,80})</Code>")
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
-# Azure's and Google's refusals that are about the credentials, and not about this file.
+# Error codes of Azure and Google that concern the credentials, not this file.
 _BAD_CREDENTIALS = {
     "AuthenticationFailed",
     "AuthorizationFailure",
@@ -77,11 +77,11 @@ _AZURE = (
 
 
 class ObjectBinaryCacheStore:
-    """``gs://bucket[/prefix]`` or ``az://container[/prefix]``, each with ``?endpoint=`` for another than the usual one.
+    """``gs://bucket[/prefix]`` or ``az://container[/prefix]``, each with an optional ``?endpoint=``.
 
-    Credentials are those of the environment, under the names that Google's and Azure's own tools use, or the
-    machine's; without any, the bucket is read as anybody may. Azure's account is ``AZURE_STORAGE_ACCOUNT_NAME`` or
-    ``?account=``. Times are in seconds; obstore repeats what failed in passing, and goes on where a body was cut.
+    Credentials come from the environment, under the names that Google's and Azure's own tools use, or from the machine's
+    metadata service; without any, requests are not signed. Azure's account is ``AZURE_STORAGE_ACCOUNT_NAME`` or
+    ``?account=``. Times are in seconds. obstore retries after temporary failures, and resumes a body that was cut.
     """
 
     def __init__(self, url: str, *, connect_timeout: float = 5.0, read_timeout: float = 30.0, retries: int = 3) -> None:
@@ -93,9 +93,9 @@ class ObjectBinaryCacheStore:
         self._read_timeout = read_timeout
         self._retries = retries
         self._lock = threading.Lock()
-        self._made: GCSStore | AzureStore | None = None
+        self._opened: GCSStore | AzureStore | None = None
         if self._bucket.scheme == "az" and not (self._account or os.environ.get("AZURE_STORAGE_USE_EMULATOR")):
-            raise SettingsError(f"{self.url}: whose container? Set AZURE_STORAGE_ACCOUNT_NAME, or write ?account=NAME")
+            raise SettingsError(f"{self.url}: no account; set AZURE_STORAGE_ACCOUNT_NAME, or write ?account=NAME")
 
     def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
         check_part(start, stop)
@@ -106,32 +106,25 @@ class ObjectBinaryCacheStore:
             options = {"range": {"offset": start}}
         found = self._first(path, options)
         size = found.meta["size"]
-        wanted = (start, size if stop is None else stop)
-        if size and found.range != wanted:
-            raise RangeNotSupported(f"{self.url}: {path} has {size} bytes, not {start} to {wanted[1]}")
+        end = size if stop is None else stop
+        if size and found.range != (start, end):
+            raise RangeNotSupported(f"{self.url}: {path} has {size} bytes, requested {start} to {end}")
         encoding = found.attributes.get("Content-Encoding", "").strip().lower()
-        body = _Body(f"{self.url}: {path}", found.stream(1), wanted[1] - start)
+        body = _Body(f"{self.url}: {path}", found.stream(1), end - start)
         return StoreFile(body, size=size, content_encoding=encoding if encoding not in ("", "identity") else None)
 
-    def file_exists(self, path: str) -> bool:
-        try:
-            self._first(path, {"head": True})
-        except FileNotInStore:
-            return False
-        return True
-
     def check(self) -> None:
-        """Raise a ``StoreError`` that says what to do if the bucket can't be used as the settings are."""
+        """Raise a ``StoreError`` that says what to do if the bucket can't be used with the settings."""
         try:
             self.get_file("nix-cache-info").close()
         except AccessDenied as error:
-            raise StoreForbidden(f"{error}: allow reading and listing the objects, or give other credentials") from None
+            raise StoreForbidden(f"{error}: allow reading and listing the objects, or use other credentials") from None
         except FileNotInStore:
             return
 
     def close(self) -> None:
         with self._lock:
-            self._made = None
+            self._opened = None
 
     def _first(self, path: str, options: "GetOptions") -> "GetResult":
         import obstore
@@ -153,11 +146,11 @@ class ObjectBinaryCacheStore:
         return self._bucket.parameters.get("account") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
 
     def _store(self) -> "GCSStore | AzureStore":
-        # Made at the first request: it may ask a metadata service, and a forked worker has to have its own.
+        # Created at the first request: this may ask a metadata service, and a forked worker needs connections of its own.
         with self._lock:
-            if self._made is None:
-                self._made = self._open_google() if self._bucket.scheme == "gs" else self._open_azure()
-            return self._made
+            if self._opened is None:
+                self._opened = self._open_google() if self._bucket.scheme == "gs" else self._open_azure()
+            return self._opened
 
     def _open_google(self) -> "GCSStore":
         from obstore.store import GCSStore
@@ -185,7 +178,7 @@ class ObjectBinaryCacheStore:
 
 
 class _Body:
-    """The ``left`` bytes of a stream, in pieces that are not too large."""
+    """The next ``left`` bytes of a stream, in chunks of at most CHUNK_SIZE."""
 
     def __init__(self, what: str, stream: "BytesStream", left: int) -> None:
         self._what = what
@@ -198,7 +191,7 @@ class _Body:
         return self
 
     def __next__(self) -> bytes:
-        if self._error is not None:  # asked again after an error: a short file never ends cleanly
+        if self._error is not None:  # read again after an error: a truncated file must never end cleanly
             raise self._error
         if not self._left:
             self._stream = None
@@ -216,28 +209,28 @@ class _Body:
         except _failures() as failure:
             raise self._failed(_store_error(self._what, failure)) from None
         if piece is None or len(piece) > self._left:
-            raise self._failed(StoreUnavailable(f"{self._what}: the bytes end early, or are too many"))
+            raise self._failed(StoreUnavailable(f"{self._what}: the store sent too few or too many bytes"))
         return bytes(piece)
 
     def _failed(self, error: StoreError) -> StoreError:
-        # Whatever a status means before the first byte, after it the file is there and can't be read on.
+        # After the first byte, the file exists, whatever the status: reading failed.
         self._error = error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error))
         self._stream = None
         return self._error
 
     def close(self) -> None:
-        """Give up the rest; reading on after that is an error, so that no other reader takes it for the end."""
+        """Discard the rest. Reading after that raises an error, so that no reader takes it for the end of the file."""
         if self._left and self._error is None:
-            self._error = StoreUnavailable(f"{self._what}: it was closed before its end")
+            self._error = StoreUnavailable(f"{self._what}: closed before the end")
         self._stream = None
         self._piece = memoryview(b"")
 
 
 def has_google_credentials(environ: Mapping[str, str]) -> bool:
-    """Whether there are any, in the order of Google's tools. Takes a second at most."""
+    """Return whether there are credentials, in the order of Google's tools. Takes one second at most."""
     if _is_true(environ.get("GOOGLE_SKIP_SIGNATURE")):
         return False
-    # os.path: unlike pathlib it lives with a user who has no home, as containers have.
+    # os.path.expanduser, unlike pathlib, does not fail for a user without a home directory, which is usual in containers.
     config = Path(os.path.expanduser(environ.get("CLOUDSDK_CONFIG") or "~/.config/gcloud"))  # noqa: PTH111  see above
     if any(environ.get(name) for name in _GOOGLE) or (config / "application_default_credentials.json").is_file():
         return True
@@ -248,7 +241,7 @@ def has_google_credentials(environ: Mapping[str, str]) -> bool:
 
 
 def has_azure_credentials(environ: Mapping[str, str]) -> bool:
-    """Whether there are any. Takes a second at most."""
+    """Return whether there are credentials. Takes one second at most."""
     if _is_true(environ.get("AZURE_SKIP_SIGNATURE")):
         return False
     if any(environ.get(name) for name in _AZURE) or _is_true(environ.get("AZURE_STORAGE_USE_EMULATOR")):
@@ -263,29 +256,31 @@ def _is_true(text: str | None) -> bool:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What obstore raises. OSError: its NotFoundError; TypeError and ValueError (UnicodeError): a key that can't be one."""
+    """Return what obstore raises. OSError: its NotFoundError. TypeError and ValueError (UnicodeError): an invalid key."""
     from obstore.exceptions import BaseError
 
     return (BaseError, OSError, TypeError, ValueError)
 
 
 def _store_error(what: str, failure: Exception) -> StoreError:
-    """An error of obstore's. Its text is looked into, but not passed on: it holds URLs, which may hold a signature."""
+    """Convert an error of obstore. Its text is examined but not passed on: it contains URLs, which may contain a signature."""
     from obstore.exceptions import BaseError
 
     text = str(failure)
     found, status = _CODE.search(text), status_of(text)
     code = found[1] if found else ""
-    said = f"{what}: {status or ''} {code}".rstrip().removesuffix(":")
+    message = f"{what}: {status or ''} {code}".rstrip().removesuffix(":")
     if not isinstance(failure, BaseError | OSError):
-        return FileNotInStore(f"{what}: no key of a bucket")
+        return FileNotInStore(f"{what}: not a valid key in a bucket")
     if code in _NO_BUCKET:
-        return StoreUnavailable(f"{said}: there is no such bucket; check its name, the account and the endpoint")
+        return StoreUnavailable(f"{message}: there is no such bucket; check its name, the account and the endpoint")
     if status == 401 or code in _BAD_CREDENTIALS:
-        return StoreForbidden(f"{said}: the credentials are refused, or there are none and the bucket is not public")
+        return StoreForbidden(
+            f"{message}: the credentials were refused, or there are none and the bucket is not public"
+        )
     for statuses, make in _BY_STATUS:
         if status in statuses:
-            return make(said)
+            return make(message)
     return _without_status(what, text)
 
 
@@ -300,9 +295,9 @@ _BY_STATUS: tuple[tuple[set[int], Callable[[str], StoreError]], ...] = (
 
 def _without_status(what: str, text: str) -> StoreError:
     if "non-partial response" in text or "range starting at" in text:
-        return RangeNotSupported(f"{what}: asked for a part, got the whole file or nothing")
+        return RangeNotSupported(f"{what}: requested a range, got the whole file or nothing")
     if re.search(r"credential|oauth|bearer|\btoken\b", text, re.IGNORECASE):
         return no_credentials(what, text)
     if "TimedOut" in text or "timed out" in text:
         return StoreTimeout(f"{what}: no answer in time")
-    return StoreUnavailable(f"{what}: the connection failed, or what came is not an answer")
+    return StoreUnavailable(f"{what}: the connection failed, or the response is invalid")

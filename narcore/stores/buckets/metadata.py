@@ -1,7 +1,7 @@
-"""Whether this machine has a cloud's metadata service, which gives credentials to the programs on it.
+"""Detects the metadata service of a cloud, which provides credentials to the programs on a machine.
 
-The libraries find out by waiting for an answer, for minutes on a machine that swallows the packets. Here it is one
-short question, as boto3 asks it: who does not answer within a second is not there, and the store is read unsigned.
+The libraries detect it by waiting for an answer, which takes minutes on a machine that drops the packets. This module sends
+one request, as boto3 does: without an answer within one second, there is no service, and requests are not signed.
 """
 
 import http.client
@@ -13,7 +13,7 @@ LINK_LOCAL = "http://169.254.169.254"
 
 
 def answers(method: str, url: str, headers: Mapping[str, str]) -> bool:
-    """Whether the service at ``url`` (http) answers with 200. No proxy is asked; a firewall may answer with a refusal."""
+    """Return whether the service at ``url`` (http) answers with 200. No proxy is used. (A firewall may answer with an error.)"""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=SECONDS)
     try:

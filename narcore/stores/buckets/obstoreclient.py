@@ -1,4 +1,4 @@
-"""What every use of obstore has in common: that it is there, how long it may take, whom it trusts."""
+"""What all uses of obstore share: whether it is installed, its timeouts and retries, and the certificates that it trusts."""
 
 import importlib.util
 import os
@@ -22,22 +22,22 @@ INSTALL = "pip install 'nar-serve[objectstore]'"
 
 
 class AccessDenied(FileNotInStore):
-    """403, and the credentials are not named as the reason: the file is not there, or may not be read."""
+    """Status 403, without the credentials as the reason: the file does not exist, or may not be read."""
 
 
 def require_obstore(scheme: str) -> None:
-    """Raises ``SettingsError`` where it is not installed. It is not imported here: the first request does that."""
+    """Raise ``SettingsError`` if obstore is not installed. Does not import it: the first request does."""
     if importlib.util.find_spec("obstore") is None:
-        raise SettingsError(f"{scheme}:// stores are read by obstore, which is not installed: {INSTALL}")
+        raise SettingsError(f"{scheme}:// stores require obstore, which is not installed: {INSTALL}")
 
 
 def client_options(connect_timeout: float = 5.0, read_timeout: float = 30.0) -> "ClientConfig":
-    """Times in seconds. Raises ``StoreUnavailable`` if the bundle of certificates can't be read."""
+    """Return the options of a client. Times are in seconds. Raises ``StoreUnavailable`` if the CA bundle can't be read."""
     options: ClientConfig = {
-        "allow_http": True,  # whether it is http or https stands in the URL of the endpoint
+        "allow_http": True,  # the URL of the endpoint decides between http and https
         "connect_timeout": timedelta(seconds=connect_timeout),
         "read_timeout": timedelta(seconds=read_timeout),
-        "timeout": timedelta(days=7),  # that of a whole download: it is as long as it is
+        "timeout": timedelta(days=7),  # the limit of a whole download, which may take any time
         "user_agent": f"nar-serve/{__version__}",
     }
     bundle = ca_file(os.environ)
@@ -55,26 +55,26 @@ def retry_config(retries: int = 3) -> "RetryConfig":
 
 
 def status_of(text: str) -> int | None:
-    """The HTTP status in the text of one of its errors."""
+    """Return the HTTP status in the text of an error of obstore, or None."""
     found = _STATUS.search(text)
     return int(found[1]) if found else None
 
 
 def no_credentials(what: str, text: str) -> StoreError:
-    """An error of getting credentials. ``text`` is not passed on: it may hold a token."""
+    """Return the error for a failure to get credentials. ``text`` is not passed on: it may contain a token."""
     status = status_of(text)
     if status is not None and 400 <= status < 500:
-        return StoreForbidden(f"{what}: the service that gives the credentials refuses, with status {status}")
-    reason = f"answers with status {status}" if status else "does not answer"
-    return StoreUnavailable(f"{what}: the service that gives the credentials {reason}")
+        return StoreForbidden(f"{what}: the service that provides the credentials refused, with status {status}")
+    reason = f"answered with status {status}" if status else "did not answer"
+    return StoreUnavailable(f"{what}: the service that provides the credentials {reason}")
 
 
 @contextmanager
 def opening(what: str, prefix: str) -> Iterator[None]:
-    """Makes a ``StoreForbidden`` of what obstore raises when a store is opened. Its text is not passed on."""
+    """Convert the errors of obstore when a store is opened to ``StoreForbidden``. Their text is not passed on."""
     from obstore.exceptions import BaseError
 
     try:
         yield
     except (BaseError, OSError, ValueError, TypeError):
-        raise StoreForbidden(f"{what}: obstore refuses the settings: look at the variables {prefix}*") from None
+        raise StoreForbidden(f"{what}: obstore rejected the settings; check the variables {prefix}*") from None

@@ -1,13 +1,13 @@
-"""A binary cache in a bucket of S3, or of what speaks like it.
+"""A binary cache in a bucket of S3, or of a compatible service.
 
 Strategy
 --------
-obstore finds the credentials (environment, web identity, container, instance; of a profile with boto3's help), keeps
-them fresh and signs; the bytes come by our own HTTP client. obstore could fetch them too, but it follows every redirect
-that the endpoint answers with, to whatever address, and takes the session token along; it can't be told not to. Ours
-checks each hop, goes on where a body was cut by ``If-Range``, and knows the proxies and certificates of the environment.
+obstore finds the credentials (environment, web identity, container, instance; boto3 helps with profiles), renews them and
+signs the requests. Our own HTTP client fetches the bytes. obstore could fetch them too, but it follows every redirect of the
+endpoint, to any address, and sends the session token along; it has no option to turn that off. Our client checks each hop,
+resumes a body that was cut (with ``If-Range``), and uses the proxies and certificates of the environment.
 
-A request is signed in its query, anew for each try. Nobody sees that query: messages and logs hold URLs without it.
+The signature is in the query of the URL, and each attempt is signed again. Messages and logs contain URLs without the query.
 """
 
 import os
@@ -15,12 +15,11 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
 from narcore.errors import (
     FileNotInStore,
-    RangeNotSupported,
     SettingsError,
     StoreError,
     StoreForbidden,
@@ -49,10 +48,10 @@ SIGNED_SECONDS = 3600
 
 _CODE = re.compile(rb"<Code>(\w{1,80})</Code>")
 _REGION = re.compile(rb"<Region>([a-z0-9-]{1,40})</Region>")
-# Refusals that are about the credentials, and not about this file.
+# Error codes that concern the credentials, not this file.
 _BAD_CREDENTIALS = {
-    "InvalidAccessKeyId": "the key is not known there",
-    "SignatureDoesNotMatch": "the secret key is wrong, or something on the way changes the request",
+    "InvalidAccessKeyId": "the service does not know the key",
+    "SignatureDoesNotMatch": "the secret key is wrong, or a proxy changes the request",
     "ExpiredToken": "the session token has expired",
     "InvalidToken": "the session token is not valid",
     "TokenRefreshRequired": "the session token has expired",
@@ -63,14 +62,12 @@ _BAD_CREDENTIALS = {
 }
 _METHODS: dict[str, Literal["GET", "HEAD"]] = {"GET": "GET", "HEAD": "HEAD"}
 
-T = TypeVar("T")
-
 
 class S3BinaryCacheStore:
     """``s3://bucket[/prefix][?profile=&region=&scheme=&endpoint=&addressing-style=]``, as in Nix.
 
-    ``options`` are those of ``HttpBinaryCacheStore``. Where the bucket is and who asks for it is found out at the first
-    request: that may ask a metadata service, and a forked worker has to have its own connections.
+    ``options`` are those of ``HttpBinaryCacheStore``. The first request determines the endpoint and the credentials: this may
+    ask a metadata service, and a forked worker needs connections of its own.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
@@ -79,56 +76,43 @@ class S3BinaryCacheStore:
         self.url = str(self._bucket)
         self._options = options
         self._lock = threading.Lock()
-        self._made: HttpBinaryCacheStore | None = None
+        self._opened: HttpBinaryCacheStore | None = None
         self._check_settings()
 
     def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
         check_part(start, stop)
-        return self._first(path, lambda http, name: http.get_file(name, start, stop))
-
-    def file_exists(self, path: str) -> bool:
-        """By asking for one byte: the refusal of a HEAD has no body, and so does not say why."""
-        try:
-            self._first(path, lambda http, name: http.get_file(name, 0, 1)).close()
-        except FileNotInStore:
-            return False
-        except RangeNotSupported:  # there is no byte in it
-            return True
-        return True
+        missing: FileNotInStore | None = None
+        for name in file_names(path):
+            try:
+                return self._http().get_file(_quoted(name), start, stop)
+            except FileNotInStore as error:
+                missing = missing or error
+        raise missing or FileNotInStore(f"{self.url}: no file {path}")
 
     def check(self) -> None:
-        """Raise a ``StoreError`` that says what to do if the bucket can't be used as the settings are.
+        """Raise a ``StoreError`` that says what to do if the bucket can't be used with the settings.
 
-        Told apart from a bucket that has no nix-cache-info, and a file that may not be read from one that is not there:
-        ``get_file`` must take a 403 for an absence, since a reader who may not list the bucket gets no other answer.
+        A bucket without nix-cache-info is fine, but one that may not be read is not. ``get_file`` can't distinguish them: it
+        treats a 403 as a missing file, because S3 answers so if the credentials may not list the bucket.
         """
         try:
             self.get_file("nix-cache-info").close()
         except AccessDenied as error:
             raise StoreForbidden(
-                f"{error}: allow s3:GetObject (and s3:ListBucket, to be told what is missing) on the bucket, "
-                "or give credentials that may read it: AWS_ACCESS_KEY_ID, ?profile=, or a role of the machine"
+                f"{error}: allow s3:GetObject (and s3:ListBucket, to detect missing files) on the bucket, "
+                "or use credentials that may read it: AWS_ACCESS_KEY_ID, ?profile=, or a role of the machine"
             ) from None
         except FileNotInStore:
             return
 
     def close(self) -> None:
         with self._lock:
-            http, self._made = self._made, None
+            http, self._opened = self._opened, None
         if http is not None:
             http.close()
 
-    def _first(self, path: str, get: Callable[[HttpBinaryCacheStore, str], T]) -> T:
-        missing: FileNotInStore | None = None
-        for name in file_names(path):
-            try:
-                return get(self._http(), _quoted(name))
-            except FileNotInStore as error:
-                missing = missing or error
-        raise missing or FileNotInStore(f"{self.url}: no file {path}")
-
     def _check_settings(self) -> None:
-        """Raises ``SettingsError`` for what can be seen to be wrong at the start."""
+        """Raise ``SettingsError`` if the settings are wrong, as far as this can be detected without a request."""
         try:
             known_source(self._profile, os.environ)
             s3_access(self._bucket, self._region or DEFAULT_REGION, self._endpoint)
@@ -152,9 +136,9 @@ class S3BinaryCacheStore:
 
     def _http(self) -> HttpBinaryCacheStore:
         with self._lock:
-            if self._made is None:
-                self._made = self._make_http()
-            return self._made
+            if self._opened is None:
+                self._opened = self._make_http()
+            return self._opened
 
     def _make_http(self) -> HttpBinaryCacheStore:
         source = find_source(self._profile, os.environ)
@@ -183,19 +167,19 @@ class S3Signer:
         self._base = urlsplit(access.base).path.rstrip("/") + "/"
 
     def __call__(self, method: str, url: str) -> str:
-        """Raises ``StoreForbidden`` or ``StoreUnavailable`` when there are no credentials to be had."""
+        """Return the signed URL. Raises ``StoreForbidden`` or ``StoreUnavailable`` if there are no credentials."""
         import obstore
         from obstore.exceptions import BaseError
 
         key = unquote(urlsplit(url).path.removeprefix(self._base))
         try:
             return obstore.sign(self._store, _METHODS[method], key, timedelta(seconds=SIGNED_SECONDS))
-        except (BaseError, OSError) as error:  # its text may hold a token
+        except (BaseError, OSError) as error:  # its text may contain a token
             raise no_credentials(self._what, str(error)) from None
 
 
 class S3Refusal(Refusal):
-    """What S3 means by a status and the code in its body."""
+    """Converts a status of S3, and the code in the body, to an error."""
 
     def __init__(self, what: str, bucket: str, region: str) -> None:
         self._what = what
@@ -228,7 +212,7 @@ def _open_signer(
             bucket,
             config={
                 "region": access.region,
-                "aws_endpoint_url_s3": access.endpoint,  # the one that wins over what the environment says
+                "aws_endpoint_url_s3": access.endpoint,  # this key overrides the environment
                 "virtual_hosted_style_request": access.virtual,
                 **config,
             },
@@ -239,11 +223,11 @@ def _open_signer(
 
 
 def _quoted(name: str) -> str:
-    """A key as it is written in a URL; signing encodes it in the same way."""
+    """Return a key, percent-encoded as in the signature."""
     try:
         return quote(name, safe="/")
-    except UnicodeEncodeError:  # bytes that are no UTF-8: keys are text
-        raise FileNotInStore(f"no key of a bucket: {name!r}") from None
+    except UnicodeEncodeError:  # not UTF-8: keys are text
+        raise FileNotInStore(f"not a valid key in a bucket: {name!r}") from None
 
 
 def _match(pattern: re.Pattern[bytes], body: bytes) -> str:

@@ -1,4 +1,4 @@
-"""The URLs of buckets: ``s3://``, ``gs://`` and ``az://``. Pure text, nothing is looked up."""
+"""The URLs of buckets: ``s3://``, ``gs://`` and ``az://``. Pure text processing, without network access."""
 
 import re
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from narcore.stores.http.urls import StoreUrl, redacted
 _URL = re.compile(
     r"(?P<scheme>s3|gs|az)://(?P<bucket>[^/?#@]*)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?", re.IGNORECASE
 )
-# All three services allow less than this, but their old buckets and their imitators more; nothing here can end a host
-# name or a path segment.
+# All three services allow fewer names now, but old buckets and compatible services use these. None of these characters can
+# end a host name or a path segment.
 _BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]{0,254}")
 _REGION = re.compile(r"[a-z0-9-]{1,40}")
 _DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -22,7 +22,7 @@ _UNFIT = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 
 
 class Style(StrEnum):
-    """Where the bucket is in a request: in front of the host, or of the path (Nix: s3-url.hh, ``addressing-style``)."""
+    """Where a request names the bucket: in the host name, or in the path (Nix: s3-url.hh, ``addressing-style``)."""
 
     AUTO = "auto"
     PATH = "path"
@@ -31,9 +31,9 @@ class Style(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BucketUrl:
-    """``scheme://bucket[/prefix][?parameters]``, taken apart. ``prefix`` has no slash around it and is decoded.
+    """``scheme://bucket[/prefix][?parameters]``, parsed. ``prefix`` is decoded, without slashes around it.
 
-    Parameters that mean nothing here are kept and not complained of: Nix has many for writing.
+    Unknown parameters are allowed: Nix has many for writing.
     """
 
     scheme: str
@@ -43,7 +43,7 @@ class BucketUrl:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises ``SettingsError``, with a message that holds no credentials."""
+        """Parse a URL. Raises ``SettingsError``, with a message that contains no credentials."""
         match = _URL.fullmatch(text)
         if match is None:
             raise SettingsError(
@@ -57,13 +57,13 @@ class BucketUrl:
         return cls(match["scheme"].lower(), bucket, prefix, _parameters(match["query"] or ""))
 
     def __str__(self) -> str:
-        """Without parameters, except the endpoint: the same bucket elsewhere is another store."""
+        """Return the URL without parameters, except the endpoint: the same bucket name at another endpoint is another store."""
         path = f"/{quote(self.prefix)}" if self.prefix else ""
         endpoint = self.parameters.get("endpoint", "")
         return f"{self.scheme}://{self.bucket}{path}" + (f"?endpoint={redacted(endpoint)}" if endpoint else "")
 
     def key(self, name: str) -> str:
-        """The key of a file of the store."""
+        """Return the key of a file of the store."""
         return f"{self.prefix}/{name}" if self.prefix else name
 
     @property
@@ -74,7 +74,7 @@ class BucketUrl:
 
 @dataclass(frozen=True, slots=True)
 class S3Access:
-    """Where a bucket is reached: ``endpoint`` without the bucket, ``base`` with it."""
+    """How to reach a bucket: ``endpoint`` is a URL without the bucket, ``base`` with it."""
 
     endpoint: str
     base: str
@@ -83,13 +83,13 @@ class S3Access:
 
 
 def s3_access(url: BucketUrl, region: str, endpoint: StoreUrl | None) -> S3Access:
-    """By Nix's rules; ``endpoint`` is None for Amazon's own. Raises ``SettingsError``.
+    """Return how to reach a bucket, by Nix's rules. ``endpoint`` is None for Amazon's own. Raises ``SettingsError``.
 
-    Virtual hosts are for Amazon's own endpoint only, and not for a bucket with a dot in its name, which no certificate
-    fits, unless they are asked for.
+    The bucket is part of the host name only at Amazon's own endpoint, and only if its name has no dot (no certificate matches
+    such a host), unless ``addressing-style`` is set.
     """
     if not _REGION.fullmatch(region):
-        raise SettingsError(f"{url}: region {region!r} is not the name of a region; they are like us-east-1")
+        raise SettingsError(f"{url}: {region!r} is not the name of a region; write for example us-east-1")
     style, fits = parse_style(url), _DNS_LABEL.fullmatch(url.bucket) is not None
     virtual = style is Style.VIRTUAL or (style is Style.AUTO and endpoint is None and fits)
     if endpoint is None:
@@ -112,19 +112,19 @@ def parse_style(url: BucketUrl) -> Style:
 
 
 def parse_endpoint(text: str, scheme: str) -> StoreUrl | None:
-    """None for an empty text. Raises ``SettingsError``."""
+    """Return the URL of an endpoint; None for an empty text. Raises ``SettingsError``."""
     if scheme not in ("http", "https"):
         raise SettingsError(f"scheme {scheme!r} is not http or https")
     if not text:
         return None
     endpoint = StoreUrl.parse(text if "://" in text else f"{scheme}://{text}")
     if endpoint.credentials is not None:
-        raise SettingsError(f"endpoint {redacted(text)!r} has credentials in it; they have variables of their own")
+        raise SettingsError(f"endpoint {redacted(text)!r} contains credentials; set them in the environment")
     return endpoint
 
 
 def _parameters(query: str) -> dict[str, str]:
-    """Names and values, percent-decoded; a plus sign is one (as in Nix)."""
+    """Return names and values, percent-decoded. A plus sign is not a space (as in Nix)."""
     pairs = (pair.partition("=") for pair in query.split("&") if pair)
     return {_decoded(name): _decoded(value) for name, _, value in pairs}
 

@@ -2,10 +2,10 @@
 
 ::
 
-    store    HttpBinaryCacheStore: statuses as store errors
-    client   requests of one store: connection pool, credentials, redirects, retries
-    body     the body of a response, resumed where the connection was cut
+    store    HttpBinaryCacheStore: converts statuses to store errors
+    client   HttpClient: connection pool, credentials, redirects and retries of one store
+    body     HttpBody: the body of a response, resumed if the connection is cut
     guard    which addresses a redirect may lead to
-    retry    how often a request is repeated, and when; pure
-    urls     the store's URL and the URLs that may be requested for it; pure text
+    retry    how often and when a request is retried; pure
+    urls     the store's URL, and the URLs that may be requested on its behalf; pure text
 """

@@ -1,4 +1,4 @@
-"""The body of an HTTP response that goes on where it was cut."""
+"""The body of an HTTP response, which is resumed if the connection is cut."""
 
 import re
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from narcore.stores.http.client import HttpClient
 
-# A body may be cut again and again as long as it gets on: a NAR of gigabytes behind a proxy that cuts every 100 MB
-# arrives. Without PROGRESS bytes since the last cut, a few tries are all it gets.
+# A body is resumed again and again as long as it makes progress: a NAR of gigabytes arrives even through a proxy that cuts
+# every 100 MB. A cut less than PROGRESS bytes after the previous one counts as no progress.
 MAX_RESUMES = 50
 MAX_RESUMES_WITHOUT_PROGRESS = 3
 PROGRESS = 1024 * 1024
@@ -31,7 +31,7 @@ class ContentRange(NamedTuple):
 
     @classmethod
     def parse(cls, text: str | None) -> Self | None:
-        """None for a header that is missing or broken (RFC 9110, section 14.4)."""
+        """Parse the header; None if it is missing or invalid (RFC 9110, section 14.4)."""
         match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", text or "", re.ASCII | re.IGNORECASE)
         if match is None:
             return None
@@ -46,16 +46,16 @@ def range_header(start: int, stop: int | None) -> str:
 
 
 def content_encoding(headers: Mapping[str, str]) -> str | None:
-    """What is not ``identity``, in lower case."""
+    """Return the Content-Encoding in lower case, or None for ``identity``."""
     encoding = headers.get("Content-Encoding", "").strip().lower()
     return None if encoding in ("", "identity") else encoding
 
 
 def strong_validator(headers: Mapping[str, str]) -> str | None:
-    """What to send as ``If-Range``: a strong ETag, else a strong Last-Modified (RFC 9110, section 13.1.5), else None.
+    """Return the value for ``If-Range``: a strong ETag, else a strong Last-Modified (RFC 9110, section 13.1.5), else None.
 
-    A date is strong when the response is at least a second younger (section 8.8.2.2): the file can't have changed twice
-    within that second.
+    A Last-Modified date is strong if the Date of the response is at least one second later (section 8.8.2.2): then the file
+    can't have changed twice within that second.
     """
     etag = headers.get("ETag", "")
     if re.fullmatch(r'"[^"]*"', etag):
@@ -69,10 +69,10 @@ def strong_validator(headers: Mapping[str, str]) -> str | None:
 
 
 class HttpBody:
-    """The bytes of ``url`` from ``start`` to ``stop``, which ``response`` began to send.
+    """The bytes of ``url`` from ``start`` to ``stop``, which ``response`` has begun to send.
 
-    ``stop`` is None when the server did not say how long the file is. Then a body in chunks still shows that it was
-    cut; one that ends with the connection does not, and ends here as if it were whole: NarSize is what catches that.
+    ``stop`` is None if the server did not send the length of the file. A cut is still detected if the body is chunked. A body
+    that ends with the connection ends here as if it were complete; the check of NarSize then detects the cut.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class HttpBody:
         return self
 
     def __next__(self) -> bytes:
-        if self._error is not None:  # asked again after an error: a short file never ends cleanly
+        if self._error is not None:  # read again after an error: a truncated file must never end cleanly
             raise self._error
         if self._done:
             raise StopIteration
@@ -118,13 +118,13 @@ class HttpBody:
         return chunk
 
     def close(self) -> None:
-        """Give up the rest; reading on after that is an error, so that no other reader takes it for the end."""
+        """Discard the rest. Reading after that raises an error, so that no reader takes it for the end of the file."""
         if not self._done and self._error is None:
-            self._error = StoreUnavailable(f"{self._what}: it was closed before its end")
+            self._error = StoreUnavailable(f"{self._what}: closed before the end")
             self._response.close()
 
     def _next_chunk(self) -> bytes:
-        """The next bytes, none at the end; resumes as often as it may."""
+        """Return the next bytes, or none at the end. Resumes the body if it is cut and a limit is not reached."""
         while self._position != self._stop:
             size = CHUNK_SIZE if self._stop is None else min(CHUNK_SIZE, self._stop - self._position)
             try:
@@ -146,7 +146,7 @@ class HttpBody:
             raise
 
     def _count_resume(self, cut: StoreUnavailable) -> None:
-        # One new try for a server that stalls: each costs the whole time-out, and somebody waits for it.
+        # A server that stalls gets only one retry: each costs a whole timeout, and a client waits for it.
         stalled_again = isinstance(cut, StoreTimeout) and self._position == self._last_cut
         progress = self._last_cut is None or self._position - self._last_cut >= PROGRESS
         self._last_cut = self._position
@@ -165,11 +165,11 @@ class HttpBody:
         if not self._is_continued_by(response):
             response.close()
             status = response.status_code
-            raise StoreUnavailable(f"{cut}; it can't go on at byte {self._position} (status {status})") from None
+            raise StoreUnavailable(f"{cut}; can't resume at byte {self._position} (status {status})") from None
         return response
 
     def _is_continued_by(self, response: "requests.Response") -> bool:
-        """Whether ``response`` is the rest of the same file. 200: the file changed, or there are no ranges."""
+        """Return whether ``response`` is the rest of the same file. Status 200: the file changed, or ranges are not supported."""
         got = ContentRange.parse(response.headers.get("Content-Range"))
         if response.status_code != 206 or got is None or got.start != self._position:
             return False

@@ -1,18 +1,18 @@
-"""Requests of one HTTP store: pool, credentials, redirects, repeats. Knows status codes of the way, not of the goal.
+"""The requests of one HTTP store: connection pool, credentials, redirects, retries. The caller interprets other statuses.
 
-Importing ``requests`` takes longer than the rest of the program, so ``http`` imports this module at the first request.
+Importing ``requests`` takes longer than the rest of the program, so ``store`` imports this module at the first request.
 
 Strategy
 --------
-Many threads share one client. What they share is safe to share: urllib3's pools are made for it, an adapter only reads
-its own attributes, and a ``Session`` is used for two things that write nothing, preparing a request and reading the
-environment (netrc, proxies, CA bundle). Its cookie jar, the one mutable part, stays empty: responses never reach it.
+Many threads share one client. This is safe: urllib3's pools are thread-safe, an adapter only reads its own attributes, and
+the ``Session`` is only used to prepare a request and to read the environment (netrc, proxies, CA bundle), which changes
+nothing. Its cookie jar, the only mutable part, stays empty, because it never receives a response.
 
-``Session.send`` is passed by. It reads the whole body of every redirect, however long, and follows redirects by rules
-that are not ours; here every hop is checked first (see ``guard``) and its body is thrown away.
+``Session.send`` is not used. It reads the whole body of every redirect, however long, and follows redirects without our
+checks. Here, every hop is checked first (see ``guard``) and the body of a redirect is discarded.
 
-Errors of requests and urllib3 hold URLs, and URLs hold signatures and passwords. So none is passed on, not even as a
-cause: each becomes a ``StoreError`` with a text of our own.
+Errors of requests and urllib3 contain URLs, and URLs contain signatures and passwords. Therefore none of these errors is
+passed on, not even as a cause: each is converted to a ``StoreError`` with a text of our own.
 """
 
 import os
@@ -39,17 +39,19 @@ DRAIN_SIZE = 64 * 1024
 DRAIN_SECONDS = 1.0
 _REDIRECTS = {301, 302, 303, 307, 308}
 _RETRIED = {429, 500, 502, 503, 504}
-# OSError: also the root of requests' exceptions. UnicodeError: a password out of netrc that latin-1 does not have.
+# OSError is also the base class of requests' exceptions. UnicodeError: a password from netrc that latin-1 can't encode.
 _FAILURES = (OSError, urllib3.exceptions.HTTPError, UnicodeError)
 
 
 class Sign(Protocol):
-    """From the method and the URL that are meant to the URL that is sent. Raises ``StoreError``."""
+    """Returns the URL to send for a method and a URL. Raises ``StoreError``."""
 
     def __call__(self, method: str, url: str, /) -> str: ...
 
 
 class HttpClient:
+    """Sends the requests of one store. Thread-safe. Times are in seconds."""
+
     def __init__(
         self,
         store: StoreUrl,
@@ -69,25 +71,25 @@ class HttpClient:
         self._netrc = netrc
         self._session = requests.Session()
         self._session.headers.clear()
-        # identity: what a narinfo's FileSize and FileHash are about are the bytes as they are stored.
+        # identity: FileSize and FileHash of a narinfo describe the bytes as they are stored.
         self._session.headers.update(
             {"User-Agent": f"nar-serve/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
         )
-        self._home = HTTPAdapter(pool_maxsize=POOL_SIZE)
-        self._abroad = guard.guarded_adapter(self._allowed_kinds, pool_maxsize=POOL_SIZE)
+        self._own_adapter = HTTPAdapter(pool_maxsize=POOL_SIZE)
+        self._guarded_adapter = guard.guarded_adapter(self._allowed_kinds, pool_maxsize=POOL_SIZE)
 
     def request(self, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
-        """The answer of the last hop, its body unread; failures that may pass are repeated first.
+        """Send a request, follow redirects and retry after temporary failures; return the last response, its body unread.
 
-        Raises ``StoreUnavailable``, ``StoreTimeout``, or ``StoreForbidden`` for a redirect that may not be followed.
-        Any status is an answer, but a redirect's only where it leads nowhere.
+        The response may have any status; that of a redirect only if it has no Location. Raises ``StoreUnavailable``,
+        ``StoreTimeout``, or ``StoreForbidden`` if a redirect may not be followed.
         """
         pauses = Pauses(self._retries)
         while True:
             try:
                 response = self._follow(method, url, headers)
             except _FAILURES as failure:
-                pause = pauses.after_failure() if _may_pass(failure) else None
+                pause = pauses.after_failure() if _is_temporary(failure) else None
                 if pause is None:
                     raise self._store_error(failure, url) from None
             else:
@@ -100,10 +102,10 @@ class HttpClient:
             self.sleep(pause)
 
     def read(self, response: requests.Response, size: int, url: str) -> bytes:
-        """The next bytes of a body, as soon as there are any: at most ``size``; none at its end.
+        """Return the next bytes of a body as soon as there are any: at most ``size``, none at the end of the body.
 
-        ``read1`` is one ``recv`` into the bytes that are returned: as fast as reading full chunks, and nothing waits
-        for a chunk to be full. Raises ``StoreUnavailable``, ``StoreTimeout``.
+        Raises ``StoreUnavailable`` or ``StoreTimeout``. ``read1`` is one ``recv`` into the bytes that are returned: it is as
+        fast as reading full chunks, without waiting for a chunk to fill up.
         """
         try:
             return response.raw.read1(size, decode_content=False) or b""
@@ -111,9 +113,9 @@ class HttpClient:
             raise self._store_error(failure, url) from None
 
     def discard(self, response: requests.Response) -> bytes:
-        """Done with a response. A short rest of its body is read, so that the connection can be used again.
+        """Close a response. If the rest of its body is short, reads it first, so that the connection can be reused.
 
-        Gives what was read: what an error says of itself is as short as that.
+        Returns the bytes that were read: enough for the body of an error, which is short.
         """
         left: int | None = response.raw.length_remaining
         try:
@@ -126,8 +128,8 @@ class HttpClient:
         return b""
 
     def close(self) -> None:
-        self._home.close()
-        self._abroad.close()
+        self._own_adapter.close()
+        self._guarded_adapter.close()
         self._session.close()
 
     def _follow(self, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
@@ -149,7 +151,7 @@ class HttpClient:
     def _checked_target(self, url: str, current: str, location: str) -> str:
         try:
             target = redirect_target(current, location)
-            if not self._store.is_home(target):
+            if not self._store.is_own_origin(target):
                 host = urlsplit(target).hostname or ""
                 guard.check(host, guard.addresses(host, numeric=True), self._allowed_kinds())
         except StoreForbidden as error:
@@ -157,12 +159,12 @@ class HttpClient:
         return target
 
     def _send(self, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
-        home = self._store.is_home(url)
-        request = requests.Request(method, url, headers=dict(headers), auth=self._auth() if home else _no_credentials)
+        is_own = self._store.is_own_origin(url)
+        request = requests.Request(method, url, headers=dict(headers), auth=self._auth() if is_own else _no_credentials)
         prepared = self._session.prepare_request(request)
-        prepared.url = url  # requests decodes and encodes anew; a signed or odd URL must arrive as it was written
+        prepared.url = url  # requests re-encodes it; a signed or unusual URL must be sent as it is
         environment = self._session.merge_environment_settings(url, {}, None, True, None)
-        adapter = self._home if home else self._abroad
+        adapter = self._own_adapter if is_own else self._guarded_adapter
         return adapter.send(
             prepared,
             stream=True,
@@ -172,7 +174,7 @@ class HttpClient:
         )
 
     def _auth(self) -> "tuple[bytes, bytes] | Callable[[requests.PreparedRequest], requests.PreparedRequest] | None":
-        """The credentials of the store's URL; None lets requests look into netrc."""
+        """Return the credentials of the store's URL; None makes requests read netrc."""
         if self._store.credentials is not None:
             user, password = self._store.credentials
             return user.encode(), password.encode()
@@ -189,12 +191,12 @@ class HttpClient:
         if isinstance(failure, requests.ConnectTimeout):
             return StoreTimeout(f"{without_query(url)}: no connection within {connect:g} s")
         if isinstance(failure, requests.Timeout | urllib3.exceptions.TimeoutError):
-            return StoreTimeout(f"{without_query(url)}: nothing came for {read:g} s")
+            return StoreTimeout(f"{without_query(url)}: no data for {read:g} s")
         return StoreUnavailable(f"{without_query(url)}: {_reason(failure)}")
 
 
 def _no_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """An ``auth`` that adds nothing, and so keeps requests from looking into netrc."""
+    """Add nothing. As the ``auth`` of a request, this keeps requests from reading netrc."""
     return request
 
 
@@ -209,8 +211,8 @@ def _drain(response: requests.Response) -> bytes:
     return read
 
 
-def _may_pass(failure: BaseException) -> bool:
-    """Whether the same request may succeed in a moment. Not after a read timeout: the client has waited long enough."""
+def _is_temporary(failure: BaseException) -> bool:
+    """Return whether a retry may succeed. Not after a read timeout: the client has waited long enough."""
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(failure)):
         return False
     return isinstance(failure, requests.ConnectionError)
@@ -222,8 +224,8 @@ def _reason(failure: BaseException) -> str:
             return f"the certificate is not trusted: {cause.verify_message}"
         if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, requests.RequestException):
             return cause.strerror
-    if type(failure) is OSError:  # requests raises a plain one for this alone
-        return f"the CA bundle that {' or '.join(CA_VARIABLES)} names is not there"
+    if type(failure) is OSError:  # requests raises a plain OSError only for this
+        return f"the CA bundle that {' or '.join(CA_VARIABLES)} names does not exist"
     if any(isinstance(cause, urllib3.exceptions.IncompleteRead) for cause in _causes(failure)):
         return "the bytes end early"
     return f"the connection failed ({type(failure).__name__})"

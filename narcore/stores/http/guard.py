@@ -1,13 +1,13 @@
-"""Which hosts a redirect may lead to.
+"""Decides which hosts a redirect may lead to.
 
-A cache may redirect to another host (cachix and S3 do). A hostile or compromised one could so make us fetch from what
-only we can reach: this machine, its network, a cloud's metadata service. So a connection to a host that is not the
-store's own is only made to an address of a kind that the store itself has: a public cache leads to public addresses, a
-cache in a private network also to private ones.
+A cache may redirect to another host (cachix and S3 do). A hostile or compromised cache could thereby make us fetch from
+hosts that only we can reach: this machine, its network, a cloud's metadata service. Therefore a redirect to another host may
+only lead to an address of a kind that the store itself has: a public cache may redirect to public addresses, a cache in a
+private network also to private addresses.
 
-The name is resolved here and the connection is made to the very address that was checked: a name that changes its
-address in between (DNS rebinding) gains nothing. Behind a proxy the proxy resolves names; there only a host that is
-written as a number is checked.
+The name is resolved here, and the connection goes to the address that was checked: a name that changes its address in
+between (DNS rebinding) does not bypass the check. If there is a proxy, the proxy resolves names; then only numeric hosts are
+checked.
 
 Imports urllib3: only ``stores/http/client.py`` imports this module.
 """
@@ -37,7 +37,7 @@ class AddressKind(StrEnum):
 
 
 def kind_of(address: str) -> AddressKind:
-    """The kind of an IP address; an IPv4 address inside an IPv6 one counts as itself."""
+    """Return the kind of an IP address. An IPv6 address that contains an IPv4 address has the kind of the latter."""
     ip = _unwrapped(ipaddress.ip_address(address))
     if ip.is_loopback:
         return AddressKind.LOOPBACK
@@ -59,9 +59,9 @@ def _unwrapped(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.I
 
 
 def addresses(host: str, *, numeric: bool = False) -> list[str]:
-    """The addresses of a host; none if it has none. ``numeric``: only for a host that is an address, in any notation.
+    """Return the addresses of a host, which may be none. ``numeric``: only if the host is an address, in any notation.
 
-    getaddrinfo is asked about those too: it is what connects, and it reads ``127.1`` and ``0x7f000001``.
+    getaddrinfo also parses numeric hosts, because connecting uses it: it accepts ``127.1`` and ``0x7f000001``.
     """
     flags = socket.AI_NUMERICHOST if numeric else 0
     try:
@@ -72,14 +72,14 @@ def addresses(host: str, *, numeric: bool = False) -> list[str]:
 
 
 def check(host: str, found: list[str], allowed: frozenset[AddressKind]) -> None:
-    """Raise ``StoreForbidden`` if one of the addresses ``found`` of ``host`` is of a kind that is not allowed."""
+    """Raise ``StoreForbidden`` if one of the addresses ``found`` for ``host`` is of a kind that is not allowed."""
     for address in found:
         if (kind := kind_of(address)) not in allowed:
             raise StoreForbidden(f"a redirect to {host}, which is a {kind} address")
 
 
 def guarded_adapter(allowed: Callable[[], frozenset[AddressKind]], *, pool_maxsize: int) -> HTTPAdapter:
-    """An adapter whose direct connections go to addresses of an allowed kind only."""
+    """Return an adapter whose direct connections only go to addresses of an allowed kind."""
 
     class Connection(HTTPConnection):
         def _new_conn(self) -> socket.socket:
@@ -101,10 +101,10 @@ def guarded_adapter(allowed: Callable[[], frozenset[AddressKind]], *, pool_maxsi
 
 
 def _connect(connection: HTTPConnection, allowed: frozenset[AddressKind]) -> socket.socket:
-    """What ``HTTPConnection._new_conn`` does, but to the addresses that were checked."""
+    """Connect as ``HTTPConnection._new_conn`` does, but only to addresses that were checked."""
     found = addresses(connection.host)
     check(connection.host, found, allowed)
-    error: ConnectTimeoutError | NewConnectionError = NewConnectionError(connection, "the host name is not known")
+    error: ConnectTimeoutError | NewConnectionError = NewConnectionError(connection, "the host name is unknown")
     for address in found:
         try:
             return create_connection(

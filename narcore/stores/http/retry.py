@@ -1,4 +1,4 @@
-"""How often a request is repeated, and how long to wait before it. Pure: the caller sleeps."""
+"""How often a request is retried, and how long to wait before each retry. Pure: the caller sleeps."""
 
 import random
 from datetime import UTC, datetime
@@ -10,13 +10,13 @@ MAX_RETRY_AFTER = 10.0
 
 
 def backoff(failures: int) -> float:
-    """Seconds to wait after so many failures in a row: doubling, with jitter, so that clients don't come in step."""
-    jitter = 0.5 + random.random() / 2  # noqa: S311 - a spread of times, not a secret
+    """Return the seconds to wait after ``failures`` in a row: doubling, with jitter, so that clients do not retry in step."""
+    jitter = 0.5 + random.random() / 2  # noqa: S311 - jitter, not a secret
     return FIRST_PAUSE * 2.0 ** (failures - 1) * jitter
 
 
 class Pauses:
-    """The pauses of one request: at most ``retries``, and bounded in sum whatever the server asks for."""
+    """The pauses of one request: at most ``retries``, and limited in total, whatever the server asks for."""
 
     def __init__(self, retries: int) -> None:
         self._retries = retries
@@ -24,10 +24,10 @@ class Pauses:
         self._slept = 0.0
 
     def after_failure(self, retry_after: float | None = None) -> float | None:
-        """Seconds until the next try, or None: give up.
+        """Return the seconds until the next attempt, or None to give up.
 
-        ``retry_after`` is the server's wish. One that does not fit means giving up at once: asking earlier than the
-        server allows helps nobody, and our own client waits.
+        ``retry_after`` is the value of the server's Retry-After header. If it exceeds the limit, gives up immediately: an
+        earlier retry would not succeed, and our own client is waiting.
         """
         self._failures += 1
         pause = max(backoff(self._failures), retry_after or 0.0)
@@ -39,7 +39,7 @@ class Pauses:
 
 
 def parse_retry_after(value: str | None) -> float | None:
-    """Seconds from a ``Retry-After`` header (a number or a date: RFC 9110, section 10.2.3), None if it is no good."""
+    """Return the seconds of a ``Retry-After`` header (a number or a date: RFC 9110, section 10.2.3), None if it is invalid."""
     if value is None:
         return None
     if value.isascii() and value.isdigit():

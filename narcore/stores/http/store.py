@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Refusal(Protocol):
-    """What a status means that is not the one hoped for. ``body`` is the begin of the response's, or empty."""
+    """Converts an unexpected status to an error. ``body`` is the beginning of the response's body, or empty."""
 
     def __call__(self, url: str, status: int, headers: Mapping[str, str], body: bytes, /) -> StoreError: ...
 
@@ -35,7 +35,7 @@ def unsigned(method: str, url: str) -> str:
 
 
 def refusal(url: str, status: int, headers: Mapping[str, str], body: bytes) -> StoreError:
-    """S3 says 403 for a missing object when it may not be listed, so 403 is no refusal but an absence."""
+    """Return the error for a status. 403 means a missing file: S3 sends it for a missing object if listing is not allowed."""
     text = f"{without_query(url)}: {status} {_phrase(status)}".rstrip()
     match status:
         case HTTPStatus.NOT_FOUND | HTTPStatus.FORBIDDEN | HTTPStatus.GONE:
@@ -45,19 +45,19 @@ def refusal(url: str, status: int, headers: Mapping[str, str], body: bytes) -> S
         case HTTPStatus.GATEWAY_TIMEOUT:
             return StoreTimeout(text)
         case 301 | 302 | 303 | 307 | 308:
-            return StoreUnavailable(f"{text}: a redirect to nowhere")
+            return StoreUnavailable(f"{text}: a redirect without a Location")
         case _:
             return StoreUnavailable(text)
 
 
 class HttpBinaryCacheStore:
-    """``http(s)://[user:password@]host[/prefix]``; without credentials in the URL, netrc is looked into.
+    """``http(s)://[user:password@]host[/prefix]``. If the URL contains no credentials, those in netrc are used.
 
-    Times are in seconds; ``read_timeout`` is the longest silence, not the length of a download. ``retries`` is how
-    often a request is repeated after a failure that may pass: no connection, 429, 500, 502, 503, 504.
+    Times are in seconds. ``read_timeout`` limits the time without data, not the length of a download. ``retries`` is how
+    often a request is retried after a temporary failure: no connection, or status 429, 500, 502, 503, 504.
 
-    ``sign`` gives the URL that is sent for the one that is meant, ``refusal`` says what a status means: object stores
-    have their own, and no use for ``netrc``, since they refuse a request that is authorized twice.
+    ``sign`` returns the URL to send for the URL of a file; ``refusal`` converts a status to an error. Object stores have their
+    own, and do not use ``netrc``: they reject a request with two authorizations.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class HttpBinaryCacheStore:
         self._netrc = netrc
         self._refusal = refusal
         self._lock = threading.Lock()
-        self._made: HttpClient | None = None
+        self._opened: HttpClient | None = None
 
     def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
         check_part(start, stop)
@@ -97,36 +97,22 @@ class HttpBinaryCacheStore:
             response.close()
             raise
 
-    def file_exists(self, path: str) -> bool:
-        url = self._url.join(path)
-        response = self._client().request("HEAD", url, {})
-        if response.status_code in (HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED):
-            self._client().discard(response)
-            response = self._client().request("GET", url, {})
-        if response.status_code == HTTPStatus.OK:
-            self._client().discard(response)
-            return True
-        error = self._error(url, response)
-        if isinstance(error, FileNotInStore):
-            return False
-        raise error
-
     def check(self) -> None:
         check_by_asking(self)
 
     def close(self) -> None:
         with self._lock:
-            client, self._made = self._made, None
+            client, self._opened = self._opened, None
         if client is not None:
             client.close()
 
     def _client(self) -> "HttpClient":
-        # Made at the first request: importing requests is slow, and a forked worker has to have its own connections.
+        # Created at the first request: importing requests is slow, and a forked worker needs connections of its own.
         with self._lock:
-            if self._made is None:
+            if self._opened is None:
                 from narcore.stores.http.client import HttpClient
 
-                self._made = HttpClient(
+                self._opened = HttpClient(
                     self._url,
                     connect_timeout=self._connect_timeout,
                     read_timeout=self._read_timeout,
@@ -135,15 +121,15 @@ class HttpBinaryCacheStore:
                     sign=self._sign,
                     netrc=self._netrc,
                 )
-            return self._made
+            return self._opened
 
     def _check_status(self, url: str, response: "requests.Response", *, part: bool) -> None:
         status = response.status_code
         if status == (HTTPStatus.PARTIAL_CONTENT if part else HTTPStatus.OK):
             return
         if part and status in (HTTPStatus.OK, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
-            # 416: the file is there, the part is not all in it. The body of a 200 is the whole file: it is not read.
-            raise RangeNotSupported(f"{without_query(url)}: asked for a part, got status {status}")
+            # 416: the file exists, but not all of the range. The body of a 200 is the whole file, which is not read.
+            raise RangeNotSupported(f"{without_query(url)}: requested a range, got status {status}")
         raise self._error(url, response)
 
     def _error(self, url: str, response: "requests.Response") -> StoreError:
@@ -158,9 +144,9 @@ class HttpBinaryCacheStore:
     def _part(self, url: str, response: "requests.Response", start: int, stop: int | None) -> StoreFile:
         got = ContentRange.parse(response.headers.get("Content-Range"))
         if got is None or got.start != start or got.stop != (got.total if stop is None else stop):
-            raise RangeNotSupported(f"{without_query(url)}: asked for a part, got another one")
+            raise RangeNotSupported(f"{without_query(url)}: requested a range, got another one")
         if content_encoding(response.headers) is not None:
-            raise RangeNotSupported(f"{without_query(url)}: the part is of an encoded form of the file")
+            raise RangeNotSupported(f"{without_query(url)}: the range is of an encoded form of the file")
         body = HttpBody(self._client(), url, response, start=start, stop=got.stop, total=got.total)
         return StoreFile(body, size=got.total)
 
@@ -168,5 +154,5 @@ class HttpBinaryCacheStore:
 def _phrase(status: int) -> str:
     try:
         return HTTPStatus(status).phrase
-    except ValueError:  # a status of the server's own
+    except ValueError:  # not a standard status
         return ""

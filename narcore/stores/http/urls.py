@@ -1,6 +1,6 @@
-"""The URL of an HTTP store, and which URLs may be asked for on its behalf. Pure text, nothing is looked up.
+"""The URL of an HTTP store, and the URLs that may be requested on its behalf. Pure text processing, without network access.
 
-A narinfo is not signed in its ``URL`` field, and a redirect comes from the network: both are input of a stranger.
+The signature of a narinfo does not cover its ``URL`` field, and a redirect comes from the network: both are untrusted input.
 """
 
 import re
@@ -12,19 +12,18 @@ from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 from narcore.errors import SettingsError, StoreForbidden
 
 _PORTS = {"http": 80, "https": 443}
-# Browsers and libraries disagree on what these mean in a URL: no honest one has them.
+# Browsers and libraries disagree on what these characters mean in a URL. No legitimate URL contains them.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f\\]")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-# RFC 3986, section 2.2 and 2.3, and "%": what is percent-encoded already stays as it is.
+# RFC 3986, sections 2.2 and 2.3, and "%": text that is percent-encoded already is not changed.
 _LEGAL = "%:/?#[]@!$&'()*+,;=-._~"
 
 
 @dataclass(frozen=True, slots=True)
 class StoreUrl:
-    """``http(s)://[user[:password]@]host[:port][/prefix][?parameters]``, taken apart.
+    """``http(s)://[user[:password]@]host[:port][/prefix][?parameters]``, parsed.
 
-    ``path`` ends in a slash. Parameters (``priority``, ``trusted``, ...) are for us, not for the server: they are
-    dropped.
+    ``path`` ends in a slash. The parameters (``priority``, ``trusted``, ...) configure nar-serve and are not sent to the server.
     """
 
     scheme: str
@@ -34,7 +33,7 @@ class StoreUrl:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises ``SettingsError``, with a message that holds no credentials."""
+        """Parse a URL. Raises ``SettingsError``, with a message that contains no credentials."""
         try:
             parts = _split(text)
             if "@" in parts.path + parts.query + parts.fragment:
@@ -48,62 +47,62 @@ class StoreUrl:
         return f"{self.scheme}://{self.authority}{self.path}".rstrip("/")
 
     def join(self, path: str) -> str:
-        """The URL of a file. Raises ``StoreForbidden`` for a path that leads anywhere else than into this store.
+        """Return the URL of a file. Raises ``StoreForbidden`` if the path leads out of this store.
 
-        A relative path is put behind the store's path and may not climb above it. ``/path`` and an absolute URL are
-        taken as RFC 3986 says (and Nix, since it resolves a narinfo's URL), if they stay on this host.
+        A relative path is appended to the store's path, and may not leave it through ``..``. ``/path`` and an absolute URL are
+        resolved as in RFC 3986 (Nix resolves a narinfo's URL so, too) if they stay on this host.
         """
         if not path or _UNFIT.search(path) or "#" in path or path.startswith("//"):
             raise StoreForbidden(f"not a file of {self}: {redacted(path)!r}")
         path = _quoted(path)
         if _SCHEME.match(path):
-            return self._own(path)
+            return self._join_absolute(path)
         relative, question, query = path.partition("?")
         base = "/" if relative.startswith("/") else self.path
         return f"{self.scheme}://{self.authority}{_normal_path(base, relative.removeprefix('/'))}{question}{query}"
 
-    def _own(self, url: str) -> str:
+    def _join_absolute(self, url: str) -> str:
         parts = _split(url)
-        if "@" in parts.netloc or not self.is_home(url):
+        if "@" in parts.netloc or not self.is_own_origin(url):
             raise StoreForbidden(f"not on the host of {self}: {redacted(url)!r}")
         path = _normal_path("/", parts.path.removeprefix("/"))
         query = f"?{parts.query}" if parts.query else ""
         return f"{parts.scheme}://{_authority(parts)}{path}{query}"
 
-    def is_home(self, url: str) -> bool:
-        """Whether ``url`` is on this store's origin, and so may see its credentials.
+    def is_own_origin(self, url: str) -> bool:
+        """Return whether ``url`` has this store's origin, and may therefore receive its credentials.
 
-        The step up from http to https on the default ports is the same host with a lock on the door.
+        Changing from http to https, on the default ports of the same host, is allowed.
         """
-        here, there = _origin(_split(str(self))), _origin(_split(url))
-        return there == here or (here == ("http", here[1], 80) and there == ("https", here[1], 443))
+        own, other = _origin(_split(str(self))), _origin(_split(url))
+        return other == own or (own == ("http", own[1], 80) and other == ("https", own[1], 443))
 
 
 def redirect_target(current: str, location: str) -> str:
-    """Where a ``Location`` header leads, in full and without a fragment. Raises ``StoreForbidden``.
+    """Return the absolute URL of a ``Location`` header, without a fragment. Raises ``StoreForbidden``.
 
-    Another host is fine (caches redirect to object stores); another scheme, the step down from https to http, and
-    credentials in the URL are not. Whether the host may be connected to is decided in ``guard``.
+    Another host is allowed (caches redirect to object stores). Schemes other than http and https, changing from https to http,
+    and credentials in the URL are not. ``guard`` decides whether the host may be connected to.
     """
     if _UNFIT.search(location):
-        raise StoreForbidden("a redirect to something that is no URL")
-    # http.client decodes headers as latin-1; servers that don't encode mean UTF-8.
+        raise StoreForbidden("a redirect to an invalid URL")
+    # http.client decodes headers as latin-1; servers that do not percent-encode send UTF-8.
     url = _absolute(current, _quoted(location.encode("latin-1", "replace").decode("utf-8", "surrogateescape")))
     parts = _split(url)
     if "@" in parts.netloc:
-        raise StoreForbidden("a redirect to a URL with credentials in it")
+        raise StoreForbidden("a redirect to a URL with credentials")
     if current.startswith("https:") and parts.scheme != "https":
         raise StoreForbidden("a redirect from https to http")
     return url.partition("#")[0]
 
 
 def redacted(text: str) -> str:
-    """``text`` without what may be a user and a password, however broken the URL is."""
+    """Return ``text`` without anything that may be a user and a password, even if the URL is invalid."""
     return f"...@{text.rpartition('@')[2]}" if "@" in text else text
 
 
 def without_query(url: str) -> str:
-    """A URL for a message: its query may be a signature."""
+    """Return a URL for a message: without its query, which may be a signature."""
     return url.partition("?")[0]
 
 
@@ -111,22 +110,22 @@ def _absolute(current: str, location: str) -> str:
     try:
         return urljoin(current, location)
     except ValueError:
-        raise StoreForbidden("a redirect to something that is no URL") from None
+        raise StoreForbidden("a redirect to an invalid URL") from None
 
 
 def _split(url: str) -> SplitResult:
-    """An http(s) URL with a host of plain ASCII and a port that is one, or ``StoreForbidden``."""
+    """Split an http(s) URL. Raises ``StoreForbidden`` unless its host is plain ASCII and its port is valid."""
     try:
         parts = urlsplit(url)
         valid = parts.port != 0
-    except ValueError:  # a port that is no number, a bracket without its pair
+    except ValueError:  # the port is not a number, or a bracket is unbalanced
         valid = False
     if not valid or _UNFIT.search(url) or " " in url:
-        raise StoreForbidden("it can't be read as a URL")
+        raise StoreForbidden("it is not a valid URL")
     if parts.scheme not in _PORTS:
         raise StoreForbidden("only http and https are allowed")
     if not parts.hostname or not parts.hostname.isascii() or "%" in parts.hostname:
-        raise StoreForbidden("there is no host, or one that is not written in ASCII (use its xn-- form)")
+        raise StoreForbidden("the host is missing or not ASCII (use its xn-- form)")
     return parts
 
 
@@ -145,30 +144,30 @@ def _credentials(parts: SplitResult) -> tuple[str, str] | None:
 
 
 def _quoted(text: str) -> str:
-    """Percent-encode what may not stand in a URL; what is encoded already is left alone."""
+    """Percent-encode the characters that a URL may not contain. Text that is encoded already is not changed."""
     try:
         return quote(text, safe=_LEGAL, errors="surrogateescape")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte
-        raise StoreForbidden("it can't be read as a URL") from None
+    except UnicodeEncodeError:  # a surrogate that does not represent a byte
+        raise StoreForbidden("it is not a valid URL") from None
 
 
 def _normal_path(base: str, relative: str) -> str:
-    """``base`` (with a slash at its end) and ``relative``, with ``.`` and ``..`` resolved below ``base``."""
-    kept: list[str] = []
+    """Return ``base`` (which ends in a slash) and ``relative``, with ``.`` and ``..`` resolved below ``base``."""
+    segments: list[str] = []
     for segment in relative.split("/"):
         if segment == "..":
-            if not kept:
+            if not segments:
                 raise StoreForbidden(f"{relative!r} leads out of the store")
-            kept.pop()
+            segments.pop()
         elif segment != ".":
-            if any(_is_trick(text) for text in _readings(segment)):
+            if any(_is_traversal(text) for text in _decodings(segment)):
                 raise StoreForbidden(f"{relative!r} may lead out of the store")
-            kept.append(segment)
-    return base + "/".join(kept)
+            segments.append(segment)
+    return base + "/".join(segments)
 
 
-def _readings(segment: str) -> Iterator[str]:
-    """A segment as it stands, and what a server, or a proxy and then a server, may make of it by decoding it."""
+def _decodings(segment: str) -> Iterator[str]:
+    """Yield a segment as it is, and as a server, or a proxy and then a server, may decode it."""
     for _ in range(4):
         yield segment
         decoded = unquote(segment, errors="replace")
@@ -177,6 +176,6 @@ def _readings(segment: str) -> Iterator[str]:
         segment = decoded
 
 
-def _is_trick(text: str) -> bool:
-    # "..;x" is ".." to the servers that know parameters in a path (RFC 3986, section 3.3).
+def _is_traversal(text: str) -> bool:
+    # "..;x" means ".." to servers that support parameters in a path (RFC 3986, section 3.3).
     return _UNFIT.search(text) is not None or any(part.partition(";")[0] in (".", "..") for part in text.split("/"))

@@ -1,5 +1,4 @@
-# Stands in for nixpkgs: the few functions of it that deploy/ uses, as the real ones behave. What is named in a package set is a
-# derivation that only knows its name.
+# A stand-in for nixpkgs: the few functions that deploy/ uses, with the same behavior. A package is a derivation with only a name.
 {
   outputs = { self }:
     let
@@ -16,7 +15,7 @@
             inherit lib;
             stdenv.cc.cc.lib = named "gcc-lib";
             mkShell = args: named "shell" // { inherit args; };
-            # Which ones there are is written by the test.
+            # The test writes the names of the packages to this file.
             python3Packages = setOf (builtins.fromJSON (builtins.readFile ./python.json))
               // { buildPythonApplication = build; };
             callPackage = path: args:

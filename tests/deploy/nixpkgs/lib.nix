@@ -1,8 +1,8 @@
-# Of lib, and of the module system: one module, options with defaults and types, mkIf. No merging, no submodules.
+# A small part of lib and of the module system: one module, options with defaults and types, and mkIf. No merging, no submodules.
 let
   fail = path: value: throw "option ${builtins.concatStringsSep "." path} has a value of the wrong type: ${builtins.toJSON value}";
 
-  # Options of a nested set, as a set of the same shape, each with its value out of `given` or its default.
+  # Replaces each option in a nested set by its value in `given`, or by its default.
   valuesOf = path: options: given:
     builtins.mapAttrs
       (name: option:
@@ -13,7 +13,7 @@ let
            else valuesOf at option (given.${name} or { }))
       options;
 
-  # Options that are not there must not be given.
+  # Throws an error for a value of an option that does not exist.
   checkNames = path: options: given:
     builtins.all
       (name:
@@ -21,7 +21,7 @@ let
         else options.${name}._type or "" == "option" || checkNames (path ++ [ name ]) options.${name} given.${name})
       (builtins.attrNames given);
 
-  # What is left of a configuration when the mkIfs are gone.
+  # Resolves the mkIfs in a configuration.
   settle = value:
     if builtins.isAttrs value && value._type or "" == "if" then (if value.condition then settle value.content else null)
     else if builtins.isAttrs value && value.type or "" != "derivation" then builtins.mapAttrs (_: settle) value

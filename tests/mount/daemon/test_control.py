@@ -1,4 +1,4 @@
-"""The control socket: what it answers, and clients that are slow, greedy or mad."""
+"""The control socket: its answers, and clients that are slow, greedy or broken."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -25,13 +25,14 @@ from narmount.daemon.control import (
 )
 from narmount.daemon.controlserver import CONNECTIONS_MAX, REQUEST_MAX, WATCHERS_MAX, ControlServer
 from tests import builders
+from tests.mount.mounting import until
 
 SECONDS = 10.0
 NAME = builders.store_path("hello-2.12").base_name
 
 
 class Running:
-    """A server, the listening socket that outlives it, and what was asked of it."""
+    """A server, the listening socket that outlives it, and the requests that it got."""
 
     def __init__(self, run_dir: Path) -> None:
         make_run_dir(run_dir)
@@ -40,21 +41,21 @@ class Running:
         self.listener.bind(str(self.path))
         self.listener.listen(64)
         self.status: dict[str, object] = {"target": "/nix/store"}
-        self.wanted: list[str] = []
+        self.prefetched: list[str] = []
         self.server = self.worker()
 
     def worker(self) -> ControlServer:
-        server = ControlServer(self.listener.dup(), status=self.tell, prefetch=self.prefetch)
+        server = ControlServer(self.listener.dup(), status=self.get_status, prefetch=self.prefetch)
         server.start()
         return server
 
-    def tell(self) -> dict[str, object]:
+    def get_status(self) -> dict[str, object]:
         if "raise" in self.status:
-            raise RuntimeError("a mistake")
+            raise RuntimeError("a bug")
         return self.status
 
     def prefetch(self, names: Sequence[str]) -> None:
-        self.wanted += names
+        self.prefetched += names
 
     def connect(self) -> socket.socket:
         client = socket.socket(socket.AF_UNIX)
@@ -64,7 +65,7 @@ class Running:
 
     def ask(self, request: bytes) -> dict[str, object]:
         with self.connect() as client:
-            with suppress(ConnectionError):  # it is not read to its end
+            with suppress(ConnectionError):  # the server does not read all of it
                 client.sendall(request)
             answer = b"".join(iter(lambda: client.recv(65536), b""))
         found: dict[str, object] = json.loads(answer)
@@ -79,25 +80,18 @@ def running(tmp_path: Path) -> Iterator[Running]:
     one.listener.close()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def watching(running: Running) -> Iterator[list[str]]:
     news = watch(running.path)
     assert next(news) == []
     return news
 
 
-def test_the_status(running: Running) -> None:
+def test_the_status_is_returned_unchanged(running: Running) -> None:
     running.status = {"target": "/nix/\udcff", "counts": {"LOOKUP": 3}, "stores": ["x" * 300_000]}
     assert read_status(running.path, SECONDS) == running.status
 
 
-def test_news_reach_all_who_watch(running: Running) -> None:
+def test_news_reach_all_watchers(running: Running) -> None:
     watchers = [watching(running) for _ in range(3)]
     running.server.announce(["a"])
     running.server.announce(["b", "c"])
@@ -106,22 +100,22 @@ def test_news_reach_all_who_watch(running: Running) -> None:
     many = [f"name-{number}" for number in range(2 * NAMES_MAX + 1)]
     running.server.announce(many)
     assert [len(next(watchers[0])) for _ in range(3)] == [NAMES_MAX, NAMES_MAX, 1]
-    running.server.announce([])  # nothing, and nothing is sent
+    running.server.announce([])  # nothing is sent
     running.server.announce(["d"])
     assert next(watchers[0]) == ["d"]
 
 
-def test_closures_to_fetch_ahead(running: Running) -> None:
+def test_names_to_prefetch_reach_the_worker(running: Running) -> None:
     names = [builders.store_path(f"x-{number}").base_name for number in range(NAMES_MAX + 5)]
     ask_prefetch(running.path, names, SECONDS)
-    assert running.wanted == names
+    assert running.prefetched == names
     ask_prefetch(running.path, [], SECONDS)
 
 
 # --- workers come and go
 
 
-def test_who_comes_between_two_workers_waits(running: Running) -> None:
+def test_a_client_that_connects_between_two_workers_waits(running: Running) -> None:
     running.server.close()
     answers: list[dict[str, object]] = []
     asking = threading.Thread(target=lambda: answers.append(read_status(running.path, SECONDS)))
@@ -134,7 +128,7 @@ def test_who_comes_between_two_workers_waits(running: Running) -> None:
     assert answers == [running.status]
 
 
-def test_watching_ends_with_the_worker_and_begins_with_the_next(running: Running) -> None:
+def test_watching_ends_with_the_worker_and_works_with_the_next(running: Running) -> None:
     news = watching(running)
     running.server.close()
     assert list(news) == []
@@ -144,29 +138,29 @@ def test_watching_ends_with_the_worker_and_begins_with_the_next(running: Running
     assert next(again) == ["x"]
 
 
-def test_a_worker_that_hangs(running: Running) -> None:
+def test_a_worker_that_hangs_is_an_error_after_the_timeout(running: Running) -> None:
     running.server.close()
     began = time.monotonic()
-    with pytest.raises(MountError, match=r"has not answered within 0\.2 seconds; if it stays so"):
+    with pytest.raises(MountError, match=r"has not answered within 0\.2 seconds; if this persists"):
         read_status(running.path, 0.2)
     assert time.monotonic() - began < SECONDS / 2
     running.server = running.worker()
 
 
-def test_closing_again_and_announcing_later_do_nothing(running: Running) -> None:
+def test_close_and_announce_do_nothing_after_close(running: Running) -> None:
     running.server.close()
     running.server.close()
     running.server.announce(["x"])
 
 
-def test_a_server_that_was_never_started_is_closed(running: Running) -> None:
+def test_a_server_that_was_never_started_can_be_closed(running: Running) -> None:
     ControlServer(running.listener.dup(), status=dict, prefetch=print).close()
 
 
 # --- nobody there
 
 
-def test_nobody_answers(running: Running) -> None:
+def test_a_missing_socket_is_an_error_with_a_next_step(running: Running) -> None:
     with pytest.raises(MountError, match="is nar-serve mount running for that directory"):
         read_status(running.path.with_name("other.sock"), SECONDS)
     with pytest.raises(MountError, match="is nar-serve mount running for that directory"):
@@ -174,7 +168,7 @@ def test_nobody_answers(running: Running) -> None:
     assert not is_abandoned(running.path.with_name("other.sock"))
 
 
-def test_it_has_died(running: Running) -> None:
+def test_a_socket_without_a_listener_is_a_dead_mount(running: Running) -> None:
     running.server.close()
     running.listener.close()
     assert is_abandoned(running.path)
@@ -189,9 +183,14 @@ def test_it_has_died(running: Running) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "said"),
-    [(b"", "broke off"), (b"{", "no whole answer"), (b"[]\n", "not as a mount"), (b'{"error": "no"}\n', "refuses: no")],
+    [
+        (b"", "closed the connection"),
+        (b"{", "an incomplete answer"),
+        (b"[]\n", "does not understand"),
+        (b'{"error": "no"}\n', "refused the request: no"),
+    ],
 )
-def test_answers_that_are_none(tmp_path: Path, answer: bytes, said: str) -> None:
+def test_invalid_answers_are_errors(tmp_path: Path, answer: bytes, said: str) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
         listener.listen()
@@ -215,7 +214,7 @@ def test_answers_that_are_none(tmp_path: Path, answer: bytes, said: str) -> None
         serving.join()
 
 
-# --- requests that are none
+# --- invalid requests
 
 
 @pytest.mark.parametrize(
@@ -224,7 +223,7 @@ def test_answers_that_are_none(tmp_path: Path, answer: bytes, said: str) -> None
         (b"\n", "one line of JSON"),
         (b"\xff\n", "one line of JSON"),
         (b"[" * 50_000 + b"\n", "one line of JSON"),
-        (b"[]\n", "one object"),
+        (b"[]\n", "a JSON object"),
         (b"{}\n", "status, watch, prefetch"),
         (b'{"do": []}\n', "status, watch, prefetch"),
         (b'{"do": "stop"}\n', "status, watch, prefetch"),
@@ -232,27 +231,27 @@ def test_answers_that_are_none(tmp_path: Path, answer: bytes, said: str) -> None
         (b'{"do": "prefetch", "names": "x"}\n', "has to be a list"),
         (b'{"do": "prefetch", "names": ["../../etc"]}\n', "not the base name"),
         (b'{"do": "prefetch", "names": [1]}\n', "not the base name"),
-        (json.dumps({"do": "prefetch", "names": [""] * (NAMES_MAX + 1)}).encode() + b"\n", "1000 at most"),
-        (b"x" * (REQUEST_MAX + 1), "65536 bytes at most"),
-        (b"x" * (4 * REQUEST_MAX), "65536 bytes at most"),
+        (json.dumps({"do": "prefetch", "names": [""] * (NAMES_MAX + 1)}).encode() + b"\n", "at most 1000"),
+        (b"x" * (REQUEST_MAX + 1), "at most 65536 bytes"),
+        (b"x" * (4 * REQUEST_MAX), "at most 65536 bytes"),
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_a_bad_request_is_told_so(running: Running, request_line: bytes, said: str) -> None:
+def test_an_invalid_request_gets_an_error(running: Running, request_line: bytes, said: str) -> None:
     try:
         answer = running.ask(request_line)
-    except ConnectionResetError:  # its rest was still on the way
+    except ConnectionResetError:  # the rest of the request was still in flight
         assert len(request_line) > REQUEST_MAX
     else:
         assert said in str(answer["error"])
-    assert running.wanted == []
+    assert running.prefetched == []
     assert read_status(running.path, SECONDS) == running.status
 
 
-def test_a_mistake_of_ours_does_not_end_it(running: Running, caplog: pytest.LogCaptureFixture) -> None:
-    mistakes: tuple[dict[str, object], ...] = ({"raise": True}, {"x": object()})
-    for mistake in mistakes:
-        running.status = mistake
+def test_an_internal_error_does_not_end_the_server(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    bugs: tuple[dict[str, object], ...] = ({"raise": True}, {"x": object()})
+    for bug in bugs:
+        running.status = bug
         with pytest.raises(MountError, match="the log of the mount"):
             read_status(running.path, SECONDS)
     running.status = {"good": 1}
@@ -260,7 +259,7 @@ def test_a_mistake_of_ours_does_not_end_it(running: Running, caplog: pytest.LogC
     assert len(caplog.records) == 2
 
 
-def test_a_request_in_pieces(running: Running) -> None:
+def test_a_request_may_arrive_in_pieces(running: Running) -> None:
     with running.connect() as client:
         for byte in b'{"do":"status"}\n':
             client.send(bytes([byte]))
@@ -268,10 +267,10 @@ def test_a_request_in_pieces(running: Running) -> None:
         assert json.loads(client.recv(65536)) == running.status
 
 
-# --- clients that would hold it up
+# --- clients that could block the server
 
 
-def test_who_says_nothing_is_let_go(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_client_is_disconnected(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controlserver, "IDLE_SECONDS", 0.3)
     with running.connect() as silent, running.connect() as halting:
         halting.send(b'{"do"')
@@ -280,7 +279,9 @@ def test_who_says_nothing_is_let_go(running: Running, monkeypatch: pytest.Monkey
         assert halting.recv(1) == b""
 
 
-def test_who_does_not_read_is_let_go(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_does_not_read_its_answer_is_disconnected(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(controlserver, "IDLE_SECONDS", 0.3)
     running.status = {"long": "x" * 3_000_000}
     with running.connect() as client:
@@ -291,7 +292,7 @@ def test_who_does_not_read_is_let_go(running: Running, monkeypatch: pytest.Monke
     assert len(read_status(running.path, SECONDS)) == 1
 
 
-def test_a_watcher_that_does_not_read_is_let_go(running: Running) -> None:
+def test_a_watcher_that_does_not_read_is_disconnected(running: Running) -> None:
     with running.connect() as lazy:
         lazy.sendall(b'{"do": "watch"}\n')
         news = watching(running)
@@ -304,7 +305,7 @@ def test_a_watcher_that_does_not_read_is_let_go(running: Running) -> None:
     assert len(received) < 4_000_000
 
 
-def test_a_watcher_stays_however_quiet_it_is(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_watcher_stays_connected(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controlserver, "IDLE_SECONDS", 0.1)
     news = watching(running)
     time.sleep(0.5)
@@ -312,7 +313,7 @@ def test_a_watcher_stays_however_quiet_it_is(running: Running, monkeypatch: pyte
     assert next(news) == ["x"]
 
 
-def test_a_watcher_that_goes_leaves_nothing(running: Running) -> None:
+def test_the_connection_of_a_watcher_that_leaves_is_closed(running: Running) -> None:
     for _ in range(2 * CONNECTIONS_MAX):
         with running.connect() as client:
             client.sendall(b'{"do": "watch"}\n')
@@ -321,17 +322,17 @@ def test_a_watcher_that_goes_leaves_nothing(running: Running) -> None:
     with running.connect() as client:
         client.sendall(b'{"do": "watch"}\n')
         assert client.recv(100)
-        client.sendall(b"more")  # it is not asked for that
+        client.sendall(b"more")  # a second request is not allowed
         assert client.recv(100) == b""
 
 
-def test_too_many_connections_wait(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_above_the_limit_wait(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     with ExitStack() as stack:
         watchers = [stack.enter_context(running.connect()) for _ in range(WATCHERS_MAX)]
         for client in watchers:
             client.sendall(b'{"do": "watch"}\n')
             assert client.recv(100)
-        assert "that is the limit" in str(running.ask(b'{"do": "watch"}\n')["error"])
+        assert "which is the limit" in str(running.ask(b'{"do": "watch"}\n')["error"])
         silent = [stack.enter_context(running.connect()) for _ in range(CONNECTIONS_MAX - WATCHERS_MAX)]
         until(lambda: len(running.server._connections) == CONNECTIONS_MAX)
         with pytest.raises(MountError, match="has not answered"):
@@ -342,26 +343,26 @@ def test_too_many_connections_wait(running: Running, monkeypatch: pytest.MonkeyP
         assert read_status(running.path, SECONDS) == running.status
 
 
-def test_announcing_waits_for_nobody(running: Running) -> None:
+def test_announcing_does_not_block(running: Running) -> None:
     release = threading.Event()
     running.prefetch = lambda names: None  # type: ignore[method-assign]
-    running.tell = lambda: {"waited": release.wait(SECONDS)}  # type: ignore[method-assign]
+    running.get_status = lambda: {"waited": release.wait(SECONDS)}  # type: ignore[method-assign]
     running.server.close()
     running.server = running.worker()
     with running.connect() as client:
         client.sendall(b'{"do": "status"}\n')
         began = time.monotonic()
-        for _ in range(10_000):  # more than fit into the pipe that wakes it
+        for _ in range(10_000):  # more than fit into the socket that wakes the thread
             running.server.announce(["x"])
         assert time.monotonic() - began < SECONDS / 2
         release.set()
         assert json.loads(client.recv(1000)) == {"waited": True}
 
 
-# --- where it is
+# --- the path of the socket
 
 
-def test_the_path_is_that_of_the_target(tmp_path: Path) -> None:
+def test_the_path_depends_on_the_absolute_target(tmp_path: Path) -> None:
     path = control_path(tmp_path, Path("/nix/store"))
     assert path.parent == tmp_path / "mounts"
     assert path == control_path(tmp_path, Path("/nix/x/../store/"))
@@ -371,7 +372,7 @@ def test_the_path_is_that_of_the_target(tmp_path: Path) -> None:
         control_path(Path("/", "x" * 90), Path("/nix/store"))
 
 
-def test_the_directory_is_for_its_owner_alone(tmp_path: Path) -> None:
+def test_only_the_owner_has_access_to_the_directory(tmp_path: Path) -> None:
     make_run_dir(tmp_path / "new/run")
     make_run_dir(tmp_path / "new/run")
     assert stat.S_IMODE((tmp_path / "new/run/mounts").stat().st_mode) == 0o700
@@ -380,7 +381,7 @@ def test_the_directory_is_for_its_owner_alone(tmp_path: Path) -> None:
         make_run_dir(tmp_path / "file")
 
 
-def test_nor_is_one_that_everybody_may_write_to(running: Running) -> None:
+def test_a_directory_that_every_user_may_write_to_is_refused(running: Running) -> None:
     running.path.parent.chmod(0o777)
     with pytest.raises(MountError, match="chmod o-w"):
         read_status(running.path, SECONDS)
@@ -388,12 +389,12 @@ def test_nor_is_one_that_everybody_may_write_to(running: Running) -> None:
         make_run_dir(running.path.parents[1])
 
 
-def test_a_directory_of_somebody_else_is_not_believed(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_of_another_user_is_refused(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     owner = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    if owner == 0:  # whose word counts for everybody
+    if owner == 0:  # directories of root are accepted
         os.chown(running.path.parent, 65533, 65533)
-    with pytest.raises(MountError, match="is not yours"):
+    with pytest.raises(MountError, match="belongs to another user"):
         read_status(running.path, SECONDS)
-    with pytest.raises(MountError, match="is not yours"):
+    with pytest.raises(MountError, match="belongs to another user"):
         make_run_dir(running.path.parents[1])

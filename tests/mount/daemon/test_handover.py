@@ -1,4 +1,4 @@
-"""The worker dies or is replaced under whoever uses the mount: they wait for a moment, and go on."""
+"""The worker dies or is replaced while programs use the mount: they wait for a moment and continue."""
 
 import mmap
 import os
@@ -47,12 +47,12 @@ def options(request: pytest.FixtureRequest) -> tuple[str, ...]:
 
 
 def drop_pages(path: Path) -> None:
-    """So that what is read next is asked for."""
+    """Drop the pages of a file, so that the next read asks the worker or the cache."""
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def test_all_goes_on_when_the_worker_is_killed(
+def test_programs_continue_after_the_worker_is_killed(
     serve: Serve,
     made_programs: Programs,
     upstream: Upstream,
@@ -60,7 +60,7 @@ def test_all_goes_on_when_the_worker_is_killed(
     options: tuple[str, ...],
     tmp_path: Path,
 ) -> None:
-    """An open file, one mapped into memory, a look-up that waits, a program that runs, and a directory half read."""
+    """An open file, a mapped file, a waiting lookup, a running program, and a directory that is half read."""
     stores = f"{serve({'one': sample(1, 4 * MIB), 'two': sample(2)})} {upstream.mount('programs', made_programs.cache)}"
     large = dict(files_of(sample(1, 4 * MIB)))["large"]
     with run_mount(stores, *options, key=f"{KEY.public_key} {made_programs.public_key}") as mount, ExitStack() as stack:
@@ -75,7 +75,7 @@ def test_all_goes_on_when_the_worker_is_killed(
         slow = stack.enter_context(ExitStack())
         slow.enter_context(upstream.fault(f"*{base('two')[:32]}.narinfo", delay=2))
         blocked = Asking("cat", mount.path(base("two")) / "z-last")
-        until(lambda: mount.status()["waiting"] == 1, "it waits")
+        until(lambda: mount.status()["waiting"] == 1, "a request waits")
 
         holder, killed = mount.holder, mount.kill_worker()
         drop_pages(path / "large")
@@ -93,10 +93,10 @@ def test_all_goes_on_when_the_worker_is_killed(
         assert (path / "large").read_bytes() == large
 
 
-def test_a_program_loads_more_of_itself(
+def test_a_running_program_loads_modules_while_workers_are_killed(
     made_programs: Programs, upstream: Upstream, run_mount: RunMount, options: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """A Python imports modules from the mount while its worker is killed again and again."""
+    """A Python imports modules from the mount while workers are killed repeatedly."""
     code = (
         "import importlib, time; "
         "names = 'json ssl sqlite3 decimal email http.client xml.dom logging unittest ctypes asyncio'.split(); "
@@ -112,25 +112,26 @@ def test_a_program_loads_more_of_itself(
         assert mount.status()["restarts"] >= 4
 
 
-def test_numbers_of_nodes_stay(serve: Serve, run_mount: RunMount, options: tuple[str, ...]) -> None:
+def test_inode_numbers_stay_the_same(serve: Serve, run_mount: RunMount, options: tuple[str, ...]) -> None:
     with run_mount(serve({f"p-{number}": sample(number) for number in range(5)}), *options) as mount:
         paths = [mount.path(base(f"p-{number}")) / name for number in (3, 1, 4, 0, 2) for name in ("bin/tool", "large")]
         before = [os.lstat(path).st_ino for path in paths]
         assert len(set(before)) == len(before)
         mount.wait_for_successor(mount.kill_worker())
-        ask("sh", "-c", "echo 2 > /proc/sys/vm/drop_caches")  # all names are looked up again
+        ask("sh", "-c", "echo 2 > /proc/sys/vm/drop_caches")  # the kernel looks all names up again
         assert [os.lstat(path).st_ino for path in reversed(paths)] == before[::-1]
         assert mount.status()["paths_known"] == 5
 
 
-def test_killed_before_anything_is_known(serve: Serve, run_mount: RunMount) -> None:
+def test_a_worker_may_be_killed_before_the_first_lookup(serve: Serve, run_mount: RunMount) -> None:
     with run_mount(serve({"one": sample(1)})) as mount:
         mount.wait_for_successor(mount.kill_worker())
         assert (mount.path(base("one")) / "a-first").read_bytes() == b"first of 1\n"
 
 
-def test_killed_again_and_again(serve: Serve, run_mount: RunMount, options: tuple[str, ...]) -> None:
-    """Whoever reads meanwhile gets right bytes and no error."""
+def test_readers_get_right_bytes_while_workers_are_killed_repeatedly(
+    serve: Serve, run_mount: RunMount, options: tuple[str, ...]
+) -> None:
     trees = {f"p-{number}": sample(number, MIB) for number in range(6)}
     with run_mount(serve(trees), *options) as mount, ThreadPoolExecutor(6) as pool:
         stop = threading.Event()
@@ -155,8 +156,10 @@ def test_killed_again_and_again(serve: Serve, run_mount: RunMount, options: tupl
         assert mount.status()["restarts"] >= 5
 
 
-def test_killed_with_hundreds_of_open_files(serve: Serve, run_mount: RunMount, options: tuple[str, ...]) -> None:
-    """All of them are read by the kernel itself, where it can; more of them than are kept for the next who opens them."""
+def test_hundreds_of_open_files_survive_killed_workers(
+    serve: Serve, run_mount: RunMount, options: tuple[str, ...]
+) -> None:
+    """With passthrough, the kernel reads all of them itself. There are more than may stay registered while they are closed."""
     tree: dict[str, Tree] = {f"f{number:03}": random_bytes(number, 135_000) for number in range(300)}
     with run_mount(serve({"many": tree}, compression="none"), *options) as mount, ExitStack() as stack:
         path = mount.path(base("many"))
@@ -164,7 +167,7 @@ def test_killed_with_hundreds_of_open_files(serve: Serve, run_mount: RunMount, o
         for _ in range(2):
             mount.wait_for_successor(mount.kill_worker())
             for name in ("f000", "f150", "f299"):
-                assert (path / name).read_bytes() == tree[name], "opened once more"
+                assert (path / name).read_bytes() == tree[name], "opened again"
         for name, file in files.items():
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             assert file.read() == tree[name]
@@ -172,10 +175,10 @@ def test_killed_with_hundreds_of_open_files(serve: Serve, run_mount: RunMount, o
         for name, data in tree.items():
             assert (path / name).read_bytes() == data
         assert ask("sh", "-c", "echo 2 > /proc/sys/vm/drop_caches").status == 0
-        until(lambda: mount.status()["passthrough_files"] <= 256, "those that nobody has open are let go")
+        until(lambda: mount.status()["passthrough_files"] <= 256, "closed files are dropped")
 
 
-def test_what_nobody_uses_is_let_go_also_by_a_successor(serve: Serve, run_mount: RunMount) -> None:
+def test_the_next_worker_drops_files_that_nothing_has_open(serve: Serve, run_mount: RunMount) -> None:
     tree: dict[str, Tree] = {f"f{number}": random_bytes(number, 135_000) for number in range(8)}
     with run_mount(serve({"some": tree}, compression="none")) as mount, ExitStack() as stack:
         path = mount.path(base("some"))
@@ -185,25 +188,24 @@ def test_what_nobody_uses_is_let_go_also_by_a_successor(serve: Serve, run_mount:
         assert mount.status()["passthrough_files"] == 8
         if mount.wait_for_successor(mount.kill_worker()) and mount.status()["kernel_minor"] < PRUNE_MINOR:
             return
-        until(lambda: mount.status()["passthrough_files"] == 1, "what is not open is forgotten")
+        until(lambda: mount.status()["passthrough_files"] == 1, "files that are not open are forgotten")
         assert file.read() == tree["f0"]
 
 
-def test_killed_while_a_nar_comes(serve: Serve, upstream: Upstream, run_mount: RunMount) -> None:
-    """It is fetched again, and who waits does not notice."""
+def test_a_fill_is_repeated_after_the_worker_is_killed(serve: Serve, upstream: Upstream, run_mount: RunMount) -> None:
+    """Processes that wait do not notice."""
     with run_mount(serve({"one": sample(1)}, compression="none")) as mount:
         with upstream.fault(NARS, stall_after=5000, times=1):
             blocked = [Asking("cat", mount.path(base("one")) / name) for name in ("large", "z-last")]
-            until(lambda: upstream.sent(NARS) >= 5000, "half of it is there")
+            until(lambda: upstream.sent(NARS) >= 5000, "a part of the NAR has been sent")
             mount.kill_worker()
             assert [each.outcome(10).status for each in blocked] == [0, 0]
         assert upstream.count(NARS) == 2
 
 
-def test_killed_and_the_store_is_down(
+def test_the_next_worker_needs_no_store_for_cached_files(
     serve: Serve, upstream: Upstream, run_mount: RunMount, options: tuple[str, ...]
 ) -> None:
-    """What is in use is on this machine: the next worker must not need the store for it."""
     with run_mount(serve({"one": sample(1, 4 * MIB)}), *options) as mount:
         path, files = mount.path(base("one")), dict(files_of(sample(1, 4 * MIB)))
         assert (path / "large").read_bytes() == files["large"]
@@ -214,52 +216,55 @@ def test_killed_and_the_store_is_down(
                 assert ask("cat", path / name).output == data, name
 
 
-def test_a_waiting_process_can_still_be_killed(serve: Serve, upstream: Upstream, run_mount: RunMount) -> None:
-    with run_mount(serve({"one": sample(1)})) as mount, upstream.fault("*.narinfo", delay=4):
-        blocked = Asking("stat", mount.path(base("one")))
-        until(lambda: mount.status()["waiting"] == 1, "it waits")
-        mount.wait_for_successor(mount.kill_worker())
-        until(lambda: mount.status()["waiting"] == 1, "it waits again")
-        assert blocked.kill() < 1
-
-
-def test_a_waiting_process_is_killed_while_there_is_no_worker(
+def test_a_waiting_process_can_be_killed_under_the_next_worker(
     serve: Serve, upstream: Upstream, run_mount: RunMount
 ) -> None:
     with run_mount(serve({"one": sample(1)})) as mount, upstream.fault("*.narinfo", delay=4):
         blocked = Asking("stat", mount.path(base("one")))
-        until(lambda: mount.status()["waiting"] == 1, "it waits")
+        until(lambda: mount.status()["waiting"] == 1, "a request waits")
+        mount.wait_for_successor(mount.kill_worker())
+        until(lambda: mount.status()["waiting"] == 1, "the request waits again")
+        assert blocked.kill() < 1
+
+
+def test_a_waiting_process_can_be_killed_while_there_is_no_worker(
+    serve: Serve, upstream: Upstream, run_mount: RunMount
+) -> None:
+    with run_mount(serve({"one": sample(1)})) as mount, upstream.fault("*.narinfo", delay=4):
+        blocked = Asking("stat", mount.path(base("one")))
+        until(lambda: mount.status()["waiting"] == 1, "a request waits")
         mount.kill_worker()
-        assert blocked.kill() < 3  # a worker has to start first
+        assert blocked.kill() < 3  # the next worker has to start first
 
 
 # ---- the holder
 
 
-def test_the_holder_is_killed(serve: Serve, upstream: Upstream, run_mount: RunMount, options: tuple[str, ...]) -> None:
-    """Its worker takes its place."""
+def test_the_worker_becomes_the_holder_after_the_holder_is_killed(
+    serve: Serve, upstream: Upstream, run_mount: RunMount, options: tuple[str, ...]
+) -> None:
     url = serve({"one": sample(1, 4 * MIB), "two": sample(2)})
     with run_mount(url, *options) as mount, (mount.path(base("one")) / "large").open("rb", buffering=0) as file:
         expected, read = dict(files_of(sample(1, 4 * MIB)))["large"], bytearray(file.read(1000))
         with upstream.fault(f"*{base('two')[:32]}.narinfo", delay=2):
             blocked = Asking("cat", mount.path(base("two")) / "a-first")
-            until(lambda: mount.status()["waiting"] == 1, "it waits")
+            until(lambda: mount.status()["waiting"] == 1, "a request waits")
             holder, worker = mount.holder, mount.worker
             os.kill(holder, signal.SIGKILL)
             assert blocked.outcome().output == b"first of 2\n"
-        until(lambda: mount.holder == worker, "it holds the mount")
+        until(lambda: mount.holder == worker, "the worker is the holder")
         mount.wait_for_successor(mount.kill_worker())
         while chunk := file.read(MIB):
             read += chunk
         assert read == expected
         os.kill(mount.holder, signal.SIGTERM)
-        until(lambda: mount.mount() is None, "it is unmounted")
+        until(lambda: mount.mount() is None, "the file system is unmounted")
 
 
 # ---- an upgrade
 
 
-def test_an_upgrade_under_load(serve: Serve, run_mount: RunMount, options: tuple[str, ...]) -> None:
+def test_the_worker_is_replaced_under_load(serve: Serve, run_mount: RunMount, options: tuple[str, ...]) -> None:
     trees: dict[str, Tree] = {f"p-{number}": sample(number, MIB) for number in range(4)}
     with run_mount(serve(trees), *options) as mount:
         expected = [nar_hash(mount.path(base(name))) for name in trees]
@@ -270,7 +275,7 @@ def test_an_upgrade_under_load(serve: Serve, run_mount: RunMount, options: tuple
                 assert list(hashes) == expected
         assert mount.status()["restarts"] == 5
         assert mount.process.poll() is None
-        assert "status" not in mount.log_text(), "no worker has ended in an unusual way"
+        assert "status" not in mount.log_text(), "no worker has crashed"
 
 
 def upgrade(mount: Mounted) -> None:
@@ -279,10 +284,10 @@ def upgrade(mount: Mounted) -> None:
     mount.wait_for_successor(former)
 
 
-def test_an_upgrade_while_a_look_up_waits(serve: Serve, upstream: Upstream, run_mount: RunMount) -> None:
+def test_the_worker_is_replaced_while_a_lookup_waits(serve: Serve, upstream: Upstream, run_mount: RunMount) -> None:
     with run_mount(serve({"one": sample(1)})) as mount, upstream.fault("*.narinfo", delay=2):
         blocked = Asking("cat", mount.path(base("one")) / "a-first")
-        until(lambda: mount.status()["waiting"] == 1, "it waits")
+        until(lambda: mount.status()["waiting"] == 1, "a request waits")
         upgrade(mount)
         assert blocked.outcome().output == b"first of 1\n"
 
@@ -290,7 +295,7 @@ def test_an_upgrade_while_a_look_up_waits(serve: Serve, upstream: Upstream, run_
 # ---- the end
 
 
-def test_the_end(serve: Serve, run_mount: RunMount) -> None:
+def test_sigterm_unmounts_and_ends_all_processes(serve: Serve, run_mount: RunMount) -> None:
     with run_mount(serve({"one": sample(1)})) as mount:
         os.lstat(mount.path(base("one")))
         worker = mount.worker
@@ -298,38 +303,38 @@ def test_the_end(serve: Serve, run_mount: RunMount) -> None:
         assert mount.process.wait(10) == 0
         assert mount.mount() is None
         assert os.listdir(mount.target) == []
-        until(lambda: not Path(f"/proc/{worker}").exists(), "the worker is gone")
+        until(lambda: not Path(f"/proc/{worker}").exists(), "the worker has ended")
         assert not list(mount.run_dir.rglob("*.sock"))
 
 
-def test_the_end_while_a_look_up_waits(serve: Serve, upstream: Upstream, run_mount: RunMount) -> None:
+def test_sigterm_unmounts_while_a_lookup_waits(serve: Serve, upstream: Upstream, run_mount: RunMount) -> None:
     with run_mount(serve({"one": sample(1)})) as mount, upstream.fault("*.narinfo", delay=5):
         blocked = Asking("stat", mount.path(base("one")))
-        until(lambda: mount.status()["waiting"] == 1, "it waits")
+        until(lambda: mount.status()["waiting"] == 1, "a request waits")
         mount.process.terminate()
-        until(lambda: mount.mount() is None, "it is unmounted")
+        until(lambda: mount.mount() is None, "the file system is unmounted")
         assert blocked.outcome(12).status is not None
 
 
-def test_the_end_while_a_file_is_open(serve: Serve, run_mount: RunMount) -> None:
-    """It is gone from sight, and served until the last user has gone; a second signal ends it."""
+def test_sigterm_unmounts_while_a_file_is_open(serve: Serve, run_mount: RunMount) -> None:
+    """The mount disappears, and its processes end when the file is closed."""
     with run_mount(serve({"one": sample(1, 4 * MIB)}), *PLAIN) as mount:
         file = (mount.path(base("one")) / "large").open("rb")
         with file:
             mount.process.terminate()
-            until(lambda: mount.mount() is None, "it is unmounted")
+            until(lambda: mount.mount() is None, "the file system is unmounted")
             assert file.read() == dict(files_of(sample(1, 4 * MIB)))["large"]
             assert mount.process.poll() is None
-            until(lambda: "unmounted, and still in use" in mount.log_text(), "somebody who looks on is told")
+            until(lambda: "unmounted, and still in use" in mount.log_text(), "a message says that the mount is in use")
         assert mount.process.wait(10) == 0
 
 
-def test_mounted_again_at_the_same_place(serve: Serve, run_mount: RunMount) -> None:
+def test_a_dead_mount_is_unmounted_and_mounted_again(serve: Serve, run_mount: RunMount) -> None:
     url = serve({"one": {"x": random_bytes(1, 1000)}})
     for _ in range(2):
         with run_mount(url) as mount:
             assert (mount.path(base("one")) / "x").read_bytes() == random_bytes(1, 1000)
-            os.killpg(mount.process.pid, signal.SIGKILL)  # the holder and the worker, at once
+            os.killpg(mount.process.pid, signal.SIGKILL)  # the holder and the worker
             mount.process.wait()
             with pytest.raises(OSError, match=r"not connected|connection abort"):
                 os.lstat(mount.target)
@@ -343,9 +348,7 @@ def test_mounted_again_at_the_same_place(serve: Serve, run_mount: RunMount) -> N
                 mount.run("--unmount", mount.target)
 
 
-def test_told_to_end_before_the_first_worker_is_ready(tmp_path: Path) -> None:
-    """Whatever keeps it from that."""
-    needs.fuse()
+def test_sigterm_before_the_first_worker_is_ready_ends_the_holder(tmp_path: Path) -> None:
     slow = "import sys, time\nif 'narmount.daemon.worker' in sys.orig_argv:\n    time.sleep(60)\n"
     (tmp_path / "sitecustomize.py").write_text(slow)
     environ = environment({"PYTHONPATH": f"{tmp_path}:{ROOT}", "NAR_CACHE_DIR": str(tmp_path / "cache")})
@@ -354,7 +357,7 @@ def test_told_to_end_before_the_first_worker_is_ready(tmp_path: Path) -> None:
     command = [*PROGRAM, str(target), "--foreground", "--run-dir", str(tmp_path / "run")]
     with subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.PIPE) as holder:
         try:
-            until(lambda: mounts_at(target), "it is mounted")
+            until(lambda: mounts_at(target), "the file system is mounted")
             holder.terminate()
             _, errors = holder.communicate(timeout=10)
         finally:

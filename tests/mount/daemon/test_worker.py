@@ -1,4 +1,4 @@
-"""What a worker does beside the requests, which none of them may hold up; and what the holder takes for its beginning."""
+"""The upkeep of a worker, which no request may block, and the start of a worker by the holder."""
 
 import os
 import signal
@@ -19,16 +19,17 @@ from narmount.daemon.holder import Holder
 from narmount.daemon.options import MountHandover
 from narmount.daemon.worker import MountWorker
 from narmount.files import missingnames
+from narmount.fuse.protocol import Agreed
 from tests.mount.samples import base
 
 
 @pytest.fixture
-def held(tmp_path: Path) -> Iterator[MountHandover]:
-    """A mount whose kernel asks for nothing."""
+def handover(tmp_path: Path) -> Iterator[MountHandover]:
+    """A mount whose kernel sends no requests."""
     with ExitStack() as stack:
         reading, writing = os.pipe()
-        names, backings = os.memfd_create("names"), os.memfd_create("backings")
-        for fd in (reading, writing, names, backings):
+        path_numbers, passthrough_files = os.memfd_create("path-numbers"), os.memfd_create("passthrough-files")
+        for fd in (reading, writing, path_numbers, passthrough_files):
             stack.callback(os.close, fd)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(tmp_path / "control"))
@@ -36,14 +37,12 @@ def held(tmp_path: Path) -> Iterator[MountHandover]:
         yield MountHandover(
             device=reading,
             listener=listener.detach(),
-            names=names,
-            backings=backings,
+            path_numbers=path_numbers,
+            passthrough_files=passthrough_files,
             generation=0,
             since=0.0,
-            minor=45,
-            passthrough=False,
-            resend=True,
-            plain_reason="a test",
+            agreed=Agreed(minor=45, passthrough=False, resend=True),
+            no_passthrough_reason="a test",
             target=tmp_path,
             control=tmp_path / "control",
             control_inode=0,
@@ -56,66 +55,70 @@ def settings(tmp_path: Path) -> Settings:
     return Settings.from_environ({"NAR_CACHE_URL": "http://127.0.0.1:1", "NAR_CACHE_DIR": str(tmp_path / "cache")})
 
 
-def test_a_holder_that_dies_is_replaced_while_the_store_of_a_denied_name_hangs(
-    held: MountHandover, settings: Settings, monkeypatch: pytest.MonkeyPatch
+def test_a_handover_reaches_the_next_process_unchanged(handover: MountHandover) -> None:
+    assert MountHandover.from_json(handover.to_json()) == handover
+
+
+def test_a_dead_holder_is_replaced_while_the_lookup_of_a_missing_name_hangs(
+    handover: MountHandover, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, answer, taken_over = threading.Event(), threading.Event(), threading.Event()
     monkeypatch.setattr(worker, "TICK_SECONDS", 0.01)
     monkeypatch.setattr(missingnames, "FIRST_SECONDS", 0.0)
-    monkeypatch.setattr(worker, "take_over", lambda held: taken_over.set())
+    monkeypatch.setattr(worker, "take_over", lambda handover: taken_over.set())
     holder = os.getppid()
-    one = MountWorker(held, settings, holder)
+    one = MountWorker(handover, settings, holder)
 
     def hang(name: str) -> None:
         asked.set()
         answer.wait()
 
-    monkeypatch.setattr(one._files, "look_for", hang)
-    one._files.denied.add(base("one"))
+    monkeypatch.setattr(one._paths, "look_for", hang)
+    one._paths.missing_names.add(base("one"))
     one.start_upkeep()
     try:
         assert asked.wait(15)
         monkeypatch.setattr(os, "getppid", lambda: holder + 1)
         assert taken_over.wait(15)
-        assert one.status()["holder_pid"] == holder, "not init, which is our parent since"
+        assert one.status()["holder_pid"] == holder, "not init, which is the parent now"
     finally:
         answer.set()
         one.close()
 
 
-def test_a_name_is_announced_when_the_kernel_has_had_a_tick_to_read_older_answers(
-    held: MountHandover, settings: Settings, monkeypatch: pytest.MonkeyPatch
+def test_a_name_is_announced_one_tick_after_it_appeared(
+    handover: MountHandover, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, announced = MountWorker(held, settings, os.getppid()), list[str]()
+    one, announced = MountWorker(handover, settings, os.getppid()), list[str]()
     monkeypatch.setattr(one._control, "announce", announced.extend)
     one._appeared.append("late")
-    one._keep_up()
+    one._maintain()
     assert announced == []
     for _ in range(2):
-        one._keep_up()
+        one._maintain()
         assert announced == ["late"]
     one.close()
 
 
-def test_what_was_evicted_is_let_go_soon_where_somebody_waits(
-    held: MountHandover, settings: Settings, monkeypatch: pytest.MonkeyPatch
+def test_every_tick_sweeps_while_a_request_waits(
+    handover: MountHandover, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be for its room on the disk."""
-    one, sweeps = MountWorker(held, settings, os.getppid()), list[int]()
+    """The request may need the disk space of evicted files."""
+    one, sweeps = MountWorker(handover, settings, os.getppid()), list[int]()
     monkeypatch.setattr(one._files, "sweep", lambda: sweeps.append(one._ticks))
     for _ in range(2 * worker.SWEEP_TICKS):
-        one._keep_up()
+        one._maintain()
     assert sweeps == [worker.SWEEP_TICKS, 2 * worker.SWEEP_TICKS]
     one._server._waiting[1] = ("path", "x")
-    one._keep_up()
+    one._maintain()
     assert sweeps[2:] == [2 * worker.SWEEP_TICKS + 1]
     one.close()
 
 
-def test_a_holder_that_is_told_to_end_just_when_the_first_worker_is_ready_ends(
-    held: MountHandover, monkeypatch: pytest.MonkeyPatch
+def test_a_signal_just_before_the_first_worker_is_ready_ends_the_holder(
+    handover: MountHandover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The signal is taken by then: nobody would send it again."""
+    """The holder has consumed the signal by then, and nobody would send it again."""
     ended: list[int] = []
 
     def begin(command: list[str], **_: Any) -> SimpleNamespace:
@@ -130,5 +133,5 @@ def test_a_holder_that_is_told_to_end_just_when_the_first_worker_is_ready_ends(
 
     monkeypatch.setattr(subprocess, "Popen", begin)
     monkeypatch.setattr(signal, "sigtimedwait", lambda signals, seconds: signals[0])
-    assert "error" in Holder(held)._start()
+    assert "error" in Holder(handover)._start()
     assert ended == [signal.SIGKILL]

@@ -1,4 +1,4 @@
-"""Read before it is verified (--early): soon, and taken back if it was a lie."""
+"""Reads before the NAR is verified (--early): they are fast, and withdrawn if the NAR is wrong."""
 
 import errno
 import mmap
@@ -34,7 +34,7 @@ def options(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return MODES[request.param]
 
 
-def test_names_cost_no_nar(serve: Serve, upstream: Upstream, run_mount: RunMount) -> None:
+def test_names_and_sizes_need_no_nar(serve: Serve, upstream: Upstream, run_mount: RunMount) -> None:
     with run_mount(serve({"one": LARGE}), EARLY) as mount:
         path = mount.path(base("one"))
         assert sorted(os.listdir(path)) == sorted(LARGE)
@@ -44,7 +44,7 @@ def test_names_cost_no_nar(serve: Serve, upstream: Upstream, run_mount: RunMount
         assert upstream.count(NARS) == 0
 
 
-def test_what_has_come_can_be_read(
+def test_bytes_that_have_arrived_can_be_read(
     serve: Serve, upstream: Upstream, run_mount: RunMount, options: tuple[str, ...]
 ) -> None:
     """The NAR stops in the middle of the second file."""
@@ -64,8 +64,9 @@ def test_what_has_come_can_be_read(
         assert upstream.count(NARS) == 1
 
 
-def test_a_cold_path_in_one_go(serve: Serve, run_mount: RunMount, options: tuple[str, ...]) -> None:
-    """All files at once, in the order of who comes first."""
+def test_all_files_of_a_path_can_be_read_concurrently(
+    serve: Serve, run_mount: RunMount, options: tuple[str, ...]
+) -> None:
     with run_mount(serve({"one": LARGE, "two": sample(2)}), *options) as mount:
         asking = {(tree, name): Asking("cat", mount.path(base(tree)) / name)
                   for tree, files in (("one", LARGE), ("two", sample(2))) for name, _ in files_of(files)}  # fmt: skip
@@ -73,7 +74,7 @@ def test_a_cold_path_in_one_go(serve: Serve, run_mount: RunMount, options: tuple
             assert each.outcome().output == dict(files_of(LARGE if tree == "one" else sample(2)))[name]
 
 
-def test_the_worker_is_killed_on_the_way(
+def test_reads_go_on_after_the_worker_is_killed_during_a_fill(
     serve: Serve, upstream: Upstream, run_mount: RunMount, options: tuple[str, ...]
 ) -> None:
     with run_mount(serve({"one": LARGE}, compression="none"), *options) as mount:
@@ -81,7 +82,7 @@ def test_the_worker_is_killed_on_the_way(
         with upstream.fault(NARS, stall_after=3 * MIB, times=1), (path / "b").open("rb", buffering=0) as file:
             assert file.read(1000) == files["b"][:1000]
             blocked = Asking("cat", path / "d")
-            until(lambda: mount.status()["waiting"], "it waits")
+            until(lambda: mount.status()["waiting"], "the process waits")
             mount.kill_worker()
             assert blocked.outcome().output == files["d"]
             rest = bytearray()
@@ -90,8 +91,8 @@ def test_the_worker_is_killed_on_the_way(
             assert rest == files["b"][1000:]
 
 
-def lying(
-    tmp_path: Path, upstream: Upstream, tree: Tree, change: Callable[[dict[str, bytes]], None], name: str = "lying"
+def tampered(
+    tmp_path: Path, upstream: Upstream, tree: Tree, change: Callable[[dict[str, bytes]], None], name: str = "tampered"
 ) -> str:
     files = builders.binary_cache({"one": tree}, compression="none", secret_key=KEY)
     change(files)
@@ -104,13 +105,13 @@ def the(files: dict[str, bytes], word: str) -> str:
 
 
 def changed_at_the_end(files: dict[str, bytes]) -> None:
-    """The last file has other contents than those that were signed."""
+    """Change the contents of the last file after signing."""
     nar = the(files, "nar/")
     assert files[nar].count(b"the last one") == 1
     files[nar] = files[nar].replace(b"the last one", b"the evil one")
 
 
-def is_gone(mount: Mounted) -> bool:
+def is_withdrawn(mount: Mounted) -> bool:
     outcome = ask("cat", mount.path(base("one")) / "d")
     return outcome.status != 0 and outcome.output == b""
 
@@ -123,9 +124,11 @@ def is_refused(fd: int) -> bool:
     return False
 
 
-def test_a_lie_is_taken_back(upstream: Upstream, run_mount: RunMount, tmp_path: Path, options: tuple[str, ...]) -> None:
-    """What was read before the lie was found out can't be unread; but it is nowhere any more, and an open file gives an error."""
-    url = lying(tmp_path, upstream, LARGE, changed_at_the_end)
+def test_a_wrong_nar_is_withdrawn(
+    upstream: Upstream, run_mount: RunMount, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """After the NAR turns out to be wrong, nothing of it can be read, and open files give errors."""
+    url = tampered(tmp_path, upstream, LARGE, changed_at_the_end)
     with run_mount(url, *options) as mount:
         path = mount.path(base("one"))
         with upstream.fault(NARS, stall_after=5 * MIB + MIB // 2), (path / "a").open("rb", buffering=0) as file:
@@ -133,13 +136,13 @@ def test_a_lie_is_taken_back(upstream: Upstream, run_mount: RunMount, tmp_path: 
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
                 assert mapped[:10] == dict(files_of(LARGE))["a"][:10]
         with (path / "a").open("rb", buffering=0) as file:
-            until(lambda: is_gone(mount), "it is taken back")
+            until(lambda: is_withdrawn(mount), "the path is withdrawn")
             until(lambda: is_refused(file.fileno()), "its pages are dropped")
         for name in ("a", "b", "c/deep", "d"):
             outcome = ask("cat", path / name)
             assert outcome.status != 0, name
             assert outcome.output == b"" or name != "d"
-        assert "not what was promised" in mount.log_text()
+        assert "not what its store promised" in mount.log_text()
 
 
 FITTING: dict[str, Tree] = {
@@ -147,7 +150,7 @@ FITTING: dict[str, Tree] = {
     "sizes swapped": LARGE | {"a": LARGE["b"], "b": LARGE["a"]},
     "contents swapped": LARGE | {"c": b"the last one", "d": {"deep": random_bytes(3, MIB)}},
 }
-"""Listings of NARs of the same length: nothing but the NAR shows that they are not its own."""
+"""Listings of other NARs of the same length: only the NAR shows that they are wrong."""
 
 LISTINGS: dict[str, Tree] = FITTING | {
     "other names": {"x": random_bytes(1, MIB), "y": b""},
@@ -159,15 +162,15 @@ LISTINGS: dict[str, Tree] = FITTING | {
 
 
 @pytest.mark.parametrize("listing", LISTINGS)
-def test_a_lying_listing_is_corrected(
+def test_a_wrong_listing_is_corrected(
     upstream: Upstream, run_mount: RunMount, tmp_path: Path, listing: str, options: tuple[str, ...]
 ) -> None:
-    """Until the NAR is here the listing is believed, and after that no more."""
+    """The listing is used until the NAR is complete."""
 
     def change(files: dict[str, bytes]) -> None:
         files[the(files, ".ls")] = builders.listing_json(LISTINGS[listing])
 
-    with run_mount(lying(tmp_path, upstream, LARGE, change), *options) as mount:
+    with run_mount(tampered(tmp_path, upstream, LARGE, change), *options) as mount:
         path = mount.path(base("one"))
         shown = set(os.listdir(path))
         assert (
@@ -176,17 +179,17 @@ def test_a_lying_listing_is_corrected(
         )
         for name, _ in files_of(LISTINGS[listing]):
             ask("cat", path / name)
-        until(lambda: is_true(path), "the true tree is there", 20)
+        until(lambda: is_right(path), "the right tree is there", 20)
 
 
-def is_true(path: Path) -> bool:
+def is_right(path: Path) -> bool:
     if sorted(ask("ls", path).output.decode().split()) != sorted(LARGE):
         return False
     return all(ask("cat", path / name).output == data for name, data in files_of(LARGE))
 
 
 @pytest.mark.parametrize("listing", [b"{", b"\0" * 1000, None], ids=["broken", "zeros", "none"])
-def test_without_a_listing_the_nar_is_waited_for(
+def test_without_a_listing_lookups_wait_for_the_nar(
     upstream: Upstream, run_mount: RunMount, tmp_path: Path, listing: bytes | None
 ) -> None:
     def change(files: dict[str, bytes]) -> None:
@@ -195,14 +198,14 @@ def test_without_a_listing_the_nar_is_waited_for(
         if listing is not None:
             files[name] = listing
 
-    with run_mount(lying(tmp_path, upstream, LARGE, change), EARLY) as mount:
+    with run_mount(tampered(tmp_path, upstream, LARGE, change), EARLY) as mount:
         path = mount.path(base("one"))
         for name, data in files_of(LARGE):
             assert (path / name).read_bytes() == data
         assert upstream.count(NARS) == 1
 
 
-def test_the_store_stops_for_good(
+def test_reads_fail_at_the_deadline_if_the_store_stops(
     serve: Serve, upstream: Upstream, run_mount: RunMount, options: tuple[str, ...]
 ) -> None:
     url = serve({"one": LARGE}, compression="none")
@@ -212,4 +215,4 @@ def test_the_store_stops_for_good(
             failed = ask("cat", path / "d")
             assert "Input/output error" in failed.errors
             assert failed.seconds < 7
-        until(lambda: ask("cat", path / "d").output == b"the last one", "it is there")
+        until(lambda: ask("cat", path / "d").output == b"the last one", "the file is there")

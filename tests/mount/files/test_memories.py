@@ -1,4 +1,4 @@
-"""What a mount remembers: names that were denied, files that the kernel reads by itself, closures to be fetched."""
+"""What a worker remembers: missing names, files that the kernel reads itself, closures to fetch, and log lines."""
 
 import logging
 import os
@@ -12,8 +12,8 @@ from narcore.errors import StoreUnavailable
 from narmount.daemon.ratelimit import LogRateLimit
 from narmount.files import missingnames, prefetch
 from narmount.files import passthrough as module
-from narmount.files.missingnames import DeniedNames
-from narmount.files.passthrough import PLAIN, Backings
+from narmount.files.missingnames import MissingNames
+from narmount.files.passthrough import PLAIN, PassthroughFiles
 from narmount.files.prefetch import Prefetch
 
 
@@ -24,9 +24,9 @@ class Clock:
         return self.now
 
 
-def test_denied_names_are_asked_for_less_and_less_often() -> None:
+def test_missing_names_are_looked_up_at_growing_intervals() -> None:
     clock = Clock()
-    names = DeniedNames(clock)
+    names = MissingNames(clock)
     names.add("a")
     times = []
     for second in range(0, 2000):
@@ -38,8 +38,8 @@ def test_denied_names_are_asked_for_less_and_less_often() -> None:
     assert len(names) == 0
 
 
-def test_the_last_denied_names_are_remembered() -> None:
-    names = DeniedNames()
+def test_the_most_recent_missing_names_are_remembered() -> None:
+    names = MissingNames()
     for number in range(missingnames.NAMES_MAX + 5):
         names.add(str(number))
     assert len(names) == missingnames.NAMES_MAX
@@ -49,7 +49,7 @@ def test_the_last_denied_names_are_remembered() -> None:
 
 
 class Device:
-    """Of the kernel's part: numbers of files, each of which is used once."""
+    """Stands in for the kernel: gives each open file a new backing id."""
 
     def __init__(self) -> None:
         self.open: set[int] = set()
@@ -73,53 +73,53 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 @pytest.fixture
 def fd() -> Iterator[int]:
-    fd = os.memfd_create("backings")
+    fd = os.memfd_create("passthrough-files")
     yield fd
     os.close(fd)
 
 
-def test_a_file_is_registered_once_and_kept_for_the_next_open(device: Device, fd: int) -> None:
-    backings = Backings(-1, fd, 1)
-    assert backings.open(7) is None
-    backings.add(7, 0)
-    backings.add(7, 0)
-    first, second = backings.open(7), backings.open(7)
+def test_a_file_is_registered_once_and_stays_for_the_next_open(device: Device, fd: int) -> None:
+    files = PassthroughFiles(-1, fd, 1)
+    assert files.open(7) is None
+    files.add(7, 0)
+    files.add(7, 0)
+    first, second = files.open(7), files.open(7)
     assert first is not None
     assert second is not None
     assert first[1] == second[1] == 1
     assert first[0] != second[0]
     for handle, _ in (first, second):
-        backings.released(7, handle)
-    assert backings.open(7) == (second[0] + 1, 1)
+        files.release(7, handle)
+    assert files.open(7) == (second[0] + 1, 1)
 
 
-def test_a_file_read_through_us_may_be_passed_through_when_it_was_closed(device: Device, fd: int) -> None:
-    backings = Backings(-1, fd, 1)
-    backings.add(7, None)
-    opened = backings.open(7)
+def test_a_file_read_through_the_worker_may_be_passed_through_after_it_was_closed(device: Device, fd: int) -> None:
+    files = PassthroughFiles(-1, fd, 1)
+    files.add(7, None)
+    opened = files.open(7)
     assert opened is not None
     assert opened[1] == PLAIN
-    backings.released(7, opened[0])
-    assert backings.open(7) is None
+    files.release(7, opened[0])
+    assert files.open(7) is None
 
 
-def test_what_is_open_stays_and_what_is_idle_goes(device: Device, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_files_stay_and_idle_files_are_limited(device: Device, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "IDLE_MAX", 2)
-    backings = Backings(-1, fd, 1)
-    backings.add(1, 0)
-    opened = backings.open(1)
+    files = PassthroughFiles(-1, fd, 1)
+    files.add(1, 0)
+    opened = files.open(1)
     assert opened is not None
     for node in range(2, 9):
-        backings.add(node, 0)
+        files.add(node, 0)
     assert device.open == {1, 7, 8}
-    backings.forgotten([1, 7, 99])  # the first is open again, whatever the kernel has forgotten
+    files.forget([1, 7, 99])  # node 1 has been opened again
     assert device.open == {1, 8}
-    backings.released(1, opened[0])
-    backings.forgotten([1])
+    files.release(1, opened[0])
+    files.forget([1])
     assert device.open == {8}
 
 
-class Kept:
+class Cached:
     def __init__(self) -> None:
         self.evicted = False
         self.touched = 0
@@ -131,117 +131,119 @@ class Kept:
         self.touched += 1
 
 
-def test_what_was_evicted_goes_when_nobody_has_it_open(device: Device, fd: int) -> None:
-    backings, idle, used = Backings(-1, fd, 1), Kept(), Kept()
-    backings.add(1, 0, idle)
-    backings.add(2, 0, used)
-    backings.add(3, None)
-    opened = backings.open(2)
+def test_an_evicted_file_is_closed_when_no_process_has_it_open(device: Device, fd: int) -> None:
+    files, idle, used = PassthroughFiles(-1, fd, 1), Cached(), Cached()
+    files.add(1, 0, idle)
+    files.add(2, 0, used)
+    files.add(3, None)
+    opened = files.open(2)
     assert opened is not None
     for turn in range(1, 4):
-        assert backings.sweep() == []
+        assert files.sweep() == []
         assert (idle.touched, used.touched, device.open) == (0, turn, {1, 2})
     idle.evicted = used.evicted = True
-    backings.sweep()
+    files.sweep()
     assert device.open == {2}
-    backings.released(2, opened[0])
-    backings.sweep()
+    files.release(2, opened[0])
+    files.sweep()
     assert device.open == set()
     assert (idle.touched, used.touched) == (0, 4)
 
 
-def test_what_was_opened_and_closed_between_two_sweeps_was_used(device: Device, fd: int) -> None:
-    backings, kept = Backings(-1, fd, 1), Kept()
-    backings.add(1, 0, kept)
-    opened = backings.open(1)
+def test_a_file_opened_and_closed_between_two_sweeps_counts_as_used(device: Device, fd: int) -> None:
+    files, cached = PassthroughFiles(-1, fd, 1), Cached()
+    files.add(1, 0, cached)
+    opened = files.open(1)
     assert opened is not None
-    backings.released(1, opened[0])
+    files.release(1, opened[0])
     for _ in range(2):
-        backings.sweep()
-        assert kept.touched == 1
+        files.sweep()
+        assert cached.touched == 1
 
 
-def test_what_an_earlier_worker_has_left_is_for_the_kernel_to_forget(device: Device, fd: int) -> None:
-    before = Backings(-1, fd, 1)
-    before.add(1, 0, Kept())
-    before.add(2, 0, Kept())
-    after = Backings(-1, fd, 2)
-    after.add(3, 0, Kept())
+def test_the_kernel_is_asked_to_forget_files_of_an_earlier_worker(device: Device, fd: int) -> None:
+    before = PassthroughFiles(-1, fd, 1)
+    before.add(1, 0, Cached())
+    before.add(2, 0, Cached())
+    after = PassthroughFiles(-1, fd, 2)
+    after.add(3, 0, Cached())
     after.open(2)
     assert after.sweep() == [1]
-    after.forgotten([1])
+    after.forget([1])
     assert after.sweep() == []
     assert device.open == {2, 3}
 
 
-def test_the_next_worker_takes_over(device: Device, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = Backings(-1, fd, 1)
+def test_the_next_worker_inherits_open_files(device: Device, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = PassthroughFiles(-1, fd, 1)
     before.add(1, 0)
     before.add(2, 0)
     opened = before.open(1)
     monkeypatch.setattr(module, "IDLE_MAX", 1)
     assert opened is not None
-    after = Backings(-1, fd, 2)
+    after = PassthroughFiles(-1, fd, 2)
     assert len(after) == 2
-    after.released(1, opened[0])  # opened by the other: how often is not known
+    after.release(1, opened[0])  # opened under the earlier worker: how often is unknown
     again = after.open(1)
     assert again is not None
     assert again[1] == opened[1]
     for node in (3, 4, 5):
         after.add(node, 0)
-    assert device.open >= {1, 2, 5}  # what was there before stays until the kernel forgets it
-    after.forgotten([1, 2])
+    assert device.open >= {1, 2, 5}  # inherited files stay until the kernel forgets them
+    after.forget([1, 2])
     assert device.open == {1, 5}
 
 
-def test_the_file_to_remember_by_stays_small(device: Device, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_of_records_stays_small(device: Device, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_FILE_MAX", 1000)
-    backings = Backings(-1, fd, 1)
+    files = PassthroughFiles(-1, fd, 1)
     for node in range(1000):
-        backings.add(node, 0)
-        backings.forgotten([node - 1])
+        files.add(node, 0)
+        files.forget([node - 1])
         assert os.fstat(fd).st_size < 1200
-    assert len(Backings(-1, fd, 2)) == 1
+    assert len(PassthroughFiles(-1, fd, 2)) == 1
 
 
-def test_killed_while_the_file_is_made_shorter(device: Device, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_survive_a_kill_before_the_file_is_truncated(
+    device: Device, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(fd: int, size: int) -> None:
         raise InterruptedError
 
     monkeypatch.setattr(module, "_FILE_MAX", 320)
     monkeypatch.setattr(os, "ftruncate", killed)
-    backings = Backings(-1, fd, 1)
+    files = PassthroughFiles(-1, fd, 1)
     node = 0
 
-    def use_more_and_more() -> None:
+    def add_nodes() -> None:
         nonlocal node
         while True:
             node += 1
-            backings.add(node, 0)
-            backings.forgotten([node - 3])
+            files.add(node, 0)
+            files.forget([node - 3])
 
     with pytest.raises(InterruptedError):
-        use_more_and_more()
+        add_nodes()
     os.pwrite(fd, b"torn", os.fstat(fd).st_size)
-    after = Backings(-1, fd, 2)
+    after = PassthroughFiles(-1, fd, 2)
     there = [each for each in range(1, node + 1) if after.open(each) is not None]
     assert there in ([node - 3, node - 2, node - 1, node], [node - 2, node - 1, node])
     monkeypatch.undo()
-    after.forgotten([node])
-    assert len(Backings(-1, fd, 3)) == len(there)  # it is open
+    after.forget([node])
+    assert len(PassthroughFiles(-1, fd, 3)) == len(there)  # it is open, so it stays
 
 
 @pytest.mark.parametrize("written", range(6))
-def test_killed_while_the_shorter_file_is_written(
+def test_records_survive_a_kill_while_the_compacted_file_is_written(
     device: Device, fd: int, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
-    """The kernel may end a write anywhere when the process is killed."""
-    backings = Backings(-1, fd, 1)
+    """When a process is killed, the kernel may end its write anywhere."""
+    files = PassthroughFiles(-1, fd, 1)
     for node in range(1, 6):
-        backings.add(node, 0)
-    backings.forgotten([2])
-    for node in (1, 3, 1):  # used: in the order of their use, they go to the end
-        backings.open(node)
+        files.add(node, 0)
+    files.forget([2])
+    for node in (1, 3, 1):  # each one used moves to the end of the order
+        files.open(node)
     whole = os.pwrite
 
     def killed(fd: int, data: bytes, offset: int) -> int:
@@ -253,16 +255,16 @@ def test_killed_while_the_shorter_file_is_written(
     monkeypatch.setattr(module, "_FILE_MAX", 0)
     monkeypatch.setattr(os, "pwrite", killed)
     with pytest.raises(InterruptedError):
-        backings.add(6, 0)
+        files.add(6, 0)
     monkeypatch.undo()
-    after = Backings(-1, fd, 2)
+    after = PassthroughFiles(-1, fd, 2)
     assert {node: opened[1] for node in range(1, 8) if (opened := after.open(node))} == {1: 1, 3: 3, 4: 4, 5: 5, 6: 6}
 
 
 CLOSURES = {"a": ("a", "b", "c"), "b": ("d",), "c": ("d", "e"), "d": (), "e": ("lost", "broken")}
 
 
-def test_a_closure_is_fetched_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_path_of_a_closure_is_fetched_once(caplog: pytest.LogCaptureFixture) -> None:
     fetched, done = [], threading.Event()
 
     def fetch(name: str) -> SimpleNamespace | None:
@@ -272,19 +274,21 @@ def test_a_closure_is_fetched_once(caplog: pytest.LogCaptureFixture) -> None:
             raise StoreUnavailable("down")
         return SimpleNamespace(narinfo=SimpleNamespace(references=CLOSURES[name])) if name in CLOSURES else None
 
-    closures = Prefetch(fetch)  # type: ignore[arg-type]  # a path info's part that is looked at
+    closures = Prefetch(fetch)  # type: ignore[arg-type]  # the part of a PathInfo that is used
     closures.add(["a", "c"])
     assert done.wait(10)
     while closures.pending:
         done.wait(0.01)
     assert sorted(fetched) == sorted([*CLOSURES, "lost", "broken"])
     assert {record.getMessage() for record in caplog.records} == {
-        "lost could not be fetched ahead: no store has it",
-        "broken could not be fetched ahead: down",
+        "lost: no store has it; not prefetching it",
+        "broken: down; not prefetching it",
     }
 
 
-def test_closures_are_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_number_of_queued_paths_is_limited(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(prefetch, "PATHS_MAX", 2)
     go = threading.Event()
 
@@ -293,11 +297,11 @@ def test_closures_are_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Lo
 
     closures = Prefetch(fetch)
     closures.add(["a", "b", "c"])
-    assert "c is not fetched ahead" in caplog.text
+    assert "c: 2 store paths are waiting; not prefetching it" in caplog.text
     go.set()
 
 
-def test_a_log_that_nobody_can_fill() -> None:
+def test_the_number_of_log_lines_is_limited() -> None:
     clock = Clock()
     limit = LogRateLimit(clock)
 

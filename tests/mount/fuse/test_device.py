@@ -1,4 +1,4 @@
-"""/dev/fuse for real: as root, as a user, and files that the kernel reads by itself."""
+"""The real /dev/fuse: as root, as a user, and files that the kernel reads itself."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ def _root() -> None:
 
 @contextmanager
 def connection(target: Path) -> Iterator[int]:
-    """A device that is mounted, and has agreed on passthrough."""
+    """A mounted device that has agreed on passthrough."""
     target.mkdir()
     fd = device.open_device()
     try:
@@ -56,7 +56,7 @@ def memory(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("where", [disk, memory])
-def test_the_kernel_takes_files_of(where: object, tmp_path: Path) -> None:
+def test_the_kernel_reads_files_of_disk_and_tmpfs(where: object, tmp_path: Path) -> None:
     assert callable(where)
     directory = where(tmp_path)
     assert device.may_pass_through(directory) == ""
@@ -72,7 +72,7 @@ def test_the_kernel_takes_files_of(where: object, tmp_path: Path) -> None:
         device.close_backing(fd, second)
 
 
-def test_it_takes_none_of_an_overlay(tmp_path: Path) -> None:
+def test_files_of_an_overlay_are_refused(tmp_path: Path) -> None:
     for name in ("lower", "upper", "work", "overlay"):
         (tmp_path / name).mkdir()
     syscalls.mount_overlay(
@@ -90,25 +90,24 @@ def test_it_takes_none_of_an_overlay(tmp_path: Path) -> None:
         syscalls.unmount(tmp_path / "overlay", lazy=True)
 
 
-def test_a_link_to_the_cache_is_followed(tmp_path: Path) -> None:
+def test_a_link_to_the_cache_directory_is_followed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/proc")
     mounting.need_passthrough(tmp_path)
     assert mount_of(Path(os.path.realpath(tmp_path / "link"))).fs_type == "proc"
-    assert (
-        device.may_pass_through(tmp_path / "link") == ""
-    )  # not stacked; that nothing can be kept there shows elsewhere
+    # procfs is not a stacked file system. That it can't hold a cache is found out elsewhere.
+    assert device.may_pass_through(tmp_path / "link") == ""
 
 
-def test_there_is_no_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_is_an_error_with_a_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "DEVICE", str(tmp_path / "fuse"))
     with pytest.raises(MountError, match="modprobe fuse"):
         device.open_device()
-    os.mknod(tmp_path / "fuse", stat.S_IFCHR | 0o600, os.makedev(10, 0))  # a number that nothing has
+    os.mknod(tmp_path / "fuse", stat.S_IFCHR | 0o600, os.makedev(10, 0))  # a number without a driver
     with pytest.raises(MountError, match="can't open"):
         device.open_device()
 
 
-def test_the_device_is_not_for_children() -> None:
+def test_child_processes_do_not_inherit_the_device() -> None:
     fd = device.open_device()
     assert not os.get_inheritable(fd)
     os.close(fd)
@@ -131,7 +130,7 @@ try:
     (mount,) = mounts_at(target)
     assert {"ro", "nosuid", "nodev"} <= {*mount.options}
     print(mount.fs_type, mount.source, "user_id=65534" in mount.super_options)
-    assert len(os.read(fd, 70000)) >= 56, "the kernel begins"
+    assert len(os.read(fd, 70000)) >= 56, "the kernel sends INIT"
     device.unmount_as_user(target)
     assert mounts_at(target) == []
     fd = device.mount_as_user(target, allow_other=False)
@@ -143,8 +142,9 @@ except MountError as error:
 
 
 def as_nobody(target: Path, who: str = "me", *, mode: int = 0o666, before: str = ":") -> list[str]:
-    """What AS_NOBODY prints, where /dev/fuse has this mode: in a mount namespace, so that nobody else has it."""
-    needs.programs(("unshare", "fusermount3"))
+    """Return what AS_NOBODY prints if /dev/fuse has this mode. A mount namespace hides the change from other processes."""
+    for tool in ("unshare", "fusermount3"):
+        mounting.tools_or_skip(tool)
     script = f"""set -e
         mount -t tmpfs -o mode=755 tmpfs /mnt
         mknod -m {mode:o} /mnt/fuse c 10 229
@@ -168,46 +168,48 @@ def as_nobody(target: Path, who: str = "me", *, mode: int = 0o666, before: str =
 
 @pytest.fixture
 def target() -> Iterator[Path]:
-    """A directory that every user can get to."""
+    """A directory that every user can reach."""
     path = Path(f"/var/tmp/nar-serve-test-{os.getpid()}")
     path.mkdir()
     yield path
     path.rmdir()
 
 
-def test_a_user_mounts_by_fusermount3(target: Path) -> None:
+def test_a_user_mounts_with_fusermount3(target: Path) -> None:
     os.chown(target, NOBODY, NOBODY)
     mounted, refusal = as_nobody(target)
     assert mounted == "fuse.nar-serve nar-serve True"
     assert refusal.startswith(f"can't unmount {target}: fusermount3: entry for {target} not found")
 
 
-def test_what_is_refused_to_a_user_comes_with_a_next_step(target: Path) -> None:
+def test_refusals_to_a_user_name_a_next_step(target: Path) -> None:
     (line,) = as_nobody(target)
     assert "no write access to mountpoint" in line
-    assert line.endswith("the directory has to be yours")
+    assert line.endswith("the directory has to belong to you")
     os.chown(target, NOBODY, NOBODY)
     (line,) = as_nobody(target, mode=0o600)
     assert line.endswith("chmod 666 /dev/fuse)")
     no_permission = "printf '#user_allow_other\\n' > /mnt/conf; mount --bind /mnt/conf /etc/fuse.conf"
     (line,) = as_nobody(target, "all", before=no_permission)
-    assert line.endswith("or do without --allow-other")
+    assert line.endswith("or leave out --allow-other")
 
 
-def test_others_see_it_when_the_machine_allows_that(target: Path) -> None:
+def test_other_users_see_the_mount_if_fuse_conf_allows_it(target: Path) -> None:
     os.chown(target, NOBODY, NOBODY)
     permission = "echo user_allow_other > /mnt/conf; mount --bind /mnt/conf /etc/fuse.conf"
     mounted, _ = as_nobody(target, "all", before=permission)
     assert mounted == "fuse.nar-serve nar-serve True"
 
 
-def test_fusermount3_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_fusermount3_is_an_error_with_a_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MountError, match="install the package fuse3"):
         device.mount_as_user(tmp_path, allow_other=False)
 
 
-def test_a_fusermount3_that_hangs_or_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fusermount3_that_hangs_or_prints_nothing_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(device, "FUSERMOUNT_SECONDS", 0.3)
     program = tmp_path / "fusermount3"

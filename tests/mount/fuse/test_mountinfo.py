@@ -1,4 +1,4 @@
-"""Lines of mountinfo, and those of this machine."""
+"""Parsing mountinfo, and the mounts of this machine."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from narmount.fuse.mountinfo import Mount, mount_of, mounts, mounts_at
 from tests import needs
 
 
-def test_a_line() -> None:
+def test_a_line_is_parsed() -> None:
     line = rb"36 35 98:0 /mnt1 /mnt/a\040b\011c\012d\134e ro,noatime master:1 shared:7 - fuse.nar-serve nar-serve ro,user_id=0"
     assert Mount.parse(line) == Mount(
         id=36,
@@ -25,19 +25,19 @@ def test_a_line() -> None:
     )
 
 
-def test_what_may_be_missing_or_strange() -> None:
+def test_optional_fields_may_be_missing_and_names_may_be_any_bytes() -> None:
     mount = Mount.parse(b"1 1 0:1 / /\xff\\304 rw - tmpfs  rw")  # no optional fields, and no source
     assert mount.source == ""
     assert os.fsencode(mount.target) == b"/\xff\xc4"
 
 
 @pytest.mark.parametrize("line", [b"", b"1 2 0:1 / / rw", b"1 2 - tmpfs x rw", b"x 1 0:1 / / rw - tmpfs x rw"])
-def test_what_is_no_line(line: bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011  of several kinds
+def test_other_lines_are_refused(line: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  several messages
         Mount.parse(line)
 
 
-def test_those_of_this_machine() -> None:
+def test_mounts_of_this_machine_are_found_by_target_and_by_path() -> None:
     assert [mount.target for mount in mounts_at(Path("/proc/x/.."))] == [Path("/proc")]
     assert mounts_at(Path("/proc"))[0] in mounts()
     assert mounts_at(Path("/proc/self")) == []
@@ -56,8 +56,8 @@ def test_a_path_of_a_chroot_is_in_no_mount() -> None:
         mount_of(Path("/procedure"), mounts_at(Path("/proc")))
 
 
-def test_the_one_on_top_comes_last(tmp_path: Path) -> None:
-    needs.fuse()
+def test_the_topmost_mount_comes_last(tmp_path: Path) -> None:
+    mounting.need_root()
     strange = tmp_path / "a \\ b\n\tc\r\x0b\x0c\x1c"
     strange.mkdir()
     (tmp_path / "one").mkdir()

@@ -1,4 +1,4 @@
-"""The server on a socket instead of a device: packets in, packets out."""
+"""The request loop on a socket instead of the device: packets in, packets out."""
 
 import errno
 import os
@@ -16,15 +16,16 @@ import pytest
 
 from narcore.errors import StoreUnavailable
 from narmount.fuse import protocol
-from narmount.fuse.fatalsignals import is_dying
+from narmount.fuse.fatalsignals import has_fatal_signal
 from narmount.fuse.protocol import Agreed, Notify, Opcode
-from narmount.fuse.server import Server, Slow
+from narmount.fuse.server import FuseServer, Slow
+from tests.mount.mounting import until
 
 NEW, OLD = Agreed(45, False, True), Agreed(38, False, False)
 
 
 class Kernel:
-    """The other side of the device."""
+    """The kernel's side of the device."""
 
     def __init__(self) -> None:
         self.own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -40,7 +41,7 @@ class Kernel:
         self.ask(Opcode.INTERRUPT, unique | 1, body=protocol.INTERRUPT.pack(unique))
 
     def answer(self) -> tuple[int, int, bytes]:
-        """Unique, errno, body."""
+        """Return the number of the request, the errno, and the body."""
         packet = self.own.recv(1 << 20)
         length, error, unique = protocol.ANSWER.unpack_from(packet)
         assert length == len(packet)
@@ -52,7 +53,7 @@ class Kernel:
 
 
 class Files:
-    """``slow`` is what READLINK needs first, LOOKUP answers at once, OPEN is refused and READ breaks."""
+    """READLINK needs the work ``slow`` first, LOOKUP is answered immediately, OPEN is refused, and READ has a bug."""
 
     def __init__(self, slow: Callable[[], object] = lambda: None, progress: Callable[[], int] = lambda: 0) -> None:
         self.slow = slow
@@ -69,7 +70,7 @@ class Files:
                 raise Slow(("slow", node_id), lambda: self._work(node_id), self.progress)
             return b"target"
         if opcode == Opcode.READ:
-            raise ZeroDivisionError("a mistake of ours")
+            raise ZeroDivisionError("a bug")
         raise OSError(errno.ENOSYS, "not implemented")
 
     def _work(self, node_id: int) -> None:
@@ -91,8 +92,8 @@ def kernel() -> Iterator[Kernel]:
 @contextmanager
 def serving(
     kernel: Kernel, files: Files, agreed: Agreed = NEW, *, deadline: float = 10.0, resumed: bool = False
-) -> Iterator[Server]:
-    server = Server(kernel.device, files, agreed, deadline=deadline, resumed=resumed)
+) -> Iterator[FuseServer]:
+    server = FuseServer(kernel.device, files, agreed, deadline=deadline, resumed=resumed)
     thread = threading.Thread(target=server.serve)
     thread.start()
     yield server
@@ -100,13 +101,13 @@ def serving(
     thread.join(10)
     readers = [each for each in threading.enumerate() if each.name.startswith("reader-")]
     for _ in readers:
-        kernel.ask(Opcode.STATFS, 2**40)  # each of them ends with what it reads next, if it has not ended yet
+        kernel.ask(Opcode.STATFS, 2**40)  # a reader that still runs ends with the next request
     for each in (thread, *readers):
         each.join(10)
         assert not each.is_alive()
 
 
-def test_answers_and_refusals(kernel: Kernel) -> None:
+def test_requests_are_answered_refused_and_counted(kernel: Kernel) -> None:
     files = Files()
     with serving(kernel, files) as server:
         kernel.ask(Opcode.LOOKUP, 2, body=b"name\0")
@@ -120,12 +121,12 @@ def test_answers_and_refusals(kernel: Kernel) -> None:
         kernel.ask(Opcode.BATCH_FORGET, 10, 0, struct.pack("=IIQQQQ", 2, 0, 5, 1, 6, 1))
         kernel.ask(Opcode.LOOKUP, 12)
         assert kernel.answer()[0] == 12
-        until(lambda: sorted(files.forgotten) == [5, 6, 17])  # which the other thread may have read
+        until(lambda: sorted(files.forgotten) == [5, 6, 17])  # the other thread may have read them
         counts = server.counts()
         assert (counts["lookup"], counts["open"], counts["forget"], counts["batch_forget"]) == (2, 1, 1, 1)
 
 
-def test_the_work_is_done_once_for_all_who_wait(kernel: Kernel) -> None:
+def test_requests_that_wait_for_the_same_work_share_it(kernel: Kernel) -> None:
     go = threading.Event()
     files = Files(lambda: go.wait(10))
     with serving(kernel, files) as server:
@@ -133,13 +134,13 @@ def test_the_work_is_done_once_for_all_who_wait(kernel: Kernel) -> None:
             kernel.ask(Opcode.READLINK, unique, 9)
         until(lambda: server.waiting == 20)
         kernel.ask(Opcode.LOOKUP, 100)
-        assert kernel.answer()[0] == 100  # another one does not wait
+        assert kernel.answer()[0] == 100  # a request for something else does not wait
         go.set()
         assert sorted(kernel.answer() for _ in range(20)) == [(unique, 0, b"target") for unique in range(2, 42, 2)]
         assert (files.works, server.waiting) == (1, 0)
 
 
-def test_who_is_killed_is_let_go_and_the_others_are_not(kernel: Kernel) -> None:
+def test_only_killed_processes_are_answered_early(kernel: Kernel) -> None:
     go = threading.Event()
     files = Files(lambda: go.wait(10))
     with serving(kernel, files) as server:
@@ -148,7 +149,7 @@ def test_who_is_killed_is_let_go_and_the_others_are_not(kernel: Kernel) -> None:
         until(lambda: server.waiting == 2)
         kernel.interrupt(2)
         assert kernel.answer() == (2, errno.EINTR, b"")
-        kernel.interrupt(6)  # which the other thread has read, but has not seen to wait yet
+        kernel.interrupt(6)  # another thread may have read the request, but does not wait for its work yet
         until(lambda: server.interrupts == 2)
         kernel.ask(Opcode.READLINK, 6, 9)
         assert kernel.answer() == (6, errno.EINTR, b"")
@@ -156,7 +157,7 @@ def test_who_is_killed_is_let_go_and_the_others_are_not(kernel: Kernel) -> None:
         assert kernel.answer() == (4, 0, b"target")
 
 
-def test_who_gets_a_signal_is_let_go_only_if_it_ends_it(kernel: Kernel) -> None:
+def test_a_signal_that_does_not_end_the_process_changes_nothing(kernel: Kernel) -> None:
     go = threading.Event()
     files = Files(lambda: go.wait(10))
     ready = "import signal, time; signal.signal(signal.SIGUSR1, print); print(flush=True); time.sleep(60)"
@@ -179,34 +180,29 @@ def test_who_gets_a_signal_is_let_go_only_if_it_ends_it(kernel: Kernel) -> None:
         go.set()
 
 
-@contextmanager
-def blocked_in_the_kernel(*, deadly: bool) -> Iterator[int]:
-    """A process that gets a signal and can't act on it: it is stopped."""
-    program = (
-        "import signal, time; signal.signal(signal.SIGUSR1, print); signal.signal(signal.SIGQUIT, signal.SIG_DFL);"
-        "print(flush=True); time.sleep(60)"
-    )
+def blocked_in_the_kernel(*, fatal: bool) -> Iterator[int]:
+    """A process that has got a signal and can't act on it, since it is stopped."""
+    program = "import signal, time; signal.signal(signal.SIGUSR1, print); print(flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None
-            process.stdout.readline()
-            process.send_signal(signal.SIGSTOP)
-            os.waitpid(process.pid, os.WUNTRACED)
-            process.send_signal(signal.SIGQUIT if deadly else signal.SIGUSR1)
-            yield process.pid
-        finally:
-            process.kill()  # also ends a process that is stopped
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        process.send_signal(signal.SIGQUIT if fatal else signal.SIGUSR1)
+        yield process.pid
+        process.kill()
+        process.send_signal(signal.SIGCONT)
 
 
-@pytest.mark.parametrize("deadly", [False, True])
-def test_which_signals_end_a_process(*, deadly: bool) -> None:
-    with blocked_in_the_kernel(deadly=deadly) as pid:
-        assert is_dying(pid) == deadly
-    assert is_dying(pid)  # it is gone
-    assert is_dying(0)  # of another namespace
+@pytest.mark.parametrize("fatal", [False, True])
+def test_only_fatal_signals_count(*, fatal: bool) -> None:
+    for pid in blocked_in_the_kernel(fatal=fatal):
+        assert has_fatal_signal(pid) == fatal
+    assert has_fatal_signal(pid)  # the process has ended
+    assert has_fatal_signal(0)  # a process of another namespace
 
 
-def test_a_failure_is_an_error_for_all_and_for_a_moment(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_answered_to_all_requests_for_a_moment(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("narmount.fuse.server.FAILURE_SECONDS", 0.3)
 
     def fail() -> None:
@@ -225,7 +221,7 @@ def test_a_failure_is_an_error_for_all_and_for_a_moment(kernel: Kernel, monkeypa
         assert kernel.answer() == (6, 0, b"target")
 
 
-def test_without_progress_nobody_waits_beyond_the_deadline(kernel: Kernel) -> None:
+def test_requests_fail_at_the_deadline_without_progress(kernel: Kernel) -> None:
     go, begun = threading.Event(), time.monotonic()
 
     def progress() -> int:
@@ -237,19 +233,21 @@ def test_without_progress_nobody_waits_beyond_the_deadline(kernel: Kernel) -> No
         assert kernel.answer() == (2, errno.EIO, b"")
         assert 2.1 <= time.monotonic() - begun < 4
         kernel.ask(Opcode.READLINK, 4, 9)
-        assert kernel.answer() == (4, errno.EIO, b"")  # at once
+        assert kernel.answer() == (4, errno.EIO, b"")  # immediately
         go.set()
         until(lambda: 9 in files.done)
         kernel.ask(Opcode.READLINK, 6, 9)
         assert kernel.answer() == (6, 0, b"target")
 
 
-def test_work_that_nobody_waits_for_any_more_is_not_begun(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_that_no_request_waits_for_is_not_begun(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("narmount.fuse.server.WORKERS", 1)
     go = threading.Event()
     files = Files(lambda: go.wait(10))
     with serving(kernel, files) as server:
-        for unique, node_id in ((2, 8), (4, 9), (6, 10)):
+        kernel.ask(Opcode.READLINK, 2, 8)
+        until(lambda: files.works == 1)  # the other requests come later: two threads read requests, in no certain order
+        for unique, node_id in ((4, 9), (6, 10)):
             kernel.ask(Opcode.READLINK, unique, node_id)
         until(lambda: server.waiting == 3)
         kernel.interrupt(4)
@@ -257,11 +255,11 @@ def test_work_that_nobody_waits_for_any_more_is_not_begun(kernel: Kernel, monkey
         go.set()
         assert sorted(kernel.answer() for _ in range(2)) == [(2, 0, b"target"), (6, 0, b"target")]
         assert files.done == {8, 10}
-        kernel.ask(Opcode.READLINK, 12, 9)  # it is begun anew
+        kernel.ask(Opcode.READLINK, 12, 9)  # the work begins
         assert kernel.answer() == (12, 0, b"target")
 
 
-def test_what_never_stays_is_given_up(kernel: Kernel) -> None:
+def test_work_whose_result_is_lost_again_is_given_up(kernel: Kernel) -> None:
     files = Files()
     files.done = type("Never", (set,), {"add": lambda self, item: None})()
     with serving(kernel, files):
@@ -270,26 +268,29 @@ def test_what_never_stays_is_given_up(kernel: Kernel) -> None:
         assert files.works == 3
 
 
-def test_a_worker_that_takes_over_asks_for_what_was_read(kernel: Kernel) -> None:
+def test_a_new_worker_asks_for_the_unanswered_requests(kernel: Kernel) -> None:
     with serving(kernel, Files(), resumed=True):
         assert kernel.own.recv(100) == protocol.notification(Notify.RESEND)
         kernel.ask(Opcode.LOOKUP, 2 | 1 << 63)
         assert kernel.answer() == (2 | 1 << 63, 0, b"found ")
 
 
-def test_where_nothing_is_sent_again_killed_processes_are_let_go(kernel: Kernel) -> None:
+@pytest.mark.parametrize(("agreed", "sent"), [(NEW, [Notify.PRUNE, Notify.INVAL_INODE]), (OLD, [Notify.INVAL_INODE])])
+def test_a_notification_that_the_kernel_does_not_know_is_not_sent(
+    kernel: Kernel, agreed: Agreed, sent: list[Notify]
+) -> None:
+    server = FuseServer(kernel.device, Files(), agreed, deadline=10.0)
+    server.notify(Notify.PRUNE, protocol.prune([5]))
+    server.notify(Notify.INVAL_INODE, protocol.INVAL_INODE.pack(5, 0, -1))
+    assert [-kernel.answer()[1] for _ in sent] == sent
+
+
+def test_killed_processes_of_an_earlier_worker_are_answered_if_requests_are_not_sent_again(kernel: Kernel) -> None:
     with serving(kernel, Files(), OLD, resumed=True):
         kernel.ask(Opcode.LOOKUP, 100)
         assert kernel.answer()[0] == 100
-        kernel.interrupt(50)  # was read by the worker before
+        kernel.interrupt(50)  # read by the earlier worker
         assert kernel.answer() == (50, errno.EINTR, b"")
-        kernel.interrupt(102)  # was read by this one
+        kernel.interrupt(102)  # read by this worker
         kernel.ask(Opcode.LOOKUP, 104)
         assert kernel.answer()[0] == 104
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

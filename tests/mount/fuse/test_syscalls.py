@@ -1,4 +1,4 @@
-"""mount(2) and umount2(2) for real, on directories of the test."""
+"""The real mount(2) and umount2(2), on directories of the test."""
 
 import os
 import subprocess
@@ -17,8 +17,8 @@ from tests import ROOT, needs
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path) -> Iterator[Path]:
-    """Directories to mount things at. Nothing stays mounted there."""
-    needs.fuse()
+    """Directories to mount at. The fixture unmounts everything there."""
+    mounting.need_root()
     for name in ("lower", "upper", "work", "target"):
         (tmp_path / name).mkdir()
     (tmp_path / "lower/known").write_text("below")
@@ -36,7 +36,7 @@ def overlay(place: Path, **options: bool) -> Path:
     return place / "target"
 
 
-def test_a_fuse_file_system_is_mounted_read_only_and_harmless(place: Path) -> None:
+def test_a_fuse_file_system_is_mounted_read_only_without_devices_and_set_user_id(place: Path) -> None:
     fd = device.open_device()
     try:
         syscalls.mount_fuse(fd, place / "target", allow_other=True)
@@ -50,7 +50,7 @@ def test_a_fuse_file_system_is_mounted_read_only_and_harmless(place: Path) -> No
         os.close(fd)
 
 
-def test_only_its_owner_sees_it_unless_others_are_allowed(place: Path) -> None:
+def test_only_the_owner_sees_a_mount_without_allow_other(place: Path) -> None:
     fd = device.open_device()
     try:
         syscalls.mount_fuse(fd, place / "target", allow_other=False)
@@ -69,18 +69,18 @@ def test_a_dead_mount_can_be_unmounted(place: Path) -> None:
     assert mounts_at(place / "target") == []
 
 
-def test_a_bind_shows_and_does_not_let_write(place: Path) -> None:
+def test_a_bind_mount_is_read_only(place: Path) -> None:
     syscalls.bind_read_only(place / "lower", place / "target")
     assert (place / "target/known").read_text() == "below"
     with pytest.raises(OSError, match="Read-only"):
         (place / "target/new").touch()
     (mount,) = mounts_at(place / "target")
     assert {"ro", "nosuid", "nodev"} <= {*mount.options}
-    (place / "lower/later").touch()  # what is shown is not changed by it
+    (place / "lower/later").touch()  # the source stays writable
     assert (place / "target/later").exists()
 
 
-def test_a_bind_that_can_not_be_made_read_only_is_undone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bind_mount_that_can_not_be_made_read_only_is_undone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = syscalls._mount
 
     def mount(source: str | None, target: Path, fs_type: str | None, flags: int, options: str | None) -> None:
@@ -94,7 +94,7 @@ def test_a_bind_that_can_not_be_made_read_only_is_undone(place: Path, monkeypatc
     assert mounts_at(place / "target") == []
 
 
-def test_what_is_written_stays_in_the_upper_layer(place: Path) -> None:
+def test_changes_stay_in_the_upper_layer(place: Path) -> None:
     target = overlay(place)
     (target / "known").write_text("above")
     assert (place / "lower/known").read_text() == "below"
@@ -105,7 +105,7 @@ def test_what_is_written_stays_in_the_upper_layer(place: Path) -> None:
     assert {"fsync=volatile", "volatile"} & {*mount.super_options}
 
 
-def test_an_upper_layer_that_is_kept_is_synced_and_mounted_again(place: Path) -> None:
+def test_an_overlay_that_is_not_volatile_can_be_mounted_again(place: Path) -> None:
     target = overlay(place, volatile=False)
     assert not {"fsync=volatile", "volatile"} & {*mounts_at(target)[0].super_options}
     (target / "mine").write_text("kept")
@@ -113,13 +113,13 @@ def test_an_upper_layer_that_is_kept_is_synced_and_mounted_again(place: Path) ->
     assert (overlay(place, volatile=False) / "mine").read_text() == "kept"
 
 
-def test_a_flush_shows_what_has_appeared_below_and_disturbs_nobody(place: Path) -> None:
+def test_a_flush_shows_new_names_of_the_lower_layer_and_keeps_open_files(place: Path) -> None:
     target = overlay(place)
     before = mounts_at(target)
     assert not (target / "late").exists()
     with (target / "open").open("w") as file:
         (place / "lower/late").write_text("there")
-        assert not (target / "late").exists()  # it is this that the flush is for
+        assert not (target / "late").exists()  # the overlay remembers that the name was missing
         syscalls.flush_overlay(target)
         assert (target / "late").read_text() == "there"
         file.write("goes on")
@@ -127,7 +127,7 @@ def test_a_flush_shows_what_has_appeared_below_and_disturbs_nobody(place: Path) 
     assert mounts_at(target) == before
 
 
-def test_lazily_also_what_is_in_use(place: Path) -> None:
+def test_a_lazy_unmount_works_while_the_mount_is_in_use(place: Path) -> None:
     target = overlay(place)
     with (target / "known").open() as file:
         with pytest.raises(MountError, match="busy; something is using it") as caught:
@@ -141,7 +141,7 @@ def test_lazily_also_what_is_in_use(place: Path) -> None:
 @pytest.mark.parametrize("name", ["a,b", "a:b", "a\\b"])
 def test_a_layer_that_overlayfs_would_misread_is_refused(place: Path, name: str) -> None:
     (place / name).mkdir()
-    with pytest.raises(MountError, match="can't be told to every kernel"):
+    with pytest.raises(MountError, match="not every kernel accepts"):
         syscalls.mount_overlay(
             place / "target", name="x", lower=place / name, upper=place / "upper", work=place / "work"
         )
@@ -189,7 +189,7 @@ def mount_no_device(place: Path) -> None:
         (mount_no_device, "Invalid argument"),
     ],
 )
-def test_what_fails_says_what_it_was(place: Path, attempt: Callable[[Path], None], said: str) -> None:
+def test_errors_name_the_cause_and_the_path(place: Path, attempt: Callable[[Path], None], said: str) -> None:
     with pytest.raises(MountError, match=said) as caught:
         attempt(place)
     assert str(place) in str(caught.value)
@@ -204,7 +204,7 @@ from narmount.fuse.mountinfo import mounts_at
 place = Path(sys.argv[1])
 assert not syscalls.in_initial_user_namespace()
 assert device.may_mount()
-assert device.may_pass_through(place) == "it is not for user namespaces"
+assert device.may_pass_through(place) == "user namespaces can't use it"
 syscalls.mount_overlay(place / "target", name="x", lower=place / "lower", upper=place / "upper", work=place / "work")
 (place / "target/known").unlink()
 (place / "target/known").mkdir()
@@ -216,7 +216,7 @@ assert mounts_at(place / "target")[0].fs_type == "fuse.nar-serve"
 """
 
 
-def test_in_a_user_namespace(place: Path) -> None:
+def test_mounting_works_in_a_user_namespace(place: Path) -> None:
     unshare = ["unshare", "--user", "--map-root-user", "--mount"]
     if subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode:
         needs.missing("user namespaces", "allow them in the settings of the kernel")
@@ -226,7 +226,7 @@ def test_in_a_user_namespace(place: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_without_privileges(place: Path) -> None:
+def test_mounting_without_privileges_is_refused(place: Path) -> None:
     program = """if True:
         import sys
         from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a platform can't carry in one answer, on its own runtime code: ranges, the bucket, and errors that help."""
+"""Responses above the size limit of a platform, on its own runtime: ranges, offloading to a bucket, and helpful errors."""
 
 import hashlib
 import io
@@ -18,7 +18,8 @@ from narserve.awslambda.buffered import CARRIES
 from tests import needs
 from tests.builders import Tree, binary_cache, store_path
 from tests.e2e import fronts, s3
-from tests.e2e.client import Answer, Client, digest, url_path
+from tests.e2e.cache_support import write_cache
+from tests.e2e.client import Client, ClientResponse, digest, url_path
 from tests.e2e.fronts import Front
 from tests.e2e.s3 import S3
 
@@ -42,13 +43,8 @@ BINARY = "application/octet-stream"
 
 @pytest.fixture(scope="module")
 def large_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URL of a binary cache that holds TREE, as ``large``."""
-    directory = tmp_path_factory.mktemp("large")
-    for name, data in binary_cache({"large": TREE}, listings=False).items():
-        path = directory / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(data)
-    return directory.as_uri()
+    """The URL of a binary cache that contains TREE as ``large``."""
+    return write_cache(tmp_path_factory.mktemp("large"), {"large": TREE}, listings=False).as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +55,7 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
 
 @pytest.fixture(scope="module")
 def with_bucket(large_cache: str, bucket: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """On awslambdaric, with a bucket."""
+    """A client of a front on awslambdaric, with a bucket."""
     directory = tmp_path_factory.mktemp("with-bucket")
     settings = bucket.settings | {"NAR_CACHE_URL": large_cache, "NAR_CACHE_DIR": str(directory / "nars")}
     with fronts.running(settings, directory / "log", kind="lambda") as front, Client(front) as client:
@@ -68,15 +64,15 @@ def with_bucket(large_cache: str, bucket: S3, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def without_bucket(large_cache: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """On awslambdaric, without a bucket."""
+    """A client of a front on awslambdaric, without a bucket."""
     directory = tmp_path_factory.mktemp("without-bucket")
     settings = {"NAR_CACHE_URL": large_cache, "NAR_CACHE_DIR": str(directory / "nars")}
     with fronts.running(settings, directory / "log", kind="lambda") as front, Client(front) as client:
         yield client
 
 
-def fetched(redirect: Answer, headers: dict[str, str] | None = None) -> Answer:
-    """What a client gets that follows the redirect, and sends its headers again."""
+def follow(redirect: ClientResponse, headers: dict[str, str] | None = None) -> ClientResponse:
+    """Follow a redirect to the bucket, with ``headers``, and return the response."""
     assert redirect.status == 302, redirect
     assert redirect.header("Cache-Control") == "no-store"
     assert redirect.header("Access-Control-Allow-Origin") == "*"
@@ -85,12 +81,12 @@ def fetched(redirect: Answer, headers: dict[str, str] | None = None) -> Answer:
     try:
         connection.request("GET", f"{url.path}?{url.query}", headers=headers or {})
         response = connection.getresponse()
-        return Answer(response.status, response.msg, response.read())
+        return ClientResponse(response.status, response.msg, response.read())
     finally:
         connection.close()
 
 
-def test_slices_that_fit_are_sent(with_bucket: Client, without_bucket: Client, bucket: S3) -> None:
+def test_ranges_below_the_limit_are_sent_directly(with_bucket: Client, without_bucket: Client, bucket: S3) -> None:
     for client in (with_bucket, without_bucket):
         for header, start, stop in (
             ("bytes=0-9", 0, 10),
@@ -105,35 +101,35 @@ def test_slices_that_fit_are_sent(with_bucket: Client, without_bucket: Client, b
     assert bucket.uploads() == 0
 
 
-def test_a_large_file_comes_out_of_the_bucket(with_bucket: Client, bucket: S3) -> None:
+def test_a_large_file_is_redirected_to_the_bucket(with_bucket: Client, bucket: S3) -> None:
     before = bucket.uploads()
     first = with_bucket.get(f"{ROOT}/data.bin")
-    got = fetched(first)
+    got = follow(first)
     assert (got.status, digest(got.body)) == (200, digest(DATA))
     assert got.header("Content-Type") == BINARY
     assert got.header("Content-Disposition") == 'inline; filename="data.bin"'
     assert "immutable" in got.header("Cache-Control")
     assert bucket.uploads() == before + 1
 
-    assert fetched(with_bucket.get(f"{ROOT}/data.bin?download")).header("Content-Disposition") == (
+    assert follow(with_bucket.get(f"{ROOT}/data.bin?download")).header("Content-Disposition") == (
         'attachment; filename="data.bin"'
     )
-    part = {"Range": f"bytes=5-{5 + CARRIES}"}  # one byte too much to be sent from here
-    got = fetched(with_bucket.get(f"{ROOT}/data.bin", part), part)
+    part = {"Range": f"bytes=5-{5 + CARRIES}"}  # one byte above the limit
+    got = follow(with_bucket.get(f"{ROOT}/data.bin", part), part)
     assert (got.status, digest(got.body)) == (206, digest(DATA[5 : 6 + CARRIES]))
     assert bucket.uploads() == before + 1
     assert bucket.unfinished() == []
 
 
-def test_a_range_that_comes_first_puts_the_whole_file_there(with_bucket: Client) -> None:
+def test_a_range_request_uploads_the_whole_file(with_bucket: Client) -> None:
     part = {"Range": "bytes=1-", "If-None-Match": '"other"'}
     redirect = with_bucket.get(f"{ROOT}/ranged", part)
-    assert digest(fetched(redirect).body) == digest(b"0123456789" * 500_000)
-    assert fetched(redirect, {"Range": "bytes=1-"}).header("Content-Range") == "bytes 1-4999999/5000000"
+    assert digest(follow(redirect).body) == digest(b"0123456789" * 500_000)
+    assert follow(redirect, {"Range": "bytes=1-"}).header("Content-Range") == "bytes 1-4999999/5000000"
 
 
-def test_a_name_and_a_type_of_their_own(with_bucket: Client) -> None:
-    got = fetched(with_bucket.get(f"{ROOT}/caf%C3%A9%20%E2%82%AC.css"))
+def test_objects_have_the_name_and_type_of_the_file(with_bucket: Client) -> None:
+    got = follow(with_bucket.get(f"{ROOT}/caf%C3%A9%20%E2%82%AC.css"))
     assert got.header("Content-Type") == "text/css; charset=utf-8"
     assert got.header("Content-Disposition") == (
         "inline; filename=\"caf_ _.css\"; filename*=UTF-8''caf%C3%A9%20%E2%82%AC.css"
@@ -154,12 +150,12 @@ def test_conditions_and_head_need_no_bucket(with_bucket: Client, without_bucket:
     assert bucket.uploads() == before
 
 
-def test_one_upload_for_many_that_ask_at_once(large_cache: str, bucket: S3, tmp_path: Path) -> None:
+def test_concurrent_requests_share_one_upload(large_cache: str, bucket: S3, tmp_path: Path) -> None:
     before = bucket.uploads()
     settings = bucket.settings | {"NAR_CACHE_URL": large_cache, "NAR_CACHE_DIR": str(tmp_path / "nars")}
     shape = fronts.Shape(workers=3)  # four processes
 
-    def ask(front: Front) -> Answer:
+    def get(front: Front) -> ClientResponse:
         with Client(front) as client:
             return client.get(f"{ROOT}/tool")
 
@@ -167,18 +163,18 @@ def test_one_upload_for_many_that_ask_at_once(large_cache: str, bucket: S3, tmp_
         fronts.running(settings, tmp_path / "log", kind="lambda", shape=shape) as front,
         ThreadPoolExecutor(20) as pool,
     ):
-        answers = list(pool.map(ask, [front] * 20))
-    assert {answer.status for answer in answers} == {302}
-    assert digest(fetched(answers[7]).body) == digest(b"\x7fELF" + bytes(CARRIES))
+        responses = list(pool.map(get, [front] * 20))
+    assert {response.status for response in responses} == {302}
+    assert digest(follow(responses[7]).body) == digest(b"\x7fELF" + bytes(CARRIES))
     assert bucket.uploads() == before + 1
     assert [key for key in bucket.objects() if "claims" in key] == []
 
 
-def test_listings_and_archives(with_bucket: Client, bucket: S3) -> None:
-    got = fetched(with_bucket.get(f"{ROOT}/many/?format=json"))
+def test_listings_and_archives_are_redirected_to_the_bucket(with_bucket: Client, bucket: S3) -> None:
+    got = follow(with_bucket.get(f"{ROOT}/many/?format=json"))
     assert got.header("Content-Type") == "application/json"
     assert got.body.count(b'"regular"') == FILES
-    got = fetched(with_bucket.get(f"{ROOT}/archive?format=tar"))
+    got = follow(with_bucket.get(f"{ROOT}/archive?format=tar"))
     assert got.header("Content-Disposition") == 'attachment; filename="archive.tar"'
     with tarfile.open(fileobj=io.BytesIO(got.body)) as tar:
         assert {member.name: member.size for member in tar if member.isfile()} == {
@@ -190,13 +186,13 @@ def test_listings_and_archives(with_bucket: Client, bucket: S3) -> None:
     assert bucket.uploads() == before
 
 
-def test_a_page_says_where_its_links_lead_from(with_bucket: Client, bucket: S3) -> None:
-    """It is fetched from the bucket, by whatever name the instance was asked; its links and its style are the instance's."""
+def test_a_page_in_the_bucket_links_to_the_server(with_bucket: Client, bucket: S3) -> None:
+    """Its base URL, which its links and its style sheet need, has the host name of the request; each name has its own page."""
     pages = {}
     for host in ("one.example", "two.example"):
         before = bucket.uploads()
         for _ in range(2):
-            got = fetched(with_bucket.get(f"{ROOT}/many/?list", {"Host": host}))
+            got = follow(with_bucket.get(f"{ROOT}/many/?list", {"Host": host}))
         assert bucket.uploads() == before + 1
         assert got.header("Content-Type") == "text/html; charset=utf-8"
         pages[host] = got.text
@@ -208,12 +204,11 @@ def test_a_page_says_where_its_links_lead_from(with_bucket: Client, bucket: S3) 
     assert pages["one.example"] != pages["two.example"]
 
 
-def test_a_page_that_stays_has_no_base(with_bucket: Client) -> None:
+def test_a_page_outside_the_bucket_has_no_base(with_bucket: Client) -> None:
     assert "<base" not in with_bucket.get(f"{ROOT}/archive/?list").text
 
 
-def test_without_a_bucket_the_error_helps(without_bucket: Client) -> None:
-    needs.program("curl")
+def test_without_a_bucket_the_error_shows_a_command(without_bucket: Client) -> None:
     got = without_bucket.get(f"{ROOT}/data.bin")
     assert got.status == 413
     assert got.header("Cache-Control") == "public, max-age=60"
@@ -233,14 +228,14 @@ def test_without_a_bucket_the_error_helps(without_bucket: Client) -> None:
     assert json.header("Content-Type") == "application/json"
 
 
-def test_nothing_unproven_stays_in_the_bucket(bucket: S3, tmp_path: Path) -> None:
-    """The file itself is right, and could be had alone; but the NAR that it is in is not what was promised."""
+def test_files_of_a_wrong_nar_are_not_left_in_the_bucket(bucket: S3, tmp_path: Path) -> None:
+    """The requested file is right and could be read alone, but its NAR does not have the NarHash of the narinfo."""
     tree: Tree = {"a.bin": b"a" * (CARRIES + 1), "z.bin": b"z" * 30_000_000}
-    for name, data in binary_cache({"lie": tree}, compression="none").items():
+    for name, data in binary_cache({"wrong": tree}, compression="none").items():
         path = tmp_path / "cache" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data.replace(b"zz", b"yy") if name.startswith("nar/") else data)
-    root = url_path(str(store_path("lie")))
+    root = url_path(str(store_path("wrong")))
     before = bucket.objects()
     urls = {"NAR_CACHE_URL": (tmp_path / "cache").as_uri(), "NAR_CACHE_DIR": str(tmp_path / "nars")}
     settings = bucket.settings | urls
@@ -255,7 +250,7 @@ def test_nothing_unproven_stays_in_the_bucket(bucket: S3, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("platform", ["stream", "vercel"])
-def test_a_stream_carries_it(large_cache: str, tmp_path: Path, platform: str) -> None:
+def test_streaming_platforms_send_large_responses(large_cache: str, tmp_path: Path, platform: str) -> None:
     settings = {"NAR_CACHE_URL": large_cache, "NAR_CACHE_DIR": str(tmp_path / "nars")}
     with fronts.running(settings, tmp_path / "log", kind=platform) as front, Client(front) as client:
         got = client.get(f"{ROOT}/data.bin")
@@ -266,7 +261,7 @@ def test_a_stream_carries_it(large_cache: str, tmp_path: Path, platform: str) ->
 
 
 @pytest.mark.parametrize("platform", ["lambda", "stream"])
-def test_a_failure_half_way_is_never_a_whole_answer(large_cache: str, tmp_path: Path, platform: str) -> None:
+def test_a_damaged_nar_returns_a_server_error(large_cache: str, tmp_path: Path, platform: str) -> None:
     broken = tmp_path / "broken"
     subprocess.run(["cp", "-r", urlsplit(large_cache).path, broken], check=True)
     (nar,) = broken.glob("nar/*")
@@ -279,4 +274,4 @@ def test_a_failure_half_way_is_never_a_whole_answer(large_cache: str, tmp_path: 
         Client(front) as client,
     ):
         assert client.get(f"{ROOT}/fits").status >= 500
-        assert client.get("/healthz").status == 200  # and the process goes on
+        assert client.get("/healthz").status == 200  # the process continues

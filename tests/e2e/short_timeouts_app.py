@@ -1,4 +1,4 @@
-"""The application as `api.index` makes it, but it waits for its upstream for a second at most: for tests of timeouts."""
+"""The application of `api.index`, with upstream timeouts of 1 second: for tests of timeouts."""
 
 import os
 

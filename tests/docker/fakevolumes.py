@@ -1,38 +1,35 @@
-"""Mounts that are only remembered: what the driver asks for, and what fails when it does."""
+"""Volumes that mount nothing, but record the calls of the driver and fail on request."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from narmount.docker.options import Mode
+from narmount.volumes.request import VolumeRequest
 
 
 class Killed(BaseException):
-    """As if by kill -9: nothing that comes later is done."""
+    """Stands for kill -9: as a BaseException, no error handler catches it."""
 
 
 @dataclass
-class Views:
-    """``mounted``: where which volume is. ``fails`` is raised by the next call."""
+class FakeVolumes:
+    """``mounted`` maps targets to ids, ``written`` has volumes with files, and the next call raises ``fails``."""
 
     mounted: dict[Path, str] = field(default_factory=dict)
     written: set[str] = field(default_factory=set)
-    asked: list[dict[str, object]] = field(default_factory=list)
+    requests: list[VolumeRequest] = field(default_factory=list)
     fails: BaseException | None = None
 
     def publish(
         self,
         volume_id: str,
         target: Path,
+        request: VolumeRequest,
         *,
-        cache: str,
-        mode: Mode,
-        group: int | None,
-        prefetch: Sequence[str],
         keep: bool,
     ) -> None:
         self._fail()
-        self.asked.append({"cache": cache, "mode": mode, "group": group, "prefetch": tuple(prefetch), "keep": keep})
+        assert keep
+        self.requests.append(request)
         self.mounted[target] = volume_id
         self.written.add(volume_id)
 

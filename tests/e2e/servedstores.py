@@ -1,4 +1,4 @@
-"""One binary cache, given out in every way that a store URL can name: object stores, HTTP with a password, HTTPS, files."""
+"""Serves one binary cache in every way that a store URL can name: object stores, HTTP with a password, HTTPS, files."""
 
 import base64
 import contextlib
@@ -33,18 +33,22 @@ from tests.e2e.emulators import emulator, running
 
 BUCKET = "nix-cache"
 PREFIX = "public/x86 64"
-SECRET = b"what is beside the cache"
-USER, PASSWORD = "joe", "s3cret/@?p%ss"  # a colon would end it in nginx's file
+SECRET = b"a file outside the cache"
+USER, PASSWORD = "joe", "s3cret/@?p%ss"  # no colon, which ends the password in the file that nginx reads
 ACCOUNT = "devstoreaccount1"
 ACCOUNT_KEY = (
-    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # Azurite's own
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # built into Azurite
 )
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "S3RVER", "AWS_SECRET_ACCESS_KEY": "S3RVER", "AWS_EC2_METADATA_DISABLED": "true"}
 
 
 @dataclass(frozen=True, slots=True)
-class StoreFront:
-    """A store that is up. ``environ`` is what its clients have to have in their environment."""
+class ServedStore:
+    """A store that is being served.
+
+    ``environ`` has the environment variables that its clients need. ``secrets`` must not appear in logs or pages. ``ranges`` tells
+    whether the store supports range requests.
+    """
 
     url: str
     environ: dict[str, str] = field(default_factory=dict)
@@ -52,12 +56,12 @@ class StoreFront:
     ranges: bool = True
 
 
-Opener = Callable[[Path, Path, Path], contextlib.AbstractContextManager[StoreFront]]
-"""Gives out the files of a directory; the other two are for the emulators and for what it writes."""
+Opener = Callable[[Path, Path, Path], contextlib.AbstractContextManager[ServedStore]]
+"""Serves the files of a directory. The other arguments are the directory of the emulators and one for its own files."""
 
 
 def upload(files: Path, put: Callable[[str, bytes], Any]) -> None:
-    """Every file below the prefix, and a secret beside it."""
+    """Upload every file below the prefix, and a secret outside it."""
     put("secret", SECRET)
     put("public/secret", SECRET)
     for path in sorted(files.rglob("*")):
@@ -68,7 +72,7 @@ def upload(files: Path, put: Callable[[str, bytes], Any]) -> None:
 @contextlib.contextmanager
 def s3(
     implementation: str, files: Path, emulators: Path, scratch: Path, *, signed: bool = True
-) -> Iterator[StoreFront]:
+) -> Iterator[ServedStore]:
     with emulator(implementation, emulators, scratch / "data") as url:
         requests.put(f"{url}/{BUCKET}", timeout=10).raise_for_status()
         config = {"endpoint": url, "region": "us-east-1", "access_key_id": "S3RVER", "secret_access_key": "S3RVER"}
@@ -76,37 +80,40 @@ def s3(
         upload(files, lambda key, data: obstore.put(store, key, data, use_multipart=False))
         environ = S3_KEYS if signed else {"AWS_SKIP_SIGNATURE": "true"}
         parameters = f"endpoint={url}&region=us-east-1&addressing-style=auto&compression=zstd"
-        yield StoreFront(f"s3://{BUCKET}/{quote(PREFIX)}?{parameters}", environ, ("X-Amz-Signature",))
+        yield ServedStore(f"s3://{BUCKET}/{quote(PREFIX)}?{parameters}", environ, ("X-Amz-Signature",))
 
 
 @contextlib.contextmanager
-def google(files: Path, emulators: Path, scratch: Path) -> Iterator[StoreFront]:
+def google(files: Path, emulators: Path, scratch: Path) -> Iterator[ServedStore]:
     with emulator("fake-gcs-server", emulators, scratch / "data") as url, requests.Session() as session:
         session.post(f"{url}/storage/v1/b?project=x", json={"name": BUCKET}, timeout=10).raise_for_status()
 
         def put(key: str, data: bytes) -> None:
-            # Not by obstore, which would ask a metadata service for a token before it writes.
+            # Not with obstore, which would request a token from a metadata service before it writes.
             target = f"{url}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={quote(key, safe='')}"
             headers = {"Content-Type": "application/octet-stream"}
             session.post(target, data=data, headers=headers, timeout=30).raise_for_status()
 
         upload(files, put)
-        yield StoreFront(f"gs://{BUCKET}/{quote(PREFIX)}?endpoint={url}", {"GOOGLE_SKIP_SIGNATURE": "true"})
+        yield ServedStore(f"gs://{BUCKET}/{quote(PREFIX)}?endpoint={url}", {"GOOGLE_SKIP_SIGNATURE": "true"})
 
 
 @contextlib.contextmanager
-def azure(files: Path, emulators: Path, scratch: Path) -> Iterator[StoreFront]:
+def azure(files: Path, emulators: Path, scratch: Path) -> Iterator[ServedStore]:
     with emulator("azurite", emulators, scratch / "data") as url:
         _create_container(url)
         config = {"account_name": ACCOUNT, "account_key": ACCOUNT_KEY, "endpoint": f"{url}/{ACCOUNT}"}
         store = AzureStore(BUCKET, config=config, client_options={"allow_http": True})  # type: ignore[arg-type]  # a TypedDict
         upload(files, lambda key, data: obstore.put(store, key, data, use_multipart=False))
         environ = {"AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT, "AZURE_STORAGE_ACCOUNT_KEY": ACCOUNT_KEY}
-        yield StoreFront(f"az://{BUCKET}/{quote(PREFIX)}?endpoint={url}/{ACCOUNT}", environ, (ACCOUNT_KEY,))
+        yield ServedStore(f"az://{BUCKET}/{quote(PREFIX)}?endpoint={url}/{ACCOUNT}", environ, (ACCOUNT_KEY,))
 
 
 def _create_container(url: str) -> None:
-    """Signed by the account's key, as the service's reference says ("Authorize with Shared Key"); obstore makes none."""
+    """Create the container, which obstore can't do.
+
+    The request is signed with the key of the account, as in the reference of the service ("Authorize with Shared Key").
+    """
     headers = {"x-ms-date": email.utils.formatdate(usegmt=True), "x-ms-version": "2021-08-06"}
     resource = f"/{ACCOUNT}/{ACCOUNT}/{BUCKET}\nrestype:container"
     text = "\n".join(["PUT", *[""] * 11, *map(":".join, headers.items()), resource])
@@ -133,7 +140,7 @@ http {{
 
 @contextlib.contextmanager
 def _nginx(files: Path, scratch: Path) -> Iterator[str]:
-    """With a password; gives ``host:port``. The cache is at ``/public/x86 64``, as in a bucket."""
+    """Run nginx with a password; yields ``host:port``. The cache is at ``/public/x86 64``, as in a bucket."""
     root = _root(files, scratch)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -154,22 +161,22 @@ def _root(files: Path, scratch: Path) -> Path:
 
 
 @contextlib.contextmanager
-def basic_auth(files: Path, emulators: Path, scratch: Path) -> Iterator[StoreFront]:
+def basic_auth(files: Path, emulators: Path, scratch: Path) -> Iterator[ServedStore]:
     with _nginx(files, scratch) as host:
         credentials = f"{USER}:{quote(PASSWORD, safe='')}"
-        yield StoreFront(f"http://{credentials}@{host}/{quote(PREFIX)}", {}, (PASSWORD, quote(PASSWORD, safe="")))
+        yield ServedStore(f"http://{credentials}@{host}/{quote(PREFIX)}", {}, (PASSWORD, quote(PASSWORD, safe="")))
 
 
 @contextlib.contextmanager
-def netrc(files: Path, emulators: Path, scratch: Path) -> Iterator[StoreFront]:
+def netrc(files: Path, emulators: Path, scratch: Path) -> Iterator[ServedStore]:
     with _nginx(files, scratch) as host:
         (scratch / "netrc").write_text(f"machine 127.0.0.1 login {USER} password {PASSWORD}\n")
-        yield StoreFront(f"http://{host}/{quote(PREFIX)}", {"NETRC": str(scratch / "netrc")}, (PASSWORD,))
+        yield ServedStore(f"http://{host}/{quote(PREFIX)}", {"NETRC": str(scratch / "netrc")}, (PASSWORD,))
 
 
 @contextlib.contextmanager
-def own_ca(files: Path, emulators: Path, scratch: Path) -> Iterator[StoreFront]:
-    """By Python's own server, so that a second one is asked; it knows no ranges."""
+def own_ca(files: Path, emulators: Path, scratch: Path) -> Iterator[ServedStore]:
+    """Serve HTTPS with Python's http.server: a second server implementation, which does not support ranges."""
     root = _root(files, scratch)
     bundle, server_file = _certificates(scratch)
     handler = partial(_QuietHandler, directory=str(root))
@@ -181,21 +188,21 @@ def own_ca(files: Path, emulators: Path, scratch: Path) -> Iterator[StoreFront]:
         thread.start()
         url = f"https://127.0.0.1:{server.server_address[1]}/{quote(PREFIX)}"
         variables = dict.fromkeys(CA_VARIABLES, "") | {"NIX_SSL_CERT_FILE": str(bundle)}
-        yield StoreFront(url, variables, ranges=False)
+        yield ServedStore(url, variables, ranges=False)
         server.shutdown()
         thread.join()
 
 
 class _QuietHandler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    timeout = 2  # so that the threads of idle connections end
+    timeout = 2  # seconds, so that the threads of idle connections end
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the name of the base class
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (named by the base class)
         pass
 
 
 def _certificates(directory: Path) -> tuple[Path, Path]:
-    """An authority, and a server's certificate by it: the file for clients, and the file with the server's key."""
+    """Create a CA and a server certificate; returns the CA file for clients, and the file with server key and certificate."""
     authority_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     authority = _certificate("test authority", authority_key, "test authority", authority_key, is_authority=True)
     server = _certificate("127.0.0.1", server_key, "test authority", authority_key, is_authority=False)
@@ -252,11 +259,11 @@ def _certificate(
 
 
 @contextlib.contextmanager
-def on_disk(files: Path, emulators: Path, scratch: Path) -> Iterator[StoreFront]:
-    yield StoreFront((_root(files, scratch) / PREFIX).as_uri())
+def on_disk(files: Path, emulators: Path, scratch: Path) -> Iterator[ServedStore]:
+    yield ServedStore((_root(files, scratch) / PREFIX).as_uri())
 
 
-STOREFRONTS: dict[str, Opener] = {
+SERVED_STORES: dict[str, Opener] = {
     "s3-moto": partial(s3, "moto"),
     "s3-s3rver": partial(s3, "s3rver"),
     "s3-unsigned": partial(s3, "s3rver", signed=False),

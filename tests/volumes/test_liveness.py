@@ -1,4 +1,4 @@
-"""A mount that hangs: nobody waits long for it, and nobody else waits at all."""
+"""Calls for a mount that hangs fail soon, and calls for other mounts don't wait."""
 
 import socket
 import threading
@@ -13,7 +13,7 @@ import pytest
 from narmount.daemon.control import control_path
 from narmount.daemon.controlserver import ControlServer
 from narmount.fuse import syscalls
-from narmount.volumes import Volumes
+from narmount.volumes import VolumeRequest, Volumes
 from narmount.volumes.errors import CacheDead
 from tests.volumes.conftest import volumes_of
 from tests.volumes.test_volumes import below, left
@@ -21,7 +21,7 @@ from tests.volumes.test_volumes import below, left
 
 @pytest.fixture
 def hanging(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """The control socket of ``store``, at which nobody answers."""
+    """The control socket of ``store``, which never answers."""
     monkeypatch.setattr("narmount.volumes.liveness.ANSWER_SECONDS", 0.2)
     path = control_path(place / "run", place / "store")
     path.parent.mkdir(parents=True)
@@ -31,32 +31,32 @@ def hanging(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.soc
         yield listener
 
 
-def test_the_kernel_is_not_let_wait_for_it(place: Path, volumes: Volumes, hanging: socket.socket) -> None:
+def test_an_overlay_of_a_hanging_mount_is_not_mounted(place: Path, volumes: Volumes, hanging: socket.socket) -> None:
     with pytest.raises(CacheDead, match=r"main: .* has not answered within 0.2 seconds"):
-        volumes.publish("a", place / "t", cache="main", mode="overlay")
+        volumes.publish("a", place / "t", VolumeRequest("main"))
     assert below(place) == left(place) == []
     assert not (place / "t").exists()
-    volumes.publish("b", place / "u", cache="other", mode="overlay")
-    volumes.publish("c", place / "v", cache="main", mode="ro")
+    volumes.publish("b", place / "u", VolumeRequest("other"))
+    volumes.publish("c", place / "v", VolumeRequest("main", "ro"))
     volumes.unpublish("c", place / "v")
 
 
-def test_what_is_there_already_needs_no_answer(
+def test_a_volume_that_is_mounted_already_needs_no_answer(
     place: Path, volumes: Volumes, hanging: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     control = ControlServer(hanging.dup(), status=dict, prefetch=lambda _: None)
     control.start()
     monkeypatch.setattr("narmount.volumes.liveness.ANSWER_SECONDS", 20)
-    volumes.publish("a", place / "t", cache="main", mode="overlay")
+    volumes.publish("a", place / "t", VolumeRequest("main"))
     control.close()
     monkeypatch.setattr("narmount.volumes.liveness.ANSWER_SECONDS", 0.01)
-    volumes.publish("a", place / "t", cache="main", mode="overlay")
+    volumes.publish("a", place / "t", VolumeRequest("main"))
     volumes.unpublish("a", place / "t")
     assert below(place) == []
 
 
-def test_it_hangs_for_the_kernel_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So few may wait there that a caller for another mount finds a thread."""
+def test_few_threads_wait_in_the_kernel_for_one_mount(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads are left for calls for other mounts."""
     monkeypatch.setattr("narmount.volumes.liveness.AT_ONCE", 2)
     monkeypatch.setattr("narmount.volumes.liveness.ANSWER_SECONDS", 0.1)
     volumes = volumes_of(place)
@@ -71,27 +71,25 @@ def test_it_hangs_for_the_kernel_alone(place: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(syscalls, "mount_overlay", hang)
     with ThreadPoolExecutor(2) as threads:
-        first = [
-            threads.submit(volumes.publish, name, place / name, cache="main", mode="overlay") for name in ("a", "b")
-        ]
-        for _ in first:
+        calls = [threads.submit(volumes.publish, name, place / name, VolumeRequest("main")) for name in ("a", "b")]
+        for _ in calls:
             assert waiting.acquire(timeout=20)
-        with pytest.raises(CacheDead, match="does not answer, and 2 wait for it already"):
-            volumes.publish("c", place / "c", cache="main", mode="overlay")
-        volumes.publish("d", place / "d", cache="other", mode="overlay")
+        with pytest.raises(CacheDead, match="does not answer, and 2 calls are waiting for it already"):
+            volumes.publish("c", place / "c", VolumeRequest("main"))
+        volumes.publish("d", place / "d", VolumeRequest("other"))
         end.set()
-        for each in first:
-            each.result(20)
+        for call in calls:
+            call.result(20)
     assert {*below(place)} == {place / name for name in ("a", "b", "d")}
 
 
-def test_many_wait_no_longer_than_one(place: Path, volumes: Volumes, hanging: socket.socket) -> None:
+def test_many_callers_wait_no_longer_than_one(place: Path, volumes: Volumes, hanging: socket.socket) -> None:
     barrier = threading.Barrier(16)
 
     def publish(number: int) -> None:
         barrier.wait(10)
         with pytest.raises(CacheDead, match="not answer"):
-            volumes.publish(f"v{number}", place / f"t{number}", cache="main", mode="overlay")
+            volumes.publish(f"v{number}", place / f"t{number}", VolumeRequest("main"))
 
     asked = 0
     start = time.monotonic()
@@ -106,5 +104,5 @@ def test_many_wait_no_longer_than_one(place: Path, volumes: Volumes, hanging: so
             break
         asked += bool(connection.recv(100))
         connection.close()
-    assert asked <= 1 + took, "one of them asks for all, once a second at most"
+    assert asked <= 1 + took, "one caller asks for all, at most once a second"
     assert below(place) == left(place) == []
