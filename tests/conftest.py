@@ -73,12 +73,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def _folder(path: Path) -> str:
-    """Return the name of the folder of ``tests`` that contains the path."""
-    return (
-        path.relative_to(ROOT / "tests").parts[0]
-        if path.is_relative_to(ROOT / "tests") and path != ROOT / "tests"
-        else ""
-    )
+    """Return the name of the folder of ``tests`` that contains the path; empty for another path."""
+    tests = ROOT / "tests"
+    return path.relative_to(tests).parts[0] if tests in path.parents else ""
 
 
 @pytest.fixture(autouse=True, scope="session")

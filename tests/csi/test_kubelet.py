@@ -280,7 +280,6 @@ def test_calls_interrupted_by_a_kill_complete_when_repeated(node: FakeNode) -> N
 
 
 def test_calls_and_volumes_are_in_the_metrics(node: FakeNode) -> None:
-    pytest.importorskip("prometheus_client")
     node.stop_csi()
     node.start_csi("--metrics", "127.0.0.1:0")
     with node.registered() as kubelet:

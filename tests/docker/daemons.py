@@ -33,7 +33,7 @@ def need_docker() -> None:
     needs.fuse()
     needs.programs(TOOLS)
     if any(segment.header.p_type == "PT_INTERP" for segment in ELFFile(io.BytesIO(busybox())).iter_segments()):
-        missing("busybox is not linked statically; install busybox-static")
+        needs.missing("a static busybox", "apt-get install busybox-static")
 
 
 def busybox() -> bytes:

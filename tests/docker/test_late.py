@@ -18,7 +18,7 @@ from tests.mount.mounting import until
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs instead of a mount."""
-    mounting.need_root()
+    needs.fuse()
     store = tmp_path / "store"
     store.mkdir()
     syscalls._mount(syscalls.SOURCE, store, "tmpfs", 0, None)

@@ -15,8 +15,9 @@ from narmount.docker.driver import Driver
 from narmount.docker.records import Records
 from narmount.fuse import syscalls
 from narmount.volumes.errors import VolumeConflict
+from tests import needs
 from tests.docker.fakevolumes import FakeVolumes
-from tests.mount.mounting import need_root, unmount_all
+from tests.mount.mounting import unmount_all
 
 CONNECT = (
     "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(flush=True); sys.stdin.read()"

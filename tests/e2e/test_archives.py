@@ -72,10 +72,7 @@ REQUIRED_TOOLS = ("tar", "bsdtar", "unzip", "zstd")
 
 @pytest.fixture(scope="module", autouse=True)
 def tools() -> None:
-    missing = [name for name in REQUIRED_TOOLS if shutil.which(name) is None]
-    if missing and not os.environ.get("CI"):
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    assert not missing
+    needs.programs(REQUIRED_TOOLS)
 
 
 @pytest.fixture

@@ -209,6 +209,7 @@ def test_a_page_outside_the_bucket_has_no_base(with_bucket: Client) -> None:
 
 
 def test_without_a_bucket_the_error_shows_a_command(without_bucket: Client) -> None:
+    needs.program("curl")
     got = without_bucket.get(f"{ROOT}/data.bin")
     assert got.status == 413
     assert got.header("Cache-Control") == "public, max-age=60"

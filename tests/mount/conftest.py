@@ -82,7 +82,7 @@ def write(directory: Path, files: Mapping[str, bytes]) -> None:
 @pytest.fixture(scope="session")
 def run_mount(tmp_path_factory: pytest.TempPathFactory) -> RunMount:
     """Return a function that mounts a binary cache; see `mounting.mounted`. It trusts `KEY` unless ``key`` is given."""
-    mounting.need_root()
+    needs.fuse()
 
     def run(url: str, *options: str, key: str = str(KEY.public_key), **details: Any) -> AbstractContextManager[Mounted]:
         directory = tmp_path_factory.mktemp("mount")

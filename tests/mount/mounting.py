@@ -40,21 +40,6 @@ T = TypeVar("T")
 PLAIN = ("--no-passthrough",)
 
 
-def missing(reason: str) -> NoReturn:
-    """Skip the test, or fail it in CI."""
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-def need_root() -> None:
-    """Skip the test without root or /dev/fuse."""
-    if os.geteuid() != 0:
-        missing("mounting needs root")
-    if not Path(device.DEVICE).exists():
-        missing(f"there is no {device.DEVICE}")
-
-
 def need_passthrough(cache_dir: Path) -> None:
     """Skip the test if the kernel can't read files of that directory itself."""
     if reason := device.may_pass_through(cache_dir):

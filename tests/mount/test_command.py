@@ -222,7 +222,6 @@ def test_status_shows_why_a_read_failed(command: Command) -> None:
 
 
 def test_metrics_are_served_by_each_worker(command: Command) -> None:
-    pytest.importorskip("prometheus_client")
     import requests
 
     with open_port() as port:
@@ -339,18 +338,20 @@ def test_a_mount_that_hangs_is_unmounted(command: Command) -> None:
     looking.wait(SECONDS)
 
 
-def until_unknown(target: Path) -> None:
-    """Wait until the kernel asks for the attributes of the root again, so that stat(1) hangs."""
+def until_unknown(target: Path) -> subprocess.Popen[bytes]:
+    """Wait until the kernel asks for the attributes of the root again, so that stat(1) hangs, and return the process that hangs.
 
-    def hangs() -> bool:
+    It is killed, but if the worker has read its request, it ends only after the worker.
+    """
+
+    def hanging() -> subprocess.Popen[bytes] | None:
         process = subprocess.Popen(["stat", target], stdout=subprocess.DEVNULL)
         try:
             process.wait(0.2)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
-            return True
-        return False
+            return process
+        return None
 
     looking = until(hanging, "a mount that hangs")
     assert looking is not None
@@ -469,7 +470,7 @@ exec setpriv --reuid=65534 --regid=65534 --clear-groups $READ_ALL sh -e -c '
 
 
 def test_a_user_mounts_reads_and_unmounts(command: Command) -> None:
-    mounting.tools_or_skip("unshare", "setpriv", "fusermount3")
+    needs.programs(("unshare", "setpriv", "fusermount3"))
     directory = Path(f"/var/tmp/nar-serve-test-{os.getpid()}")  # every user can reach it
     shutil.copytree(command.directory, directory)
     try:

@@ -34,8 +34,8 @@ Serve = Callable[..., str]
 @pytest.fixture
 def open_device() -> Iterator[None]:
     """Let every user open /dev/fuse, as on almost all systems."""
-    mounting.need_root()
-    mounting.tools_or_skip("fusermount3", "unshare", "nsenter", "setpriv")
+    needs.fuse()
+    needs.programs(("fusermount3", "unshare", "nsenter", "setpriv"))
     mode = stat.S_IMODE(Path(DEVICE).stat().st_mode)
     Path(DEVICE).chmod(0o666)
     try:

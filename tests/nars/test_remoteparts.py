@@ -78,8 +78,7 @@ def _info(info: NarInfo, packed: bytes, changes: dict[str, object]) -> tuple[Pat
 
 def in_blocks(monkeypatch: pytest.MonkeyPatch, size: int = 300_000) -> tuple[PathInfo, CountingStore]:
     """Return the NAR in xz, in blocks of ``size`` bytes."""
-    if shutil.which("xz") is None:
-        pytest.skip("xz is not installed")
+    needs.program("xz")
     monkeypatch.setattr(remoteparts, "BLOCKS_SIZE", 100_000)
     command = ["xz", "-c", "-0", f"--block-size={size}"]
     packed = subprocess.run(command, input=NAR, stdout=subprocess.PIPE, check=True).stdout

@@ -38,9 +38,8 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def nginx(directory: Path, http: str, port: int) -> Iterator[None]:
-    """Run nginx with ``http`` as its http block, which listens on ``port``. Skips the test if nginx is missing, except in CI."""
-    if not Path(NGINX).exists() and not os.environ.get("CI"):
-        pytest.skip("nginx is not installed")
+    """Run nginx with ``http`` as its http block, which listens on ``port``. Skips the test if nginx is missing."""
+    program = needs.program("nginx")
     directory.mkdir()
     config = directory / "nginx.conf"
     user = "" if os.geteuid() else "user root;"  # another user could not access the directories of these tests

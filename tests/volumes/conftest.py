@@ -17,7 +17,7 @@ from tests import needs
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
     """A directory with two mounts, ``store`` and ``other``. Everything mounted below it is unmounted at the end."""
-    mounting.need_root()
+    needs.fuse()
     for name in ("store", "other"):
         (tmp_path / name).mkdir()
         command = ["mount", "-t", "tmpfs", syscalls.SOURCE, str(tmp_path / name)]

@@ -349,6 +349,7 @@ def test_a_dead_mount_is_unmounted_and_mounted_again(serve: Serve, run_mount: Ru
 
 
 def test_sigterm_before_the_first_worker_is_ready_ends_the_holder(tmp_path: Path) -> None:
+    needs.fuse()
     slow = "import sys, time\nif 'narmount.daemon.worker' in sys.orig_argv:\n    time.sleep(60)\n"
     (tmp_path / "sitecustomize.py").write_text(slow)
     environ = environment({"PYTHONPATH": f"{tmp_path}:{ROOT}", "NAR_CACHE_DIR": str(tmp_path / "cache")})

@@ -143,8 +143,7 @@ except MountError as error:
 
 def as_nobody(target: Path, who: str = "me", *, mode: int = 0o666, before: str = ":") -> list[str]:
     """Return what AS_NOBODY prints if /dev/fuse has this mode. A mount namespace hides the change from other processes."""
-    for tool in ("unshare", "fusermount3"):
-        mounting.tools_or_skip(tool)
+    needs.programs(("unshare", "fusermount3"))
     script = f"""set -e
         mount -t tmpfs -o mode=755 tmpfs /mnt
         mknod -m {mode:o} /mnt/fuse c 10 229

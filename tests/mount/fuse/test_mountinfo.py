@@ -57,7 +57,7 @@ def test_a_path_of_a_chroot_is_in_no_mount() -> None:
 
 
 def test_the_topmost_mount_comes_last(tmp_path: Path) -> None:
-    mounting.need_root()
+    needs.fuse()
     strange = tmp_path / "a \\ b\n\tc\r\x0b\x0c\x1c"
     strange.mkdir()
     (tmp_path / "one").mkdir()

@@ -18,7 +18,7 @@ from tests import ROOT, needs
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path) -> Iterator[Path]:
     """Directories to mount at. The fixture unmounts everything there."""
-    mounting.need_root()
+    needs.fuse()
     for name in ("lower", "upper", "work", "target"):
         (tmp_path / name).mkdir()
     (tmp_path / "lower/known").write_text("below")
