@@ -351,12 +351,13 @@ def soak(directory: Path, *, seconds: float, processes: int, mode: str, seed: in
             mounted(directory / "mount", url, *MODES[mode], key=str(KEY.public_key), settings=settings)
         )
         trouble = stack.enter_context(Trouble(mount, upstream, growth, seed, kill_seconds))
-        readers = [_start_reader(mount, expected, seed + number, time.time() + seconds) for number in range(processes)]
+        readers = [_start_reader(mount, expected, seed + number, seconds) for number in range(processes)]
         results = [_result(reader, seconds + LIMIT + 20) for reader in readers]
     return _summary(results, trouble, growth)
 
 
-def _start_reader(mount: Mounted, expected: Path, seed: int, until: float) -> "subprocess.Popen[bytes]":
+def _start_reader(mount: Mounted, expected: Path, seed: int, seconds: float) -> "subprocess.Popen[bytes]":
+    """Start a reader, whose time begins when it is ready: on a busy machine, Python may take seconds to start."""
     command = [
         sys.executable,
         "-m",
@@ -365,7 +366,7 @@ def _start_reader(mount: Mounted, expected: Path, seed: int, until: float) -> "s
         str(mount.target),
         str(expected),
         str(seed),
-        str(until),
+        str(seconds),
     ]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
 
@@ -410,8 +411,8 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     given = _arguments()
     if given.reader:
-        target, expected, seed, until = given.reader
-        reader = Reader(Path(target), Path(expected), int(seed), float(until))
+        target, expected, seed, seconds = given.reader
+        reader = Reader(Path(target), Path(expected), int(seed), time.time() + float(seconds))
         reader.run()
         print(reader.report())
         return 0
