@@ -7,7 +7,7 @@ from functools import partial
 from flask import Request
 from werkzeug.exceptions import NotFound
 
-from api.handlers.store_url import StoreUrl
+from api.handlers.store_url import StorePathUrl
 from api.http.noderef import NodeRef
 from api.responses.archives import ARCHIVES, archive_response
 from api.responses.base import Response
@@ -34,7 +34,7 @@ class NodeRequest:
 
     cache: BinaryCache
     request: Request
-    url: StoreUrl
+    url: StorePathUrl
     info: PathInfo
     accessor: NarAccessor
     limit: Limit

@@ -9,7 +9,7 @@ from werkzeug.exceptions import MethodNotAllowed
 
 from api.handlers.large import LargeResponses
 from api.handlers.node import NodeRequest
-from api.handlers.store_url import StoreUrl, parse_store_url
+from api.handlers.store_url import StorePathUrl, parse_store_url
 from api.responses.base import Response, options_response
 from api.responses.formats import NARINFO, requested_format
 from api.responses.limits import Limit, ResponseTooLarge
@@ -53,7 +53,7 @@ class StoreHandler:
             raise MethodNotAllowed(["GET", "HEAD", "OPTIONS"])
         return self._store_path(request, url)
 
-    def _store_path(self, request: Request, url: StoreUrl) -> Response:
+    def _store_path(self, request: Request, url: StorePathUrl) -> Response:
         timing = _Timing()
         with timing.of("narinfo"):
             info = self._path_info(url)
@@ -71,7 +71,7 @@ class StoreHandler:
         return response
 
     def _node(
-        self, request: Request, url: StoreUrl, info: PathInfo, requested: str | None, timing: "_Timing"
+        self, request: Request, url: StorePathUrl, info: PathInfo, requested: str | None, timing: "_Timing"
     ) -> tuple[Response, bool]:
         """Return the response, and whether it comes from a NAR whose hash was verified as a whole."""
         with timing.of("listing"):
@@ -97,7 +97,7 @@ class StoreHandler:
             except CacheFailure:
                 raise error from None  # the NAR can't be cached, so it can't be verified as a whole
 
-    def _path_info(self, url: StoreUrl) -> PathInfo:
+    def _path_info(self, url: StorePathUrl) -> PathInfo:
         if url.store_dir is None:
             return self._cache.path_info_anywhere(url.hash_part)
         return self._cache.path_info(url.hash_part, url.store_dir)

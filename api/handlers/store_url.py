@@ -23,7 +23,7 @@ _SLASHES = re.compile("/{2,}")
 
 
 @dataclass(frozen=True, slots=True)
-class StoreUrl:
+class StorePathUrl:
     """The parts of a URL. Its path is ``prefix`` + ``store_dir`` + / + ``base`` + ``rest``; with ``host``, it is just ``rest``."""
 
     prefix: str  # UNPACK or ""
@@ -43,7 +43,7 @@ class StoreUrl:
         return f"{self.prefix}{self.store_dir}/{base or self.base}{rest}"
 
 
-def parse_store_url(request: Request, cache: BinaryCache, domain: str) -> StoreUrl | None:
+def parse_store_url(request: Request, cache: BinaryCache, domain: str) -> StorePathUrl | None:
     """Parse the URL of a request. Returns None if it is neither below a store dir of ``cache`` nor on a host below ``domain``.
 
     Raises StorePathError if the URL is below a store dir but not in a store path, and NotFound if the host is below ``domain`` but
@@ -54,11 +54,11 @@ def parse_store_url(request: Request, cache: BinaryCache, domain: str) -> StoreU
         return None
     host = OwnHost.of(request, domain)
     if host is not None:
-        return StoreUrl("", None, host.hash_part, path, host)
+        return StorePathUrl("", None, host.hash_part, path, host)
     return None if request.url_rule is not None else _parse_path(path, cache)
 
 
-def _parse_path(path: str, cache: BinaryCache) -> StoreUrl | None:
+def _parse_path(path: str, cache: BinaryCache) -> StorePathUrl | None:
     prefix = UNPACK if path.startswith(f"{UNPACK}/") else ""
     path = path.removeprefix(prefix)
     match = _STORE_PATH.fullmatch(path)
@@ -71,7 +71,7 @@ def _parse_path(path: str, cache: BinaryCache) -> StoreUrl | None:
     # For the default store dir, the stores need not be asked for their store dirs: a store with another one won't have the path.
     if store_dir != DEFAULT_STORE_DIR and not cache.may_have(store_dir):
         return None
-    return StoreUrl(prefix, store_dir, base, rest)
+    return StorePathUrl(prefix, store_dir, base, rest)
 
 
 def _decoded_path(request: Request) -> str:

@@ -357,7 +357,6 @@ def soak(directory: Path, *, seconds: float, processes: int, mode: str, seed: in
 
 
 def _start_reader(mount: Mounted, expected: Path, seed: int, seconds: float) -> "subprocess.Popen[bytes]":
-    """Start a reader, whose time begins when it is ready: on a busy machine, Python may take seconds to start."""
     command = [
         sys.executable,
         "-m",
@@ -412,7 +411,8 @@ def main() -> int:
     given = _arguments()
     if given.reader:
         target, expected, seed, seconds = given.reader
-        reader = Reader(Path(target), Path(expected), int(seed), time.time() + float(seconds))
+        until = time.time() + float(seconds)  # counted from here, since starting may take long on a busy machine
+        reader = Reader(Path(target), Path(expected), int(seed), until)
         reader.run()
         print(reader.report())
         return 0

@@ -328,7 +328,7 @@ def test_the_working_directory_can_be_the_target(command: Command, option: tuple
 def test_a_mount_that_hangs_is_unmounted(command: Command) -> None:
     command.ok(command.target)
     _, worker = command.processes()
-    os.kill(worker, signal.SIGSTOP)
+    stop(worker)
     try:
         looking = until_unknown(command.target)
         command.ok("--unmount", "--lazy", command.target)
@@ -336,6 +336,16 @@ def test_a_mount_that_hangs_is_unmounted(command: Command) -> None:
     finally:
         os.kill(worker, signal.SIGKILL)
     looking.wait(SECONDS)
+
+
+def stop(process: int) -> None:
+    """Stop a process, and wait until none of its threads runs: a thread that still reads a request makes its client unkillable."""
+    os.kill(process, signal.SIGSTOP)
+    tasks = Path(f"/proc/{process}/task")
+    until(
+        lambda: all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in tasks.glob("*/stat")),
+        "a stopped process",
+    )
 
 
 def until_unknown(target: Path) -> subprocess.Popen[bytes]:
@@ -362,7 +372,7 @@ def until_unknown(target: Path) -> subprocess.Popen[bytes]:
 def test_a_mount_that_hangs_is_not_dead(command: Command, option: tuple[str, ...]) -> None:
     command.ok(command.target)
     holder, worker = command.processes()
-    os.kill(worker, signal.SIGSTOP)
+    stop(worker)
     try:
         assert "nar-serve is already mounted at" in command.fails(*option, command.target)
         if not option:
