@@ -180,3 +180,11 @@ class NarTooLarge(NarcoreError):
 
 class SettingsError(NarcoreError, ValueError):
     """An invalid setting; the message names it and gives valid values."""
+
+
+def how_to_install(extra: str) -> str:
+    """Return the advice for a missing package: how to install an extra of this project.
+
+    The project has no release on PyPI, so the advice names a checkout. A release changes only this function.
+    """
+    return f"in a checkout of nar-serve, run: pip install '.[{extra}]'"

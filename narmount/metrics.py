@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from narcore.errors import SettingsError
+from narcore.errors import SettingsError, how_to_install
 from narcore.settings import parse_address
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def check_metrics(address: str) -> tuple[str, int]:
     """Return host and port of ``[HOST]:PORT``. Raises SettingsError if it is invalid or prometheus-client is not installed."""
     host, port = parse_address("--metrics", address)
     if importlib.util.find_spec("prometheus_client") is None:
-        raise SettingsError("--metrics needs prometheus-client: pip install 'nar-serve[metrics]'")
+        raise SettingsError(f"--metrics needs prometheus-client; {how_to_install('metrics')}")
     return host or EVERY_INTERFACE, port
 
 

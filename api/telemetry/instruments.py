@@ -8,7 +8,7 @@ from flask import Flask
 from api.responses.base import Response
 from api.telemetry.accesslog import log_access
 from api.telemetry.exchange import Observed, Observer, current_exchange, record_source
-from narcore.errors import SettingsError
+from narcore.errors import SettingsError, how_to_install
 from narcore.settings import Settings
 from narcore.trace import Trace, silent
 
@@ -48,7 +48,7 @@ def _open_metrics() -> "Metrics":
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("prometheus_client"):
             raise
-        raise SettingsError("NAR_METRICS needs prometheus-client: pip install 'nar-serve[metrics]'") from error
+        raise SettingsError(f"NAR_METRICS needs prometheus-client; {how_to_install('metrics')}") from error
     return Metrics()
 
 

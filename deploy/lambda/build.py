@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the ZIP file that Lambda runs: this project and what it depends on, for the machine that Lambda has.
+"""Writes the ZIP file for AWS Lambda: this project and the packages of locks/lambda.txt, for Lambda's machine.
 
 ``python3 deploy/lambda/build.py`` needs pip and a network. ``plugin.js`` runs it for ``npx osls package`` and ``deploy``.
 """
@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +16,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "dist" / "lambda" / "nar-serve.zip"
 
-EXTRAS = ("lz4", "objectstore")
+LOCK = ROOT / "locks" / "lambda.txt"
 SOURCES = ("api/**/*", "narcore/**/*", "narserve/__init__.py", "narserve/awslambda/*")
 LEFT_OUT = ("*/__pycache__/*",)
 
-# Of the packages: what nothing imports. Metadata stays, for what asks for its own version. zstandard is there twice, as a C
-# extension and by cffi; of cffi itself, cryptography needs the module in C alone.
+# Files of the packages that nothing imports. Metadata stays, because packages read their own version from it. zstandard
+# has two implementations, a C extension and one with cffi. cryptography needs only the C module of cffi.
 NOT_NEEDED: tuple[str, ...] = (
     *("bin/*", "*/tests/*", "*.pyi", "*.pyx", "*.pxd", "*.h", "*.c", "*/RECORD", "*/licenses/*", "*/sboms/*"),
     *("zstandard/_cffi*", "zstandard/backend_cffi.py", "cffi/*", "pycparser/*"),
@@ -33,8 +32,8 @@ WRAPPER = "narserve/awslambda/stream"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Make the ZIP file for AWS Lambda.")
-    parser.add_argument("--python", default="3.13", help="as in the runtime's name: python3.13 (default: %(default)s)")
+    parser = argparse.ArgumentParser(description="Write the ZIP file for AWS Lambda.")
+    parser.add_argument("--python", default="3.13", help="version in the name of the runtime (default: %(default)s)")
     parser.add_argument("--architecture", choices=MACHINES, default="arm64", help="default: %(default)s")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="default: %(default)s")
     given = parser.parse_args()
@@ -48,14 +47,18 @@ def main() -> int:
     say(f"{given.output}: {size / 1e6:.1f} MB, {'with' if compiled else 'without'} byte code")
     if not compiled:
         say(
-            f"there is no Python {given.python} here to compile with, so each cold start has to; it takes a second longer"
+            f"no Python {given.python} on this machine to compile with, so a cold start compiles and takes a second longer"
         )
     return 0
 
 
 def install(stage: Path, python: str, machine: str) -> None:
-    """The packages, as wheels for Lambda's machine: this one may be another."""
-    # Amazon Linux 2023 has glibc 2.34; pip takes each tag for just itself.
+    """Install the packages of the lock as wheels for Lambda's machine, whatever machine this is.
+
+    pip evaluates environment markers for this machine. The markers of the lock are the same for every CPython, and a test
+    checks this.
+    """
+    # Amazon Linux 2023 has glibc 2.34. pip does not infer older tags from a newer one.
     platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(34, 16, -1)] + [f"manylinux2014_{machine}"]
     command = [
         sys.executable,
@@ -69,14 +72,9 @@ def install(stage: Path, python: str, machine: str) -> None:
     ]
     command += ["--target", str(stage), "--implementation", "cp", "--python-version", python, "--only-binary=:all:"]
     command += [option for platform in platforms for option in ("--platform", platform)]
-    subprocess.run([*command, *requirements()], check=True)
+    subprocess.run([*command, "--require-hashes", "--no-deps", "-r", str(LOCK)], check=True)
     for path in [path for path in stage.rglob("*") if path.is_file() and is_any(path.relative_to(stage), NOT_NEEDED)]:
         path.unlink()
-
-
-def requirements() -> list[str]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [*project["dependencies"], *(each for extra in EXTRAS for each in project["optional-dependencies"][extra])]
 
 
 def copy_sources(stage: Path) -> None:
@@ -94,16 +92,19 @@ def sources() -> Iterator[Path]:
 
 
 def is_any(path: Path, patterns: tuple[str, ...]) -> bool:
-    """Whether ``path`` or a directory that it is in matches one of them."""
+    """Returns True if ``path`` or one of its parents matches a pattern."""
     return any(each.match(pattern) for each in (path, *path.parents) for pattern in patterns)
 
 
 def compile_all(stage: Path, python: str) -> bool:
-    """Byte code next to the sources, where there is such a Python: in a function nothing can be written there later."""
+    """Write byte code next to the sources. Return False if this machine lacks the Python version.
+
+    A function can't write byte code itself: its code directory is read-only.
+    """
     interpreter = find_python(python)
     if interpreter is None:
         return False
-    # By hash, unchecked: Lambda unpacks with dates of its own, and the files don't change.
+    # Not by date, because Lambda sets its own dates; not checked, because the files never change.
     command: list[str | Path] = [
         interpreter,
         "-m",
@@ -119,7 +120,7 @@ def compile_all(stage: Path, python: str) -> bool:
 
 
 def find_python(version: str) -> str | None:
-    """Run, not only found: pyenv leaves names on PATH that start nothing."""
+    """Return a Python of this version, or None. Runs each candidate, because pyenv puts names on PATH that start nothing."""
     pyenv = sorted((Path.home() / ".pyenv/versions").glob(f"{version}.*/bin/python"))
     code = f"import sys; sys.exit('{version}' != '%d.%d' % sys.version_info[:2])"
     for candidate in (sys.executable, f"python{version}", *map(str, pyenv)):
@@ -132,7 +133,7 @@ def find_python(version: str) -> str | None:
 
 
 def write_zip(stage: Path, output: Path) -> int:
-    """The same bytes for the same files: sorted, with one date, readable by all."""
+    """Write a ZIP file that is the same for the same files (sorted, one date), and return its size in bytes."""
     with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for path in sorted(path for path in stage.rglob("*") if path.is_file()):
             name = path.relative_to(stage).as_posix()

@@ -5,7 +5,7 @@ import lzma
 import zlib
 from collections.abc import Callable
 
-from narcore.errors import UnknownCompression
+from narcore.errors import UnknownCompression, how_to_install
 from narcore.streams.members import Codec, Decoder
 
 # How far back one stream may refer, which is the memory that its decoder has to hold for any input. `xz -9` and `zstd -21` need
@@ -126,6 +126,6 @@ def lz4_codec() -> Codec:
         import lz4.frame
     except ImportError as error:
         raise UnknownCompression(
-            "compression 'lz4' needs a package that is not installed: pip install nar-serve[lz4]"
+            f"compression 'lz4' needs the package lz4, which is not installed; {how_to_install('lz4')}"
         ) from error
     return Codec("lz4", lz4.frame.LZ4FrameDecompressor, (RuntimeError,))

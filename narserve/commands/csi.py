@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from narcore.errors import MountError, SettingsError
+from narcore.errors import MountError, SettingsError, how_to_install
 from narmount.fuse.mountinfo import mounts
 from narmount.metrics import check_metrics, serve_metrics, volume_metrics
 from narmount.volumes import Volume, Volumes, Watcher
@@ -191,7 +191,7 @@ def _need_grpc() -> None:
         import grpc  # noqa: F401
         from google import protobuf  # noqa: F401
     except ModuleNotFoundError as error:
-        raise SettingsError("nar-serve csi needs grpcio and protobuf: pip install 'nar-serve[csi]'") from error
+        raise SettingsError(f"nar-serve csi needs grpcio and protobuf; {how_to_install('csi')}") from error
 
 
 def _socket(endpoint: str) -> Path:

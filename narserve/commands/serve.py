@@ -17,7 +17,7 @@ import click
 from api.factory import create_app
 from api.telemetry.accesslog import configure_access_log
 from api.telemetry.logs import configure_logging
-from narcore.errors import SettingsError
+from narcore.errors import SettingsError, how_to_install
 from narcore.settings import Settings
 from narserve.server.listener import address_setting, explain, listen, url_host
 from narserve.session.session import read_settings
@@ -95,7 +95,7 @@ def _server() -> Callable[[Settings, socket.socket], NoReturn]:
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("gunicorn"):
             raise
-        raise SettingsError("nar-serve serve needs gunicorn: pip install 'nar-serve[server]'") from error
+        raise SettingsError(f"nar-serve serve needs gunicorn; {how_to_install('server')}") from error
     return run
 
 

@@ -1,4 +1,4 @@
-"""The package that Lambda gets, and the stacks that osls makes of the two configurations."""
+"""The Lambda package, and the stacks that osls makes from the two configurations."""
 
 import json
 import os
@@ -24,14 +24,14 @@ SIZE_LIMIT = 35_000_000
 COMPRESSIONS = ("zstd", "xz", "br", "lz4", "bzip2", "gzip", "none")
 
 
-# --- what osls makes of the configurations
+# --- the stacks
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a deployment needs of the project, in a directory of its own: osls writes beside its configuration."""
+    """A copy of the files that a deployment needs, because osls writes beside its configuration."""
     root = tmp_path_factory.mktemp("checkout")
-    for name in ("api", "narcore", "narserve", "deploy"):
+    for name in ("api", "narcore", "narserve", "deploy", "locks"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("serverless.yml", "serverless.stream.yml", "pyproject.toml"):
         shutil.copy(ROOT / name, root)
@@ -39,7 +39,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def package(checkout: Path, config: str) -> dict[str, Any]:
-    """The resources of the stack, after cfn-lint has seen them."""
+    """Return the resources of the stack. cfn-lint checks them."""
     environ = {
         name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "NAR_", "PYTHON", "VIRTUAL"))
     }
@@ -66,7 +66,7 @@ def statements(stack: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def test_the_stack(stack: dict[str, Any]) -> None:
+def test_the_buffered_stack_has_the_limits_of_the_gateway(stack: dict[str, Any]) -> None:
     function = stack["AppLambdaFunction"]["Properties"]
     assert function["Handler"] == "narserve/awslambda/handler.handler"
     assert function["Architectures"] == ["arm64"]
@@ -82,7 +82,7 @@ def test_the_stack(stack: dict[str, Any]) -> None:
     assert {method["Integration"]["Type"] for method in methods} == {"AWS_PROXY"}
 
 
-def test_the_role_may_do_no_more_than_it_has_to(stack: dict[str, Any]) -> None:
+def test_the_role_has_only_the_permissions_it_needs(stack: dict[str, Any]) -> None:
     allowed = {
         action: str(statement["Resource"])
         for statement in statements(stack)
@@ -100,7 +100,7 @@ def test_the_role_may_do_no_more_than_it_has_to(stack: dict[str, Any]) -> None:
     assert not [action for action, resource in allowed.items() if resource in ("*", "['*']")]
 
 
-def test_the_streaming_stack(checkout: Path, stack: dict[str, Any]) -> None:
+def test_the_streamed_stack_has_no_bucket(checkout: Path, stack: dict[str, Any]) -> None:
     streaming = package(checkout, "serverless.stream.yml")
     variables = streaming["AppLambdaFunction"]["Properties"]["Environment"]["Variables"]
     assert variables["AWS_LAMBDA_EXEC_WRAPPER"] == "/var/task/narserve/awslambda/stream"
@@ -121,11 +121,13 @@ def test_the_streaming_stack(checkout: Path, stack: dict[str, Any]) -> None:
         assert "response-streaming-invocations" in str(integration["Uri"])
 
 
-def test_the_size_and_what_is_in_it(checkout: Path, stack: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_package_is_small_and_has_only_the_needed_files(
+    checkout: Path, stack: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     file = checkout / "dist/lambda/nar-serve.zip"
     size = file.stat().st_size
     with capsys.disabled():
-        print(f" [package for Lambda: {size / 1e6:.1f} MB] ", end="")
+        print(f" [Lambda package: {size / 1e6:.1f} MB] ", end="")
     assert size < SIZE_LIMIT
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
@@ -146,12 +148,12 @@ def test_the_size_and_what_is_in_it(checkout: Path, stack: dict[str, Any], capsy
     assert modes["narserve/awslambda/stream"] == 0o755
 
 
-# --- the package, run
+# --- running the package
 
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package for this machine and this Python, as Lambda unpacks it: nothing in it can be written to."""
+    """The package for this machine and this Python, unpacked read-only as on Lambda."""
     directory = tmp_path_factory.mktemp("package")
     version = ".".join(map(str, sys.version_info[:2]))
     options = ["--python", version, "--architecture", "x86_64", "--output", str(directory / "package.zip")]
@@ -165,7 +167,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cache_urls(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A cache in each compression."""
+    """The URLs of one binary cache for each compression."""
     root = tmp_path_factory.mktemp("caches")
     for compression in COMPRESSIONS:
         tree = {"file": compression.encode(), "large": bytes(5 << 20)}
@@ -183,7 +185,7 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.S3]:
 
 
 @pytest.mark.parametrize("platform", ["lambda", "stream"])
-def test_the_package_has_all_it_needs(
+def test_the_package_serves_every_compression(
     unpacked: Path, cache_urls: str, bucket: s3.S3, tmp_path: Path, platform: str
 ) -> None:
     settings = {

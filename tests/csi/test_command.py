@@ -95,7 +95,7 @@ def test_without_grpc_the_command_names_the_extra_to_install() -> None:
         command, env=mounting.environment({}), capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 2
-    assert "pip install 'nar-serve[csi]'" in done.stderr
+    assert "pip install '.[csi]'" in done.stderr
 
 
 def test_status_without_a_plugin_or_mounts(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -93,11 +92,14 @@ def test_the_files_of_the_image_exist() -> None:
     for name in copied:
         assert (ROOT / name).exists()
         assert f"!{name}" in ignored
-    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
-    (installed,) = re.findall(r'"\.\[(.*)\]"', DOCKERFILE)
-    assert {"server", "metrics"} <= set(installed.split(",")) <= extras
-    (documented,) = re.findall(r"nar-serve\[(.*)\]", UNIT)
-    assert {*installed.split(",")} == {*documented.split(","), "csi"}  # csi is for deploy/kubernetes
+
+
+def test_the_image_and_the_service_install_the_lock_of_every_extra() -> None:
+    for text in (DOCKERFILE, UNIT):
+        assert "/opt/nar-serve/bin/pip install " in text
+        assert "--require-hashes -r locks/all.txt" in text
+        assert "--no-deps --no-build-isolation ." in text
+    assert "pip uninstall" in DOCKERFILE  # tests/deploy/test_locks.py compares the names with the lock
 
 
 def test_the_image_runs_as_an_unprivileged_user() -> None:

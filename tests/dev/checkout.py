@@ -60,7 +60,7 @@ def create_app(settings, cache=None, examples=()):
 
 def make_checkout(root: Path) -> Path:
     ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("narcore", "public", "narserve/dev", "narserve/server"):
+    for name in ("narcore", "public", "narserve/dev", "narserve/server", "locks"):
         shutil.copytree(ROOT / name, root / name, ignore=ignore)
     (root / "api").mkdir()
     (root / "api" / "__init__.py").touch()

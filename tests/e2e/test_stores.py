@@ -46,6 +46,9 @@ def hostile_hash(number: int) -> str:
     return f"{'0' * 30}{number:02}"
 
 
+pytestmark = pytest.mark.timeout(400)  # the first test installs the emulators
+
+
 @pytest.fixture(scope="module")
 def canary() -> Iterator[socket.socket]:
     """A listener that must get no connections."""

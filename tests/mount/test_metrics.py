@@ -70,5 +70,5 @@ def test_a_port_in_use_is_an_error() -> None:
 
 def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(SettingsError, match="pip install 'nar-serve\\[metrics\\]'"):
+    with pytest.raises(SettingsError, match="pip install '\\.\\[metrics\\]'"):
         check_metrics(":9000")

@@ -67,4 +67,4 @@ def test_missing_gunicorn_is_reported_with_the_package_to_install(
     for name in [name for name in sys.modules if name.startswith(("gunicorn.", "narserve.server."))]:
         monkeypatch.delitem(sys.modules, name)
     assert run(["serve", "--store", str(tmp_path), "--cache-dir", "off"]) == 2
-    assert "nar-serve[server]" in capsys.readouterr().err
+    assert "pip install '.[server]'" in capsys.readouterr().err

@@ -177,7 +177,7 @@ def test_a_missing_metrics_library_is_reported_with_the_package_to_install(monke
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     monkeypatch.delitem(sys.modules, "api.telemetry.metrics", raising=False)
     settings = Settings.from_environ({"NAR_METRICS": "1", "NAR_CACHE_DIR": "off"})
-    with pytest.raises(SettingsError, match=r"nar-serve\[metrics\]"):
+    with pytest.raises(SettingsError, match=r"pip install '\.\[metrics\]'"):
         create_app(settings)
 
 

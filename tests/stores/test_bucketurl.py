@@ -127,7 +127,7 @@ def test_invalid_endpoint_or_region_in_the_environment_is_rejected(
 @pytest.mark.parametrize("url", ["s3://b", "gs://b", "az://b?account=x"])
 def test_missing_obstore_is_reported_with_the_install_command(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     _hide(monkeypatch, "obstore")
-    with pytest.raises(SettingsError, match=r"pip install 'nar-serve\[objectstore\]'"):
+    with pytest.raises(SettingsError, match=r"pip install '\.\[objectstore\]'"):
         open_store(url)
 
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from narcore.errors import FileNotInStore, SettingsError, StoreError, StoreForbidden, StoreUnavailable
+from narcore.errors import FileNotInStore, SettingsError, StoreError, StoreForbidden, StoreUnavailable, how_to_install
 from narcore.stores.cafile import ca_file
 from narcore.version import __version__
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
 _STATUS = re.compile(r"status code: (\d{3})")
-
-INSTALL = "pip install 'nar-serve[objectstore]'"
 
 
 class AccessDenied(FileNotInStore):
@@ -28,7 +26,9 @@ class AccessDenied(FileNotInStore):
 def require_obstore(scheme: str) -> None:
     """Raise ``SettingsError`` if obstore is not installed. Does not import it: the first request does."""
     if importlib.util.find_spec("obstore") is None:
-        raise SettingsError(f"{scheme}:// stores require obstore, which is not installed: {INSTALL}")
+        raise SettingsError(
+            f"{scheme}:// stores require obstore, which is not installed; {how_to_install('objectstore')}"
+        )
 
 
 def client_options(connect_timeout: float = 5.0, read_timeout: float = 30.0) -> "ClientConfig":
