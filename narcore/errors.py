@@ -1,4 +1,5 @@
-"""Every exception that the project raises on purpose, in one tree.
+"""The exceptions of the project, in one tree. ``api/errors.py`` maps them to statuses, ``narserve/terminal/exits.py`` to
+exit codes.
 
 ::
 

@@ -70,7 +70,7 @@ MAY_IMPORT = {
     "api": (*LIBRARY, "narcore.archive"),
     "api.http": ("narcore.errors", "narcore.formats"),
     "api.offload": (*LIBRARY, "narcore.archive", "narcore.stores.buckets"),
-    "narmount": (*LIBRARY, "narcore.nars.cachednar"),
+    "narmount": (*LIBRARY, "narcore.nars.opennar"),
     "narserve": ("api", "narmount", "narcore"),
     "narserve.awslambda": ("api", "narcore"),  # is packed for Lambda with these packages only
 }

@@ -1,6 +1,7 @@
 """Ed25519 signatures and keys, ``name:base64``, as in narinfos and nix.conf (Nix: src/libutil/signature/local-keys.cc).
 
-The name only selects the key: names are compared exactly, and trust depends on the key itself, not on its name.
+The name only selects the key: names are compared exactly, and trust depends on the key itself, not on its name. Whether a path is
+trusted is decided in ``narcore/lookup/lookup.py``.
 ``cryptography`` is imported at first use, so a server that trusts every cache never loads it.
 """
 

@@ -1,4 +1,7 @@
-"""Lookup of narinfos by hash part at one or several substituters: order, trust, and errors."""
+"""Lookup of narinfos by hash part at one or several substituters: their order, signatures and trust, and errors.
+
+Without trusted keys, no signature is checked and every narinfo is accepted (``Trust.UNCHECKED``).
+"""
 
 import logging
 import time
@@ -200,9 +203,9 @@ class Lookup:
             raise
         if narinfo.store_path.hash_part != hash_part:
             raise NarInfoError(f"{substituter.url} sent a narinfo of {narinfo.store_path.base_name} for {hash_part}")
-        return PathInfo(narinfo, substituter.store, self._check(substituter, narinfo))
+        return PathInfo(narinfo, substituter.store, self._decide_trust(substituter, narinfo))
 
-    def _check(self, substituter: Substituter, narinfo: NarInfo) -> Trust:
+    def _decide_trust(self, substituter: Substituter, narinfo: NarInfo) -> Trust:
         """Return why the narinfo is trusted (Nix: src/libstore/path-info.cc, checkSignatures). Raises UntrustedSignature.
 
         The content address is checked last, because it usually requires reading the whole NAR before anything can be served.

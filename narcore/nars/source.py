@@ -1,8 +1,10 @@
-"""Chooses where the bytes of a NAR come from: the best available source, or silently the next one if that fails.
+"""Chooses where the bytes of a NAR come from, cached or cold: the best available source, or silently the next one if that fails.
 
-1. the complete, verified NAR on disk;
-2. a running fill: the NAR is being fetched already;
-3. a range of the remote file, if it can be read without the rest;
+A *fill* fetches a NAR into the disk cache, once for all readers (``cache/fill.py``).
+
+1. a running fill of this NAR;
+2. the complete, verified NAR in the disk cache;
+3. a range of the remote file, if it can be read without the rest (never with ``NAR_VERIFY=strict``);
 4. a new fill; or, if the NAR can't be cached, a stream, whose beginning is discarded.
 """
 
@@ -18,8 +20,8 @@ from narcore.formats.listing import NarListing, Node
 from narcore.formats.nar.parser import parse_nar
 from narcore.lookup.pathinfo import PathInfo
 from narcore.nars.accessor import NarBytes
-from narcore.nars.cachednar import ArrivingNar
 from narcore.nars.fallbacks import CachedOrStreamed, PartOrElsewhere, Streamed, as_listed, check_same
+from narcore.nars.opennar import ArrivingNar
 from narcore.nars.remoteparts import RemoteParts
 from narcore.nars.wholenar import NarStreams
 from narcore.trace import Trace

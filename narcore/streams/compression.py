@@ -1,4 +1,8 @@
-"""Decompression of streams, for each supported value of a narinfo's ``Compression``."""
+"""Decompression of streams, for each supported value of a narinfo's ``Compression``.
+
+A new compression needs a line in ``_CODECS``; its decoder goes into ``decoders.py``, or into a module of its own. If listings can
+be compressed with it, ``_MAGICS`` needs its first bytes. zstd has a module of its own, because its frames have limits to check.
+"""
 
 import bz2
 import functools

@@ -106,7 +106,10 @@ class Holder:
         return signal.sigwait(_SIGNALS)
 
     def _reap(self) -> int | None:
-        """Handle SIGCHLD. Returns an exit code if the file system was unmounted; else starts the next worker."""
+        """Handle the end of the worker (SIGCHLD): it crashed, was killed or stopped.
+
+        Returns an exit code if the file system was unmounted; else starts the next worker.
+        """
         assert self._worker is not None
         status = self._worker.poll()
         if status is None:  # of another child

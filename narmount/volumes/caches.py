@@ -1,4 +1,4 @@
-"""The mounts that volumes can show, as ``--cache NAME=DIR`` names them."""
+"""Parses ``--cache NAME=DIR``: the binary caches that volumes can show. Each is a mount of ``nar-serve mount`` at DIR."""
 
 import os
 import re

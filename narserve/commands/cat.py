@@ -1,4 +1,4 @@
-"""``nar-serve cat``"""
+"""``nar-serve cat``: writes files to standard output."""
 
 from contextlib import closing
 

@@ -1,4 +1,4 @@
-"""``nar-serve csi``"""
+"""``nar-serve csi``: the CSI plugin for Kubernetes, and its status."""
 
 import logging
 import os
@@ -16,11 +16,11 @@ import click
 from narcore.errors import MountError, SettingsError, how_to_install
 from narmount.fuse.mountinfo import mounts
 from narmount.metrics import check_metrics, serve_metrics, volume_metrics
-from narmount.volumes import Volume, Volumes, Watcher
+from narmount.volumes import OverlayFlusher, Volume, Volumes
 from narmount.volumes.caches import parse_caches
-from narserve.commands.statusoutput import STATUS_SECONDS, cache_statuses, plugin_text, print_status
 from narserve.session.session import read_settings
 from narserve.terminal.exits import NO, TROUBLE
+from narserve.terminal.statusoutput import STATUS_SECONDS, cache_statuses, plugin_text, print_status
 
 DRIVER_NAME = "store.nar-serve.dev"
 STATE_DIR = Path("/var/lib/nar-serve/csi")
@@ -155,9 +155,9 @@ def _run(
             port = serve_metrics(metrics, lambda: [*volume_metrics(volumes.published()), *calls.families()])
             log.info("serving metrics at port %d", port)
         for cache in caches:
-            watcher = Watcher(volumes, cache)
-            watcher.start()
-            stack.callback(watcher.close)
+            flusher = OverlayFlusher(volumes, cache)
+            flusher.start()
+            stack.callback(flusher.close)
         server.start()
         stack.callback(server.stop)
         if registry is not None:

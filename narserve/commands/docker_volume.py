@@ -1,4 +1,4 @@
-"""``nar-serve docker-volume``"""
+"""``nar-serve docker-volume``: the volume plugin for Docker, and its status."""
 
 import json
 import logging
@@ -17,10 +17,10 @@ from narmount.docker.driver import Driver
 from narmount.docker.records import Records
 from narmount.docker.service import Service, ask, block_signals, sole_owner, wait_for_signal
 from narmount.metrics import check_metrics, serve_metrics, volume_metrics
-from narmount.volumes import Volumes, Watcher
+from narmount.volumes import OverlayFlusher, Volumes
 from narmount.volumes.caches import parse_caches
-from narserve.commands.statusoutput import STATUS_SECONDS, cache_statuses, local_time, plugin_text, print_status
 from narserve.session.session import read_settings
+from narserve.terminal.statusoutput import STATUS_SECONDS, cache_statuses, local_time, plugin_text, print_status
 
 SOCKET = Path("/run/docker/plugins/nar-serve.sock")
 STATE_DIR = Path("/var/lib/nar-serve/docker")
@@ -120,9 +120,9 @@ def _run(path: Path, state_dir: Path, run_dir: Path, directories: Mapping[str, P
         if metrics:
             serve_metrics(metrics, lambda: [*volume_metrics(driver.published()), *calls.families()])
         for name in directories:
-            watcher = Watcher(volumes, name)
-            watcher.start()
-            stack.callback(watcher.close)
+            flusher = OverlayFlusher(volumes, name)
+            flusher.start()
+            stack.callback(flusher.close)
         service = Service(path)
         service.start(app)
         stack.callback(service.close)

@@ -1,4 +1,4 @@
-"""``nar-serve find``"""
+"""``nar-serve find``: finds files by name, in a store path or its closure."""
 
 import re
 from collections.abc import Iterator

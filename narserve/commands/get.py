@@ -1,4 +1,4 @@
-"""``nar-serve get``"""
+"""``nar-serve get``: copies a file, a directory or a store path to disk."""
 
 import hashlib
 import os

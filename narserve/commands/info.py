@@ -1,4 +1,4 @@
-"""``nar-serve info``"""
+"""``nar-serve info``: shows what a binary cache says about a store path."""
 
 import json
 from collections.abc import Iterator

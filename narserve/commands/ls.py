@@ -1,4 +1,4 @@
-"""``nar-serve ls``"""
+"""``nar-serve ls``: lists a store path, or a directory in it."""
 
 from collections.abc import Iterator
 

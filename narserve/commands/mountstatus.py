@@ -10,8 +10,8 @@ from narcore.errors import MountError
 from narcore.sizes import human_size
 from narmount.daemon.control import control_path, is_abandoned, read_status
 from narmount.fuse.mountinfo import is_ours, mounts, ours_at
-from narserve.commands.statusoutput import STATUS_SECONDS, local_time, print_status
 from narserve.terminal.exits import TROUBLE, print_message
+from narserve.terminal.statusoutput import STATUS_SECONDS, local_time, print_status
 
 UPGRADE = (
     "an earlier version of nar-serve started this mount; unmount it and mount it again, since its worker can't restart"

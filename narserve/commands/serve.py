@@ -1,4 +1,4 @@
-"""``nar-serve serve``"""
+"""``nar-serve serve``: starts the HTTP server."""
 
 import logging
 import os

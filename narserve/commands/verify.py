@@ -1,4 +1,4 @@
-"""``nar-serve verify``"""
+"""``nar-serve verify``: checks the signature and the hash of store paths."""
 
 import click
 

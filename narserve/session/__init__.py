@@ -1,4 +1,4 @@
-"""The sources that a command reads from.
+"""What a command reads from: the stores of ``--store``, or a running nar-serve (an *instance*).
 
 ::
 

@@ -11,7 +11,7 @@ import pytest
 
 from narmount.daemon.control import control_path
 from narmount.daemon.controlserver import ControlServer
-from narmount.volumes import VolumeRequest, Volumes, Watcher
+from narmount.volumes import OverlayFlusher, VolumeRequest, Volumes
 from narmount.volumes.errors import CacheDead
 from tests.mount.mounting import until
 
@@ -70,17 +70,17 @@ def flushes(volumes: Volumes, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return flush(cache)
 
     monkeypatch.setattr(volumes, "flush", recorded)
-    monkeypatch.setattr("narmount.volumes.watcher.FLUSH_PAUSE", 0.01)
-    monkeypatch.setattr("narmount.volumes.watcher.LONGEST_PAUSE", 0.2)
-    monkeypatch.setattr("narmount.volumes.watcher.SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr("narmount.volumes.overlayflush.FLUSH_PAUSE", 0.01)
+    monkeypatch.setattr("narmount.volumes.overlayflush.LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr("narmount.volumes.overlayflush.SETTLE_SECONDS", 0.2)
     return done
 
 
 def test_overlays_are_flushed_for_news_and_after_restarts_of_the_worker(
     place: Path, mount: ControlSocket, volumes: Volumes, flushes: list[str]
 ) -> None:
-    watcher = Watcher(volumes, "main")
-    watcher.start()  # there is no socket yet
+    flusher = OverlayFlusher(volumes, "main")
+    flusher.start()  # there is no socket yet
     time.sleep(0.3)
     mount.listen()
     server = mount.start_worker()
@@ -97,7 +97,7 @@ def test_overlays_are_flushed_for_news_and_after_restarts_of_the_worker(
     mount.start_worker().announce(["x"])
     until(lambda: len(flushes) >= 6, "flushes after the restart")
 
-    watcher.close()
+    flusher.close()
     done = len(flushes)
     mount.stop_worker()
     time.sleep(0.3)
@@ -108,18 +108,18 @@ def test_a_burst_of_news_causes_few_flushes(mount: ControlSocket, volumes: Volum
     """The mount announces each name on its own, and a flush remounts every overlay."""
     mount.listen()
     server = mount.start_worker()
-    watcher = Watcher(volumes, "main")
-    watcher.start()
+    flusher = OverlayFlusher(volumes, "main")
+    flusher.start()
     until(lambda: len(flushes) == 2, "the first flushes")
     for number in range(500):
         server.announce([str(number)])
     time.sleep(0.5)
     assert 1 <= len(flushes) - 2 < 100
-    watcher.close()
+    flusher.close()
 
 
 def test_an_overlay_shows_a_late_name_only_after_a_flush(place: Path, volumes: Volumes) -> None:
-    """An overlay caches that a name is missing. The watcher exists for this reason."""
+    """An overlay caches that a name is missing. The flusher exists for this reason."""
     volumes.publish("a", place / "t", VolumeRequest("main"))
     assert not (place / "t/late").exists()
     (place / "store/late").write_text("now")

@@ -16,7 +16,7 @@ from narcore.errors import CacheFailure, CapacityError, HashMismatch, NarTooLarg
 from narcore.formats import nixbase32
 from narcore.formats.narinfo import NarInfo
 from narcore.lookup.pathinfo import PathInfo, Trust
-from narcore.nars.cachednar import OpenNar
+from narcore.nars.opennar import OpenNar
 from narcore.settings import Settings
 from narcore.stores.base import StoreFile
 from narcore.stores.memory import MemoryStore

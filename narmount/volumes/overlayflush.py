@@ -1,4 +1,4 @@
-"""Shows overlays names that appear after they were looked up: their caches of names are flushed when the mount reports news."""
+"""Flushes the overlays of a mount when a name appears in the mount, since an overlay caches that a name is missing."""
 
 import logging
 import random
@@ -19,8 +19,8 @@ SETTLE_SECONDS = 5.0
 log = logging.getLogger("narmount.volumes")
 
 
-class Watcher:
-    """Follows the mount of one cache, across restarts of its worker, until it is closed.
+class OverlayFlusher:
+    """Flushes the overlays of one mount when it reports new names, across restarts of its worker, until it is closed.
 
     One thread listens to the mount, and another flushes the overlays.
     """
