@@ -62,9 +62,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     This is what ``--dist loadgroup`` is for, but with pytest 9.2 pytest-xdist 3.8 does not see the groups.
     """
-    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+    from xdist.scheduler import LoadScopeScheduling
 
-    class Scheduling(LoadScopeScheduling):  # type: ignore[misc, unused-ignore]
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
             return GROUPS.get(_folder(config.rootpath / file), file)
@@ -73,12 +73,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def _folder(path: Path) -> str:
-    """Return the name of the folder of ``tests`` that contains the path."""
-    return (
-        path.relative_to(ROOT / "tests").parts[0]
-        if path.is_relative_to(ROOT / "tests") and path != ROOT / "tests"
-        else ""
-    )
+    """Return the name of the folder of ``tests`` that contains the path; empty for another path."""
+    tests = ROOT / "tests"
+    return path.relative_to(tests).parts[0] if tests in path.parents else ""
 
 
 @pytest.fixture(autouse=True, scope="session")
