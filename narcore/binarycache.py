@@ -35,7 +35,7 @@ from narcore.lookup.lookup import Lookup, Strategy
 from narcore.lookup.pathinfo import PathInfo, Trust
 from narcore.lookup.substituter import Substituter
 from narcore.nars.accessor import NarAccessor
-from narcore.nars.cachednar import ArrivingNar, OpenNar
+from narcore.nars.opennar import ArrivingNar, OpenNar
 from narcore.nars.source import KnownListing, NarSource
 from narcore.nars.wholenar import NarStreams
 from narcore.settings import Settings

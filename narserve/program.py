@@ -1,7 +1,7 @@
 """``nar-serve``: the command line program, a group of commands.
 
-Each command is a module of ``narserve.commands``, its function has the same name, and ``MODULES`` lists it. Ctrl-C and a closed pipe end the
-process with SIGINT and SIGPIPE, as with any other program, so a shell sees the exit codes 130 and 141.
+Each command is a module of ``narserve.commands``, its function has the same name, and ``MODULES`` lists it. Ctrl-C and a closed
+pipe end the process with SIGINT and SIGPIPE, as with any other program, so a shell sees the exit codes 130 and 141.
 """
 
 import os

@@ -1,17 +1,81 @@
-"""Fixtures of all tests: a clean environment, logging, and one configuration of hypothesis."""
+"""Fixtures of all tests: a clean environment, logging, and one configuration of hypothesis.
+
+``--fast`` selects the tests that start no servers and need no tools. With pytest-xdist (``-n 2``), the tests of a file run in one
+process, and so do all tests that mount.
+"""
 
 import logging
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
-from tests import needs
+from tests import ROOT, needs, proofs
+
+# Folders whose tests start servers, programs, mounts or browsers. A slow test elsewhere has the marker "slow".
+SLOW = frozenset({"browser", "commands", "csi", "deploy", "dev", "docker", "docs", "e2e", "mount", "server", "volumes"})
+
+# Folders whose tests run in the same process of pytest-xdist. The tests of "mounts" would disturb each other: they share the mounts
+# of the machine and dockerd's directory of plugins. The tests of "servers" share servers that take long to start.
+GROUPS = {"csi": "mounts", "docker": "mounts", "mount": "mounts", "volumes": "mounts", "e2e": "servers"}
 
 # No deadlines: they would measure the machine and not the code, and two test runs on one core would exceed them.
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("fast", deadline=None, max_examples=20)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="only tests that start no servers and need no tools")
+    parser.addoption("--full-length", action="store_true", help="long proofs at full length: python -m tests.proofs")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers, and tell ``needs`` about ``--fast``."""
+    config.addinivalue_line("markers", "slow: takes seconds or starts programs; --fast leaves it out")
+    config.addinivalue_line("markers", "proof: runs at full length with python -m tests.proofs")
+    needs.fast = config.getoption("--fast")
+    proofs.full = config.getoption("--full-length")
+    if needs.fast:
+        settings.load_profile("fast")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out the slow folders under ``--fast``, without importing them."""
+    return True if needs.fast and _folder(collection_path) in SLOW else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the slow tests under ``--fast``."""
+    if needs.fast:
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each process of pytest-xdist whole files, and the files of a group to the same one.
+
+    This is what ``--dist loadgroup`` is for, but with pytest 9.2 pytest-xdist 3.8 does not see the groups.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return GROUPS.get(_folder(config.rootpath / file), file)
+
+    return Scheduling(config, log)
+
+
+def _folder(path: Path) -> str:
+    """Return the name of the folder of ``tests`` that contains the path; empty for another path."""
+    tests = ROOT / "tests"
+    return path.relative_to(tests).parts[0] if tests in path.parents else ""
 
 
 @pytest.fixture(autouse=True, scope="session")

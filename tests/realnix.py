@@ -1,16 +1,14 @@
 """A real Nix for tests, with its own store, key and settings; without a daemon or network access, and with nothing in /nix."""
 
 import os
-import shutil
 import struct
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from narcore.formats.storepath import DEFAULT_STORE_DIR
+from tests import needs
 
 NIX_CONF = "experimental-features = nix-command ca-derivations\nbuild-users-group =\nsubstituters =\n"
 KEY_NAME = "test-1"
@@ -24,9 +22,8 @@ class RealNix:
 
     @classmethod
     def start(cls, root: Path) -> "RealNix":
-        """Create an installation below ``root``. Skips the test if Nix is not installed, but not in CI."""
-        if shutil.which("nix") is None and not os.environ.get("CI"):
-            pytest.skip("Nix is not installed")
+        """Create an installation below ``root``. Skips the test if Nix is not installed."""
+        needs.program("nix")
         nix = cls(root)
         (root / "nix.conf").write_text(NIX_CONF)
         nix.run("nix-store", "--generate-binary-cache-key", KEY_NAME, root / "key.sk", root / "key.pk")

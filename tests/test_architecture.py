@@ -70,7 +70,7 @@ MAY_IMPORT = {
     "api": (*LIBRARY, "narcore.archive"),
     "api.http": ("narcore.errors", "narcore.formats"),
     "api.offload": (*LIBRARY, "narcore.archive", "narcore.stores.buckets"),
-    "narmount": (*LIBRARY, "narcore.nars.cachednar"),
+    "narmount": (*LIBRARY, "narcore.nars.opennar"),
     "narserve": ("api", "narmount", "narcore"),
     "narserve.awslambda": ("api", "narcore"),  # is packed for Lambda with these packages only
 }
@@ -144,6 +144,7 @@ def test_a_pure_module_does_no_input_or_output(module: str) -> None:
     assert "open" not in {call.id for call in calls if isinstance(call, ast.Name)}
 
 
+@pytest.mark.slow
 def test_the_wsgi_entry_imports_no_heavy_libraries() -> None:
     """Optional libraries, and libraries that few requests need, would slow down the cold start of a serverless function."""
     program = f"import sys, api.index; print(*sorted(set({HEAVY}) & sys.modules.keys()))"

@@ -16,7 +16,7 @@ from narcore.formats.signature import PublicKey, SecretKey
 from narcore.lookup.substituter import Substituter
 from narcore.settings import DEFAULT_CACHE_URL, DEFAULT_PUBLIC_KEY, NAMES, SERVERLESS, CacheSize, Settings
 
-ONE, OTHER = SecretKey.generate("one-1").public_key, SecretKey.generate("other").public_key
+ONE, OTHER = SecretKey("one-1", b"1" * 32).public_key, SecretKey("other", b"2" * 32).public_key
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -33,6 +33,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
         (f"  {ONE}\n\t{OTHER} ", (ONE, OTHER)),
         (f"{ONE} {ONE}", (ONE, ONE)),
     ],
+    ids=["one", "two", "the same twice"],
 )
 def test_trusted_public_keys_are_separated_by_white_space(text: str, keys: tuple[object, ...]) -> None:
     assert Settings.from_environ({"NAR_TRUSTED_PUBLIC_KEYS": text}).trusted_public_keys == keys
@@ -212,6 +213,7 @@ def test_unknown_names_are_logged_at_startup(name: str, meant: str, caplog: pyte
     assert f"did you mean {meant}?" in line if meant else "did you mean" not in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environ", "start"),
     [

@@ -15,11 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import NoReturn
 
-import pytest
-
-from tests import ROOT
+from tests import ROOT, needs
 
 OSLS, CFN_LINT, MOTO = "osls@4.3.1", "cfn-lint==1.58.0", "moto[s3]==5.2.5"
 AXE = "axe-core@4.14.1"
@@ -32,7 +29,7 @@ def vercel_python() -> Path:
     """Return a Python 3.12 or newer with Vercel's runtime and the project's dependencies, like a deployment on Vercel."""
     python = _python_for_vercel()
     if python is None:
-        _missing("vercel-runtime needs Python 3.12 or newer, and there is none on PATH or in pyenv")
+        needs.missing("Python 3.12", "install Python 3.12 or newer, on PATH or by pyenv")
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     return _venv("vercel", python, [VERCEL_RUNTIME, *dependencies])
 
@@ -75,8 +72,7 @@ def axe() -> Path:
 
 def _npm_package(name: str, requirement: str) -> Path:
     """Return the directory in which npm has installed a package."""
-    if shutil.which("npm") is None:
-        _missing(f"{name} needs npm")
+    needs.program("npm")
 
     def install(directory: Path) -> None:
         _run("npm", "install", "--prefix", directory, "--no-audit", "--no-fund", "--silent", requirement)
@@ -125,15 +121,9 @@ def _installed(name: str, parts: list[str], install: Callable[[Path], None]) -> 
             try:
                 install(directory)
             except (OSError, subprocess.CalledProcessError) as error:
-                _missing(f"{name} can't be installed: {error}")
+                needs.missing(name, f"install it from its registry: {error}")
             stamp.touch()
     return directory
-
-
-def _missing(reason: str) -> NoReturn:
-    if not os.environ.get("CI"):
-        pytest.skip(reason)
-    pytest.fail(reason)
 
 
 def _run(*command: str | Path) -> None:

@@ -1,4 +1,7 @@
-"""Lookup of narinfos by hash part at one or several substituters: order, trust, and errors."""
+"""Lookup of narinfos by hash part at one or several substituters: their order, signatures and trust, and errors.
+
+Without trusted keys, no signature is checked and every narinfo is accepted (``Trust.UNCHECKED``).
+"""
 
 import logging
 import time

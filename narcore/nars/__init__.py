@@ -7,5 +7,5 @@
     fallbacks     bytes from one source, and the rest from another source if it fails
     wholenar      NarStreams: a whole NAR as a verified stream, from several stores if needed
     remoteparts   RemoteParts: ranges of a remote file that is uncompressed, or that has an index
-    cachednar     OpenNar: a cached NAR that is held open; ArrivingNar: a NAR that is being fetched
+    opennar       OpenNar: a cached NAR that is held open; ArrivingNar: a NAR that is being fetched
 """

@@ -20,8 +20,8 @@ from narcore.formats.listing import NarListing, Node
 from narcore.formats.nar.parser import parse_nar
 from narcore.lookup.pathinfo import PathInfo
 from narcore.nars.accessor import NarBytes
-from narcore.nars.cachednar import ArrivingNar
 from narcore.nars.fallbacks import CachedOrStreamed, PartOrElsewhere, Streamed, as_listed, check_same
+from narcore.nars.opennar import ArrivingNar
 from narcore.nars.remoteparts import RemoteParts
 from narcore.nars.wholenar import NarStreams
 from narcore.trace import Trace

@@ -1,4 +1,7 @@
-"""Checks of what dockerd sends: the name and the options of a volume, and the id of a mount."""
+"""Checks of what dockerd sends: the name and the options of a volume, and the id of a mount.
+
+``narmount.volumes.request`` decides which options exist and which values they take, for Docker and Kubernetes alike.
+"""
 
 import re
 from collections.abc import Sequence

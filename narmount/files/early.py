@@ -16,7 +16,7 @@ from narcore.binarycache import BinaryCache
 from narcore.errors import NarcoreError
 from narcore.formats.listing import NarListing
 from narcore.lookup.pathinfo import PathInfo
-from narcore.nars.cachednar import ArrivingNar
+from narcore.nars.opennar import ArrivingNar
 from narmount.files.pathnumbers import PathNumbers
 from narmount.fuse import protocol
 from narmount.fuse.protocol import Notify, NotifyKernel

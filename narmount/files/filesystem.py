@@ -17,7 +17,7 @@ from narcore.errors import CacheFailure
 from narcore.formats.listing import Kind, Node
 from narcore.formats.names import to_bytes, to_text
 from narcore.formats.storepath import is_base_name
-from narcore.nars.cachednar import OpenNar
+from narcore.nars.opennar import OpenNar
 from narmount.files.opennars import OpenNars
 from narmount.files.passthrough import PLAIN, PassthroughFiles
 from narmount.files.storepaths import FOREVER, OpenPath, StorePaths, root_id

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from narcore.nars.cachednar import OpenNar
+from narcore.nars.opennar import OpenNar
 
 # Each one takes a descriptor (256 are a quarter of the default limit), and an evicted NAR takes up disk space while it is open.
 OPEN_MAX = 256

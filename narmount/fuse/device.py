@@ -158,7 +158,10 @@ def may_pass_through(cache_dir: Path) -> str:
         return "user namespaces can't use it"
     if not may_mount():
         return "it needs root (CAP_SYS_ADMIN)"
-    fs_type = mount_of(Path(os.path.realpath(cache_dir))).fs_type
+    try:
+        fs_type = mount_of(Path(os.path.realpath(cache_dir))).fs_type
+    except LookupError:  # in a chroot, the mount of / is not listed
+        return ""
     if fs_type in _STACKED or fs_type.startswith("fuse."):
         return (
             f"the cache directory is on {fs_type}, which can't be stacked further; --cache-dir DIR names one on a disk"

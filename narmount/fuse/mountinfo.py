@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,10 +85,17 @@ def is_ours(mounted: Mount) -> bool:
     return mounted.source == SOURCE and mounted.fs_type.startswith("fuse")
 
 
-def mount_of(path: Path) -> Mount:
-    """Return the mount that ``path`` is in, which has to be absolute and without links. Raises LookupError without a root mount."""
-    holding = [mount for mount in mounts() if path.is_relative_to(mount.target)]
-    deepest = max((len(mount.target.parts) for mount in holding), default=0)
+def mount_of(path: Path, among: Iterable[Mount] | None = None) -> Mount:
+    """Return the mount that contains ``path``, which must be absolute and without links.
+
+    ``among`` are the mounts to search; by default, all mounts that this process can see. Raises LookupError if none of them
+    contains the path: in a chroot, the mount of / is not listed.
+    """
+    found = mounts() if among is None else among
+    holding = [mount for mount in found if path.is_relative_to(mount.target)]
+    if not holding:
+        raise LookupError(f"no mount contains {path}")
+    deepest = max(len(mount.target.parts) for mount in holding)
     return [mount for mount in holding if len(mount.target.parts) == deepest][-1]
 
 

@@ -22,6 +22,8 @@ from tests import tools
 from tests.e2e import s3
 from tests.e2e.s3 import BUCKET, S3
 
+pytestmark = pytest.mark.slow
+
 NAME = "0123abcd"
 HEADERS = Headers({"ETag": f'"{NAME}"', "Content-Disposition": "inline; filename=\"x\"; filename*=UTF-8''%C3%A9"})
 KEY = {"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"}

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import random
-import shutil
 import stat
 import subprocess
 import tracemalloc
@@ -24,6 +23,7 @@ from narcore.formats.nar.events import Directory, DirectoryEnd, NarEvent, Regula
 from narcore.nars.accessor import NarAccessor, NarBytes
 from narcore.stores.local import LocalBinaryCacheStore
 from narcore.stores.memory import MemoryStore
+from tests import needs
 from tests.builders import Tree, binary_cache, exe, link, store_path
 from tests.builders import nar as nar_of
 
@@ -100,8 +100,7 @@ UNPACKERS = {
 @pytest.mark.parametrize("unpacker", UNPACKERS)
 def test_common_tools_unpack_the_whole_tree(tree: Tree, unpacker: str, empty: Path) -> None:
     pack, command = UNPACKERS[unpacker]
-    if shutil.which(command[0]) is None and not os.environ.get("CI"):
-        pytest.skip(f"needs {command[0]}")
+    needs.program(command[0])
     accessor, _hash = opened(tree)
     archive = empty / "archive"
     archive.write_bytes(b"".join(pack(accessor, accessor.listing.root, "top")))
@@ -122,6 +121,7 @@ def _restore_the_newline(top: Path) -> None:
 
 
 def test_names_that_are_not_utf_8_are_preserved_in_a_tar_and_percent_encoded_in_a_zip(empty: Path) -> None:
+    needs.program("bsdtar")
     accessor, _hash = opened(BYTES_TREE)
     for pack, name in ((tar, b"\xff\xfe"), (zip_archive, b"%FF%FE")):
         archive = empty / "archive"
@@ -155,6 +155,7 @@ def test_the_size_of_a_tar_is_known_in_advance() -> None:
         assert size == len(b"".join(tar(accessor, accessor.listing.root, "x")))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_subtree(tmp_path: Path) -> None:
     """Packs half a gigabyte (sparse on disk), of which only a few chunks are held at a time."""
     source = tmp_path / "source"
@@ -179,8 +180,7 @@ def test_a_zip_uses_64_bits_for_large_sizes_and_offsets(
 ) -> None:
     """The limit for 32 bits is reduced for this test."""
     monkeypatch.setattr("narcore.archive.zip._LIMIT", 1000)
-    if shutil.which(command[0]) is None and not os.environ.get("CI"):
-        pytest.skip(f"needs {command[0]}")
+    needs.program(command[0])
     accessor, _hash = opened({"a": b"a" * 3000, "b": b"b", "c": exe(LARGE), "l": link("a")})
     archive = empty / "archive"
     archive.write_bytes(b"".join(zip_archive(accessor, accessor.listing.root, "top")))
@@ -191,6 +191,7 @@ def test_a_zip_uses_64_bits_for_large_sizes_and_offsets(
     assert as_tree(empty / "top") == as_expected(accessor.listing, accessor.listing.root, read)
 
 
+@pytest.mark.slow
 def test_a_zip_can_have_more_members_than_16_bits_count(tmp_path: Path) -> None:
     count = 66_000
     accessor = _many(count)
@@ -200,6 +201,7 @@ def test_a_zip_can_have_more_members_than_16_bits_count(tmp_path: Path) -> None:
         assert len(found.namelist()) == count + 1
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_members() -> None:
     accessor = _many(10_000)
     for pack in (tar, zip_archive, nar):

@@ -18,6 +18,8 @@ from tests.builders import binary_cache, store_path
 from tests.e2e import fronts, s3
 from tests.e2e.client import Client, url_path
 
+pytestmark = pytest.mark.slow
+
 SIZE_LIMIT = 35_000_000
 COMPRESSIONS = ("zstd", "xz", "br", "lz4", "bzip2", "gzip", "none")
 

@@ -19,6 +19,8 @@ from narserve.dev.apigateway import HttpRequest, event_of
 from tests import ROOT
 from tests.e2e.runtime_api import FunctionError, Invocation, Prelude, RuntimeApi
 
+pytestmark = pytest.mark.slow
+
 Application = Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]
 
 

@@ -16,6 +16,7 @@ from narcore.cache.upkeep import verify
 from narcore.errors import CacheFailure, CorruptStream
 from narcore.formats.listing import NarListing
 from narcore.formats.nar.parser import parse_nar
+from tests import needs
 from tests.cache.conftest import MakeCache
 from tests.cache.support import (
     Source,
@@ -191,7 +192,6 @@ class TestEntryWrittenByNix:
         assert cached_bytes(cache, KEY) == NAR
         assert len(hashed) == 1
 
-    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
     def test_read_only_directory_of_another_user_can_be_read(self, hashed: list[int], as_nobody: Path) -> None:
         """The files are hashed once although they can't be marked."""
         (as_nobody / f"{KEY.digits}.nar").write_bytes(NAR)
@@ -212,6 +212,7 @@ class TestEntryWrittenByNix:
 @pytest.fixture
 def as_nobody() -> Iterator[Path]:
     """A directory of root that other users can read. The test may become the user nobody."""
+    needs.root()
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         (Path(name) / "nars").mkdir()
@@ -229,8 +230,8 @@ class TestPrivacy:
             with pytest.raises(CacheFailure):
                 NarCache(tmp_path, size=lambda _: 1000, max_fills=1)
 
-    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
     def test_directory_or_link_of_another_user_is_rejected(self, tmp_path: Path) -> None:
+        needs.root()
         other, link = tmp_path / "other", tmp_path / "link"
         other.mkdir()
         link.symlink_to(tmp_path)
@@ -292,6 +293,7 @@ class TestUpkeep:
         until(lambda: all(path.stat().st_mtime == DURABLE for path in paths))  # synced
         os.utime(paths[0], (1000, 5000))
         os.utime(paths[1], (2000, DURABLE))
+        paths[1].chmod(0o600)
         with paths[1].open("r+b") as file:
             file.seek(50_000)
             file.write(b"broken")

@@ -23,7 +23,7 @@ from narcore.cache.upkeep import verify
 from narcore.errors import CacheFailure
 from narcore.formats.listing import Kind, NarListing, Node
 from narcore.formats.nar.parser import parse_nar
-from narcore.nars.cachednar import OpenNar
+from narcore.nars.opennar import OpenNar
 from tests import builders
 from tests.builders import Tree, exe
 from tests.cache.conftest import MakeCache

@@ -1,6 +1,5 @@
 """Fixtures for tests of the command line: real binary caches, an instance that serves them, and a way to run commands."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +13,7 @@ from tests.e2e.nixcaches import NixCaches
 
 @pytest.fixture(scope="session")
 def caches() -> NixCaches:
-    """Binary caches written by a real Nix. Skips the test if Nix is not installed, except in CI."""
-    missing = nixcaches.missing_tools()
-    if missing and not os.environ.get("CI"):
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    assert not missing
+    """Binary caches written by a real Nix. Skips the test if Nix or a compression tool is not installed."""
     return nixcaches.build()
 
 

@@ -19,8 +19,9 @@ from narmount.daemon.controlserver import ControlServer
 from narmount.fuse import syscalls
 from narmount.fuse.mountinfo import mounts
 from narmount.volumes import Volumes
+from tests import needs
 from tests.csi.calling import Client, client
-from tests.mount import mounting, programs
+from tests.mount import programs
 from tests.mount.programs import Programs
 
 NAME = "store.nar-serve.dev"
@@ -52,14 +53,14 @@ class Running:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Programs:
-    mounting.need_root()
-    mounting.tools_or_skip(*programs.TOOLS, "unshare", "nsenter", "chroot")
+    needs.fuse()
+    needs.programs((*programs.TOOLS, "unshare", "nsenter", "chroot"))
     return programs.build(tmp_path_factory.mktemp("programs"))
 
 
 @pytest.fixture
 def short() -> Iterator[Path]:
-    mounting.need_root()
+    needs.fuse()
     place = Path(tempfile.mkdtemp(prefix="csi-"))
     yield place
     for mounted in reversed(mounts()):

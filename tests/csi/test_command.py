@@ -14,6 +14,7 @@ from narmount.csi.registration import registration_path
 from narmount.csi.server import code_of, prepare_socket
 from narmount.volumes.caches import parse_caches
 from narserve import program
+from tests import needs
 from tests.csi.calling import client
 from tests.csi.conftest import NAME, Running
 from tests.mount import mounting
@@ -47,7 +48,7 @@ def run(*options: str | Path) -> subprocess.CompletedProcess[str]:
 def test_an_invalid_command_line_is_an_error(
     options: list[str], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    mounting.need_root()
+    needs.fuse()
     assert program.run(["csi", *options]) == 2
     output = capfd.readouterr()
     assert output.out == ""
@@ -56,7 +57,7 @@ def test_an_invalid_command_line_is_an_error(
 
 
 def test_an_endpoint_longer_than_a_socket_path_is_an_error(tmp_path: Path) -> None:
-    mounting.need_root()
+    needs.fuse()
     done = run("--cache", "a=/x", "--endpoint", f"unix://{tmp_path}/{'x' * 120}", "--state-dir", tmp_path / "state")
     assert done.returncode == 2
     assert "is too long for a socket" in done.stderr

@@ -109,7 +109,6 @@ class Deployed:
 
 @pytest.fixture
 def deployed(made: Programs) -> Iterator[Deployed]:
-    pytest.importorskip("prometheus_client")
     with Upstream() as upstream:
         deployed = Deployed(upstream.mount("cache", made.cache), made.public_key)
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests import builders
+from tests import builders, proofs
 from tests.csi.calling import Client, refused
 from tests.csi.conftest import NAME
 from tests.csi.node import FakeNode
@@ -254,6 +254,7 @@ def test_many_pods_share_one_download(node: FakeNode, upstream: Upstream) -> Non
     assert [mount.target for mount in node.mounts()] == [node.store]
 
 
+@pytest.mark.proof
 def test_calls_interrupted_by_a_kill_complete_when_repeated(node: FakeNode) -> None:
     """The plugin is killed during fifty calls. Kubelet repeats them, and nothing is left in the end."""
     volumes = {f"csi-{number}": node.target(f"pod-{number}") for number in range(50)}
@@ -270,7 +271,7 @@ def test_calls_interrupted_by_a_kill_complete_when_repeated(node: FakeNode) -> N
         return len(calls) - len(errors)
 
     for call in (Client.publish, Client.unpublish):
-        for delay in (0.03, 0.06):
+        for delay in proofs.length((0.04,), (0.01, 0.02, 0.03, 0.04, 0.06, 0.1)):
             call_all(call, kill_after=delay)
             node.start_csi()
         assert call_all(call) == 50
@@ -280,7 +281,6 @@ def test_calls_interrupted_by_a_kill_complete_when_repeated(node: FakeNode) -> N
 
 
 def test_calls_and_volumes_are_in_the_metrics(node: FakeNode) -> None:
-    pytest.importorskip("prometheus_client")
     node.stop_csi()
     node.start_csi("--metrics", "127.0.0.1:0")
     with node.registered() as kubelet:

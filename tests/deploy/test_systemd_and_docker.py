@@ -1,8 +1,6 @@
 """The systemd units, checked by systemd itself, and the text of the Dockerfile: these tests do not need docker."""
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +9,7 @@ import pytest
 
 from narcore.settings import Settings
 from narserve.commands.mount import mount
-from tests import ROOT
+from tests import ROOT, needs
 
 DEPLOY = ROOT / "deploy"
 UNIT = (DEPLOY / "nar-serve.service").read_text()
@@ -19,11 +17,9 @@ DOCKERFILE = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
 
 
 def analyze(*arguments: str | Path) -> str:
-    program = shutil.which("systemd-analyze")
-    if program is None and not os.environ.get("CI"):
-        pytest.skip("systemd is not installed")
-    assert program is not None
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        [needs.program("systemd-analyze"), *arguments], capture_output=True, text=True, timeout=30, check=False
+    )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return done.stdout
 

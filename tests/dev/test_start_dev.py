@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.dev.checkout import environment, is_alive, make_checkout, running, wait_for
 
 UV = """\
@@ -137,7 +138,9 @@ def test_all_checks_run_in_order_and_the_set_up_runs_once(command: Command) -> N
         "$ pytest -k 'a b' tests/x",
     ]
     assert command.run("test").returncode == 0
-    assert command.calls() == [*RUFF, *MYPY, "pytest  dev=1"]
+    assert command.calls() == [*RUFF, *MYPY, "pytest -n 2 dev=1"]
+    assert command.run("test", "--fast").returncode == 0
+    assert command.calls() == ["pytest -n 2 --fast dev=1"]
 
 
 def test_the_first_failure_ends_the_checks(command: Command) -> None:
@@ -313,7 +316,7 @@ def write_wheel(directory: Path, name: str, files: dict[str, str]) -> Path:
 def with_pip(command: Command, tmp_path: Path) -> Command:
     """The command without uv. Its lock files hold a build backend and a package with the checkers, both in a directory."""
     if importlib.util.find_spec("ensurepip") is None:
-        pytest.skip("this Python has no ensurepip: install python3-venv")
+        needs.missing("ensurepip", "apt-get install python3-venv")
     (tmp_path / "bin/uv").unlink()
     wheels = tmp_path / "wheels"
     wheels.mkdir()
@@ -353,7 +356,7 @@ def test_pip_refuses_a_changed_byte_and_installs_the_original(with_pip: Command,
     assert "step 1 of 2: downloading and installing 2 packages\n" in done.stdout
     assert "  2 of 2: hatchling-1.0-py3-none-any.whl\n" in done.stdout
     assert "step 2 of 2: installing nar-serve\n" in done.stdout
-    assert with_pip.calls() == [*RUFF, *MYPY, "pytest  dev=1"]
+    assert with_pip.calls() == [*RUFF, *MYPY, "pytest -n 2 dev=1"]
     assert not (with_pip.root / ".venv/tmp").exists()
 
 

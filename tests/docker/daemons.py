@@ -5,7 +5,6 @@ import http.client
 import io
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,8 +19,8 @@ from elftools.elf.elffile import ELFFile
 
 from narmount.fuse import syscalls
 from narmount.fuse.mountinfo import mounts
-from tests import ROOT
-from tests.mount.mounting import missing, need_root, tools_or_skip, until
+from tests import ROOT, needs
+from tests.mount.mounting import until
 
 TOOLS = ("dockerd", "docker", "containerd", "runc", "busybox")
 PLUGINS = Path("/run/docker/plugins")  # the directory of dockerd for plugins, which no option changes
@@ -31,14 +30,14 @@ SECONDS = 40
 
 
 def need_docker() -> None:
-    need_root()
-    tools_or_skip(*TOOLS)
+    needs.fuse()
+    needs.programs(TOOLS)
     if any(segment.header.p_type == "PT_INTERP" for segment in ELFFile(io.BytesIO(busybox())).iter_segments()):
-        missing("busybox is not linked statically; install busybox-static")
+        needs.missing("a static busybox", "apt-get install busybox-static")
 
 
 def busybox() -> bytes:
-    return Path(shutil.which("busybox") or "").read_bytes()
+    return Path(needs.program("busybox")).read_bytes()
 
 
 class Dockerd:

@@ -15,9 +15,9 @@ from narmount.docker.driver import Driver
 from narmount.docker.records import Records
 from narmount.docker.service import Service
 from narserve import program
-from tests import ROOT
+from tests import ROOT, needs
 from tests.docker.fakevolumes import FakeVolumes
-from tests.mount.mounting import environment, need_root
+from tests.mount.mounting import environment
 
 
 def command(directory: Path) -> list[str]:
@@ -51,7 +51,7 @@ def run(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
 def test_invalid_options_are_errors_and_nothing_is_started(
     tmp_path: Path, options: tuple[str, ...], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    need_root()
+    needs.fuse()
     assert program.run([*command(tmp_path), *options]) == 2
     errors = capfd.readouterr().err
     assert message in errors
@@ -102,7 +102,7 @@ def test_the_status_without_a_plugin_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_file_at_the_path_of_the_socket_is_an_error(tmp_path: Path) -> None:
-    need_root()
+    needs.fuse()
     (tmp_path / "p.sock").write_text("precious")
     done = run(tmp_path, "--cache=main=/mnt")
     assert done.returncode == 2

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import builders
+from tests import builders, proofs
 from tests.builders import Exe, Tree
 from tests.docker import daemons
 from tests.docker.daemons import IMAGE, IMAGE_WITH_STORE, SECONDS, Dockerd, Plugin, running_plugin
@@ -232,16 +232,20 @@ def do_repeatedly(dockerd: Dockerd, *arguments: str) -> str:
     raise AssertionError(done.stderr)
 
 
+@pytest.mark.proof
 def test_containers_start_and_end_while_the_plugin_is_killed_repeatedly(
     dockerd: Dockerd, plugin: Plugin, volume: str
 ) -> None:
+    containers = proofs.length(6, 40)
     with ThreadPoolExecutor(4) as executor:
-        answers = [executor.submit(do_repeatedly, dockerd, *run(volume, "echo", str(number))) for number in range(12)]
-        for _ in range(3):
+        answers = [
+            executor.submit(do_repeatedly, dockerd, *run(volume, "echo", str(number))) for number in range(containers)
+        ]
+        for _ in range(proofs.length(2, 10)):
             time.sleep(0.2)
             plugin.kill()
             plugin.start()
-        assert [answer.result(SECONDS) for answer in answers] == [f"{number}\n" for number in range(12)]
+        assert [answer.result(SECONDS) for answer in answers] == [f"{number}\n" for number in range(containers)]
     assert dockerd.inspect(volume)["Name"] == volume
 
 

@@ -9,6 +9,7 @@ import pytest
 from narmount.daemon.control import control_path
 from narmount.daemon.controlserver import ControlServer
 from narmount.fuse import syscalls
+from tests import needs
 from tests.docker.daemons import Plugin, running_plugin
 from tests.mount import mounting
 from tests.mount.mounting import until
@@ -17,7 +18,7 @@ from tests.mount.mounting import until
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs instead of a mount."""
-    mounting.need_root()
+    needs.fuse()
     store = tmp_path / "store"
     store.mkdir()
     syscalls._mount(syscalls.SOURCE, store, "tmpfs", 0, None)

@@ -15,8 +15,9 @@ from narmount.docker.driver import Driver
 from narmount.docker.records import Records
 from narmount.fuse import syscalls
 from narmount.volumes.errors import VolumeConflict
+from tests import needs
 from tests.docker.fakevolumes import FakeVolumes
-from tests.mount.mounting import need_root, unmount_all
+from tests.mount.mounting import unmount_all
 
 CONNECT = (
     "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(flush=True); sys.stdin.read()"
@@ -61,7 +62,7 @@ def test_an_unknown_process_is_not_gone() -> None:
 
 
 def test_mounts_are_seen_in_other_namespaces(tmp_path: Path) -> None:
-    need_root()
+    needs.fuse()
     here, there = tmp_path / "here", tmp_path / "there"
     for directory in (here, there, tmp_path / "lower", tmp_path / "upper", tmp_path / "work"):
         directory.mkdir()

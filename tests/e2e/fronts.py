@@ -41,7 +41,8 @@ def gunicorn(listener: socket.socket, shape: Shape) -> list[str]:
     """Gunicorn with threads, as in the documentation."""
     options = ["--worker-class", "gthread", "--workers", str(shape.workers), "--threads", str(shape.threads)]
     options += ["--bind", f"fd://{listener.fileno()}", "--no-control-socket", "--graceful-timeout", "5"]
-    options += ["--worker-tmp-dir", "/dev/shm"]
+    if os.access("/dev/shm", os.W_OK):
+        options += ["--worker-tmp-dir", "/dev/shm"]
     return [sys.executable, "-m", "gunicorn", *options, shape.app]
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import brotli
 
 from narcore.formats import nixbase32
+from tests import needs
 from tests.e2e import links, trees
 
 TOOLS = ("nix", "nix-store", "xz", "zstd", "bzip2", "gzip", "lzip", "brotli", "split", "curl")
@@ -131,16 +132,12 @@ def read_narinfo(path: Path) -> dict[str, str]:
     return dict(line.split(": ", 1) for line in path.read_text().splitlines())
 
 
-def missing_tools() -> list[str]:
-    """Return the programs of `TOOLS` that are not installed."""
-    return [tool for tool in TOOLS if shutil.which(tool) is None]
-
-
 def build() -> NixCaches:
     """Return the caches of an earlier run, or build them if there are none or a source has changed.
 
-    Only one process builds at a time.
+    Only one process builds at a time. Skips the test if a program of `TOOLS` is not installed.
     """
+    needs.programs(TOOLS)
     home = Path(os.environ.get("E2E_CACHE_DIR") or _user_cache() / "nar-serve-tests")
     home.mkdir(parents=True, exist_ok=True)
     directory = home / _key()

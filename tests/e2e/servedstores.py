@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from obstore.store import AzureStore, S3Store
 
 from narcore.stores.cafile import CA_VARIABLES
+from tests import needs
 from tests.e2e.emulators import emulator, running
 
 BUCKET = "nix-cache"
@@ -145,7 +146,7 @@ def _nginx(files: Path, scratch: Path) -> Iterator[str]:
         port = listener.getsockname()[1]
     (scratch / "passwords").write_text(f"{USER}:{{PLAIN}}{PASSWORD}\n")
     (scratch / "nginx.conf").write_text(NGINX.format(scratch=scratch, port=port, root=root))
-    program = shutil.which("nginx") or "/usr/sbin/nginx"
+    program = needs.program("nginx")
     with running([program, "-c", f"{scratch}/nginx.conf", "-p", f"{scratch}"], port, scratch / "nginx.log"):
         yield f"127.0.0.1:{port}"
 

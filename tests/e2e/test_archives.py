@@ -17,6 +17,7 @@ from narcore.formats import nixbase32
 from narcore.formats.nar import Data, Directory, DirectoryEnd, NarEvent, Regular, write_nar
 from narcore.formats.narinfo import NarInfo
 from narcore.formats.nixhash import NixHash
+from tests import needs
 from tests.bench.memory import status_of
 from tests.builders import store_path
 from tests.e2e import trees
@@ -71,10 +72,7 @@ REQUIRED_TOOLS = ("tar", "bsdtar", "unzip", "zstd")
 
 @pytest.fixture(scope="module", autouse=True)
 def tools() -> None:
-    missing = [name for name in REQUIRED_TOOLS if shutil.which(name) is None]
-    if missing and not os.environ.get("CI"):
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    assert not missing
+    needs.programs(REQUIRED_TOOLS)
 
 
 @pytest.fixture

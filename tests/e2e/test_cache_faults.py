@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests import builders
+from tests import builders, needs
 from tests.e2e.cache_support import (
     NARS,
     Fetched,
@@ -288,7 +288,7 @@ def mounted(path: Path, options: str) -> Iterator[Path]:
     path.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], check=False, capture_output=True)
     if done.returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.decode()}")
+        needs.missing("mounts", needs.ROOT_HINT)
     try:
         yield path
     finally:

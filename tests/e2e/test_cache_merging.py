@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from narcore.cache.narcache import NarCache
+from tests import proofs
 from tests.e2e import trees
 from tests.e2e.cache_support import (
     NARS,
@@ -126,14 +127,15 @@ def test_sigterm_ends_a_fill_without_readers(upstream: Upstream, run_front: RunF
 class TestKilled:
     """Three servers: a round needs two of them, while the worker of the third one restarts."""
 
-    ROUNDS = 50
     SIZE = 160_000  # bytes
     SECONDS = 0.15  # duration of one download
 
+    @pytest.mark.proof
     def test_readers_of_other_servers_survive_a_killed_fill(
         self, upstream: Upstream, run_front: RunFront, tmp_path: Path
     ) -> None:
-        named = {f"killed-{number}": random_files(number, self.SIZE) for number in range(self.ROUNDS)}
+        rounds = proofs.length(6, 50)
+        named = {f"killed-{number}": random_files(number, self.SIZE) for number in range(rounds)}
         url = upstream.mount("killed", write_cache(tmp_path / "upstream", named))
         directory, generator = tmp_path / "nars", random.Random(20240607)
         shape = Shape(threads=8, app="tests.e2e.cache_app:app")
@@ -156,10 +158,10 @@ class TestKilled:
                     assert (got.status, got.body, got.complete) == (200, file, True), (number, got.status)
             until(lambda: not list(directory.glob("*.part")))
         NarCache(directory, size=lambda _: 1 << 30, max_fills=1).close()  # cleans up, as after a restart
-        assert cut > self.ROUNDS  # the kills hit running downloads
+        assert cut > rounds // 2  # the kills hit running downloads
         assert leftovers(directory) == set()
         assert wrong_entries(directory) == []
-        assert len(list(directory.glob("*.nar"))) == self.ROUNDS
+        assert len(list(directory.glob("*.nar"))) == rounds
 
     def round(
         self, victim: Front, other: Front, name: str, generator: random.Random

@@ -7,7 +7,7 @@ import pytest
 from tests.e2e import links, trees
 from tests.e2e.client import Client, location, query_of, raw_exchange, url_path
 from tests.e2e.conftest import RunFront
-from tests.e2e.fronts import Front
+from tests.e2e.fronts import FRONTS, Front
 from tests.e2e.nixcaches import GNU_STORE_DIR, NixCaches
 from tests.e2e.test_http_files import FOREVER
 from tests.e2e.upstream import Upstream
@@ -200,10 +200,10 @@ def test_a_target_with_line_breaks_adds_no_header(client: Client, caches: NixCac
         assert "X-Injected" not in got.headers
 
 
+# Vercel has no prefixes.
+@pytest.mark.parametrize("front_kind", [kind for kind in FRONTS if kind != "vercel"], scope="session")
 def test_urls_have_the_prefix_of_the_stage(site: Front, caches: NixCaches, hello: str) -> None:
     """API Gateway has stages; gunicorn takes SCRIPT_NAME from a header of a trusted proxy, which includes 127.0.0.1."""
-    if site.kind == "vercel":
-        pytest.skip("Vercel has no prefixes")
     prefix = {"SCRIPT_NAME": "/prod"}
     with Client(site, prefix="/prod") as client:
         assert client.get(f"{hello}/bin/hello", prefix).body == trees.SCRIPT

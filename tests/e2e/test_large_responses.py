@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from narserve.awslambda.buffered import CARRIES
+from tests import needs
 from tests.builders import Tree, binary_cache, store_path
 from tests.e2e import fronts, s3
 from tests.e2e.cache_support import write_cache
@@ -208,6 +209,7 @@ def test_a_page_outside_the_bucket_has_no_base(with_bucket: Client) -> None:
 
 
 def test_without_a_bucket_the_error_shows_a_command(without_bucket: Client) -> None:
+    needs.program("curl")
     got = without_bucket.get(f"{ROOT}/data.bin")
     assert got.status == 413
     assert got.header("Cache-Control") == "public, max-age=60"

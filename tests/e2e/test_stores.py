@@ -14,6 +14,7 @@ import pytest
 
 from narcore.errors import FileNotInStore, NarcoreError, RangeNotSupported, StoreForbidden, StoreUnavailable
 from narcore.stores import open_store, read_file
+from tests import needs
 from tests.e2e import emulators, links, trees
 from tests.e2e.client import Client, url_path
 from tests.e2e.conftest import RunFront
@@ -80,13 +81,12 @@ def files(caches: NixCaches, canary: socket.socket, tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="session")
 def installed_emulators() -> Path:
-    """The directory of the emulators. Skips the test if they can't be installed, except in CI."""
+    """The directory of the emulators. Skips the test if they can't be installed."""
+    needs.program("npm")
     try:
         return emulators.install()
     except emulators.NotInstallable as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"no emulators: {error}")
+        needs.missing("emulators of object stores", str(error))
 
 
 @pytest.fixture(scope="module", params=SERVED_STORES)

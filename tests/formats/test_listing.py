@@ -387,6 +387,7 @@ def large_listing(files: int) -> tuple[bytes, int]:
     return data, int(found[1])
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_entries_are_read_in_a_second() -> None:
     data, size = large_listing(100_000)
     begin = time.process_time()
@@ -419,6 +420,7 @@ def test_a_listing_is_refused_before_it_takes_much_memory(data: bytes) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_only_the_columns_stay_in_memory() -> None:
     data, size = large_listing(3000)
     gc.collect()

@@ -1,7 +1,5 @@
 """The NAR writer: it refuses sequences that are not a NAR, does not copy contents, and agrees with Nix."""
 
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ from narcore.formats.nar import (
     parse_nar,
     write_nar,
 )
+from tests import needs
 from tests.builders import Tree, exe, link, nar
 from tests.formats.nar_samples import (
     SAMPLE,
@@ -152,9 +151,9 @@ def test_events_are_closed_with_the_chunks() -> None:
     assert closed
 
 
-@pytest.mark.skipif(shutil.which("nix-store") is None and not os.environ.get("CI"), reason="Nix is not installed")
 def test_nix_reads_and_writes_the_same_bytes(tmp_path: Path) -> None:
     """`nix-store --dump` and `--restore` need no store."""
+    needs.program("nix-store")
     ours = nar(SAMPLE)
     tree = tmp_path / "restored"
     subprocess.run(["nix-store", "--restore", tree], input=ours, check=True, timeout=60)

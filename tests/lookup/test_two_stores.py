@@ -17,6 +17,8 @@ from narcore.lookup.substituter import Substituter
 from narcore.settings import Settings
 from tests.lookup.stores import CONTENTS, FAULTS, KEY, URL, Stores, stores
 
+pytestmark = pytest.mark.slow
+
 # Each row is a fault of the first store, each column a fault of the second store. The cell is the answer:
 #
 #   ok    the whole file, with the right bytes

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests import builders
+from tests import builders, needs
 from tests.e2e import nixcaches
 from tests.e2e.nixcaches import NixCaches
 from tests.e2e.upstream import Upstream
@@ -38,13 +38,12 @@ def _time_limit() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def caches() -> NixCaches:
-    mounting.tools_or_skip(*nixcaches.TOOLS)
     return nixcaches.build()
 
 
 @pytest.fixture(scope="session")
 def made_programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
-    mounting.tools_or_skip(*programs.TOOLS)
+    needs.programs(programs.TOOLS)
     return programs.build(tmp_path_factory.mktemp("programs"))
 
 
@@ -83,7 +82,7 @@ def write(directory: Path, files: Mapping[str, bytes]) -> None:
 @pytest.fixture(scope="session")
 def run_mount(tmp_path_factory: pytest.TempPathFactory) -> RunMount:
     """Return a function that mounts a binary cache; see `mounting.mounted`. It trusts `KEY` unless ``key`` is given."""
-    mounting.need_root()
+    needs.fuse()
 
     def run(url: str, *options: str, key: str = str(KEY.public_key), **details: Any) -> AbstractContextManager[Mounted]:
         directory = tmp_path_factory.mktemp("mount")

@@ -9,16 +9,15 @@ import ctypes
 import hashlib
 import mmap
 import os
-import shutil
 import signal
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -28,7 +27,7 @@ from narcore.formats.nixbase32 import encode
 from narmount.daemon.control import control_path, read_status
 from narmount.fuse import device, syscalls
 from narmount.fuse.mountinfo import Mount, mounts_at
-from tests import ROOT
+from tests import ROOT, needs
 
 PROGRAM = (sys.executable, "-m", "narserve", "mount")
 START_SECONDS = 30
@@ -41,25 +40,10 @@ T = TypeVar("T")
 PLAIN = ("--no-passthrough",)
 
 
-def missing(reason: str) -> NoReturn:
-    """Skip the test, or fail it in CI."""
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-def need_root() -> None:
-    """Skip the test without root or /dev/fuse."""
-    if os.geteuid() != 0:
-        missing("mounting needs root")
-    if not Path(device.DEVICE).exists():
-        missing(f"there is no {device.DEVICE}")
-
-
 def need_passthrough(cache_dir: Path) -> None:
     """Skip the test if the kernel can't read files of that directory itself."""
     if reason := device.may_pass_through(cache_dir):
-        missing(f"no passthrough: {reason}")
+        needs.missing("FUSE passthrough", reason)
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
@@ -362,9 +346,3 @@ OVERLAY = (
 def in_chroot(*command: str) -> str:
     """Return the end of such a script: it runs a program of the store, which sees only the store."""
     return 'exec chroot "$root" ' + " ".join(f"'{word}'" for word in command)
-
-
-def tools_or_skip(*names: str) -> None:
-    lacking: Sequence[str] = [name for name in names if shutil.which(name) is None]
-    if lacking:
-        missing(f"not installed: {', '.join(lacking)}")

@@ -53,10 +53,6 @@ class Programs:
     public_key: str
 
 
-def missing_tools() -> list[str]:
-    return [tool for tool in TOOLS if shutil.which(tool) is None]
-
-
 def program(name: str, path: str) -> str:
     """Return the absolute path of a file of one of `NAMES`."""
     return f"{store_path(name)}/{path}"

@@ -19,7 +19,7 @@ from narcore.sizes import human_size
 from narmount.daemon.control import control_path, make_run_dir
 from narmount.fuse.mountinfo import mounts_at
 from narserve.commands.mount import mount
-from tests import ROOT, builders
+from tests import ROOT, builders, needs
 from tests.mount import mounting
 from tests.mount.conftest import write
 from tests.mount.mounting import PROGRAM, until
@@ -108,7 +108,7 @@ def is_alive(target: Path) -> bool:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Iterator[Command]:
-    mounting.need_root()
+    needs.fuse()
     one = Command(tmp_path)
     yield one
     one.end()
@@ -149,7 +149,7 @@ def test_a_mount_in_the_background_is_shown_and_unmounted(command: Command) -> N
 
 def test_options_take_effect(command: Command) -> None:
     log = command.directory / "log"
-    elsewhere = command.directory / "elsewhere"
+    elsewhere = command.directory / "new"  # short: the path of a socket has at most 107 bytes
     said = command.ok(
         *("--store", command.directory / "store", "--store", "https://192.0.2.1"),
         *("--early", "--allow-other", "--no-passthrough", "--log", log),
@@ -222,7 +222,6 @@ def test_status_shows_why_a_read_failed(command: Command) -> None:
 
 
 def test_metrics_are_served_by_each_worker(command: Command) -> None:
-    pytest.importorskip("prometheus_client")
     import requests
 
     with open_port() as port:
@@ -331,11 +330,12 @@ def test_a_mount_that_hangs_is_unmounted(command: Command) -> None:
     _, worker = command.processes()
     stop(worker)
     try:
-        until_unknown(command.target)
+        looking = until_unknown(command.target)
         command.ok("--unmount", "--lazy", command.target)
         assert mounts_at(command.target) == []
     finally:
         os.kill(worker, signal.SIGKILL)
+    looking.wait(SECONDS)
 
 
 def stop(process: int) -> None:
@@ -348,20 +348,24 @@ def stop(process: int) -> None:
     )
 
 
-def until_unknown(target: Path) -> None:
-    """Wait until the kernel asks for the attributes of the root again, so that stat(1) hangs."""
+def until_unknown(target: Path) -> subprocess.Popen[bytes]:
+    """Wait until the kernel asks for the attributes of the root again, so that stat(1) hangs.
 
-    def hangs() -> bool:
+    Returns the stat process, which has been killed. If the worker has read its request, it ends only after the worker.
+    """
+
+    def hanging() -> subprocess.Popen[bytes] | None:
         process = subprocess.Popen(["stat", target], stdout=subprocess.DEVNULL)
         try:
             process.wait(0.2)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
-            return True
-        return False
+            return process
+        return None
 
-    until(hangs, "a mount that hangs")
+    looking = until(hanging, "a mount that hangs")
+    assert looking is not None
+    return looking
 
 
 @pytest.mark.parametrize("option", [(), ("--run-dir", "/tmp/nar-serve-test-other")])
@@ -476,7 +480,7 @@ exec setpriv --reuid=65534 --regid=65534 --clear-groups $READ_ALL sh -e -c '
 
 
 def test_a_user_mounts_reads_and_unmounts(command: Command) -> None:
-    mounting.tools_or_skip("unshare", "setpriv", "fusermount3")
+    needs.programs(("unshare", "setpriv", "fusermount3"))
     directory = Path(f"/var/tmp/nar-serve-test-{os.getpid()}")  # every user can reach it
     shutil.copytree(command.directory, directory)
     try:

@@ -23,7 +23,6 @@ STATUS: dict[str, object] = {
 
 
 def shown(collect: Callable[[], list[Family]]) -> str:
-    pytest.importorskip("prometheus_client")
     port = serve_metrics("127.0.0.1:0", collect)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         text: str = answer.read().decode()
@@ -59,13 +58,11 @@ def test_invalid_addresses_are_refused(address: str) -> None:
 
 
 def test_addresses_are_parsed() -> None:
-    pytest.importorskip("prometheus_client")
     assert check_metrics(":9000") == ("0.0.0.0", 9000)
     assert check_metrics("[::1]:9000") == ("::1", 9000)
 
 
 def test_a_port_in_use_is_an_error() -> None:
-    pytest.importorskip("prometheus_client")
     port = serve_metrics("127.0.0.1:0", list)
     with pytest.raises(SettingsError, match="can't listen there: Address already in use"):
         serve_metrics(f"127.0.0.1:{port}", list)

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from narmount.fuse.device import DEVICE
-from tests import ROOT
+from tests import ROOT, needs
 from tests.mount import mounting
 from tests.mount.mounting import ask
 from tests.mount.samples import KEY, base, files_of, sample
@@ -34,8 +34,8 @@ Serve = Callable[..., str]
 @pytest.fixture
 def open_device() -> Iterator[None]:
     """Let every user open /dev/fuse, as on almost all systems."""
-    mounting.need_root()
-    mounting.tools_or_skip("fusermount3", "unshare", "nsenter", "setpriv")
+    needs.fuse()
+    needs.programs(("fusermount3", "unshare", "nsenter", "setpriv"))
     mode = stat.S_IMODE(Path(DEVICE).stat().st_mode)
     Path(DEVICE).chmod(0o666)
     try:

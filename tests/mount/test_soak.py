@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount import mounting
+from tests import needs
 from tests.mount.soak import MODES, soak
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_random_reads_are_right_while_stores_fail_and_processes_die(tmp_path: Path, mode: str) -> None:
-    mounting.need_root()
-    report = soak(tmp_path, seconds=5, processes=8, mode=mode, seed=7, kill_seconds=2)
+    needs.fuse()
+    report = soak(tmp_path, seconds=3, processes=6, mode=mode, seed=7, kill_seconds=1)
     assert not report.problems, str(report)
     assert report.found["right"] > 0
     assert report.found["wrong"] == 0

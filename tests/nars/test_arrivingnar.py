@@ -12,7 +12,7 @@ from narcore.binarycache import BinaryCache
 from narcore.cache import part
 from narcore.cache.narcache import NarCache
 from narcore.errors import CacheFailure, HashMismatch, NarTooLarge, StoreTimeout, StoreUnavailable
-from narcore.nars.cachednar import ArrivingNar
+from narcore.nars.opennar import ArrivingNar
 from narcore.stores.memory import MemoryStore
 from tests.builders import binary_cache, hash_part
 from tests.cache.conftest import MakeCache, cache, directory, make_cache, nothing_left_open

@@ -2,18 +2,14 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
+from tests import needs
 from tests.server.serving import eventually
-
-NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
 
 _MAIN = """\
 {user}
@@ -42,14 +38,13 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def nginx(directory: Path, http: str, port: int) -> Iterator[None]:
-    """Run nginx with ``http`` as its http block, which listens on ``port``. Skips the test if nginx is missing, except in CI."""
-    if not Path(NGINX).exists() and not os.environ.get("CI"):
-        pytest.skip("nginx is not installed")
+    """Run nginx with ``http`` as its http block, which listens on ``port``. Skips the test if nginx is not installed."""
+    program = needs.program("nginx")
     directory.mkdir()
     config = directory / "nginx.conf"
     user = "" if os.geteuid() else "user root;"  # another user could not access the directories of these tests
     config.write_text(_MAIN.format(user=user, directory=directory, http=http))
-    process = subprocess.Popen([NGINX, "-e", f"{directory}/error.log", "-c", config, "-p", directory])
+    process = subprocess.Popen([program, "-e", f"{directory}/error.log", "-c", config, "-p", directory])
     try:
         eventually(lambda: _answers(port))
         yield

@@ -88,6 +88,7 @@ def test_random_input_raises_only_compression_errors(noise: bytes) -> None:
                 unpack(name, packed, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PACKED)
 def test_a_decompression_bomb_is_unpacked_in_bounded_memory(name: str) -> None:
     packed = PACK[name](bytes(40 * MIB))

@@ -1,7 +1,6 @@
 """Random access to xz files: any range is unpacked from its blocks alone, and invalid files raise CorruptStream."""
 
 import lzma
-import shutil
 import subprocess
 
 import pytest
@@ -10,14 +9,14 @@ from hypothesis import strategies as st
 
 from narcore.errors import CompressionError, CorruptStream, TruncatedStream
 from narcore.streams.xzblocks import FOOTER_SIZE, XzFooter, XzIndex, unpack_blocks
+from tests import needs
 
 CONTENTS = bytes(range(256)) * 300
 BLOCK = 10_000
 
 
 def packed(*options: str) -> bytes:
-    if shutil.which("xz") is None:
-        pytest.skip("xz is not installed")
+    needs.program("xz")
     done = subprocess.run(["xz", "-c", "-0", *options], input=CONTENTS, stdout=subprocess.PIPE, check=True)
     return done.stdout
 

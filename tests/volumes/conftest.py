@@ -11,13 +11,13 @@ from narcore.errors import MountError
 from narmount.fuse import syscalls
 from narmount.fuse.mountinfo import mounts
 from narmount.volumes import Volumes
-from tests.mount import mounting
+from tests import needs
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
     """A directory with two mounts, ``store`` and ``other``. Everything mounted below it is unmounted at the end."""
-    mounting.need_root()
+    needs.fuse()
     for name in ("store", "other"):
         (tmp_path / name).mkdir()
         command = ["mount", "-t", "tmpfs", syscalls.SOURCE, str(tmp_path / name)]

@@ -15,7 +15,7 @@ import pytest
 
 from narmount.fuse.mountinfo import mounts_at
 from narmount.fuse.protocol import PRUNE_MINOR
-from tests import ROOT
+from tests import ROOT, needs, proofs
 from tests.builders import Tree
 from tests.e2e.upstream import Upstream
 from tests.mount.conftest import RunMount
@@ -129,9 +129,11 @@ def test_a_worker_may_be_killed_before_the_first_lookup(serve: Serve, run_mount:
         assert (mount.path(base("one")) / "a-first").read_bytes() == b"first of 1\n"
 
 
+@pytest.mark.proof
 def test_readers_get_right_bytes_while_workers_are_killed_repeatedly(
     serve: Serve, run_mount: RunMount, options: tuple[str, ...]
 ) -> None:
+    kills = proofs.length(2, 20)
     trees = {f"p-{number}": sample(number, MIB) for number in range(6)}
     with run_mount(serve(trees), *options) as mount, ThreadPoolExecutor(6) as pool:
         stop = threading.Event()
@@ -147,13 +149,13 @@ def test_readers_get_right_bytes_while_workers_are_killed_repeatedly(
 
         readers = [pool.submit(read, name) for name in trees]
         try:
-            for _ in range(5):
+            for _ in range(kills):
                 mount.wait_for_successor(mount.kill_worker())
                 time.sleep(0.3)
         finally:
             stop.set()
         assert all(reader.result() > 0 for reader in readers)
-        assert mount.status()["restarts"] >= 5
+        assert mount.status()["restarts"] >= kills
 
 
 def test_hundreds_of_open_files_survive_killed_workers(
@@ -264,16 +266,18 @@ def test_the_worker_becomes_the_holder_after_the_holder_is_killed(
 # ---- an upgrade
 
 
+@pytest.mark.proof
 def test_the_worker_is_replaced_under_load(serve: Serve, run_mount: RunMount, options: tuple[str, ...]) -> None:
+    upgrades = proofs.length(2, 20)
     trees: dict[str, Tree] = {f"p-{number}": sample(number, MIB) for number in range(4)}
     with run_mount(serve(trees), *options) as mount:
         expected = [nar_hash(mount.path(base(name))) for name in trees]
         with ThreadPoolExecutor(4) as pool:
-            for _ in range(5):
+            for _ in range(upgrades):
                 hashes = pool.map(lambda name: nar_hash(mount.path(base(name))), trees)
                 upgrade(mount)
                 assert list(hashes) == expected
-        assert mount.status()["restarts"] == 5
+        assert mount.status()["restarts"] == upgrades
         assert mount.process.poll() is None
         assert "status" not in mount.log_text(), "no worker has crashed"
 
@@ -349,6 +353,7 @@ def test_a_dead_mount_is_unmounted_and_mounted_again(serve: Serve, run_mount: Ru
 
 
 def test_sigterm_before_the_first_worker_is_ready_ends_the_holder(tmp_path: Path) -> None:
+    needs.fuse()
     slow = "import sys, time\nif 'narmount.daemon.worker' in sys.orig_argv:\n    time.sleep(60)\n"
     (tmp_path / "sitecustomize.py").write_text(slow)
     environ = environment({"PYTHONPATH": f"{tmp_path}:{ROOT}", "NAR_CACHE_DIR": str(tmp_path / "cache")})

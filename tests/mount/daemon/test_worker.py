@@ -78,7 +78,7 @@ def test_a_dead_holder_is_replaced_while_the_lookup_of_a_missing_name_hangs(
     one.start_upkeep()
     try:
         assert asked.wait(15)
-        monkeypatch.setattr(os, "getppid", lambda: 1)
+        monkeypatch.setattr(os, "getppid", lambda: holder + 1)
         assert taken_over.wait(15)
         assert one.status()["holder_pid"] == holder, "not init, which is the parent now"
     finally:

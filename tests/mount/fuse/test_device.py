@@ -14,7 +14,7 @@ import pytest
 from narcore.errors import MountError
 from narmount.fuse import device, protocol, syscalls
 from narmount.fuse.mountinfo import mount_of
-from tests import ROOT
+from tests import ROOT, needs
 from tests.mount import mounting
 
 NOBODY = 65534
@@ -22,7 +22,7 @@ NOBODY = 65534
 
 @pytest.fixture(autouse=True)
 def _root() -> None:
-    mounting.need_root()
+    needs.fuse()
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def connection(target: Path) -> Iterator[int]:
         agreed, answer = protocol.agree(os.read(fd, protocol.BUFFER_SIZE), passthrough=True)
         os.write(fd, answer)
         if not agreed.passthrough:
-            mounting.missing("the kernel has no passthrough")
+            needs.missing("FUSE passthrough", "use Linux 6.9 or newer")
         yield fd
     finally:
         os.close(fd)
@@ -51,7 +51,7 @@ def disk(tmp_path: Path) -> Path:
 def memory(tmp_path: Path) -> Path:
     shared = Path("/dev/shm")
     if not shared.is_dir() or mount_of(shared).fs_type != "tmpfs":
-        mounting.missing("there is no tmpfs at /dev/shm")
+        needs.missing("a tmpfs at /dev/shm", "mount one")
     return shared
 
 
@@ -143,8 +143,7 @@ except MountError as error:
 
 def as_nobody(target: Path, who: str = "me", *, mode: int = 0o666, before: str = ":") -> list[str]:
     """Return what AS_NOBODY prints if /dev/fuse has this mode. A mount namespace hides the change from other processes."""
-    for tool in ("unshare", "fusermount3"):
-        mounting.tools_or_skip(tool)
+    needs.programs(("unshare", "fusermount3"))
     script = f"""set -e
         mount -t tmpfs -o mode=755 tmpfs /mnt
         mknod -m {mode:o} /mnt/fuse c 10 229

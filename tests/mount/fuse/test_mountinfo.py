@@ -7,7 +7,7 @@ import pytest
 
 from narmount.fuse import syscalls
 from narmount.fuse.mountinfo import Mount, mount_of, mounts, mounts_at
-from tests.mount import mounting
+from tests import needs
 
 
 def test_a_line_is_parsed() -> None:
@@ -42,11 +42,22 @@ def test_mounts_of_this_machine_are_found_by_target_and_by_path() -> None:
     assert mounts_at(Path("/proc"))[0] in mounts()
     assert mounts_at(Path("/proc/self")) == []
     assert mount_of(Path("/proc/self/status")).fs_type == "proc"
-    assert mount_of(Path("/procedure")).target == mount_of(Path("/")).target
+
+
+def test_a_path_is_in_the_deepest_mount_above_it() -> None:
+    proc, root = mounts_at(Path("/proc"))[0], Mount.parse(b"1 1 0:1 / / rw - tmpfs x rw")
+    assert mount_of(Path("/proc/self"), [root, proc]) == proc
+    assert mount_of(Path("/procedure"), [root, proc]) == root
+
+
+def test_a_path_of_a_chroot_is_in_no_mount() -> None:
+    """The mount that contains the root of a chroot is not listed there."""
+    with pytest.raises(LookupError, match="no mount contains /procedure"):
+        mount_of(Path("/procedure"), mounts_at(Path("/proc")))
 
 
 def test_the_topmost_mount_comes_last(tmp_path: Path) -> None:
-    mounting.need_root()
+    needs.fuse()
     strange = tmp_path / "a \\ b\n\tc\r\x0b\x0c\x1c"
     strange.mkdir()
     (tmp_path / "one").mkdir()

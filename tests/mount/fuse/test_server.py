@@ -180,23 +180,29 @@ def test_a_signal_that_does_not_end_the_process_changes_nothing(kernel: Kernel) 
         go.set()
 
 
+@contextmanager
 def blocked_in_the_kernel(*, fatal: bool) -> Iterator[int]:
     """A process that has got a signal and can't act on it, since it is stopped."""
-    program = "import signal, time; signal.signal(signal.SIGUSR1, print); print(flush=True); time.sleep(60)"
+    # Background jobs and nohup ignore SIGQUIT, and the process would inherit that.
+    program = (
+        "import signal, time; signal.signal(signal.SIGUSR1, print); signal.signal(signal.SIGQUIT, signal.SIG_DFL);"
+        "print(flush=True); time.sleep(60)"
+    )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.send_signal(signal.SIGSTOP)
-        os.waitpid(process.pid, os.WUNTRACED)
-        process.send_signal(signal.SIGQUIT if fatal else signal.SIGUSR1)
-        yield process.pid
-        process.kill()
-        process.send_signal(signal.SIGCONT)
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            process.send_signal(signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)
+            process.send_signal(signal.SIGQUIT if fatal else signal.SIGUSR1)
+            yield process.pid
+        finally:
+            process.kill()  # also ends a process that is stopped
 
 
 @pytest.mark.parametrize("fatal", [False, True])
 def test_only_fatal_signals_count(*, fatal: bool) -> None:
-    for pid in blocked_in_the_kernel(fatal=fatal):
+    with blocked_in_the_kernel(fatal=fatal) as pid:
         assert has_fatal_signal(pid) == fatal
     assert has_fatal_signal(pid)  # the process has ended
     assert has_fatal_signal(0)  # a process of another namespace

@@ -12,14 +12,13 @@ import pytest
 from narcore.errors import MountError
 from narmount.fuse import device, syscalls
 from narmount.fuse.mountinfo import mounts, mounts_at
-from tests import ROOT
-from tests.mount import mounting
+from tests import ROOT, needs
 
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path) -> Iterator[Path]:
     """Directories to mount at. The fixture unmounts everything there."""
-    mounting.need_root()
+    needs.fuse()
     for name in ("lower", "upper", "work", "target"):
         (tmp_path / name).mkdir()
     (tmp_path / "lower/known").write_text("below")
@@ -220,7 +219,7 @@ assert mounts_at(place / "target")[0].fs_type == "fuse.nar-serve"
 def test_mounting_works_in_a_user_namespace(place: Path) -> None:
     unshare = ["unshare", "--user", "--map-root-user", "--mount"]
     if subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode:
-        mounting.missing("this machine allows no user namespaces")
+        needs.missing("user namespaces", "allow them in the settings of the kernel")
     done = subprocess.run(
         [*unshare, sys.executable, "-c", IN_A_NAMESPACE, place], cwd=ROOT, check=False, capture_output=True, timeout=30
     )

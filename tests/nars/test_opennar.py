@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 
 from narcore.binarycache import FETCH_TRIES, BinaryCache
+from narcore.cache.cached import CachedNar
+from narcore.cache.layout import Layout, NarKey
 from narcore.cache.narcache import NarCache
-from narcore.errors import CacheFailure, HashMismatch, NarTooLarge, SettingsError, StoreError
+from narcore.cache.slots import Slots
+from narcore.errors import CacheFailure, CapacityError, HashMismatch, NarTooLarge, StoreError
+from narcore.formats import nixbase32
 from narcore.formats.narinfo import NarInfo
-from narcore.lookup.pathinfo import PathInfo
-from narcore.nars.cachednar import OpenNar
+from narcore.lookup.pathinfo import PathInfo, Trust
+from narcore.nars.opennar import OpenNar
 from narcore.settings import Settings
+from narcore.stores.base import StoreFile
 from narcore.stores.memory import MemoryStore
 from tests.builders import Tree, binary_cache, exe, hash_part, link, nar
 
@@ -106,31 +111,39 @@ def test_evicted_nar_can_be_read_while_it_is_open(make: Make, directory: Path) -
     nar.close()
 
 
-def test_nar_evicted_before_it_is_opened_is_fetched_again_up_to_a_limit(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nix_cache = make()
-    info = info_of(nix_cache)
-    tries: list[int] = []
-    fetch = nix_cache._source.fetch
+class EvictingCache(NarCache):
+    """A cache that another process empties before each of the next ``evictions`` openings."""
 
-    def fetch_and_evict(info: PathInfo) -> None:
-        fetch(info)
-        tries.append(1)
-        if len(tries) < rounds:
-            assert nix_cache._cache is not None
-            nix_cache._cache.clear()
+    evictions = 0
 
-    monkeypatch.setattr(nix_cache._source, "fetch", fetch_and_evict)
-    rounds = FETCH_TRIES - 1
-    assert read_and_close(nix_cache.open_fetched(info), 0, len(NAR)) == NAR
-    assert nix_cache._cache is not None
-    nix_cache._cache.clear()
-    tries.clear()
-    rounds = 100
-    with pytest.raises(CacheFailure, match="evicted"):
-        nix_cache.open_fetched(info)
-    assert len(tries) == FETCH_TRIES
+    def open(self, key: NarKey) -> CachedNar | None:
+        if self.evictions:
+            self.evictions -= 1
+            self.clear()
+        return super().open(key)
+
+
+class CountingStore(MemoryStore):
+    """Counts the requests for NARs."""
+
+    nars = 0
+
+    def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
+        self.nars += path.startswith("nar/")
+        return super().get_file(path, start, stop)
+
+
+def test_nar_evicted_before_it_is_opened_is_fetched_again_up_to_a_limit(directory: Path) -> None:
+    nars, store = EvictingCache(directory, size=lambda _directory: 1 << 30, max_fills=2), CountingStore(FILES)
+    with BinaryCache([store], cache=nars, strict=True) as nix_cache:
+        info = info_of(nix_cache)
+        nars.evictions = FETCH_TRIES - 1
+        assert read_and_close(nix_cache.open_fetched(info), 0, len(NAR)) == NAR
+        assert store.nars == FETCH_TRIES - 1
+        nars.evictions = 100
+        with pytest.raises(CacheFailure, match="evicted"):
+            nix_cache.open_fetched(info)
+        assert store.nars == 2 * FETCH_TRIES - 1
 
 
 @pytest.mark.parametrize("change", ["written", "cut", "longer"])
@@ -166,18 +179,15 @@ def test_too_large_nar_is_rejected(make: Make) -> None:
         nix_cache.open_fetched(info_of(nix_cache))
 
 
-def test_content_address_is_checked_before_opening(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_address_is_checked_before_opening(make: Make) -> None:
     nix_cache = make()
     info = info_of(nix_cache)
     nix_cache.open_fetched(info).close()
-
-    def refuse(info: PathInfo) -> None:
-        raise HashMismatch("the contents do not match the address")
-
-    monkeypatch.setattr(nix_cache._proof, "check", refuse)
+    address = f"fixed:r:sha512:{nixbase32.encode(bytes(64))}"  # of other contents; the NarHash is not part of it
+    addressed = replace(info, narinfo=replace(info.narinfo, ca=address), trust=Trust.ADDRESS)
     for ask in (nix_cache.open_cached, nix_cache.open_fetched):
         with pytest.raises(HashMismatch):
-            ask(info)
+            ask(addressed)
 
 
 def test_store_error_is_raised(make: Make) -> None:
@@ -208,25 +218,37 @@ def test_nothing_is_cached_without_a_disk_cache() -> None:
 
 
 def test_settings_and_arguments_determine_strict(tmp_path: Path) -> None:
+    """In strict mode, a NAR that the cache can't hold is an error; otherwise it is not in the cache."""
     store = tmp_path / "store"
     for name, content in FILES.items():
         (store / name).parent.mkdir(parents=True, exist_ok=True)
         (store / name).write_bytes(content)
-    environ = {"NAR_CACHE_URL": store.as_uri() + "?trusted=true", "NAR_CACHE_DIR": str(tmp_path / "nars")}
-    settings = Settings.from_environ(environ)
-    for strict in (None, True, False):
-        nix_cache = BinaryCache.from_settings(settings, strict=strict, patience=0.5)
-        assert nix_cache._strict is (strict is True)
-        assert nix_cache._cache is not None
-        assert nix_cache._cache._slots._patience == 0.5
-        nix_cache.close()
-    strictly = Settings.from_environ(environ | {"NAR_VERIFY": "strict"})
-    for strict in (None, False):
-        nix_cache = BinaryCache.from_settings(strictly, strict=strict)
-        assert nix_cache._strict is (strict is None)
-        nix_cache.close()
-    (tmp_path / "file").touch()
-    for directory in (None, tmp_path / "file"):
-        with pytest.raises(SettingsError):
-            BinaryCache.from_settings(replace(settings, cache_dir=directory), strict=True)
-        BinaryCache.from_settings(replace(settings, cache_dir=directory), strict=False).close()
+    environ = {
+        "NAR_CACHE_URL": store.as_uri() + "?trusted=true",
+        "NAR_CACHE_DIR": str(tmp_path / "nars"),
+        "NAR_CACHE_SIZE": "100000",
+    }
+    for settings, argument, strict in [
+        (environ, None, False),
+        (environ, True, True),
+        (environ, False, False),
+        (environ | {"NAR_VERIFY": "strict"}, None, True),
+        (environ | {"NAR_VERIFY": "strict"}, False, False),
+    ]:
+        with BinaryCache.from_settings(Settings.from_environ(settings), strict=argument) as nix_cache:
+            info = info_of(nix_cache)
+            if strict:
+                with pytest.raises(NarTooLarge, match="NAR_CACHE_SIZE"):
+                    nix_cache.open_cached(info)
+            else:
+                assert nix_cache.open_cached(info) is None
+
+
+def test_a_fill_waits_for_its_turn_only_as_long_as_the_argument_says(tmp_path: Path) -> None:
+    nars = tmp_path / "nars"
+    environ = {"NAR_CACHE_DIR": str(nars), "NAR_MAX_FILLS": "1", "NAR_CACHE_URL": (tmp_path / "store").as_uri()}
+    with BinaryCache.from_settings(Settings.from_environ(environ), patience=0.01) as nix_cache:
+        info = replace(info_of(BinaryCache([MemoryStore(FILES)])), store=MemoryStore(FILES))
+        held = Slots(Layout(nars), 1, patience=0)  # as in another process
+        with held.hold(lambda _slot: True), pytest.raises(CapacityError):
+            nix_cache.open_fetched(info)
