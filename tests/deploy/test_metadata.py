@@ -1,4 +1,4 @@
-"""What PyPI would show of this project, and what type checkers find in its wheel."""
+"""The project's metadata for PyPI, and the type information in its wheel."""
 
 import re
 import tomllib
