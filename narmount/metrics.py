@@ -78,7 +78,7 @@ def mount_metrics(status: Mapping[str, object]) -> list[Family]:
             {_texts(status, "target", "mode"): 1},
         ),
         _labelled(status, "counts", "requests", "Requests of the kernel by opcode.", "opcode"),
-        _labelled(status, "lookups", "lookups", "Look-ups of store paths by outcome.", "outcome"),
+        _labelled(status, "lookups", "lookups", "Lookups of store paths by outcome.", "outcome"),
     ]
     for key, (kind, name, help_text) in _PLAIN.items():
         value = status.get(key)

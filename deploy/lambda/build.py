@@ -92,7 +92,7 @@ def sources() -> Iterator[Path]:
 
 
 def is_any(path: Path, patterns: tuple[str, ...]) -> bool:
-    """Returns True if ``path`` or one of its parents matches a pattern."""
+    """Return whether ``path`` or one of its parents matches a pattern."""
     return any(each.match(pattern) for each in (path, *path.parents) for pattern in patterns)
 
 

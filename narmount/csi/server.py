@@ -30,7 +30,7 @@ from narmount.volumes.errors import (
     VolumeRefused,
 )
 
-THREADS = 128  # a call takes milliseconds, unless a mount hangs; then there are threads for the volumes of other mounts
+THREADS = 128  # a call takes milliseconds; if a mount hangs, enough threads are left for the volumes of other mounts
 CALLS_MAX = 512  # running and waiting calls; more than the pods of a node
 MESSAGE_MAX = 256 * 1024  # bytes; the largest field of the specification has 4 KiB of attributes
 ERROR_MAX = 600  # characters of an error message; each takes up to 12 bytes encoded, and gRPC limits headers to 8 KiB
@@ -168,7 +168,7 @@ def csi_server(path: Path, plugin: CsiPlugin, volumes: Volumes, calls: CsiCalls)
 
 
 def is_ready(path: Path, timeout: float) -> bool:
-    """Probe the plugin at a socket: return whether it is ready. ``timeout`` is in seconds. Raises MountError if it is silent."""
+    """Return whether the plugin at a socket is ready. ``timeout`` is in seconds. Raises MountError if it does not answer."""
     with grpc.insecure_channel(f"unix:{path}") as channel:
         probe = channel.unary_unary(
             "/csi.v1.Identity/Probe",
@@ -204,7 +204,7 @@ def prepare_socket(path: Path) -> None:
 
 @contextmanager
 def _owner_only() -> Iterator[None]:
-    """Let only the owner use sockets that are created in the block, since a client may mount."""
+    """Let only the owner connect to sockets that are created in the block, since any client can have volumes mounted."""
     before = os.umask(0o177)
     try:
         yield

@@ -27,7 +27,9 @@ def control_path(run_dir: Path, target: Path) -> Path:
     digest = hashlib.sha256(os.fsencode(absolute(target))).hexdigest()
     path = run_dir / "mounts" / f"{digest[:16]}.sock"
     if len(os.fsencode(path)) > SOCKET_PATH_MAX:
-        raise MountError(f"the path {run_dir} is too long for a socket; NAR_RUN_DIR or --run-dir names a shorter one")
+        raise MountError(
+            f"the path {run_dir} is too long for a socket; choose a shorter one with --run-dir or NAR_RUN_DIR"
+        )
     return path
 
 
@@ -41,7 +43,7 @@ def make_run_dir(run_dir: Path) -> None:
         sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise MountError(
-            f"can't make {sockets}: {error.strerror}; NAR_RUN_DIR or --run-dir names another directory"
+            f"can't make {sockets}: {error.strerror}; choose another directory with --run-dir or NAR_RUN_DIR"
         ) from error
     _check_owner(sockets)
 
@@ -122,7 +124,7 @@ def _connect(path: Path, timeout: float | None) -> socket.socket:
             step = ": nar-serve mount has died; run it again for that directory"
         else:
             raise _unresponsive(path, f"can't be reached: {error.strerror or error}") from error
-        raise MountError(f"nobody answers at {path}{step}") from error
+        raise MountError(f"no process answers at {path}{step}") from error
     return connection
 
 
@@ -148,18 +150,17 @@ def _parse_answer(path: Path, line: bytes) -> dict[str, object]:
 
 
 def _unresponsive(path: Path, what: str) -> MountError:
-    return MountError(
-        f"the mount behind {path} {what}; if this persists, its worker hangs: kill the worker, and the holder starts another"
-    )
+    step = "if this persists, its worker hangs: kill the worker, and the holder starts another"
+    return MountError(f"the mount with the control socket {path} {what}; {step}")
 
 
 def _check_owner(directory: Path) -> None:
-    """Check that no other user can write to the directory, and so answer instead of a mount. Raises MountError."""
+    """Check that no other user can write to the directory: such a user could answer instead of the mount. Raises MountError."""
     try:
         status = directory.stat()
-    except OSError:  # it does not exist: connecting reports that
+    except OSError:  # the directory does not exist; connecting to the socket reports that
         return
     if status.st_uid not in (0, os.geteuid()):
-        raise MountError(f"{directory} belongs to another user; NAR_RUN_DIR or --run-dir names another directory")
+        raise MountError(f"{directory} belongs to another user; choose another directory with --run-dir or NAR_RUN_DIR")
     if status.st_mode & stat.S_IWOTH:
         raise MountError(f"every user may write to {directory}; run chmod o-w {directory}")

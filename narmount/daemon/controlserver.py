@@ -83,7 +83,7 @@ class ControlServer:
             ours.close()
 
     def _wake(self) -> None:
-        with suppress(OSError):  # the buffer is full, so the thread wakes up anyway; or it is closed
+        with suppress(OSError):  # the buffer is full, so the thread wakes up anyway; or the socket is closed
             self._waker.send(b"!")
 
     # --- the thread
@@ -112,7 +112,7 @@ class ControlServer:
         self._accepting = accepting
 
     def _seconds_left(self) -> float | None:
-        """Return the time until the first connection times out; None without connections that do."""
+        """Return the seconds until the first connection times out, or None if no connection has a timeout."""
         first = min((connection.deadline for connection in self._connections), default=float("inf"))
         return None if first == float("inf") else max(0.0, first - time.monotonic())
 

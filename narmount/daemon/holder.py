@@ -30,7 +30,7 @@ from narmount.daemon.control import control_path
 from narmount.daemon.options import MountHandover, MountOptions
 from narmount.fuse import device, protocol
 
-# Exit codes of a worker: the file system was unmounted, it was told to stop, its settings are wrong, or it could not start.
+# Exit codes of a worker: the file system was unmounted, the worker was told to stop, a setting is wrong, or the worker can't start.
 UNMOUNTED, STOPPED = 0, 75
 USAGE, TROUBLE = 2, 3
 
@@ -101,8 +101,8 @@ class Holder:
             if found is not None:
                 return found.si_signo
             self._has_explained = True
-            step = "this process ends when nothing uses it any more, or at a second Ctrl-C or SIGTERM"
-            _say(f"{self._handover.target} is unmounted, and still in use: {step}")
+            step = "this process ends when no program uses the mount any more, or on a second Ctrl-C or SIGTERM"
+            _say(f"{self._handover.target} is unmounted but still in use: {step}")
         return signal.sigwait(_SIGNALS)
 
     def _reap(self) -> int | None:
@@ -117,7 +117,7 @@ class Holder:
         if status == UNMOUNTED:
             return 0
         if status != STOPPED:
-            lost = "; programs whose requests it had read hang until they get a signal (Linux 6.9 sends the requests again)"
+            lost = "; programs whose requests were in progress hang until they get a signal (Linux 6.9 sends the requests again)"
             _say(
                 f"the worker ended with status {status}; starting another{'' if self._handover.agreed.resend else lost}"
             )
@@ -134,7 +134,7 @@ class Holder:
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
     def _start(self) -> dict[str, object]:
-        """Start a worker. Returns the report of the first worker, that it is ready or what failed; of later ones, nothing."""
+        """Start a worker. Returns the report of the first worker: ready, or what failed. Later workers don't report."""
         reading, writing = os.pipe()
         self._started, self._replacing = time.monotonic(), False
         self._worker = subprocess.Popen(  # noqa: S603  ourselves
@@ -170,7 +170,7 @@ def mount(options: MountOptions) -> MountHandover:
     control = control_path(options.run_dir, options.target)
     listener = _listen(control)
     try:
-        reason = device.may_pass_through(options.cache_dir) if options.passthrough else "it is turned off"
+        reason = device.may_pass_through(options.cache_dir) if options.passthrough else "passthrough is turned off"
         fuse = device.mount(options.target, allow_other=options.allow_other)
         agreed, answer = protocol.agree(os.read(fuse, protocol.BUFFER_SIZE), passthrough=not reason)
         os.write(fuse, answer)
@@ -178,7 +178,7 @@ def mount(options: MountOptions) -> MountHandover:
         control.unlink(missing_ok=True)
         raise
     if not reason and not agreed.passthrough:
-        reason = "it needs Linux 6.9 or newer"
+        reason = "passthrough needs Linux 6.9 or newer"
     return MountHandover(
         device=fuse,
         listener=listener.detach(),

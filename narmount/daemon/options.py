@@ -28,10 +28,10 @@ class _Argument:
 
 @dataclass(frozen=True, slots=True)
 class MountOptions(_Argument):
-    """How to mount a file system: from the command line to the holder.
+    """How to mount a file system. The command line passes it to the holder.
 
-    ``ready_fd`` is the pipe on which the holder reports that it has mounted, or why not. ``metrics`` is the address to serve
-    Prometheus metrics on; empty for none.
+    ``ready_fd`` is the pipe on which the holder reports that the mount is ready, or why mounting failed. ``metrics`` is the
+    address to serve Prometheus metrics on; empty for none.
     """
 
     target: Path
@@ -45,7 +45,7 @@ class MountOptions(_Argument):
 
 @dataclass(frozen=True, slots=True)
 class MountHandover(_Argument):
-    """A mount: from the holder to a worker, and from a worker to the holder that it becomes.
+    """A mount. The holder passes it to each worker. A worker whose holder has died passes it on when it becomes the holder.
 
     The first four fields are file descriptors, which the process inherits: the device, the listening control socket (at the path
     ``control``), and the memory files of `PathNumbers` and `PassthroughFiles`. ``generation`` is 0 for the first worker and grows

@@ -110,7 +110,7 @@ class MountWorker:
     def _notify(self, code: Notify, body: bytes) -> None:
         self._server.notify(code, body)
 
-    # --- beside the requests
+    # --- upkeep
 
     def start_upkeep(self) -> None:
         """Start upkeep. Each task has its own thread: waiting for a store or the disk must not delay the watch over the holder."""
@@ -142,7 +142,7 @@ class MountWorker:
                 self._paths.look_for(name)
 
     def _announce(self) -> None:
-        """Tell watchers which names had appeared by the last tick: by now the kernel has read all older answers."""
+        """Tell watchers which names had appeared by the last tick. Meanwhile the kernel has read all older answers."""
         names, self._appeared_last = self._appeared_last, [self._appeared.popleft() for _ in range(len(self._appeared))]
         if names:
             log.info("appeared in a store: %s", " ".join(names))

@@ -24,7 +24,7 @@ CALLS_WITHOUT_BODY = ("List", "Capabilities")
 
 OUTCOMES = ("ok", "refused", "error")
 
-# The errors that are the caller's to fix.
+# Errors that the caller has to fix.
 _STATUSES: Mapping[type[MountError], int] = {
     NoSuchVolume: 404,
     VolumeBusy: 503,

@@ -2,8 +2,8 @@
 
 The order of the steps allows for kill -9 at any moment. A volume is mounted before its user is recorded, and its user is deleted
 before it is unmounted. So an interruption may leave a mount without users, which the next start or the next call unmounts, but
-never a user who is gone. All calls can be repeated: if dockerd can't connect, it repeats the call with the same ID. If a call is
-interrupted, dockerd repeats it without its body (see ``app``). A dockerd that was killed repeats nothing (see ``users``).
+never a recorded user without a mount. All calls can be repeated: if dockerd can't connect, it repeats the call with the same ID. If
+a call is interrupted, dockerd repeats it without its body (see ``app``). A dockerd that was killed repeats nothing (see ``users``).
 """
 
 import logging
@@ -204,7 +204,7 @@ class Driver:
         if not is_left_behind or self._is_seen(record):  # containers may outlive their dockerd
             return record.users
         log.info(
-            "volume %s: the processes that mounted it are gone and no container uses it; its users are removed",
+            "volume %s: the processes that mounted it are gone, and no container uses it; removing its recorded users",
             record.name,
         )
         return {}

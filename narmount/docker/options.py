@@ -10,7 +10,7 @@ from narmount.volumes.errors import VolumeRefused
 from narmount.volumes.request import VolumeRequest
 from narmount.volumes.targets import ID_MAX, shown
 
-MOUNT_ID_MAX = 256  # characters; those of dockerd have 64
+MOUNT_ID_MAX = 256  # characters; the ids of dockerd have 64
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")  # the rule of dockerd for its own driver (volume/local)
 

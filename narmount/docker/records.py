@@ -1,4 +1,4 @@
-"""The volumes of Docker and the mounts that dockerd has asked for, one file per volume, so that a restart forgets nothing.
+"""The volumes of Docker and the mounts that dockerd has asked for, one file per volume, so that they outlast a restart.
 
 The users in a record are valid only until the next boot, since no mount outlives that.
 """

@@ -103,6 +103,9 @@ class EarlyReads:
             self._withdraw(row, arrival.nodes)
 
     def _withdraw(self, row: int, nodes: set[int]) -> None:
-        log.warning("%s: not what its store promised; dropping what was read of it", self._numbers.base_name(row))
+        log.warning(
+            "%s: the NAR does not match its hash or its listing; withdrawing the files that were shown",
+            self._numbers.base_name(row),
+        )
         for node_id in nodes:
             self._notify(Notify.INVAL_INODE, protocol.INVAL_INODE.pack(node_id, 0, -1))

@@ -1,6 +1,6 @@
 """The file system: what the kernel's requests mean for store paths.
 
-Every store path can be looked up in the root directory. Listing the root shows those that have been looked up.
+Every store path can be looked up in the root directory. Listing the root shows the store paths that have been looked up.
 """
 
 import errno
@@ -82,7 +82,7 @@ class FileSystem:
     def answer(self, opcode: int, node_id: int, body: memoryview) -> bytes:
         """Return the body of the answer. Raises OSError with the errno to answer, or Slow.
 
-        After ENOSYS the kernel never sends that kind of request again: opening a file, for one, then costs no request.
+        After ENOSYS the kernel never sends that kind of request again: opening a file, for example, then costs no request.
         """
         handler = self._handlers.get(opcode)
         if handler is None:
@@ -180,7 +180,10 @@ class FileSystem:
                 yield _record(path, node, place, to_bytes(node.name), plus=plus)
 
     def _root_records(self, start: int, *, plus: bool) -> Iterator[bytes]:
-        """Return the store paths that have been looked up, in that order. One that is not in memory has only its name."""
+        """Yield the store paths in the order in which they were looked up.
+
+        A store path that is not in memory has a name, but no attributes.
+        """
         for row, base_name, path in self._paths.listed(start + 1):
             name = base_name.encode("ascii")
             if path is not None:
@@ -192,7 +195,7 @@ class FileSystem:
     # --- contents
 
     def _open(self, node_id: int, body: memoryview) -> bytes:
-        """Answer OPEN, which the kernel only asks where it can read files itself: elsewhere it got ENOSYS once."""
+        """Answer OPEN. Without passthrough, the first OPEN gets ENOSYS, and the kernel sends no other."""
         assert self._passthrough is not None
         path, (_, length) = self._paths.contents(node_id)
         if length < PASSTHROUGH_SIZE:
@@ -224,7 +227,7 @@ class FileSystem:
                 copying.set()
                 self._unpack(nar, node, node_id)
 
-        def progress() -> int:  # a copy on the disk is always in progress: it ends by itself, however slow it is
+        def progress() -> int:  # unpacking on the disk never times out: it ends, even if the disk is slow
             return time.monotonic_ns() if copying.is_set() else self._paths.progress(path.info)
 
         return Slow(("file", path.base_name, node.index), unpack, progress)
@@ -233,7 +236,7 @@ class FileSystem:
         assert self._passthrough is not None
         try:
             fd = nar.open_unpacked(node)
-        except CacheFailure:  # the disk has no room for the file: it is read through the worker
+        except CacheFailure:  # the disk has no space for the file, so it is read through the worker
             self._passthrough.add(node_id, None)
             return
         try:

@@ -50,7 +50,7 @@ class MissingNames:
             return self._names.pop(name, None) is not None
 
     def due(self) -> list[str]:
-        """Return the names to look up again now. Each is due again after twice the time."""
+        """Return the names to look up again now. The time until a name is due again doubles each time."""
         now = self._clock()
         with self._lock:
             for name in [name for name, missing in self._names.items() if now - missing.since > GIVE_UP_SECONDS]:

@@ -77,7 +77,7 @@ class PassthroughFiles:
             return self._handle, file.number
 
     def add(self, node_id: int, fd: int | None, cached: CachedFile | None = None) -> None:
-        """Let the kernel read the node from the open file ``fd`` of the cache, or through the worker if it is None.
+        """Let the kernel read the node from the open file ``fd`` of the cache, or through the worker if ``fd`` is None.
 
         Raises OSError if the kernel refuses the file.
         """
@@ -92,7 +92,7 @@ class PassthroughFiles:
                 self._remove(node)
 
     def release(self, node_id: int, handle: int) -> None:
-        """A process has closed the file handle."""
+        """Note that a process has closed the file handle."""
         if handle >> 32 != self._generation:
             return
         with self._lock:
@@ -101,7 +101,7 @@ class PassthroughFiles:
                 return
             file.opens -= 1
             if file.number == PLAIN and not file.opens and not file.inherited:
-                self._remove(node_id)  # the next time the disk may have room
+                self._remove(node_id)  # at the next open, the disk may have space
 
     def forget(self, node_ids: list[int]) -> None:
         """Drop these nodes, which the kernel has forgotten, except those that have been opened again."""

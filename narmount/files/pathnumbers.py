@@ -48,15 +48,15 @@ class PathNumbers:
         return self._newest.get(base_name)
 
     def base_name(self, row: int) -> str:
-        """Raises KeyError if there is no such row."""
+        """Return the base name of a row. Raises KeyError if there is no such row."""
         return self._row(row)[0]
 
     def identity(self, row: int) -> str:
-        """Raises KeyError if there is no such row."""
+        """Return the identity of a row. Raises KeyError if there is no such row."""
         return self._row(row)[1]
 
     def record(self, row: int) -> str:
-        """Raises KeyError if there is no such row."""
+        """Return the record of a row. Raises KeyError if there is no such row."""
         base_name, identity = self._row(row)
         start, stop = self._starts[row - 1 : row + 1]
         line = os.pread(self._fd, stop - start, start).decode("ascii")
@@ -71,7 +71,7 @@ class PathNumbers:
         return self._rows[row - 1]
 
     def is_newest(self, row: int) -> bool:
-        """Raises KeyError if there is no such row."""
+        """Return whether the row is the newest of its store path. Raises KeyError if there is no such row."""
         return self._newest.get(self.base_name(row)) == row
 
     def newest(self, start: int) -> Iterator[tuple[int, str]]:

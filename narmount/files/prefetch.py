@@ -17,7 +17,7 @@ Fetch = Callable[[str], PathInfo | None]
 
 
 class Prefetch:
-    """A queue of store paths, and threads that fetch them. ``fetch`` fetches one by its base name. Thread-safe."""
+    """A queue of store paths, and threads that fetch them. ``fetch`` fetches a store path by its base name. Thread-safe."""
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch

@@ -39,14 +39,14 @@ log = logging.getLogger("narmount")
 FOREVER = 30 * 24 * 3600
 """Seconds for which the kernel may cache what is in a verified store path: it never changes."""
 
-# The kernel has to ask again soon about what is only in an unverified listing, which may turn out to be wrong. (Making the kernel
-# drop a name of the root instead would take its lock of that directory, which every lookup holds that waits for us.)
+# The kernel has to ask again soon about what is only in an unverified listing, which may turn out to be wrong. (Telling the kernel
+# to drop a name of the root is no alternative: that needs the lock of the directory, which lookups hold while they wait.)
 UNVERIFIED_SECONDS = 1
 
-MISSING_SECONDS = 2  # after that, narcore.lookup answers, which remembers for 5 s that a store has no such path
+MISSING_SECONDS = 2  # then narcore.lookup is asked again, which remembers for 5 s that a store has no such path
 
 LISTINGS_MAX = 500_000  # entries of all listings in memory; 50 to 100 bytes each
-PATH_WEIGHT = 50  # what a store path itself counts, in entries
+PATH_WEIGHT = 50  # a store path itself counts as this number of entries
 
 _SLASH = "/"
 _INDEX_BITS = 32
@@ -55,7 +55,7 @@ _INDEX = (1 << _INDEX_BITS) - 1  # of a node id: the place of the node in its li
 
 @dataclass(frozen=True, slots=True)
 class OpenPath:
-    """A store path that has been looked up. ``listing`` is the store's own, without proof, unless it is ``verified``."""
+    """A store path that has been looked up. ``listing`` is the store's own, and unverified, unless ``verified`` is set."""
 
     row: int
     base_name: str
@@ -111,7 +111,7 @@ class StorePaths:
     # --- by name
 
     def find(self, base_name: str) -> OpenPath | None:
-        """Look a store path up, and fetch what is needed to show what is in it. Waits for the stores.
+        """Look a store path up, and fetch what is needed to show its files. Waits for the stores.
 
         Returns None if no store has it. Raises NarcoreError, and TooManyPaths.
         """
@@ -134,7 +134,7 @@ class StorePaths:
     def look_up(self, base_name: str) -> OpenPath | int | None:
         """Look a store path up in memory.
 
-        Returns its row if all that is known is that it is a directory, and None if no store had it a moment ago. Raises Slow if a
+        Returns its row if nothing is known but that it is a directory, and None if no store had it a moment ago. Raises Slow if a
         store or the disk has to be asked.
         """
         row = self._numbers.row(base_name)
@@ -150,7 +150,7 @@ class StorePaths:
         raise self._reopening(row)
 
     def listed(self, start: int) -> Iterator[tuple[int, str, OpenPath | None]]:
-        """Return row and base name of each store path that has been seen, from row ``start`` on; and itself, if in memory."""
+        """Yield row, base name, and OpenPath (None if not in memory) of each seen store path, from row ``start`` on."""
         for row, base_name in self._numbers.newest(start):
             yield row, base_name, self._paths.get(row)
 
@@ -211,7 +211,7 @@ class StorePaths:
             self.lookups[outcome] += 1
 
     def _is_promised_directory(self, info: PathInfo) -> bool:
-        """Return whether it is a directory according to its store's listing, and its NAR is not cached. Gives it a row then."""
+        """Return whether the NAR is not cached, and its store's listing says that it is a directory. If so, adds a row for it."""
         if self.early is not None:
             return False
         nar = self._cache.open_cached(info)
@@ -247,7 +247,7 @@ class StorePaths:
         self._paths.put(path.row, path, weight=len(path.listing) + PATH_WEIGHT)
 
     def _arrived(self, row: int, is_right: bool) -> None:
-        """Called when a NAR that was read early is complete: it has been verified, or is not what was promised."""
+        """Handle the end of a NAR that was read early. ``is_right`` says whether the NAR and its listing were right."""
         path = self._paths.get(row)
         if path is not None and is_right:
             self._remember(replace(path, verified=True))
@@ -265,7 +265,9 @@ class StorePaths:
 
     def _reopening(self, row: int) -> Slow:
         base_name = self._numbers.base_name(row)
-        kind = "listing" if self._numbers.is_seen(row) else "path"  # mostly a read of the disk, or mostly a download
+        kind = (
+            "listing" if self._numbers.is_seen(row) else "path"
+        )  # a listing is usually on the disk; a path usually has to be downloaded
         return Slow((kind, base_name), partial(self._reopen, row, base_name), self.progress)
 
     def _reopen(self, row: int, base_name: str) -> None:
@@ -275,7 +277,7 @@ class StorePaths:
             if info is not None:
                 self._open(info)
                 return
-        except NarcoreError as error:  # its store may have compressed it anew since
+        except NarcoreError as error:  # the store may have compressed the NAR anew since then
             log.info("%s: %s; asking for its narinfo again", base_name, error)
         if self.find(base_name) is None:
             raise OSError(errno.ESTALE, "the store path is gone from its store")
@@ -286,8 +288,8 @@ def _stale() -> OSError:
 
 
 def _identity(info: PathInfo, kind: Kind) -> str:
-    """Return what tells apart NARs that are verified before they are visible.
+    """Return a text that differs between different NARs. It is used for NARs that are verified before they are visible.
 
-    The kind belongs to it, since a node that the kernel knows must never turn into one of another kind.
+    It includes the kind of the root, since a node that the kernel knows must never turn into one of another kind.
     """
     return info.narinfo.nar_hash.nix32 + (_SLASH if kind is Kind.DIRECTORY else "")

@@ -14,7 +14,7 @@ from narmount.fuse.mountinfo import mount_of
 
 DEVICE = "/dev/fuse"
 FUSERMOUNT = "fusermount3"
-FUSERMOUNT_SECONDS = 20  # it only mounts; a hanging file system on the path to the target would make it hang too
+FUSERMOUNT_SECONDS = 20  # mounting is fast, but fusermount3 hangs if a file system on the path to the target hangs
 
 _CAP_SYS_ADMIN = 21
 _STACKED = frozenset({"overlay", "ecryptfs", "fuse", "fuseblk"})
@@ -22,10 +22,10 @@ _STACKED = frozenset({"overlay", "ecryptfs", "fuse", "fuseblk"})
 # The next step for a message of fusermount3.
 _STEPS = {
     "user_allow_other": "put the line user_allow_other into /etc/fuse.conf, or leave out --allow-other",
-    "no write access to mountpoint": "the directory has to belong to you",
-    "/dev/fuse": "most systems let every user open it (chmod 666 /dev/fuse)",
-    "Operation not permitted": f"is {FUSERMOUNT} set-user-ID root? a container needs --cap-add SYS_ADMIN",
-    "Device or resource busy": "something is using it; lsof or fuser -m shows what, and --lazy does not wait",
+    "no write access to mountpoint": "use a directory that belongs to you",
+    "/dev/fuse": "let every user open it, as most systems do: chmod 666 /dev/fuse",
+    "Operation not permitted": f"check that {FUSERMOUNT} is set-user-ID root; a container needs --cap-add SYS_ADMIN",
+    "Device or resource busy": "something is using it; find the program with lsof or fuser -m, or use --lazy, which does not wait",
 }
 
 # include/uapi/linux/fuse.h: FUSE_DEV_IOC_BACKING_OPEN is _IOW(229, 1, struct fuse_backing_map), and _CLOSE _IOW(229, 2, uint32_t).
@@ -52,13 +52,13 @@ def open_device() -> int:
     try:
         return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        step = "modprobe fuse loads it; a container needs --device /dev/fuse"
+        step = "load it with modprobe fuse; a container needs --device /dev/fuse"
         raise MountError(f"there is no {DEVICE}; {step}") from error
     except PermissionError as error:
-        step = "most systems let every user open it (chmod 666 /dev/fuse); a container needs --device /dev/fuse"
+        step = "let every user open it, as most systems do: chmod 666 /dev/fuse; a container needs --device /dev/fuse"
         raise MountError(f"no permission to open {DEVICE}; {step}") from error
     except OSError as error:
-        raise MountError(f"can't open {DEVICE}: {error.strerror}; modprobe fuse loads it") from error
+        raise MountError(f"can't open {DEVICE}: {error.strerror}; load the kernel module with modprobe fuse") from error
 
 
 def mount(target: Path, *, allow_other: bool) -> int:
@@ -155,17 +155,16 @@ def may_pass_through(cache_dir: Path) -> str:
     The directory may not exist yet. The kernel decides when a file is opened: see `open_backing`.
     """
     if not syscalls.in_initial_user_namespace():
-        return "user namespaces can't use it"
+        return "user namespaces can't use passthrough"
     if not may_mount():
-        return "it needs root (CAP_SYS_ADMIN)"
+        return "passthrough needs root (CAP_SYS_ADMIN)"
     try:
         fs_type = mount_of(Path(os.path.realpath(cache_dir))).fs_type
     except LookupError:  # in a chroot, the mount of / is not listed
         return ""
     if fs_type in _STACKED or fs_type.startswith("fuse."):
-        return (
-            f"the cache directory is on {fs_type}, which can't be stacked further; --cache-dir DIR names one on a disk"
-        )
+        step = "choose a directory on a disk with --cache-dir DIR"
+        return f"the cache directory is on {fs_type}, which does not support passthrough; {step}"
     return ""
 
 

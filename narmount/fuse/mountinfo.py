@@ -32,7 +32,7 @@ class Mount:
 
     @classmethod
     def parse(cls, line: bytes) -> "Mount":
-        """Raises ValueError if it is not a line of mountinfo."""
+        """Parse a line. Raises ValueError if it is not a line of mountinfo."""
         about_mount, separator, about_fs = line.partition(b" - ")  # this ends the optional fields
         if not separator:
             raise ValueError(f"not a line of mountinfo: {line[:200]!r}")

@@ -30,7 +30,7 @@ from narmount.fuse.protocol import Agreed, Notify, Opcode
 log = logging.getLogger("narmount")
 
 READERS = 2  # one reads the device while the other waits for the disk; more would only wait for the GIL
-WORKERS = 64  # threads for each kind of work, such as lookups; NAR_MAX_FILLS limits the downloads among it
+WORKERS = 64  # threads for each kind of work, such as lookups; NAR_MAX_FILLS limits the downloads among them
 TRIES = 3  # a NAR may be evicted between its fetch and the next try
 SWEEP_SECONDS = 0.25
 
@@ -39,7 +39,7 @@ SWEEP_SECONDS = 0.25
 FAILURE_SECONDS = 1.0
 FAILURES_MAX = 10_000
 
-EARLY_INTERRUPTS_MAX = 1000  # far more than there are threads that may have just read a request
+EARLY_INTERRUPTS_MAX = 1000  # far more than there are threads
 
 # Requests that are not for the file system. As numbers, since every request is compared, and enum members are slow.
 _INTERNAL = frozenset(map(int, (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.DESTROY)))
@@ -52,8 +52,8 @@ Key = tuple[object, ...]
 class Slow(Exception):
     """Raised if ``work`` has to be done before a request can be answered.
 
-    ``progress`` returns a number that changes while the work makes progress. ``key`` is the kind of work and what it is done on,
-    also for the log. Each kind of work has its own threads, so that lookups that hang don't block reads of the disk.
+    ``progress`` returns a number that changes while the work makes progress. ``key`` is the kind of work and its object, and
+    appears in the log. Each kind of work has its own threads, so that lookups that hang don't block reads of the disk.
     """
 
     def __init__(self, key: Key, work: Callable[[], None], progress: Callable[[], int] = lambda: 0) -> None:
@@ -116,7 +116,7 @@ class FuseServer:
         self._jobs: dict[Key, _Job] = {}
         self._waiting: dict[int, Key] = {}
         self._interrupted: set[int] = set()  # waiting requests whose process got a signal; a fatal one may follow
-        self._early_interrupts: OrderedDict[int, None] = OrderedDict()  # of requests that were not waiting yet
+        self._early_interrupts: OrderedDict[int, None] = OrderedDict()  # signals for requests that were not waiting yet
         self._failed: dict[Key, float] = {}
         self._first_unique: int | None = None
         self._pools: dict[object, ThreadPoolExecutor] = {}
@@ -323,9 +323,9 @@ class FuseServer:
             self._failed[key] = self._clock() + FAILURE_SECONDS
 
     def _interrupt(self, unique: int) -> None:
-        """A process that waits for the request got a signal.
+        """Handle a signal to the process that waits for a request (FUSE_INTERRUPT).
 
-        The kernel reports each signal once. EAGAIN would make it repeat that, but immediately and in a loop.
+        The kernel reports each signal once. It would repeat the report after an EAGAIN, but immediately and in a loop.
         """
         self.interrupts += 1
         if self._is_lost(unique):
@@ -335,7 +335,7 @@ class FuseServer:
             is_waiting = unique in self._waiting
             if is_waiting:
                 self._interrupted.add(unique)
-            else:  # another thread has just read it and may call _defer next; or it has been answered
+            else:  # another thread has just read the request and may call _defer next; or the request has been answered
                 self._early_interrupts[unique] = None
                 if len(self._early_interrupts) > EARLY_INTERRUPTS_MAX:
                     self._early_interrupts.popitem(last=False)

@@ -26,13 +26,13 @@ _SPECIAL = frozenset(",:\\")
 
 # The next step, where the errno alone does not suggest it.
 _STEPS = {
-    errno.EPERM: "it needs root (CAP_SYS_ADMIN), or a user namespace: unshare --user --map-root-user --mount",
-    errno.EACCES: "it needs root (CAP_SYS_ADMIN), or a user namespace: unshare --user --map-root-user --mount",
-    errno.ENODEV: "the kernel lacks the file system; modprobe fuse or modprobe overlay loads it",
+    errno.EPERM: "this needs root (CAP_SYS_ADMIN), or a user namespace: unshare --user --map-root-user --mount",
+    errno.EACCES: "this needs root (CAP_SYS_ADMIN), or a user namespace: unshare --user --map-root-user --mount",
+    errno.ENODEV: "the kernel lacks the file system; load it with modprobe fuse or modprobe overlay",
     errno.ENOENT: "make the directory first",
-    errno.ENOTDIR: "it is not a directory; name one",
-    errno.ENOTCONN: "the mount there is dead; nar-serve mount --unmount DIR removes it",
-    errno.EBUSY: "something is using it; lsof or fuser -m shows what",
+    errno.ENOTDIR: "it is not a directory; choose a directory",
+    errno.ENOTCONN: "the mount there is dead; remove it with nar-serve mount --unmount DIR",
+    errno.EBUSY: "something is using it; find the program with lsof or fuser -m",
     errno.ESTALE: "its layers were used for another overlay; use new ones",
     errno.ELOOP: "there are too many links, or too many file systems stacked on each other",
 }
@@ -45,7 +45,7 @@ _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 def mount_fuse(fd: int, target: Path, *, allow_other: bool) -> None:
     """Mount the file system of the connection ``fd``, an open /dev/fuse, at ``target``. Raises MountError.
 
-    The kernel checks modes and owners (default_permissions), so answers need not.
+    The kernel checks modes and owners (default_permissions), so the server does not have to.
     """
     options = (
         f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()},default_permissions,max_read={MAX_READ}"

@@ -22,7 +22,7 @@ def parse_caches(texts: Iterable[str]) -> dict[str, Path]:
             raise SettingsError(f"--cache {name} is given twice; give each cache its own name")
         caches[name] = real_path(Path(directory))
     if not caches:
-        raise SettingsError("--cache NAME=DIR is missing: DIR is where nar-serve mount shows a binary cache")
+        raise SettingsError("--cache NAME=DIR is missing; DIR is the directory of a nar-serve mount")
     return caches
 
 

@@ -11,7 +11,7 @@ from narmount.volumes.volumes import Volumes
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds between two attempts to connect to the mount
 FLUSH_PAUSE = 0.5  # seconds; news arrive in bursts, and each flush remounts every overlay
 
-# After a name has appeared, the kernel and look-ups in progress may report it as missing for this long (twice MISSING_SECONDS of
+# After a name has appeared, the kernel and lookups in progress may report it as missing for this long (twice MISSING_SECONDS of
 # narmount.files.storepaths). If a program looks it up in this time, an overlay caches that it is missing, without a time limit.
 # So overlays are flushed once more afterwards.
 SETTLE_SECONDS = 5.0

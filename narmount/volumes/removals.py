@@ -18,13 +18,13 @@ log = logging.getLogger("narmount.volumes")
 
 
 class Removals:
-    """Removes directories. Failures are logged; they and unfinished removals are retried at the next start. Thread-safe."""
+    """Removes directories. Failures are logged. Failed and unfinished removals are retried at the next start. Thread-safe."""
 
     def __init__(self) -> None:
         self._deferred = WorkQueue("removals", _remove)
 
     def remove(self, directories: Iterable[Path]) -> None:
-        """Remove directories, or what is left of them after AT_ONCE_SECONDS in the background."""
+        """Remove directories. After AT_ONCE_SECONDS, the background thread removes the rest."""
         deadline = time.monotonic() + AT_ONCE_SECONDS
         for directory in directories:
             try:

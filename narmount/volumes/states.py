@@ -106,7 +106,7 @@ class States:
     def read(self, volume_id: str) -> Volume | None:
         """Return the state of a volume, or None if it has none.
 
-        Raises MountError if the state can't be read: the volume may be one to keep.
+        Raises MountError if the state can't be read, since the files of the volume may have to be kept.
         """
         path = self._state(volume_id)
         try:

@@ -61,7 +61,7 @@ def _names(directory: int, deadline: float) -> Iterator[str]:
             for entry in entries:
                 is_empty = False
                 if time.monotonic() > deadline:
-                    raise TimeoutError(errno.ETIMEDOUT, "the time is over")
+                    raise TimeoutError(errno.ETIMEDOUT, "the time limit is reached")
                 yield entry.name
 
 

@@ -248,7 +248,7 @@ class Volumes:
         return False
 
     def _state_if_readable(self, volume_id: str) -> Volume | None:
-        """Return the state of a volume of which nothing is to be kept, or None if it is lost or can't be read.
+        """Return the state of a volume whose files are not kept, or None if the state is lost or can't be read.
 
         An unreadable state must not raise an error here: the pod could never end.
         """
@@ -305,7 +305,7 @@ class Volumes:
     def _undo(self, volume: Volume, target: Path) -> None:
         """Clean up after a failure, so that nothing is left even if the call is never repeated."""
         try:
-            with suppress(VolumeConflict):  # the failure was that the target has other files
+            with suppress(VolumeConflict):  # the operation failed because the target has other files
                 _remove_target(target)
             if volume.keep:
                 self._states.write(replace(volume, target=None))
@@ -320,7 +320,7 @@ class Volumes:
                 raise VolumeConflict(f"the mount at {target} is not the volume {volume_id}; unmount it manually")
             try:
                 syscalls.unmount(target)
-            except MountError:  # in use, or dead
+            except MountError:  # the mount is in use, or dead
                 syscalls.unmount(target, lazy=True)
 
     def _is_ours(self, mounted: Mount, volume_id: str, volume: Volume | None) -> bool:
@@ -350,7 +350,7 @@ class Volumes:
                 syscalls.flush_overlay(volume.target)
                 return True
         except (MountError, OSError) as error:
-            log.warning("volume %s: names that appeared late stay missing: %s", volume_id, error)
+            log.warning("volume %s: can't flush the overlay, so new store paths stay missing: %s", volume_id, error)
             return False
 
     def _recover(self, volume_id: str) -> None:
@@ -372,7 +372,7 @@ class Volumes:
 
 
 def _shows(topmost: Sequence[Mount], volume: Volume) -> bool:
-    """Return whether the mount, if there is one, is the volume.
+    """Return whether the topmost mount shows the volume. Returns False if there is no mount.
 
     A read-only volume has no source of its own; it is recognized by the device of the mount that it shows.
     """
@@ -411,7 +411,7 @@ def _remove_target(target: Path) -> None:
     except OSError as error:
         if target.is_dir() and os.listdir(target):
             raise VolumeConflict(
-                f"{target} contains files that are not of the volume, so it is not removed; remove them"
+                f"{target} contains files that do not belong to the volume, so it is not removed; remove them"
             ) from error
         raise
 
@@ -428,6 +428,6 @@ def _set_owner(upper: Path, group: int | None) -> None:
         os.chown(upper, -1, group)
     except OSError as error:
         raise VolumeRefused(
-            f"files here can't be given to the group {group} ({error.strerror}); use another group"
+            f"can't set the group of the volume to {group} ({error.strerror}); use another group"
         ) from error
     upper.chmod(0o2775)

@@ -22,7 +22,7 @@ def cat(session: Session, paths: tuple[Target, ...]) -> None:
       nar-serve cat /nix/store/<hash>-hello-2.12/share/doc/README
       nar-serve cat <hash>/bin/hello | file -
 
-    Links are followed, also into other store paths.
+    Links are followed, including links into other store paths.
     """
     out = StandardOutput()
 

@@ -43,26 +43,31 @@ another. It is a CSI ephemeral volume: it exists as long as its pod, and what th
 \b
 A pod can set these volumeAttributes:
   cache: NAME         the cache to show; the default is the first
-  mode: MODE          ro (read-only), or overlay (writes are removed with the pod); the default is overlay, or ro with readOnly
+  mode: MODE          ro (read-only), or overlay (writes are removed with the pod); the default is overlay, unless the
+                      volume has readOnly: true
   group: "GID"        the group that may write, besides root; the default is the fsGroup of the pod
   prefetch: PATHS     store paths to fetch ahead with their closures, separated by white space or commas
 
-The plugin must have the name of the CSIDriver object. It needs root, and its mounts must be visible to the node
-(mountPropagation: Bidirectional); deploy/kubernetes sets this up. Running pods are not affected when the plugin stops or restarts.
+The name of the plugin (--driver-name) must be the name of the CSIDriver object. The plugin needs root, and its
+mounts must be visible to the node (mountPropagation: Bidirectional); deploy/kubernetes sets this up. Running pods are not affected
+when the plugin stops or restarts.
 """
 
 
-@click.command(short_help="Run a CSI plugin for volumes of Kubernetes, or show its status.", help=HELP)
+@click.command(short_help="Run the CSI plugin for Kubernetes, or show its status.", help=HELP)
 @click.option("--cache", "caches", multiple=True, metavar="NAME=DIR", help="A mount that volumes can show; repeatable.")
 @click.option("--driver-name", default=DRIVER_NAME, show_default=True, help="The name of the CSIDriver object.")
 @click.option(
     "--endpoint",
     envvar="CSI_ENDPOINT",
     metavar="unix://PATH",
-    help="The socket, as kubelet sees it.  [env: CSI_ENDPOINT; default: plugins/DRIVER-NAME/csi.sock below --kubelet-dir]",
+    help="The socket path that kubelet uses.  [env: CSI_ENDPOINT; default: plugins/DRIVER-NAME/csi.sock below --kubelet-dir]",
 )
 @click.option(
-    "--node-id", envvar=["NODE_NAME", "KUBE_NODE_NAME"], metavar="NAME", help="[env: NODE_NAME; default: the host name]"
+    "--node-id",
+    envvar=["NODE_NAME", "KUBE_NODE_NAME"],
+    metavar="NAME",
+    help="The name of this node.  [env: NODE_NAME; default: the host name]",
 )
 @click.option(
     "--kubelet-dir",
@@ -72,18 +77,20 @@ The plugin must have the name of the CSIDriver object. It needs root, and its mo
     help="The directory of kubelet.",
 )
 @click.option(
-    "--no-register", is_flag=True, help="Don't register with kubelet; something else does, or there is no kubelet."
+    "--no-register",
+    is_flag=True,
+    help="Don't register with kubelet, because another program does, or there is no kubelet.",
 )
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path),
     default=STATE_DIR,
     show_default=True,
-    help="A directory for the states of volumes and for what pods write, on ext4, xfs or similar.",
+    help="The directory of the states of volumes and of the files that pods write; on ext4, xfs or similar.",
 )
 @click.option("--run-dir", metavar="DIR", help="The directory of the control sockets of mounts.  [env: NAR_RUN_DIR]")
 @click.option(
-    "--metrics", metavar="[HOST]:PORT", default="", help="Serve Prometheus metrics at /metrics of this address."
+    "--metrics", metavar="[HOST]:PORT", default="", help="Serve Prometheus metrics on this address, at /metrics."
 )
 @click.option(
     "--status",
@@ -105,7 +112,7 @@ def csi(
     as_json: bool,
 ) -> None:
     if as_json and not status:
-        raise click.UsageError("--json goes with --status")
+        raise click.UsageError("--json needs --status")
     if run_dir:
         os.environ["NAR_RUN_DIR"] = run_dir
     settings = read_settings((), None)
@@ -153,7 +160,7 @@ def _run(
         volumes.warn_of_dead_caches()
         if metrics:
             port = serve_metrics(metrics, lambda: [*volume_metrics(volumes.published()), *calls.families()])
-            log.info("serving metrics at port %d", port)
+            log.info("serving metrics on port %d", port)
         for cache in caches:
             flusher = OverlayFlusher(volumes, cache)
             flusher.start()
@@ -164,11 +171,11 @@ def _run(
             registration = registration_server(registration_path(registry, name), name, path, calls)
             registration.start()
             stack.callback(registration.stop)  # stops before the other server
-        log.info("%s: volumes of %s for node %s at %s", name, ", ".join(caches), node_id, path)
+        log.info("%s: serving volumes of the caches %s for node %s at %s", name, ", ".join(caches), node_id, path)
         stop.wait()
         log.info("stopping; running pods keep their volumes")
     if calls.running():
-        log.warning("%d calls are still running, and are abandoned", calls.running())
+        log.warning("stopping although %d calls are still running", calls.running())
         os._exit(0)  # Python would wait for their threads, which may wait for a mount that hangs
 
 

@@ -33,7 +33,7 @@ HELP = f"""Run a volume plugin that gives Docker containers volumes of store pat
   docker run --rm --volume-driver nar-serve -v /nix/store debian /nix/store/<hash>-hello-2.12/bin/hello
 
 Each --cache is a directory where nar-serve mount shows a binary cache. A volume shows the first cache, unless its options name
-another. What a container writes stays in its volume.
+another. The files that a container writes stay in its volume.
 
 \b
 Options of docker volume create -d nar-serve:
@@ -47,7 +47,7 @@ in {STATE_DIR}. Running containers are not affected when the plugin stops or res
 """
 
 
-@click.command("docker-volume", short_help="Run a plugin for volumes of Docker, or show its status.", help=HELP)
+@click.command("docker-volume", short_help="Run the Docker volume plugin, or show its status.", help=HELP)
 @click.option("--cache", "caches", multiple=True, metavar="NAME=DIR", help="A mount that volumes can show; repeatable.")
 @click.option(
     "--socket",
@@ -66,7 +66,7 @@ in {STATE_DIR}. Running containers are not affected when the plugin stops or res
 )
 @click.option("--run-dir", metavar="DIR", help="The directory of the control sockets of mounts.  [env: NAR_RUN_DIR]")
 @click.option(
-    "--metrics", metavar="[HOST]:PORT", default="", help="Serve Prometheus metrics at /metrics of this address."
+    "--metrics", metavar="[HOST]:PORT", default="", help="Serve Prometheus metrics on this address, at /metrics."
 )
 @click.option("--status", is_flag=True, help="Show the caches and volumes of the running plugin.")
 @click.option("--json", "as_json", is_flag=True, help="With --status: print a JSON object.")
@@ -81,7 +81,7 @@ def docker_volume(
 ) -> None:
     path, state_dir = path.absolute(), state_dir.absolute()
     if as_json and not status:
-        raise click.UsageError("--json goes with --status")
+        raise click.UsageError("--json needs --status")
     if status:
         _show(path, as_json=as_json)
         return
@@ -126,7 +126,7 @@ def _run(path: Path, state_dir: Path, run_dir: Path, directories: Mapping[str, P
         service = Service(path)
         service.start(app)
         stack.callback(service.close)
-        _log(f"volumes of {', '.join(f'{name} ({where})' for name, where in directories.items())} at {path}")
+        _log(f"serving volumes of {', '.join(f'{name} ({where})' for name, where in directories.items())} at {path}")
         _log(f"{wait_for_signal().name}: stopping; running containers keep their volumes")
 
 

@@ -24,7 +24,9 @@ _KINDS = {"f": Kind.REGULAR, "d": Kind.DIRECTORY, "l": Kind.SYMLINK}
 @click.command(short_help="Find files by name in a store path or its closure.")
 @click.argument("path", metavar="PATH", type=target_argument)
 @click.argument("glob", metavar="GLOB")
-@click.option("--closure", is_flag=True, help="Also search all store paths that PATH refers to, directly or not.")
+@click.option(
+    "--closure", is_flag=True, help="Also search all store paths that PATH refers to, directly or indirectly."
+)
 @click.option(
     "-t", "--type", "kind", type=click.Choice(tuple(_KINDS)), help="Find only files (f), directories (d) or links (l)."
 )
@@ -123,7 +125,10 @@ class Pattern:
 
 
 def _others(session: Session, target: Target) -> Iterator[Opened | NarcoreError]:
-    """Yield the other store paths of the target's closure, nearest first, each once; for one that fails, its error."""
+    """Yield each other store path of the target's closure once, nearest first.
+
+    If a store path can't be opened, its error is yielded instead.
+    """
     first = session.open(target).store_path
     seen = {first.base_name}
     with ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="find") as pool:

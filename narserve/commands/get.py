@@ -40,11 +40,12 @@ def get(session: Session, path: Target, dest: str | None) -> None:
       nar-serve get /nix/store/<hash>-hello-2.12/bin b     makes ./b
       nar-serve get /nix/store/<hash>-hello-2.12 /tmp/     makes /tmp/hello-2.12
 
-    DEST is the name of the copy, or, with a slash at its end, the directory to create the copy in. The copy must not exist
-    yet, unless PATH is a whole store path and the existing copy has its hash. The name of the copy is printed.
+    DEST is the name of the copy. If DEST ends with a slash, it is the directory in which the copy is created. An existing
+    file or directory is never replaced; the command fails, unless PATH is a whole store path and the existing copy has
+    the right hash. The name of the copy is printed.
 
-    The copy appears when it is complete. Until then it is stored in a hidden directory beside it. After an interruption,
-    run the same command again to continue.
+    The copy appears at DEST when it is complete. Until then, its files are in a hidden directory beside DEST. After an
+    interruption, run the same command again to continue.
 
     Links are copied as links. If PATH itself is a link, a slash at its end copies the link's target instead. Executable
     files stay executable. All times are 1 s after the epoch, as in a Nix store.

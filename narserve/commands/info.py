@@ -15,14 +15,14 @@ from narserve.terminal.exits import for_each
 from narserve.terminal.output import StandardOutput
 
 
-@click.command(short_help="Show a cache's metadata of a store path.")
+@click.command(short_help="Show the metadata of a store path.")
 @click.argument("paths", metavar="PATH...", type=target_argument, nargs=-1, required=True)
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object per PATH, with the names of nix path-info --json."
 )
 @session_options
 def info(session: Session, paths: tuple[Target, ...], as_json: bool) -> None:
-    """Show a cache's metadata of a store path: sizes, hashes, references, signatures.
+    """Show the metadata that a binary cache has for a store path: sizes, hashes, references, signatures.
 
     \b
       nar-serve info /nix/store/<hash>-hello-2.12

@@ -28,7 +28,7 @@ from narserve.commands.mountstatus import earlier_holders, mode_text, show_statu
 from narserve.session.session import read_settings
 from narserve.terminal.exits import TROUBLE, print_error, print_message
 
-READY_SECONDS = 60  # mounting takes one or two, and longer on a busy machine that is booting
+READY_SECONDS = 60  # mounting takes 1 to 2 s, and longer on a busy machine that is booting
 DEAD_SECONDS = 3.0  # a dead mount is an immediate error; a mount that gives no answer is alive and hangs
 GONE_SECONDS, LAZY_GONE_SECONDS = 5.0, 1.0
 STOP_SECONDS = 10.0
@@ -41,20 +41,23 @@ HELP = """Mount the store paths of binary caches, read-only, at DIR.
   nar-serve mount --status
   nar-serve mount --unmount /nix/store
 
-Every store path can be opened by its name, and is fetched then. ls shows the store paths that have been opened. Fetched paths stay
-in the disk cache. As root on Linux 6.9 or newer, the kernel reads their files there directly ("passthrough").
+A program can open every store path by its name. A store path is fetched when it is first opened, and stays in the disk cache. ls
+shows the store paths that have been opened. On Linux 6.9 or newer, if the mount belongs to root, the kernel reads files directly
+from the disk cache ("passthrough").
 
-The mount runs in the background. One process, the holder, holds the mount. Another one, the worker, answers programs, and is
-restarted if it ends; meanwhile programs wait. SIGHUP to the holder replaces the worker, for example after an upgrade. SIGTERM
-unmounts.
+The mount runs in the background. One process, the holder, keeps the mount. Another process, the worker, answers the requests of
+programs. If the worker ends, the holder starts another worker, and programs wait meanwhile. SIGHUP to the holder replaces the
+worker, for example after an upgrade. SIGTERM unmounts.
 
-Only the user who mounts sees the files. With --allow-other, all users do; containers need it if their programs don't run as root.
-Without root, mounting needs fusermount3 (the package fuse3), and --allow-other needs the line user_allow_other in /etc/fuse.conf.
+Only the user who mounts sees the files. With --allow-other, all users see them; containers whose programs don't run as root need
+--allow-other. Without root, mounting needs fusermount3 (the package fuse3), and --allow-other needs the line user_allow_other in
+/etc/fuse.conf.
 
-If reading fails with "Input/output error", --status shows the reason of the last failure, and the file of --log has all of them.
+If a read fails with "Input/output error", --status shows the reason of the last failure. The file of --log has the reasons of all
+failures.
 
-If a store makes no progress for NAR_MOUNT_DEADLINE seconds, reading fails. The settings of the server for stores, keys, the cache
-and limits apply here too.
+If a store makes no progress for NAR_MOUNT_DEADLINE seconds, reads fail. The settings of the server for stores, keys, the disk cache
+and limits also apply to mounts.
 """
 
 
@@ -70,7 +73,9 @@ and limits apply here too.
 @click.option("--allow-other", is_flag=True, help="Let all users see the files.")
 @click.option("--no-passthrough", is_flag=True, help="Never let the kernel read the cache directly.")
 @click.option("--run-dir", metavar="DIR", help="The directory of the control sockets.  [env: NAR_RUN_DIR]")
-@click.option("--metrics", metavar="[HOST]:PORT", default="", help="Serve /metrics for Prometheus at this address.")
+@click.option(
+    "--metrics", metavar="[HOST]:PORT", default="", help="Serve Prometheus metrics on this address, at /metrics."
+)
 @click.option(
     "--log",
     "log_file",
@@ -78,7 +83,9 @@ and limits apply here too.
     help="Append messages to FILE; without it, a mount in the background logs nothing.",
 )
 @click.option(
-    "--status", is_flag=True, help="Show the mount at DIR, or all mounts; exit code 3 if one does not answer."
+    "--status",
+    is_flag=True,
+    help="Show the mount at DIR, or all mounts; the exit code is 3 if a mount does not answer.",
 )
 @click.option("--json", "as_json", is_flag=True, help="With --status: print a JSON object, or an array for all mounts.")
 @click.option("--unmount", is_flag=True, help="Unmount DIR, even if its mount is dead.")
@@ -149,18 +156,18 @@ def _real_path(directory: Path) -> Path:
         link = os.readlink(target)  # noqa: PTH115  the text is for a message
     except OSError:  # not a link
         return target
-    raise MountError(f"{directory} is a link to {link}; name the directory itself")
+    raise MountError(f"{directory} is a link to {link}; use the path of the directory itself")
 
 
 def _cache_dir(settings: Settings, target: Path) -> Path:
     """Return the cache directory, without links. Raises SettingsError if there is none, or if the mount would hide it."""
     if settings.cache_dir is None:
         raise SettingsError(
-            "a mount needs the disk cache, which NAR_CACHE_DIR=off turns off; --cache-dir DIR names one"
+            "a mount needs the disk cache, which NAR_CACHE_DIR=off turns off; choose a directory with --cache-dir DIR"
         )
     found = Path(os.path.realpath(settings.cache_dir))
     if found.is_relative_to(target):
-        raise SettingsError(f"the mount would hide the cache at {found}; --cache-dir DIR names another one")
+        raise SettingsError(f"the mount would hide the cache at {found}; choose another directory with --cache-dir DIR")
     return found
 
 
@@ -175,7 +182,9 @@ def _check_not_hidden(options: MountOptions) -> None:
             step = "mount at another directory, or use a nar-serve that is installed elsewhere"
             raise MountError(f"the mount would hide {path}, which nar-serve needs; {step}")
     if options.run_dir.is_relative_to(options.target):
-        raise MountError(f"the mount would hide {options.run_dir}; NAR_RUN_DIR or --run-dir names another directory")
+        raise MountError(
+            f"the mount would hide {options.run_dir}; choose another directory with --run-dir or NAR_RUN_DIR"
+        )
 
 
 @contextmanager
@@ -197,7 +206,7 @@ def _prepare(options: MountOptions, settings: Settings) -> None:
     if not options.target.exists():
         raise MountError(f"the directory {options.target} does not exist; make it first: mkdir -p {options.target}")
     if not options.target.is_dir():
-        raise MountError(f"{options.target} is not a directory; name a directory to mount at")
+        raise MountError(f"{options.target} is not a directory; choose a directory to mount at")
     _make_cache_dir(options.cache_dir)
     if not settings.trusted_public_keys:
         print_message("NAR_TRUSTED_PUBLIC_KEYS is not set: store paths are accepted without a trusted signature")
@@ -211,7 +220,7 @@ def _make_cache_dir(cache_dir: Path) -> None:
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        step = "--cache-dir DIR or NAR_CACHE_DIR names another one"
+        step = "choose another directory with --cache-dir DIR or NAR_CACHE_DIR"
         raise MountError(f"can't make the cache directory {cache_dir}: {error.strerror}; {step}") from error
 
 
@@ -219,7 +228,7 @@ def _remove_dead_mounts(options: MountOptions) -> None:
     """Unmount dead mounts of nar-serve at the target. Raises MountError if a mount there is alive."""
     while ours := ours_at(options.target):
         if not _is_dead(options.run_dir, ours):
-            step = f"nar-serve mount --unmount {options.target} unmounts it"
+            step = f"unmount it first: nar-serve mount --unmount {options.target}"
             raise MountError(f"nar-serve is already mounted at {options.target}; {step}")
         print_message(f"the mount at {options.target} is dead; removing it")
         _detach(options.target, lazy=True)
@@ -285,10 +294,10 @@ def _read_report(ready: BinaryIO) -> dict[str, object]:
     """Read the report of the holder. Raises MountError if there is none."""
     readable, _, _ = select.select([ready], [], [], READY_SECONDS)
     if not readable:
-        raise MountError(f"mounting has not finished within {READY_SECONDS} seconds; --foreground shows why")
+        raise MountError(f"mounting has not finished within {READY_SECONDS} seconds; add --foreground to see why")
     line = ready.readline()
     if not line:
-        raise MountError("the holder has ended without a report; --foreground shows why")
+        raise MountError("the holder has ended without a report; add --foreground to see why")
     answer: dict[str, object] = json.loads(line)
     return answer
 
@@ -308,7 +317,7 @@ def _stop(holder: "subprocess.Popen[bytes]") -> None:
 
 def _unmount(run_dir: Path, target: Path, *, lazy: bool) -> None:
     if ours_at(target) is None:
-        raise MountError(f"nar-serve is not mounted at {target}; nar-serve mount --status shows what is mounted")
+        raise MountError(f"nar-serve is not mounted at {target}; see all mounts with nar-serve mount --status")
     _detach(target, lazy=lazy)
     socket_file = control_path(run_dir, target)
     # After the holder has ended, the target can be mounted again. If the mount is in use, this can take any time.
@@ -319,10 +328,10 @@ def _unmount(run_dir: Path, target: Path, *, lazy: bool) -> None:
         socket_file.unlink(missing_ok=True)
     elif socket_file.exists():
         print_message(
-            f"{target} is unmounted; its processes end when nothing uses it any more, such as an overlay or a container"
+            f"{target} is unmounted; its processes end when no program, container or overlay uses the mount any more"
         )
         for pid in earlier_holders(str(target)):
-            step = f"if it does not end, its worker can't start: kill -KILL {pid}"
+            step = f"if the process does not end, kill it: kill -KILL {pid}"
             print_message(f"an earlier version of nar-serve started process {pid}; {step}")
 
 
@@ -332,5 +341,5 @@ def _detach(target: Path, *, lazy: bool) -> None:
     except MountError as error:
         is_busy = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EBUSY
         if is_busy and not lazy:
-            raise MountError(f"{error}; --lazy detaches the mount although it is in use") from error
+            raise MountError(f"{error}; or use --lazy, which detaches the mount although it is in use") from error
         raise

@@ -22,7 +22,7 @@ _EARLIER = b"narcore.mount."
 
 
 def mode_text(mode: object, reason: object) -> str:
-    """Return how files are read, and the reason if it is not by the kernel."""
+    """Return how files are read and, if the kernel does not read them itself, the reason."""
     return f"{mode} ({reason})" if reason else f"{mode}"
 
 
@@ -52,17 +52,15 @@ def _status_at(run_dir: Path, target: Path) -> dict[str, object]:
 def _why_missing(run_dir: Path, target: Path) -> str:
     if ours_at(target) is None:
         return f"nar-serve has not mounted anything there; mount it: nar-serve mount {target}"
-    return f"it is mounted, but not with NAR_RUN_DIR={run_dir}; use --run-dir with the directory that its user has"
+    return f"it is mounted, but its NAR_RUN_DIR is not {run_dir}; use --run-dir with the NAR_RUN_DIR of that mount"
 
 
 def _nothing(run_dir: Path) -> str:
-    """Return the message if no socket was found. The mount of another user or of a service has another ``run_dir``."""
+    """Return the message if no socket was found. Mounts of other users and of services have another ``run_dir``."""
     others = sorted({str(mounted.target) for mounted in mounts() if is_ours(mounted)})
     if not others:
         return "nothing is mounted; mount a directory: nar-serve mount DIR"
-    return (
-        f"nothing is mounted with NAR_RUN_DIR={run_dir}; mounted with another (use --run-dir DIR): {' '.join(others)}"
-    )
+    return f"nothing is mounted with NAR_RUN_DIR={run_dir}; mounts with another NAR_RUN_DIR, for --run-dir: {' '.join(others)}"
 
 
 def _sockets(run_dir: Path) -> dict[Path, str]:
@@ -119,7 +117,7 @@ def _mount_text(status: Mapping[str, object]) -> str:
         "since": _since(status),
         "processes": f"holder {status.get('holder_pid')}, worker {status.get('worker_pid')}",
         "store paths": f"{status.get('paths_known')} known, {status.get('prefetch_pending')} to prefetch",
-        "look-ups": ", ".join(f"{count} {outcome}" for outcome, count in _mapping(status, "lookups").items()),
+        "lookups": ", ".join(f"{count} {outcome}" for outcome, count in _mapping(status, "lookups").items()),
         "reads": f"{_size(status.get('read_bytes'))}; files read by the kernel itself: {status.get('passthrough_opens')}",
         "requests": f"{sum(_counts(status))}; waiting for a store: {status.get('waiting')}, "
         f"failed: {status.get('errors')}, interrupted by a signal: {status.get('interrupts')}",

@@ -21,8 +21,8 @@ def verify(session: Session, paths: tuple[Target, ...]) -> None:
       nar-serve verify --store https://cache.example.org <hash> && echo good
 
     Each store path is read from its binary cache; the disk cache is neither read nor written. A PATH on a running nar-serve
-    is checked against the keys that are trusted here. If no keys are trusted, only hash and size are checked. One line is
-    printed for each good path; if any path is bad, the exit code is 1.
+    is checked against the trusted keys of this command, not those of the server. If no keys are trusted, only hash and
+    size are checked. One line is printed for each good path; if any path is bad, the exit code is 1.
     """
     out = StandardOutput()
 

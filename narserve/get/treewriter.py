@@ -96,7 +96,7 @@ def _check(name: bytes) -> None:
 
 
 def _open_partial(name: bytes, executable: bool, size: int, here: int) -> int | None:
-    """Open the part of a file that an earlier run has written. Returns None if there is nothing, or anything else."""
+    """Open the part of a file that an earlier run has written. Returns None if the name is missing, or is not such a file."""
     try:
         fd = os.open(name, _OLD, dir_fd=here)
     except OSError:  # missing, or a link, a directory, a socket

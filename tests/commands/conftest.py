@@ -30,7 +30,7 @@ def instance(caches: NixCaches, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture
 def cli(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> InProcess:
-    """Runs commands in this process, in an empty working directory, with an own disk cache, and without a store at first."""
+    """Runs commands in this process, in an empty working directory, with its own disk cache, and without a store at first."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)

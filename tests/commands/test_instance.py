@@ -1,4 +1,4 @@
-"""Instances that misbehave, and servers that are no nar-serve: partial files never appear as whole; credentials are not shown."""
+"""Instances that misbehave, and servers that are not nar-serve: partial files never appear as whole; credentials are not shown."""
 
 import json
 import os
@@ -101,7 +101,7 @@ def test_a_truncated_nar_does_not_appear_at_the_destination(cli: InProcess, odd:
     assert odd.count("*/big") == 0
 
 
-def test_a_server_that_is_no_nar_serve_is_reported(cli: InProcess, odd: OddInstance) -> None:
+def test_a_server_that_is_not_nar_serve_is_reported(cli: InProcess, odd: OddInstance) -> None:
     for body in (b"<html>", b"{}", b'{"version":1,"root":{"type":"fifo"}}'):
         with odd.fault("*recursive", body=body):
             done = cli("ls", odd.path)

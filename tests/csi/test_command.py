@@ -41,7 +41,7 @@ def run(*options: str | Path) -> subprocess.CompletedProcess[str]:
         (["--cache", "a=/x", "--endpoint", "unix://csi.sock"], "is not unix://PATH with an absolute path"),
         (["--cache", "a=/x", "--node-id", "a b"], "--node-id 'a b' is not a valid node name"),
         (["--cache", "a=/x", "--metrics", "x"], "--metrics"),
-        (["--cache", "a=/x", "--json"], "--json goes with --status"),
+        (["--cache", "a=/x", "--json"], "--json needs --status"),
         (["--nonsense"], "No such option"),
     ],
 )
@@ -85,7 +85,7 @@ def test_the_plugin_stops_while_a_call_hangs(running: Running) -> None:
         finally:
             plugin.kill()
         assert plugin.stderr is not None
-        assert "1 calls are still running, and are abandoned" in plugin.stderr.read()
+        assert "stopping although 1 calls are still running" in plugin.stderr.read()
 
 
 def test_without_grpc_the_command_names_the_extra_to_install() -> None:
@@ -105,7 +105,7 @@ def test_status_without_a_plugin_or_mounts(tmp_path: Path) -> None:
     assert done.returncode == 3
     plugin, cache = done.stdout.splitlines()
     assert plugin == f"plugin {tmp_path}/x.sock  does not answer"
-    assert cache.startswith(f"cache main  {tmp_path}/m  nobody answers")
+    assert cache.startswith(f"cache main  {tmp_path}/m  no process answers")
     found = json.loads(run(*options, "--status", "--json").stdout)
     assert (found["state"], found["volumes"]) == ("does not answer", [])
     assert os.listdir(tmp_path) == [], "--status creates no files"

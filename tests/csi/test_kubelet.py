@@ -40,7 +40,7 @@ print(open(path).read())
 
 @pytest.fixture(scope="module", autouse=True)
 def waiting(made: Programs) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Pods that looked up a store path before it was published. It takes a while until they see it: see the last test."""
+    """Pods that looked up a store path before it was published. The last test waits until they see the store path."""
     name = "late-0.1"
     files = builders.binary_cache({name: {"text": b"at last\n"}})
     with Upstream() as server, fake_node(server.mount("cache", made.cache), made.public_key, LATE_SECONDS) as node:
@@ -195,7 +195,7 @@ def test_a_second_plugin_of_the_same_name_does_not_start(node: FakeNode) -> None
 
 
 def test_pods_wait_while_the_worker_of_the_mount_is_replaced(node: FakeNode) -> None:
-    """The plugin is not ready for a moment at most."""
+    """The plugin is unready only for a moment."""
     with node.registered() as kubelet:
         kubelet.publish("csi-1", node.target("pod-1"))
         pid = int(node.status()["worker_pid"])
@@ -287,7 +287,7 @@ def test_calls_and_volumes_are_in_the_metrics(node: FakeNode) -> None:
         kubelet.publish("csi-1", node.target("pod-1"))
         with refused("INVALID_ARGUMENT"):
             kubelet.unpublish("..", node.target("pod-1"))
-    port = re.findall(r"metrics at port ([0-9]+)", node.log("csi"))[-1]
+    port = re.findall(r"metrics on port ([0-9]+)", node.log("csi"))[-1]
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     assert 'nar_volumes_published{mode="overlay"} 1.0' in lines

@@ -85,7 +85,7 @@ def test_a_failed_prefetch_is_logged_and_the_volume_works(running: Running, capl
     control_path(running.place / "run", running.place / "main").unlink()
     running.call.publish("a", running.target(), volume_context={"prefetch": HELLO})
     assert (running.target() / "hello").exists()
-    until(lambda: "volume a: prefetch failed: nobody answers" in caplog.text, "the log line")
+    until(lambda: "volume a: prefetch failed: no process answers" in caplog.text, "the log line")
 
 
 @pytest.mark.parametrize(

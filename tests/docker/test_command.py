@@ -39,13 +39,13 @@ def run(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "--cache NAME=DIR is missing: DIR is where nar-serve mount shows a binary cache"),
+        ((), "--cache NAME=DIR is missing; DIR is the directory of a nar-serve mount"),
         (("--cache=/mnt",), "is not NAME=DIR; try --cache main=/srv/nix-store"),
         (("--cache=main=",), "is not NAME=DIR"),
         (("--cache=../x=/mnt",), "is not NAME=DIR"),
         (("--cache=a=/mnt", "--cache=a=/srv"), "--cache a is given twice"),
         (("--cache=a=/mnt", "--metrics=nowhere"), "--metrics"),
-        (("--cache=a=/mnt", "--json"), "--json goes with --status"),
+        (("--cache=a=/mnt", "--json"), "--json needs --status"),
     ],
 )
 def test_invalid_options_are_errors_and_nothing_is_started(
@@ -70,7 +70,7 @@ def test_the_status_has_a_line_for_each_cache_and_volume(
         driver.create(f"v{number}", {"mode": "ro"})
     caches = [
         {"name": "main", "directory": "/srv/main", "mode": "passthrough", "stores": ["https://a.example", "file:///b"]},
-        {"name": "other", "directory": "/srv/other", "error": "nobody answers"},
+        {"name": "other", "directory": "/srv/other", "error": "no process answers"},
     ]
     fields = {"pid": 42, "since": 86400.5, "state_dir": "/var/x", "caches": caches, "volumes": driver.status()}
     service = Service(tmp_path / "p.sock")
@@ -79,7 +79,7 @@ def test_the_status_has_a_line_for_each_cache_and_volume(
     assert capfd.readouterr().out.splitlines() == [
         "process 42, since 1970-01-02 00:00:00, volumes in /var/x",
         "cache main  /srv/main  passthrough, https://a.example file:///b",
-        "cache other  /srv/other  nobody answers",
+        "cache other  /srv/other  no process answers",
         "volume v0  ro of main, 0 users" if volumes else "no volumes; create one: docker volume create -d nar-serve",
     ]
     assert program.run([*command(tmp_path), "--status", "--json"]) == 0

@@ -59,7 +59,7 @@ def _drain(connection: socket.socket) -> None:
 
 
 def relay(listener: socket.socket, port: int) -> None:
-    """Accept connections for ever, and relay each one to a new connection to the runtime."""
+    """Accept connections forever, and relay each one to a new connection to the runtime."""
     while True:
         client, _ = listener.accept()
         runtime = socket.create_connection(("127.0.0.1", port))

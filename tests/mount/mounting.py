@@ -1,7 +1,7 @@
 """Run the real `nar-serve mount` in processes of its own, and access what it mounts.
 
-A process that accesses a mount that hangs, hangs too. So tests access mounts that may hang in other processes, which they can give
-up, and kill everything at the end.
+If a mount hangs, every process that accesses it hangs too. So if a mount may hang, a test accesses it in another process, with a
+time limit. At the end, the test kills all these processes.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ class Mounted:
         return self.target / base_name.rpartition("/")[2]
 
     def status(self) -> dict[str, Any]:
-        """Return the status. If a worker ends before it answers, the next one is asked."""
+        """Return the status. If a worker ends before it answers, the next worker is asked."""
         deadline = time.monotonic() + 20
         while True:
             try:
@@ -117,7 +117,7 @@ class Mounted:
             return False
 
     def wait_ready(self) -> None:
-        """Wait until the mount answers. Raises RuntimeError with the log if it ends before, or takes too long."""
+        """Wait until the mount answers. Raises RuntimeError with the log if the mount ends earlier, or takes too long."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             if self.is_up():
@@ -224,7 +224,7 @@ def _events(path: bytes, name: bytes) -> Iterator[NarEvent]:
 
 
 def by_nix_hash(*paths: Path) -> list[str]:
-    """Return the same hashes, computed by Nix."""
+    """Return the hashes that `nar_hash` returns, computed by Nix."""
     command = ["nix-hash", "--type", "sha256", "--base32", *map(str, paths)]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=True).stdout.split()
 
@@ -344,5 +344,5 @@ OVERLAY = (
 
 
 def in_chroot(*command: str) -> str:
-    """Return the end of such a script: it runs a program of the store, which sees only the store."""
+    """Return the last command of a script for `container`: it runs a program of the store, which sees only the store."""
     return 'exec chroot "$root" ' + " ".join(f"'{word}'" for word in command)

@@ -3,7 +3,7 @@
     python -m tests.mount.soak --minutes 30 --processes 16
 
 Every byte is compared. EIO is allowed while a store fails. Wrong bytes, missing names, other errors, and operations that take much
-longer than the deadline are not. The memory, descriptors and threads of the processes have to stay within limits.
+longer than the deadline are failures. The memory, descriptors and threads of the processes have to stay within limits.
 """
 
 import argparse
@@ -309,7 +309,7 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result. ``found`` counts the outcomes of the readers. ``problems`` is empty if the test has passed."""
+    """The result. ``found`` counts the outcomes of the readers' operations. ``problems`` is empty if the test has passed."""
 
     found: Counter[str]
     done: Counter[str]

@@ -155,14 +155,14 @@ def test_options_take_effect(command: Command) -> None:
         *("--early", "--allow-other", "--no-passthrough", "--log", log),
         *("--cache-dir", elsewhere / "cache", "--run-dir", elsewhere / "run", command.target),
     )
-    assert said.endswith("is mounted: plain (it is turned off), 2 stores\n")
+    assert said.endswith("is mounted: plain (passthrough is turned off), 2 stores\n")
     command.environ["NAR_RUN_DIR"] = str(elsewhere / "run")
     status = command.status()
     assert status["early"]
     assert status["stores"] == [(command.directory / "store").as_uri(), "https://192.0.2.1"]
     assert status["cache"]["directory"] == str(elsewhere / "cache")
     assert "allow_other" in mounts_at(command.target)[0].super_options
-    assert "plain (it is turned off)" in command.ok("--status")
+    assert "plain (passthrough is turned off)" in command.ok("--status")
     os.kill(status["worker_pid"], signal.SIGKILL)
     until(lambda: "starting another" in log.read_text(), "a message in the log")
     assert "restarts of the worker: 1" in command.ok("--status")
@@ -272,7 +272,7 @@ def test_a_dead_mount_is_shown_and_replaced(command: Command) -> None:
         done = command(*arguments)
         assert done.returncode == 3
         assert done.stdout.splitlines()[0] == str(command.target)
-        assert "dead         nobody answers" in done.stdout
+        assert "dead         no process answers" in done.stdout
     done = command("--status", "--json")
     (shown,) = json.loads(done.stdout)
     assert (done.returncode, shown["target"]) == (3, str(command.target))
@@ -299,7 +299,7 @@ def test_lazy_unmounts_a_mount_in_use(command: Command) -> None:
         line = command.fails("--unmount", command.target)
         assert "busy" in line
         assert "--lazy" in line
-        assert "its processes end when nothing uses it any more" in command.ok("--unmount", "--lazy", command.target)
+        assert "its processes end when no program" in command.ok("--unmount", "--lazy", command.target)
         assert mounts_at(command.target) == []
         assert file.read() == b"hello\n"
     until(lambda: not control_path(command.run_dir, command.target).exists(), "the end of the holder")
@@ -378,7 +378,7 @@ def test_a_mount_that_hangs_is_not_dead(command: Command, option: tuple[str, ...
         if not option:
             done = command("--status")
             assert done.returncode == 3
-            assert "no answer    the mount behind" in done.stdout
+            assert "no answer    the mount with the control socket" in done.stdout
             assert "the holder starts another" in done.stdout
     finally:
         os.kill(worker, signal.SIGCONT)
@@ -398,17 +398,17 @@ def test_a_mount_that_hangs_is_not_dead(command: Command, option: tuple[str, ...
         (["--lazy", "mnt"], 2, "--lazy needs --unmount"),  # otherwise a forgotten --unmount would mount
         (["--foreground", "--log", "log", "mnt"], 2, "--log can't be used with --foreground"),
         (["none"], 3, "mkdir -p"),
-        (["store/nix-cache-info"], 3, "is not a directory; name a directory"),
+        (["store/nix-cache-info"], 3, "is not a directory; choose a directory"),
         (["--unmount", "mnt"], 3, "nar-serve is not mounted at"),
         (["--cache-dir", "off", "mnt"], 2, "NAR_CACHE_DIR=off turns off"),
         (["--cache-dir", "mnt/cache", "mnt"], 2, "the mount would hide the cache"),
         (["--store", "ftp://x", "mnt"], 2, "not a store URL"),
         (["--store", "https://x?priority=high", "mnt"], 2, "priority"),
         (["--metrics", "9000", "mnt"], 2, "is not host:port"),
-        (["--run-dir", "x" * 150, "mnt"], 3, "--run-dir names a shorter one"),
+        (["--run-dir", "x" * 150, "mnt"], 3, "choose a shorter one with --run-dir"),
         (["--run-dir", "mnt/cache", "mnt"], 3, "the mount would hide"),
-        (["--run-dir", "store/nix-cache-info", "mnt"], 3, "--run-dir names another directory"),
-        (["--cache-dir", "store/nix-cache-info", "mnt"], 3, "File exists; --cache-dir DIR or"),
+        (["--run-dir", "store/nix-cache-info", "mnt"], 3, "choose another directory with --run-dir"),
+        (["--cache-dir", "store/nix-cache-info", "mnt"], 3, "File exists; choose another directory"),
         (["--log", "none/log", "mnt"], 3, "No such file"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -445,7 +445,7 @@ def test_status_mentions_mounts_with_another_run_dir(command: Command) -> None:
     assert f"nothing is mounted with NAR_RUN_DIR={command.run_dir}" in said
     assert str(command.target) in said
     done = command("--status", command.target)
-    assert (done.returncode, "it is mounted, but not with NAR_RUN_DIR=" in done.stdout) == (3, True), done
+    assert (done.returncode, "it is mounted, but its NAR_RUN_DIR is not" in done.stdout) == (3, True), done
     command.ok("--run-dir", command.directory / "other", "--unmount", command.target)
 
 
@@ -503,7 +503,7 @@ def test_a_user_mounts_reads_and_unmounts(command: Command) -> None:
     first, second, last = done.stdout.splitlines()
     assert first == "hello"
     status = json.loads(second)
-    assert (status["mode"], status["mode_reason"]) == ("plain", "it needs root (CAP_SYS_ADMIN)")
+    assert (status["mode"], status["mode_reason"]) == ("plain", "passthrough needs root (CAP_SYS_ADMIN)")
     assert "No such file" in last
-    assert "mnt is mounted: plain (it needs root (CAP_SYS_ADMIN)), 1 store" in done.stderr
+    assert "mnt is mounted: plain (passthrough needs root (CAP_SYS_ADMIN)), 1 store" in done.stderr
     assert "nothing is mounted" in done.stderr

@@ -133,7 +133,7 @@ def test_statvfs_reports_a_full_read_only_file_system(volume: Mounted) -> None:
 
 
 def test_extended_attributes_cost_no_requests(volume: Mounted, caches: NixCaches) -> None:
-    """There are none, and the kernel asks only once."""
+    """The file system has no extended attributes, and the kernel asks only once."""
     path = volume.path(caches.store_paths["hello-2.12"]) / "bin/hello"
 
     def ask_all() -> None:
@@ -168,7 +168,7 @@ def test_names_that_do_not_exist_are_missing(volume: Mounted, caches: NixCaches)
 
 
 def test_reads_at_any_offset_are_right(volume: Mounted, caches: NixCaches) -> None:
-    """With any length, and past the end."""
+    """The lengths vary, and some reads go past the end."""
     data = (caches.tree(trees.BIG_NAME) / "data.bin").read_bytes()
     fd = os.open(volume.path(caches.store_paths[trees.BIG_NAME]) / "data.bin", os.O_RDONLY)
     try:
@@ -217,7 +217,7 @@ def test_concurrent_walks_are_right(volume: Mounted, caches: NixCaches) -> None:
 
 
 def test_trees_can_be_copied_by_cp_and_tar(volume: Mounted, caches: NixCaches, tmp_path: Path) -> None:
-    """With all attributes that they can copy."""
+    """The copies have all attributes that these programs can copy."""
     source, path = caches.tree(trees.STDLIB_NAME), volume.path(caches.store_paths[trees.STDLIB_NAME])
     assert ask("cp", "-a", path, tmp_path / "copied").errors == ""
     assert ask("diff", "-r", source, tmp_path / "copied").status == 0
@@ -246,7 +246,7 @@ def test_files_can_be_locked_and_access_is_checked(volume: Mounted, caches: NixC
 
 @pytest.mark.parametrize("options", MODES.values(), ids=MODES)
 def test_files_with_sizes_around_limits_are_right(serve: Serve, run_mount: RunMount, options: tuple[str, ...]) -> None:
-    """The limits of pages, of read-ahead, and of passthrough."""
+    """The limits are those of pages, of read-ahead, and of passthrough."""
     sizes = [limit + more for limit in (4096, 16384, 131_072, 262_144, MIB) for more in (-1, 0, 1)]
     tree: dict[str, Tree] = {f"{size:08}": random_bytes(size, size) for size in sizes}
     with run_mount(serve({"sizes": tree}), *options) as mount:
@@ -256,7 +256,7 @@ def test_files_with_sizes_around_limits_are_right(serve: Serve, run_mount: RunMo
 
 
 def test_the_longest_names_and_links_work(serve: Serve, run_mount: RunMount) -> None:
-    """As long as a NAR allows."""
+    """They are as long as a NAR allows."""
     tree: dict[str, Tree] = {"a" * 255: b"255", "link": link("x" * 4095), "z": b"z"}
     with run_mount(serve({"long": tree})) as mount:
         path = mount.path(base("long"))
@@ -266,7 +266,7 @@ def test_the_longest_names_and_links_work(serve: Serve, run_mount: RunMount) -> 
 
 
 def test_hundreds_of_store_paths_can_be_read(serve: Serve, run_mount: RunMount) -> None:
-    """There are more than may stay open at the same time."""
+    """The mount has more store paths than NARs that may stay open at the same time."""
     names = [f"p-{number}" for number in range(400)]
     with run_mount(serve({name: {"x": name.encode()} for name in names})) as mount:
         for _ in range(2):
@@ -355,7 +355,7 @@ def test_a_prefetched_closure_needs_no_store(made_programs: Programs, upstream: 
 def test_an_overlay_sees_a_new_name_after_a_remount(serve: Serve, run_mount: RunMount, tmp_path: Path) -> None:
     """An overlay looks a missing name up again only after a remount. A watcher is told when to remount.
 
-    From then on, the kernel has to see the name, although a lookup just before found that it was missing.
+    After the remount, the kernel has to see the name, although a lookup just before found that it was missing.
     """
     two = base("two")
     with run_mount(serve({"one": sample(1)}, name="growing")) as mount:

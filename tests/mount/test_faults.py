@@ -329,7 +329,7 @@ def test_files_are_right_while_their_nars_are_evicted(
 
 
 def test_evicted_files_take_no_disk_space(serve: Serve, run_mount: RunMount, tmp_path: Path) -> None:
-    """Not even files that the kernel reads itself, which it could keep on the disk."""
+    """This includes files that the kernel reads itself and could keep on the disk."""
     names = [f"p-{number}" for number in range(12)]
     url = serve({name: {"data": random_bytes(number, MIB)} for number, name in enumerate(names)}, compression="none")
     disk = tmp_path / "disk"
@@ -368,7 +368,7 @@ def test_paths_can_be_read_after_the_cache_was_removed(serve: Serve, run_mount: 
 def test_a_nar_that_does_not_fit_on_the_disk_is_an_error(
     serve: Serve, run_mount: RunMount, tmp_path: Path, mode: str
 ) -> None:
-    """It fails soon, and smaller NARs can be read."""
+    """The read fails soon, and smaller NARs can be read."""
     full = tmp_path / "full"
     full.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4M", "tmpfs", full], check=True)

@@ -1,7 +1,7 @@
 """Mounting as the user nobody: with fusermount3, and in a user namespace, which can also mount an overlay.
 
-The interpreter and this source tree may be in directories that other users can't read. So everything happens in a mount namespace
-in which they are bind-mounted where every user can reach them.
+The interpreter and this source tree may be in directories that other users can't read. So the tests run in a mount namespace
+in which these directories are bind-mounted where every user can reach them.
 """
 
 import os
@@ -174,7 +174,7 @@ def test_an_unprivileged_worker_is_restarted_after_it_is_killed(serve: Serve, us
 
 @pytest.mark.usefixtures("open_device")
 def test_other_users_have_no_access_without_allow_other(serve: Serve) -> None:
-    """Not even root has access."""
+    """Root has no access either."""
     with rootless(serve({"one": sample(1)}), user_namespace=False) as mount:
         assert mount.run_script(f"cat {base('one')}/a-first").status == 0
         outcome = ask("nsenter", "--target", str(mount.process.pid), "--mount", "ls", mount.target)

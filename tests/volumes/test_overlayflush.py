@@ -189,4 +189,4 @@ def test_a_failed_flush_is_logged(
     monkeypatch.setattr("narmount.fuse.syscalls._mount", fail)
     with caplog.at_level(logging.WARNING):
         assert volumes.flush("main") == 0
-    assert "volume a: names that appeared late stay missing" in caplog.text
+    assert "volume a: can't flush the overlay, so new store paths stay missing" in caplog.text

@@ -95,7 +95,7 @@ def test_foreign_files_and_mounts_stay(place: Path, volumes: Volumes) -> None:
     (place / "t/file").write_text("x")
     with pytest.raises(VolumeConflict, match="is not empty, and the volume would hide its files"):
         volumes.publish("a", place / "t", VolumeRequest("main", "ro"))
-    with pytest.raises(VolumeConflict, match="contains files that are not of the volume"):
+    with pytest.raises(VolumeConflict, match="contains files that do not belong to the volume"):
         volumes.unpublish("a", place / "t")
     for below_file in (place / "t/file", place / "t/file/x"):
         with pytest.raises(VolumeConflict, match="is a file or below a file"):

@@ -377,7 +377,7 @@ def test_only_the_owner_has_access_to_the_directory(tmp_path: Path) -> None:
     make_run_dir(tmp_path / "new/run")
     assert stat.S_IMODE((tmp_path / "new/run/mounts").stat().st_mode) == 0o700
     (tmp_path / "file").touch()
-    with pytest.raises(MountError, match="NAR_RUN_DIR or --run-dir"):
+    with pytest.raises(MountError, match="--run-dir or NAR_RUN_DIR"):
         make_run_dir(tmp_path / "file")
 
 

@@ -60,7 +60,7 @@ def test_programs_continue_after_the_worker_is_killed(
     options: tuple[str, ...],
     tmp_path: Path,
 ) -> None:
-    """An open file, a mapped file, a waiting lookup, a running program, and a directory that is half read."""
+    """Programs have an open file, a mapped file, a waiting lookup, and a half-read directory; one program runs from the mount."""
     stores = f"{serve({'one': sample(1, 4 * MIB), 'two': sample(2)})} {upstream.mount('programs', made_programs.cache)}"
     large = dict(files_of(sample(1, 4 * MIB)))["large"]
     with run_mount(stores, *options, key=f"{KEY.public_key} {made_programs.public_key}") as mount, ExitStack() as stack:
@@ -96,7 +96,7 @@ def test_programs_continue_after_the_worker_is_killed(
 def test_a_running_program_loads_modules_while_workers_are_killed(
     made_programs: Programs, upstream: Upstream, run_mount: RunMount, options: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """A Python imports modules from the mount while workers are killed repeatedly."""
+    """Python imports modules from the mount while workers are killed repeatedly."""
     code = (
         "import importlib, time; "
         "names = 'json ssl sqlite3 decimal email http.client xml.dom logging unittest ctypes asyncio'.split(); "
@@ -161,7 +161,7 @@ def test_readers_get_right_bytes_while_workers_are_killed_repeatedly(
 def test_hundreds_of_open_files_survive_killed_workers(
     serve: Serve, run_mount: RunMount, options: tuple[str, ...]
 ) -> None:
-    """With passthrough, the kernel reads all of them itself. There are more than may stay registered while they are closed."""
+    """With passthrough, the kernel reads all files itself. They are more files than may stay registered when closed."""
     tree: dict[str, Tree] = {f"f{number:03}": random_bytes(number, 135_000) for number in range(300)}
     with run_mount(serve({"many": tree}, compression="none"), *options) as mount, ExitStack() as stack:
         path = mount.path(base("many"))
@@ -195,7 +195,7 @@ def test_the_next_worker_drops_files_that_nothing_has_open(serve: Serve, run_mou
 
 
 def test_a_fill_is_repeated_after_the_worker_is_killed(serve: Serve, upstream: Upstream, run_mount: RunMount) -> None:
-    """Processes that wait do not notice."""
+    """Waiting processes get no error."""
     with run_mount(serve({"one": sample(1)}, compression="none")) as mount:
         with upstream.fault(NARS, stall_after=5000, times=1):
             blocked = [Asking("cat", mount.path(base("one")) / name) for name in ("large", "z-last")]
@@ -329,7 +329,7 @@ def test_sigterm_unmounts_while_a_file_is_open(serve: Serve, run_mount: RunMount
             until(lambda: mount.mount() is None, "the file system is unmounted")
             assert file.read() == dict(files_of(sample(1, 4 * MIB)))["large"]
             assert mount.process.poll() is None
-            until(lambda: "unmounted, and still in use" in mount.log_text(), "a message says that the mount is in use")
+            until(lambda: "unmounted but still in use" in mount.log_text(), "a message says that the mount is in use")
         assert mount.process.wait(10) == 0
 
 

@@ -118,7 +118,7 @@ def test_every_tick_sweeps_while_a_request_waits(
 def test_a_signal_just_before_the_first_worker_is_ready_ends_the_holder(
     handover: MountHandover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The holder has consumed the signal by then, and nobody would send it again."""
+    """The holder has consumed the signal by then, and no process sends it again."""
     ended: list[int] = []
 
     def begin(command: list[str], **_: Any) -> SimpleNamespace:

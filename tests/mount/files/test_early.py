@@ -142,7 +142,7 @@ def test_a_wrong_nar_is_withdrawn(
             outcome = ask("cat", path / name)
             assert outcome.status != 0, name
             assert outcome.output == b"" or name != "d"
-        assert "not what its store promised" in mount.log_text()
+        assert "does not match its hash or its listing" in mount.log_text()
 
 
 FITTING: dict[str, Tree] = {

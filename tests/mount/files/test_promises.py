@@ -1,4 +1,4 @@
-"""A lookup of a store path that its store's listing calls a directory does not wait for the NAR, and shows nothing of it."""
+"""If a store's listing says that a store path is a directory, a lookup does not wait for the NAR, and shows nothing of the NAR."""
 
 import os
 import signal
@@ -74,7 +74,7 @@ def test_processes_that_wait_in_an_overlay_can_be_killed(
 
 
 def test_creating_a_file_in_the_root_blocks_no_lookup(stalled: tuple[str, ExitStack], run_mount: RunMount) -> None:
-    """The kernel takes the lock of the root directory for that before it refuses to write."""
+    """Before the kernel refuses to create the file, it takes the lock of the root directory."""
     url, fault = stalled
     with run_mount(url) as mount, fault:
         waiting = Asking("cat", mount.path(base("one")) / "a-first")
@@ -86,7 +86,7 @@ def test_creating_a_file_in_the_root_blocks_no_lookup(stalled: tuple[str, ExitSt
 
 
 def test_nothing_of_an_unverified_path_is_visible(serve: Serve, upstream: Upstream, run_mount: RunMount) -> None:
-    """It is not listed before it has been verified, not even by the next worker."""
+    """Neither this worker nor the next one lists the path before it has been verified."""
     url = serve({"one": sample(1)}, compression="none")
     with run_mount(url, settings=SETTINGS) as mount:
         path = mount.path(base("one"))
@@ -105,7 +105,7 @@ def test_nothing_of_an_unverified_path_is_visible(serve: Serve, upstream: Upstre
 
 
 def test_a_listing_with_the_wrong_kind_is_corrected(run_mount: RunMount, upstream: Upstream, tmp_path: Path) -> None:
-    """A file that is listed as a directory, and the other way round."""
+    """A file is listed as a directory, and a directory as a file."""
     trees: dict[str, Tree] = {"file": b"contents\n", "directory": sample(1)}
     wrong = {"file": builders.listing_json(sample(1)), "directory": builders.listing_json(b"contents\n")}
     files = builders.binary_cache(trees, secret_key=KEY)

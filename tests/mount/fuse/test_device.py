@@ -94,7 +94,7 @@ def test_a_link_to_the_cache_directory_is_followed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/proc")
     mounting.need_passthrough(tmp_path)
     assert mount_of(Path(os.path.realpath(tmp_path / "link"))).fs_type == "proc"
-    # procfs is not a stacked file system. That it can't hold a cache is found out elsewhere.
+    # procfs is not a stacked file system. Another check finds that it can't hold a cache.
     assert device.may_pass_through(tmp_path / "link") == ""
 
 
@@ -184,10 +184,10 @@ def test_a_user_mounts_with_fusermount3(target: Path) -> None:
 def test_refusals_to_a_user_name_a_next_step(target: Path) -> None:
     (line,) = as_nobody(target)
     assert "no write access to mountpoint" in line
-    assert line.endswith("the directory has to belong to you")
+    assert line.endswith("use a directory that belongs to you")
     os.chown(target, NOBODY, NOBODY)
     (line,) = as_nobody(target, mode=0o600)
-    assert line.endswith("chmod 666 /dev/fuse)")
+    assert line.endswith("chmod 666 /dev/fuse")
     no_permission = "printf '#user_allow_other\\n' > /mnt/conf; mount --bind /mnt/conf /etc/fuse.conf"
     (line,) = as_nobody(target, "all", before=no_permission)
     assert line.endswith("or leave out --allow-other")

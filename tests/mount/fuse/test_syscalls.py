@@ -89,7 +89,7 @@ def test_a_bind_mount_that_can_not_be_made_read_only_is_undone(place: Path, monk
         real(source, target, fs_type, flags, options)
 
     monkeypatch.setattr(syscalls, "_mount", mount)
-    with pytest.raises(MountError, match="read-only: Operation not permitted; it needs root"):
+    with pytest.raises(MountError, match="read-only: Operation not permitted; this needs root"):
         syscalls.bind_read_only(place / "lower", place / "target")
     assert mounts_at(place / "target") == []
 
@@ -204,7 +204,7 @@ from narmount.fuse.mountinfo import mounts_at
 place = Path(sys.argv[1])
 assert not syscalls.in_initial_user_namespace()
 assert device.may_mount()
-assert device.may_pass_through(place) == "user namespaces can't use it"
+assert device.may_pass_through(place) == "user namespaces can't use passthrough"
 syscalls.mount_overlay(place / "target", name="x", lower=place / "lower", upper=place / "upper", work=place / "work")
 (place / "target/known").unlink()
 (place / "target/known").mkdir()
@@ -250,5 +250,5 @@ def test_mounting_without_privileges_is_refused(place: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     why_plain, refusal = done.stdout.splitlines()
-    assert why_plain == "it needs root (CAP_SYS_ADMIN)"
-    assert refusal.startswith("can't mount / at /proc: Operation not permitted; it needs root")
+    assert why_plain == "passthrough needs root (CAP_SYS_ADMIN)"
+    assert refusal.startswith("can't mount / at /proc: Operation not permitted; this needs root")
