@@ -149,18 +149,18 @@ def test_a_mount_in_the_background_is_shown_and_unmounted(command: Command) -> N
 
 def test_options_take_effect(command: Command) -> None:
     log = command.directory / "log"
-    o = command.directory / "o"
+    other = command.directory / "o"
     said = command.ok(
         *("--store", command.directory / "store", "--store", "https://192.0.2.1"),
         *("--early", "--allow-other", "--no-passthrough", "--log", log),
-        *("--cache-dir", o / "cache", "--run-dir", o / "run", command.target),
+        *("--cache-dir", other / "cache", "--run-dir", other / "run", command.target),
     )
     assert said.endswith("is mounted: plain (it is turned off), 2 stores\n")
-    command.environ["NAR_RUN_DIR"] = str(o / "run")
+    command.environ["NAR_RUN_DIR"] = str(other / "run")
     status = command.status()
     assert status["early"]
     assert status["stores"] == [(command.directory / "store").as_uri(), "https://192.0.2.1"]
-    assert status["cache"]["directory"] == str(o / "cache")
+    assert status["cache"]["directory"] == str(other / "cache")
     assert "allow_other" in mounts_at(command.target)[0].super_options
     assert "plain (it is turned off)" in command.ok("--status")
     os.kill(status["worker_pid"], signal.SIGKILL)
@@ -250,7 +250,9 @@ def open_port() -> Iterator[int]:
 def test_a_mount_that_is_alive_is_not_replaced(command: Command) -> None:
     command.ok(command.target)
     assert "nar-serve is already mounted at" in command.fails(command.target)
-    other_run_dir = command.fails("--run-dir", command.directory / "other", command.target)  # its control socket is o
+    other_run_dir = command.fails(
+        "--run-dir", command.directory / "other", command.target
+    )  # its control socket is elsewhere
     assert "nar-serve is already mounted at" in other_run_dir
     assert command.file.read_bytes() == b"hello\n"
     assert len(mounts_at(command.target)) == 1
