@@ -149,18 +149,18 @@ def test_a_mount_in_the_background_is_shown_and_unmounted(command: Command) -> N
 
 def test_options_take_effect(command: Command) -> None:
     log = command.directory / "log"
-    elsewhere = command.directory / "new"  # short: the path of a socket has at most 107 bytes
+    other = command.directory / "o"
     said = command.ok(
         *("--store", command.directory / "store", "--store", "https://192.0.2.1"),
         *("--early", "--allow-other", "--no-passthrough", "--log", log),
-        *("--cache-dir", elsewhere / "cache", "--run-dir", elsewhere / "run", command.target),
+        *("--cache-dir", other / "cache", "--run-dir", other / "run", command.target),
     )
     assert said.endswith("is mounted: plain (passthrough is turned off), 2 stores\n")
-    command.environ["NAR_RUN_DIR"] = str(elsewhere / "run")
+    command.environ["NAR_RUN_DIR"] = str(other / "run")
     status = command.status()
     assert status["early"]
     assert status["stores"] == [(command.directory / "store").as_uri(), "https://192.0.2.1"]
-    assert status["cache"]["directory"] == str(elsewhere / "cache")
+    assert status["cache"]["directory"] == str(other / "cache")
     assert "allow_other" in mounts_at(command.target)[0].super_options
     assert "plain (passthrough is turned off)" in command.ok("--status")
     os.kill(status["worker_pid"], signal.SIGKILL)
