@@ -1,7 +1,7 @@
 """The table of errors (status, text and caching for each exception), and the error response made from it.
 
-The client gets a title and a next step. The message of an exception is sent only if its row sets ``shows_message``: if the
-message is about the request, not about a store, a disk or a key. The caller of ``error_response`` logs the rest.
+The client gets a title and a next step. It also gets the message of the exception if the row sets ``shows_message``. A row sets
+it only if the message is about the request, not about a store, a disk or a key. The caller of ``error_response`` logs the rest.
 """
 
 import json

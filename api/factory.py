@@ -76,9 +76,9 @@ def create_app(
 def _add_store_path_route(app: Flask, stores: StoreHandler) -> None:
     """Add the main route, ``/<store dir>/<store path>/<path in it>``.
 
-    The route is not a Werkzeug rule but a function that runs before the view of each request. Werkzeug would decode the path to
-    text, while names in a NAR are bytes, and merge slashes before it matches. Also, the store dirs are not known before the
-    stores have been contacted.
+    The route is not a Werkzeug rule but a function that runs before the view of each request. Werkzeug would merge
+    slashes before it matches, and decode the path to text, although names in a NAR are bytes. Also, the store dirs are not known
+    before the stores have been contacted.
     """
     app.url_map.merge_slashes = False
     app.before_request(partial(stores.answer, request))

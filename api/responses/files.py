@@ -80,7 +80,7 @@ def file_response(
 
 
 def _with_file_name(headers: Headers, ref: NodeRef) -> Headers:
-    """Return the headers with the file name: the URL of a copy in a bucket does not end with it."""
+    """Add the file name to the headers, because the URL of a copy in a bucket does not end with the file name."""
     with_name = headers.copy()
     with_name.setdefault("Content-Disposition", content_disposition(ref.name, "inline"))
     return with_name

@@ -36,7 +36,8 @@ _STATIC = {
     "link.svg": _SVG,
 }
 
-# The policy of pages with the script of this server. They also work without it. The files that they embed are on the same host.
+# The policy of pages with the script of this server. The pages also work without the script. The files that a page embeds are on
+# the same host.
 PAGE_CSP = f"{OWN_CSP}; script-src 'self'; media-src 'self'; frame-src 'self'; object-src 'self'"
 
 # Set in the environ of a request whose response will be served by another host, a bucket.

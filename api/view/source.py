@@ -14,8 +14,8 @@ from api.view.storelinks import StoreLinks, visible
 if TYPE_CHECKING:
     from pygments.lexer import Lexer
 
-# A lexer applies many regular expressions to untrusted text. It gets only as much text as it highlights in a fraction of a second,
-# and is stopped if it takes longer than this anyway.
+# A lexer applies many regular expressions to untrusted text. It gets only as much text as it can usually highlight in a fraction of
+# a second. If it runs for longer than _SECONDS, it is stopped.
 _SECONDS = 2.0
 _LONGEST = 128 * 1024
 _LONGEST_LINE = 5000

@@ -120,7 +120,7 @@ def make_room_for_file(
     evicted = _make_room(layout, file.size + extra, limit, reserve, protected=file.digits, recent=recent)
     if evicted is None:
         others = "its NAR, the running downloads, and evicted files that are still open"
-        raise CacheFailure(f"there is no room for a file of {file.size} bytes next to {others}")
+        raise CacheFailure(f"the cache has no room for a file of {file.size} bytes besides {others}")
     return evicted
 
 

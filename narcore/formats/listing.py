@@ -150,7 +150,7 @@ class NarListing:
     def node(self, index: int) -> Node:
         """Return the node with that ``index``. Raises IndexError if the listing has no such node."""
         if not 0 <= index < len(self):
-            raise IndexError(f"no node {index} in a listing of {len(self)}")
+            raise IndexError(f"no node {index} in a listing of {len(self)} nodes")
         return self._node(index)
 
     def contents(self, index: int) -> tuple[int, int] | None:
@@ -160,7 +160,7 @@ class NarListing:
         """
         columns = self._columns
         if not 0 <= index < len(columns.kinds):
-            raise IndexError(f"no node {index} in a listing of {len(self)}")
+            raise IndexError(f"no node {index} in a listing of {len(self)} nodes")
         return (columns.starts[index], columns.sizes[index]) if columns.kinds[index] < _DIRECTORY_NODE else None
 
     def children(self, node: Node, start: int = 0) -> Iterator[Node]:
@@ -370,7 +370,7 @@ class ListingBuilder:
     def _close(self, entries: "array[int]") -> "array[int]":
         """End the innermost directory, which has ``entries``; return its siblings."""
         if not self._open:
-            raise ListingError("a directory ends that did not begin")
+            raise ListingError("the end of a directory without its beginning")
         columns = self._columns
         row, siblings = self._open.pop()
         columns.sizes[row] = len(entries)

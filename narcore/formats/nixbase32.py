@@ -35,7 +35,7 @@ def decode(text: str) -> bytes:
     if not _DIGITS.issuperset(text):
         raise HashError("not nix base 32: a character is not a digit")
     if encoded_length(size) != len(text):
-        raise HashError(f"not nix base 32: {len(text)} digits encode no number of bytes")
+        raise HashError(f"not nix base 32: {len(text)} digits do not encode a whole number of bytes")
     number = int(text.translate(_TO_PYTHON), 32) if text else 0
     if number >> (8 * size):
         raise HashError("not nix base 32: bits set beyond the last byte")

@@ -80,7 +80,7 @@ def _split(text: str) -> tuple[str, Notation, str]:
     lengths = _lengths(_digest_size(algorithm))
     notation = lengths.get(len(digits))
     if notation is None or not (colon or notation is Notation.BASE64):
-        raise HashError(f"not a hash: {len(digits)} characters are no notation of {algorithm}")
+        raise HashError(f"not a hash: {len(digits)} characters is not the length of a {algorithm} hash")
     return algorithm, notation if colon else Notation.SRI, digits
 
 

@@ -53,7 +53,7 @@ def resolve(listing: NarListing, store_path: StorePath, path: str, *, follow_las
 
 
 class _Walk:
-    """The state of one look-up: the current node, and the segments still to walk (last segment first)."""
+    """The state of one lookup: the current node, and the segments still to walk (last segment first)."""
 
     def __init__(self, listing: NarListing, store_path: StorePath, *, follow_last: bool) -> None:
         self.listing = listing

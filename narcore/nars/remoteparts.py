@@ -132,7 +132,7 @@ class RemoteParts:
         if narinfo.compression == "none":
             return Blocks()
         if narinfo.compression != "xz" or narinfo.nar_size < BLOCKS_SIZE or not narinfo.file_size:
-            raise CompressionError(f"no range of a NAR in {narinfo.compression} can be read alone")
+            raise CompressionError(f"can't read only a range of this NAR (compression: {narinfo.compression})")
         place = (info.store.url, narinfo.url)
         blocks = self._blocks.get(place)
         if blocks is None:
@@ -166,13 +166,15 @@ def _read_index(info: PathInfo, file_size: int) -> Blocks:
     footer = XzFooter.parse(tail[-FOOTER_SIZE:])
     index_start = file_size - FOOTER_SIZE - footer.index_size
     if index_start < 0 or footer.index_size > INDEX_LIMIT:
-        raise CorruptStream(f"xz: an index of {footer.index_size} bytes")
+        raise CorruptStream(f"xz: invalid index size: {footer.index_size} bytes")
     if index_start < tail_start:
         tail = _read(info, index_start, tail_start, file_size) + tail
         tail_start = index_start
     index = XzIndex.parse(tail[index_start - tail_start : -FOOTER_SIZE])
     if index.packed[-1] != index_start or index.unpacked[-1] != info.narinfo.nar_size or len(index) < 2:
-        raise CorruptStream("xz: not one stream of several blocks that make up the NAR")
+        raise CorruptStream(
+            "xz: the file is not a single stream of several blocks, or its unpacked size is not that of the NAR"
+        )
     return Blocks(footer.header, index)
 
 

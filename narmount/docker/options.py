@@ -43,5 +43,5 @@ def volume_name(value: object) -> str:
 def mount_id(value: object) -> str:
     """Check an id by which dockerd tells one use of a volume from another. Raises VolumeRefused."""
     if not isinstance(value, str) or not value or len(value) > MOUNT_ID_MAX:
-        raise VolumeRefused(f"the call has no ID of a mount: a string of at most {MOUNT_ID_MAX} characters")
+        raise VolumeRefused(f"the call needs the ID of a mount, a string of at most {MOUNT_ID_MAX} characters")
     return value

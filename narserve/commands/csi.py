@@ -86,7 +86,7 @@ when the plugin stops or restarts.
     type=click.Path(path_type=Path),
     default=STATE_DIR,
     show_default=True,
-    help="The directory of the states of volumes and of the files that pods write; on ext4, xfs or similar.",
+    help="The directory for the state of volumes and for the files that pods write. It must be on ext4, xfs or similar.",
 )
 @click.option("--run-dir", metavar="DIR", help="The directory of the control sockets of mounts.  [env: NAR_RUN_DIR]")
 @click.option(

@@ -30,8 +30,9 @@ def ls(
       nar-serve ls -lR <hash>/share
       nar-serve ls --json -R http://localhost:8383/nix/store/<hash>-hello-2.12
 
-    The output is the same as that of nix store ls. If PATH is a link, the link itself is listed; if PATH also ends with
-    a slash, the target of the link is listed. Names with unprintable characters are quoted on a terminal, and unchanged in a pipe.
+    The output is the same as that of nix store ls. If PATH is a link, the link itself is listed; with a slash at
+    the end of PATH, the target of the link is listed instead. Names with unprintable characters are quoted on a terminal, and
+    unchanged in a pipe.
     """
     out = StandardOutput()
 

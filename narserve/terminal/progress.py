@@ -52,7 +52,7 @@ def progress(label: str, total: int) -> Generator[Tick]:
 
 @contextmanager
 def patience(server: str) -> Generator[None]:
-    """Print a message if the server takes long: a server that does not answer only times out after half a minute."""
+    """Print a message if the server takes long, because a request without an answer times out only after half a minute."""
     if not sys.stderr.isatty():
         yield
         return

@@ -126,7 +126,7 @@ def test_invalid_names_are_refused(
 def test_mount_and_unmount_need_an_id(client: FlaskClient, identity: object) -> None:
     call(client, "Create", Name="v")
     for endpoint in ("Mount", "Unmount"):
-        assert "no ID of a mount" in refused(client, endpoint, Name="v", ID=identity)
+        assert "needs the ID of a mount" in refused(client, endpoint, Name="v", ID=identity)
 
 
 @pytest.mark.parametrize(

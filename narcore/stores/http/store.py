@@ -56,8 +56,8 @@ class HttpBinaryCacheStore:
     Times are in seconds. ``read_timeout`` limits the time without data, not the length of a download. ``retries`` is how
     often a request is retried after a temporary failure: no connection, or status 429, 500, 502, 503, 504.
 
-    ``sign`` returns the URL to send for the URL of a file; ``refusal`` converts a status to an error. Object stores have their
-    own, and do not use ``netrc``: they reject a request with two authorizations.
+    ``sign`` returns the URL to send for the URL of a file; ``refusal`` converts a status to an error. Object stores pass
+    functions of their own for both. They do not use ``netrc``, because they reject a request with two authorizations.
     """
 
     def __init__(
@@ -144,9 +144,11 @@ class HttpBinaryCacheStore:
     def _part(self, url: str, response: "requests.Response", start: int, stop: int | None) -> StoreFile:
         got = ContentRange.parse(response.headers.get("Content-Range"))
         if got is None or got.start != start or got.stop != (got.total if stop is None else stop):
-            raise RangeNotSupported(f"{without_query(url)}: requested a range, got another one")
+            raise RangeNotSupported(f"{without_query(url)}: the store sent a different range than the requested one")
         if content_encoding(response.headers) is not None:
-            raise RangeNotSupported(f"{without_query(url)}: the range is of an encoded form of the file")
+            raise RangeNotSupported(
+                f"{without_query(url)}: the store sent a range of the encoded file (Content-Encoding)"
+            )
         body = HttpBody(self._client(), url, response, start=start, stop=got.stop, total=got.total)
         return StoreFile(body, size=got.total)
 
