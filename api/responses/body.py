@@ -73,8 +73,8 @@ class FileWindow:
     descriptor. ``seekable`` returns False, but socket.sendfile seeks when the kernel does not support sendfile.
 
     ``read`` returns the last bytes only if the file is unchanged. A transfer by sendfile can't be held back like this, so
-    ``close`` checks the file again. If it raises, a server that has sent too few bytes cuts the connection; otherwise the server
-    would wait for the next request while the client waits for the rest.
+    ``close`` checks the file again. If it raises, the server cuts the connection. Without the exception, a server that has sent too
+    few bytes would wait for the next request, while the client waits for the rest.
     """
 
     def __init__(self, source: FileBytes, file: BinaryIO, offset: int) -> None:

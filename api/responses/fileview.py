@@ -92,7 +92,7 @@ class _View:
 
     @property
     def mode(self) -> str:
-        """``hex`` for ``?view=hex``; "" chooses by the contents."""
+        """``hex`` for ``?view=hex``, else "": the contents then determine what is shown."""
         return "hex" if self.request.args.get("view") == "hex" else ""
 
     @property

@@ -120,7 +120,7 @@ class Observed:
         return _Body(body, exchange, self._end)
 
     def _watch_file(self, body: Any, exchange: Exchange) -> Iterable[bytes]:
-        """Observe a file without wrapping it, so that the server still uses sendfile. Its position at the end is the count sent."""
+        """Observe a file without wrapping it, so that the server still uses sendfile. Bytes are counted when it is closed."""
         exchange.begin_body()
         window = body.filelike  # the attribute in PEP 3333's example, which gunicorn has too
         close_file = body.close

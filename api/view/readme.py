@@ -86,7 +86,7 @@ def _href(href: str) -> str:
 
 
 def _image(renderer: Any, tokens: "Sequence[Token]", index: int, options: Any, env: Any) -> str:
-    """Render an image in the same store path as an image, and any other image as its description."""
+    """Render an image as ``<img>`` if it is in the same store path, else as its description."""
     token = tokens[index]
     source = str(token.attrGet("src") or "")
     alt = renderer.renderInlineAsText(token.children, options, env)

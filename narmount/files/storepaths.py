@@ -5,11 +5,11 @@ same in every worker of a mount.
 
 Nothing of a store path is visible before its whole NAR has been fetched and verified. (``early`` relaxes this.)
 
-No process should wait for a NAR in a lookup in the root directory. Linux makes concurrent lookups of one name wait for the first
-one, where they can't be killed, and holds the lock of the directory meanwhile: as soon as a process tries to create a file there,
-every lookup waits. So a store path that is a directory according to its store's listing is answered immediately as a directory,
-with a zero cache timeout. A process that asks for more, which begins with the attributes, then waits in a request of its own. If
-the listing is wrong, that request fails.
+No process should wait for a NAR in a lookup in the root directory. Until a lookup ends, concurrent lookups of the same name wait
+for it and can't be killed. Linux also holds the lock of the directory until then: as soon as a process tries to create a file
+there, every lookup waits. So a store path that is a directory according to its store's listing is answered immediately as a
+directory, with a zero cache timeout. A process that asks for more, which begins with the attributes, then waits in a request of
+its own. If the listing is wrong, that request fails.
 """
 
 import errno

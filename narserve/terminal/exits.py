@@ -75,7 +75,7 @@ def exit_code_of(error: BaseException) -> int:
 def print_error(error: BaseException) -> None:
     """Print one line on standard error: the message and the next step.
 
-    The message of an instance already contains the next step; it ends with a full stop or a question mark.
+    A message that a running nar-serve server sent already contains the next step; it ends with a full stop or a question mark.
     """
     message, advice = _message(error), _advice(error)
     print_message(message if message.endswith((".", "?")) or not advice else f"{message}; {advice}")
