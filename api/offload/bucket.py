@@ -24,7 +24,7 @@ _PART_SIZE = 8 << 20
 _PARTS_AT_ONCE = 3
 
 # The claim of an upload that never finished expires after this time. The timeout of the function must not be longer
-# (deploy/lambda/serverless.yml).
+# (serverless.yml).
 CLAIM_SECONDS = 300
 
 

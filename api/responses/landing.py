@@ -18,7 +18,7 @@ class State(Enum):
 
     UNKNOWN = "not contacted yet"
     AVAILABLE = "available"
-    UNAVAILABLE = "unavailable, paused"
+    UNAVAILABLE = "unavailable, not asked for a while"
 
 
 class Cache(NamedTuple):
