@@ -86,7 +86,7 @@ ROWS: dict[type[Exception], ErrorRow] = {
     errors.UntrustedSignature: ErrorRow(
         502,
         "Not signed by a trusted key",
-        "This server only serves store paths that one of its trusted public keys has signed.",
+        "This server does not serve it, because none of its trusted public keys has signed it.",
     ),
     errors.CompressionError: _BAD_STREAM,
     errors.TruncatedStream: _BAD_STREAM,

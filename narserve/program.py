@@ -30,7 +30,7 @@ A PATH can also be a URL on a running nar-serve, such as http://localhost:8383/n
 
 EPILOG = f"""\b
 Settings (the environment variables of the server also apply here):
-  --store URL, or NAR_CACHE_URL           the binary caches, asked in order; default: https://cache.nixos.org
+  --store URL, or NAR_CACHE_URL           the binary caches, asked by priority; default: https://cache.nixos.org
   NAR_TRUSTED_PUBLIC_KEYS                 the trusted keys; default: the key of cache.nixos.org if it is the only cache
   --cache-dir DIR|off, or NAR_CACHE_DIR   the directory that caches unpacked archives; NAR_CACHE_SIZE limits it
 

@@ -68,7 +68,8 @@ def _parse_path(path: str, cache: BinaryCache) -> StorePathUrl | None:
             raise StorePathError(f"{path[:300]!r} is not a store path or a file in a store path")
         return None
     store_dir, base, rest = match[1], match[2], match[3] or ""
-    # For the default store dir, no store is asked for its store dir: a store with another store dir won't have the path.
+    # Below the default store dir, the URL is accepted without asking the stores for their store dirs: a store with another store
+    # dir answers later that it does not have the path.
     if store_dir != DEFAULT_STORE_DIR and not cache.may_have(store_dir):
         return None
     return StorePathUrl(prefix, store_dir, base, rest)

@@ -23,7 +23,7 @@ URL_SECONDS = 3600
 _PART_SIZE = 8 << 20
 _PARTS_AT_ONCE = 3
 
-# The claim of an upload that never finished expires after this time. The timeout of the function must not be longer
+# The claim of an upload that never finished expires after this time. The timeout of the Lambda function must not be longer
 # (serverless.yml).
 CLAIM_SECONDS = 300
 

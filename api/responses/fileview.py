@@ -33,11 +33,11 @@ from narcore.sizes import human_size
 # Part of the ETags. Increase it when this module makes another page from the same file.
 _ETAG_VERSION = "1"
 
-# File bytes per page, as text and as a hex dump. A longer text is not highlighted.
+# File bytes per page, as text and as a hex dump. A text longer than TEXT_PAGE is not highlighted.
 TEXT_PAGE = 128 * 1024
 HEX_PAGE = 8 * 1024
 
-# A derivation is always a single page. A longer file is shown as text.
+# A derivation of up to this size is shown on one page; a longer one is shown as text.
 DERIVATION_LIMIT = 1 << 20
 
 _EMBEDDED = {"image": "image", "audio": "audio", "video": "video", "application/pdf": "pdf"}

@@ -18,7 +18,7 @@ class State(Enum):
 
     UNKNOWN = "not contacted yet"
     AVAILABLE = "available"
-    UNAVAILABLE = "unavailable, not asked for a while"
+    UNAVAILABLE = "unavailable; paused before the next request"
 
 
 class Cache(NamedTuple):

@@ -121,7 +121,7 @@ def _connect(path: Path, timeout: float | None) -> socket.socket:
         if isinstance(error, FileNotFoundError):
             step = "; is nar-serve mount running for that directory?"
         elif isinstance(error, ConnectionRefusedError):
-            step = ": nar-serve mount has died; run it again for that directory"
+            step = ": nar-serve mount has died; mount that directory again; nar-serve mount --status lists it"
         else:
             raise _unresponsive(path, f"can't be reached: {error.strerror or error}") from error
         raise MountError(f"no process answers at {path}{step}") from error

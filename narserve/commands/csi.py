@@ -79,7 +79,7 @@ when the plugin stops or restarts.
 @click.option(
     "--no-register",
     is_flag=True,
-    help="Don't register with kubelet, because another program does, or there is no kubelet.",
+    help="Don't register with kubelet. Use it if another program registers the plugin, or if there is no kubelet.",
 )
 @click.option(
     "--state-dir",

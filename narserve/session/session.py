@@ -184,7 +184,7 @@ def session_options(command: Callable[Concatenate[Session, P], None]) -> Callabl
         "stores",
         multiple=True,
         metavar="URL",
-        help="A binary cache: http(s)://..., file:///... or a directory. May be repeated.  [env: NAR_CACHE_URL]",
+        help="A binary cache: a URL (http(s)://, s3://, gs://, az://, file://) or a directory; repeatable.  [env: NAR_CACHE_URL]",
     )
     @click.option(
         "--cache-dir",

@@ -33,7 +33,7 @@ _TABLE: dict[type[BaseException], tuple[int, str]] = {
     errors.IntegrityError: (NO, _REPAIR),
     errors.UntrustedSignature: (
         NO,
-        "add its key to NAR_TRUSTED_PUBLIC_KEYS, or append ?trusted=true to the URL of a store to skip the check",
+        "add the public key of this binary cache to NAR_TRUSTED_PUBLIC_KEYS, or append ?trusted=true to its URL to skip the check",
     ),
     errors.CompressionError: (NO, _REPAIR),
     errors.UnknownCompression: (TROUBLE, ""),

@@ -47,8 +47,8 @@ def known_source(profile: str, environ: Mapping[str, str]) -> Source | None:
     source = _known_source(profile, environ)
     if source is Source.BOTO3 and importlib.util.find_spec("boto3") is None:
         raise SettingsError(
-            "a profile in Amazon's shared files, or a container's endpoint without a token file, requires boto3, "
-            "which is not installed: pip install boto3, "
+            "a profile of the AWS configuration files, or the role of a container without a token file, needs boto3, "
+            "which is not installed. Run pip install boto3, "
             "or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket"
         )
     return source

@@ -56,8 +56,9 @@ class HttpBinaryCacheStore:
     Times are in seconds. ``read_timeout`` limits the time without data, not the length of a download. ``retries`` is how
     often a request is retried after a temporary failure: no connection, or status 429, 500, 502, 503, 504.
 
-    ``sign`` returns the URL to send for the URL of a file; ``refusal`` converts a status to an error. Object stores pass
-    functions of their own for both. They do not use ``netrc``, because they reject a request with two authorizations.
+    ``sign`` takes the URL of a file and returns the URL to request, with a signature in it; ``refusal`` converts a
+    status to an error. Object stores pass functions of their own for both. They do not use ``netrc``,
+    because they reject a request with two authorizations.
     """
 
     def __init__(

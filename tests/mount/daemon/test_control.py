@@ -177,7 +177,7 @@ def test_a_socket_without_a_listener_is_a_dead_mount(running: Running) -> None:
         lambda: ask_prefetch(running.path, [NAME], SECONDS),
         lambda: next(watch(running.path)),
     ):
-        with pytest.raises(MountError, match="has died; run it again"):
+        with pytest.raises(MountError, match="has died; mount that directory again"):
             ask()
 
 
