@@ -47,7 +47,7 @@ from the disk cache ("passthrough").
 
 The mount runs in the background. One process, the holder, keeps the mount open. Another process, the worker, answers the requests
 of programs. If the worker ends, the holder starts another worker, and programs wait meanwhile. SIGHUP to the holder replaces the
-worker, for example after an upgrade. SIGTERM to the holder unmounts.
+worker, for example after an upgrade. SIGTERM to the holder unmounts DIR.
 
 Only the user who mounts sees the files. With --allow-other, all users see them; containers whose programs don't run as root need
 --allow-other. Without root, mounting needs fusermount3 (the package fuse3), and --allow-other needs the line user_allow_other in
