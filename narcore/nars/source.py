@@ -1,6 +1,6 @@
-"""Chooses where the bytes of a NAR come from, cached or cold: the best available source, or silently the next one if that fails.
+"""Chooses where the bytes of a NAR come from: the best available source, or the next one if that fails.
 
-A *fill* fetches a NAR into the disk cache, once for all readers (``cache/fill.py``).
+A *fill* fetches a NAR into the disk cache, once for all readers (``cache/fill.py``). The sources, best first:
 
 1. a running fill of this NAR;
 2. the complete, verified NAR in the disk cache;
@@ -37,7 +37,7 @@ class KnownListing:
     verified: bool
 
     def check(self, found: NarListing) -> None:
-        """Raise IntegrityError if ``found``, the listing of the NAR itself, is another one."""
+        """Raise IntegrityError if the store sent this listing and it differs from ``found``, the listing of the NAR itself."""
         if not self.verified:
             check_same(found, self.listing)
 

@@ -19,12 +19,13 @@ from narcore.streams.compression import decompress
 from narcore.streams.integrity import verified
 from narcore.streams.slicing import skip
 
-# After the last requested byte, at most this much more of the NAR is read to check its hash, or as much as was read before.
+# After the last requested byte, the rest of the NAR is read to check its hash if it is at most this large, or at most as large as
+# the part that was read.
 VERIFY_REST = 8 << 20
 
 
 def is_worth_verifying(done: int, nar_size: int) -> bool:
-    """Return whether to read a NAR to its end, to check its hash, after ``done`` bytes, when no more are requested."""
+    """Return whether to read the rest of a NAR, to check its hash, after ``done`` bytes were read and no more are requested."""
     return nar_size - done <= max(VERIFY_REST, done)
 
 
