@@ -34,12 +34,12 @@ from narmount.fuse import device, protocol
 UNMOUNTED, STOPPED = 0, 75
 USAGE, TROUBLE = 2, 3
 
-# After a worker that ends sooner than this, the holder pauses before the next one, twice as long each time.
+# If a worker ends sooner than this, the holder pauses before it starts the next one. The pause doubles each time.
 STEADY_SECONDS = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 
 START_POLL_SECONDS = 0.2  # between checks for a signal while the first worker starts
-QUIET_SECONDS = 1.0  # if the end takes longer, a message says why
+QUIET_SECONDS = 1.0  # if unmounting takes longer, a message says why
 
 LISTEN_BACKLOG = 64
 OOM_SCORE = -900  # for the OOM killer; without the holder, many other processes would have a dead mount
@@ -112,7 +112,7 @@ class Holder:
         """
         assert self._worker is not None
         status = self._worker.poll()
-        if status is None:  # of another child
+        if status is None:  # another child has ended
             return None
         if status == UNMOUNTED:
             return 0

@@ -41,7 +41,7 @@ FAILURES_MAX = 10_000
 
 EARLY_INTERRUPTS_MAX = 1000  # far more than there are threads
 
-# Requests that are not for the file system. As numbers, since every request is compared, and enum members are slow.
+# Requests that are not for the file system. They are numbers, since every request is compared with them and enum members are slow.
 _INTERNAL = frozenset(map(int, (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.DESTROY)))
 
 _NAMES = {opcode.value: opcode.name.lower() for opcode in Opcode}
@@ -93,7 +93,7 @@ class _Job:
 class FuseServer:
     """Serves one connection in one process.
 
-    ``deadline`` is in seconds. ``resumed`` says that another worker has served the connection before.
+    ``deadline`` is in seconds. ``resumed`` is True if another worker has served the connection before.
     """
 
     def __init__(

@@ -250,7 +250,7 @@ class Volumes:
     def _state_if_readable(self, volume_id: str) -> Volume | None:
         """Return the state of a volume whose files are not kept, or None if the state is lost or can't be read.
 
-        An unreadable state must not raise an error here: the pod could never end.
+        An unreadable state must not raise an error here: otherwise the pod could never end.
         """
         try:
             return self._states.read(volume_id)

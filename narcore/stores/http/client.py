@@ -1,4 +1,4 @@
-"""The requests of one HTTP store: connection pool, credentials, redirects, retries. The caller interprets other statuses.
+"""The requests of one HTTP store: connection pool, credentials, redirects, retries. The caller interprets the final status.
 
 Importing ``requests`` takes longer than the rest of the program, so ``store`` imports this module at the first request.
 
