@@ -186,9 +186,9 @@ class BinaryCache:
     def path_info(self, path: str, store_dir: str = DEFAULT_STORE_DIR) -> PathInfo:
         """Return the narinfo of a store path and the store that gave it.
 
-        ``path`` is a full store path, or the hash part of one in ``store_dir``. Raises StorePathError if it is neither,
-        FileNotInStore if every store of that store dir answered that it has no such path, and StoreError, NarInfoError
-        or UntrustedSignature for other failures.
+        ``path`` is a full store path, or the hash part of one in ``store_dir``. Raises StorePathError if it is neither, and
+        FileNotInStore if every store of that store dir answered that it has no such path. Other failures are a StoreError,
+        NarInfoError or UntrustedSignature.
         """
         if path.startswith("/"):
             store_path = StorePath.parse(path)

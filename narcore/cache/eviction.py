@@ -42,7 +42,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Usage:
-    """What the directory contains. ``promised`` and ``pending`` are in bytes."""
+    """The contents of the cache directory. ``promised`` and ``pending`` are in bytes."""
 
     entries: list[Entry]
     promised: int  # reserved for files that are being written, or used by files that must not be evicted

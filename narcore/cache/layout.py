@@ -187,5 +187,5 @@ def mark(fd: int, seconds: int) -> None:
 
 def touch(fd: int) -> None:
     """Set the access time of the file to now."""
-    with suppress(OSError):  # read-only: then nothing is evicted, and the order does not matter
+    with suppress(OSError):  # the directory is read-only, so nothing is evicted and the order does not matter
         os.utime(fd, ns=(time.time_ns(), os.fstat(fd).st_mtime_ns))

@@ -49,7 +49,7 @@ def load_listing(layout: Layout, key: NarKey, nar_fd: int) -> NarListing:
 def _read_listing(layout: Layout, key: NarKey) -> NarListing | None:
     try:
         with layout.listing(key.digits).open("rb") as file:
-            if is_verified(os.fstat(file.fileno())):  # else another program has written to it
+            if is_verified(os.fstat(file.fileno())):  # if not, another program has written to the file
                 return NarListing.parse(b"".join((_BEFORE_ROOT, file.read(), _AFTER_ROOT)), nar_size=key.size)
     except (OSError, ListingError):
         pass

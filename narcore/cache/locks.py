@@ -82,7 +82,7 @@ def replacing(path: Path) -> Generator[int]:
 def _new_file(path: Path) -> Generator[int]:
     while True:
         with locked(path) as fd:
-            if is_still_at(fd, path):  # else another process removed it before it was locked
+            if is_still_at(fd, path):  # if not, another process removed the file before it was locked
                 os.ftruncate(fd, 0)
                 yield fd
                 return

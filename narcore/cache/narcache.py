@@ -181,8 +181,8 @@ class NarCache:
     def fill(self, key: NarKey, fetch: Fetch, *, source: str = "") -> Fill:
         """Return the fill of a NAR; starts one with ``fetch`` if there is none. Joins it: the caller must ``leave`` it.
 
-        Raises CacheFailure if the NAR is larger than the whole cache, or the error of a fill from the same ``source`` (the URL of
-        a store) that failed a few seconds ago.
+        ``source`` is the URL of the store. Raises CacheFailure if the NAR is larger than the whole cache. If a fill from the same
+        source failed a few seconds ago, raises the error of that fill.
         """
         if key.size > self.limit:
             raise CacheFailure(f"a NAR of {key.size} bytes is larger than the cache")

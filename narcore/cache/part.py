@@ -216,7 +216,7 @@ class PartFile:
         Called after the readers were notified, since it may take long.
         """
         for path in (self._layout.nar(self.key.digits), self._layout.listing(self.key.digits)):
-            with suppress(OSError):  # evicted already, or not synced: then it stays marked for this boot only
+            with suppress(OSError):  # evicted already; or not synced, and still marked for this boot only
                 fd = os.open(path, READ_FLAGS)
                 try:
                     _make_durable(fd)

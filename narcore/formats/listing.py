@@ -103,9 +103,9 @@ class NarListing:
     def parse(cls, data: bytes, *, nar_size: int) -> "NarListing":
         """Read a decompressed ``.ls`` file for a NAR of ``nar_size`` bytes.
 
-        Raises ListingError if the file breaks the format or a rule of NARs, is not complete, does not match ``nar_size`` or its own
-        offsets, or if reading it would take more memory than a listing of about 200,000 entries. (Reading the NAR itself takes
-        little memory.)
+        Raises ListingError if the file breaks the format or a rule of NARs, is not complete, or does not match ``nar_size`` or its
+        own offsets. Also raises it if reading the file would take more memory than a listing of about 200,000 entries takes.
+        (Reading the NAR itself takes little memory.)
         """
         if listing_json.memory_needed(data) > MEMORY_MAX:
             raise ListingError("reading the listing would take too much memory")

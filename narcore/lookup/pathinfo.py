@@ -13,7 +13,7 @@ from narcore.stores.base import BinaryCacheStore
 
 
 class Trust(enum.StrEnum):
-    """Why a narinfo is trusted."""
+    """The reason why a narinfo is trusted."""
 
     UNCHECKED = ""  # no keys are configured
     STORE = "store"  # its store is trusted without signatures

@@ -1,7 +1,7 @@
 """Random access to a NAR: a listing, which has the offset of each file, and a function that reads bytes there.
 
-The creator of the accessor decides where the bytes come from (a file on disk, a running download, a range of a remote file, a
-stream that is skipped up to the file). Callers of the accessor need not know.
+The creator of the accessor decides where the bytes come from: a file on disk, a running download, a range of a remote file, or a
+stream whose beginning is discarded. Callers of the accessor need not know.
 """
 
 from collections.abc import Callable, Iterator

@@ -68,8 +68,8 @@ class RemoteParts:
     def read(self, info: PathInfo, node: Node, start: int, stop: int, *, cheap: bool) -> NarBytes | None:
         """Read bytes ``start`` to ``stop`` of the NAR, all within the contents of ``node``; None if the range can't be read.
 
-        ``cheap``: also return None if it is better to fetch the whole NAR, because it is small, because the ranges read so far
-        add up to half of it, or because several ranges are being read.
+        With ``cheap``, also returns None if fetching the whole NAR costs less: the NAR is small, the ranges read so far add up to
+        half of it, or several of its ranges are being read.
         """
         place = (info.store.url, info.narinfo.url)
         key = info.nar_key

@@ -121,7 +121,7 @@ class NarSource:
     def _choose(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
         if self._cache is None:
             return self._uncached(info, known, node, start, stop)
-        # Look for a fill first, and then on the disk: a fill that ends in between has put the NAR there.
+        # Look for a fill first, and then on the disk: if a fill ends between the two checks, the NAR is on the disk.
         fill = self._cache.joinable(info.nar_key)
         if fill is None:
             cached = self._cached(self._cache, info, known, start, stop)

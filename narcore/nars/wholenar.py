@@ -91,7 +91,7 @@ def _decompressed(info: PathInfo, start: int) -> Iterator[bytes]:
         try:
             rest = _open(info, start)
         except RangeNotSupported:
-            pass  # then read all of it, as for a compressed NAR
+            pass  # the NAR is read from its beginning below, like a compressed NAR
         else:
             yield from Stage(iter(rest), rest)
             return

@@ -208,7 +208,7 @@ def _try_passthrough(fuse: int, cache_dir: Path) -> str:
 
 
 def _unmount(target: Path) -> None:
-    with suppress(MountError):  # somebody else has unmounted it
+    with suppress(MountError):  # another program has unmounted it
         device.unmount(target, lazy=True)
 
 

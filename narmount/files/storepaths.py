@@ -43,7 +43,7 @@ FOREVER = 30 * 24 * 3600
 # to drop a name of the root is no alternative: that needs the lock of the directory, which lookups hold while they wait.)
 UNVERIFIED_SECONDS = 1
 
-MISSING_SECONDS = 2  # then narcore.lookup is asked again, which remembers for 5 s that a store has no such path
+MISSING_SECONDS = 2  # after that, narcore.lookup is asked again; it caches for 5 s that no store has the path
 
 LISTINGS_MAX = 500_000  # entries of all listings in memory; 50 to 100 bytes each
 PATH_WEIGHT = 50  # a store path itself counts as this number of entries

@@ -7,8 +7,8 @@ no progress for the deadline, the requests get EIO, and the work continues witho
 A process that is killed while it waits gets its answer immediately (FUSE_INTERRUPT), and the work continues. Other signals have no
 effect before the request has been answered.
 
-All threads read the same descriptor, never a clone of it: when a worker dies, the kernel sends its unanswered requests again to the
-next worker (FUSE_NOTIFY_RESEND), except those that were read from a clone, which are lost when the clone is closed.
+When a worker dies, the kernel sends its unanswered requests again to the next worker (FUSE_NOTIFY_RESEND). But requests that were
+read from a clone of the descriptor are lost when the clone is closed. So all threads read the same descriptor, never a clone.
 """
 
 import errno
@@ -64,7 +64,7 @@ class Slow(Exception):
 
 
 class Operations(Protocol):
-    """What a file system implements. ``answer`` returns the body of the answer. It raises OSError with an errno, or Slow."""
+    """The interface of a file system. ``answer`` returns the body of the answer. It raises OSError with an errno, or Slow."""
 
     def answer(self, opcode: int, node_id: int, body: memoryview) -> bytes: ...
 

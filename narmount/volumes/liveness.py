@@ -32,7 +32,7 @@ class _Cache:
 
 
 class Liveness:
-    """Whether the mounts of ``caches`` answer. Thread-safe."""
+    """Checks whether the mounts of ``caches`` answer. Thread-safe."""
 
     def __init__(self, caches: Iterable[str]) -> None:
         self._caches = {name: _Cache() for name in caches}

@@ -33,7 +33,7 @@ from narmount.volumes.targets import check_id, check_target, shown
 from narmount.volumes.trees import remove_tree, used_bytes
 
 USAGE_SECONDS = 60.0  # how long a measured usage stays valid; kubelet asks every minute
-COUNT_SECONDS = 2.0  # how long a measurement may take; then what was found so far is reported
+COUNT_SECONDS = 2.0  # how long a measurement may take; after that, the size found so far is reported
 TURN_SECONDS = 0.2  # how long a call waits for its turn to measure
 
 _READ_ONLY_OPTIONS = {"ro", "nosuid", "nodev"}

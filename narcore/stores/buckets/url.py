@@ -85,8 +85,8 @@ class S3Access:
 def s3_access(url: BucketUrl, region: str, endpoint: StoreUrl | None) -> S3Access:
     """Return how to reach a bucket, by Nix's rules. ``endpoint`` is None for Amazon's own. Raises ``SettingsError``.
 
-    The bucket is part of the host name only at Amazon's own endpoint, and only if its name has no dot (no certificate matches
-    such a host), unless ``addressing-style`` is set.
+    ``addressing-style`` decides whether the bucket is part of the host name. If it is not set, the bucket is part of the host
+    name only at Amazon's own endpoint, and only if its name has no dot (no certificate matches a host with another dot).
     """
     if not _REGION.fullmatch(region):
         raise SettingsError(f"{url}: {region!r} is not the name of a region; write for example us-east-1")
