@@ -105,9 +105,9 @@ class Verifier:
         self._unmarkable: LruMemory[Stamp, bool] = LruMemory(1000)
 
     def status(self, fd: int, key: NarKey) -> os.stat_result | None:
-        """Return the file's status if it is the NAR, else None. A file without the mark of a verified one is hashed first.
+        """Return the file's status if it is the NAR, else None.
 
-        One process hashes it at a time.
+        A file that is not marked as verified is hashed first, by one process at a time.
         """
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size != key.size:

@@ -24,7 +24,7 @@ _CLASSES = {
 def remember(path: Path, error: errors.NarcoreError, source: str = "") -> None:
     """Write the error of a fill from ``source`` to ``path``, replacing an older one.
 
-    Ignores OSErrors: if the error can't be written, the next reader only tries again.
+    Ignores OSErrors: if the error can't be written, the next reader starts another fill, which does no harm.
     """
     note = json.dumps({"error": type(error).__name__, "message": str(error), "source": source}).encode()
     with suppress(OSError), replacing(path) as fd:

@@ -1,8 +1,8 @@
 """NAR listings: the names, types, sizes and offsets of the files in a NAR (the ``.ls`` files of a binary cache).
 
 A listing may have a million entries, so entries are not stored as objects: a NarListing consists of a few columns, and a Node is
-created on demand. An ``.ls`` file is not signed, so its offsets are computed rather than trusted: they follow from the tree alone.
-The NAR size that results has to equal the narinfo's.
+created on demand. An ``.ls`` file is not signed, so its offsets are not trusted but computed from the tree. The NAR size that
+results has to equal the narinfo's.
 
 Names and targets are bytes in a NAR and ``str`` here: UTF-8 with surrogateescape, which preserves any bytes.
 """

@@ -130,7 +130,7 @@ class CachedOrStreamed:
             yield from self._stream(start, sent, stop)
 
     def _stream(self, start: int, sent: int, stop: int) -> Generator[bytes]:
-        """Yield the bytes after ``sent``. Those before it were returned already, and must be the same in the stream."""
+        """Yield the bytes from ``sent`` on. The bytes before were returned already, and must be the same in the stream."""
         rest = self._open_stream(start, stop)
         try:
             position = start

@@ -325,7 +325,7 @@ class FuseServer:
     def _interrupt(self, unique: int) -> None:
         """Handle a signal to the process that waits for a request (FUSE_INTERRUPT).
 
-        The kernel reports each signal once. It would repeat the report after an EAGAIN, but immediately and in a loop.
+        The kernel reports each signal once. After an EAGAIN it would repeat the report, but immediately and in a loop.
         """
         self.interrupts += 1
         if self._is_lost(unique):

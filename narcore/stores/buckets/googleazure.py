@@ -219,7 +219,7 @@ class _Body:
         return self._error
 
     def close(self) -> None:
-        """Discard the rest. Reading after that raises an error: it must not look like the end of the file."""
+        """Discard the rest. Reading after that raises an error, because a closed body must not look like a complete one."""
         if self._left and self._error is None:
             self._error = StoreUnavailable(f"{self._what}: closed before the end")
         self._stream = None

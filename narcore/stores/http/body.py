@@ -118,7 +118,7 @@ class HttpBody:
         return chunk
 
     def close(self) -> None:
-        """Discard the rest. Reading after that raises an error: it must not look like the end of the file."""
+        """Discard the rest. Reading after that raises an error, because a closed body must not look like a complete one."""
         if not self._done and self._error is None:
             self._error = StoreUnavailable(f"{self._what}: closed before the end")
             self._response.close()

@@ -81,7 +81,7 @@ class HttpClient:
     def request(self, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
         """Send a request, follow redirects and retry after temporary failures; return the last response, its body unread.
 
-        The response may have any status; that of a redirect only if it has no Location. Raises ``StoreUnavailable``,
+        The response may have any status. A redirect is returned only if it has no Location. Raises ``StoreUnavailable``,
         ``StoreTimeout``, or ``StoreForbidden`` if a redirect may not be followed.
         """
         pauses = Pauses(self._retries)
