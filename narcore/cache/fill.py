@@ -23,7 +23,7 @@ from narcore.formats.listing import NarListing
 from narcore.sizes import CHUNK_SIZE
 
 POLL_SECONDS = 0.005  # how often to look for bytes that another process has written
-STALL_SECONDS = 120.0  # readers time out after this time without a byte; longer than all retries of a store take
+STALL_SECONDS = 120.0  # readers time out after this time without a byte; longer than a store with all its retries takes
 
 Check = Callable[[NarListing], None]
 

@@ -43,7 +43,7 @@ NARINFO_MEMORY = 8 << 20
 NARINFO_SECONDS = 3600.0
 MISSING_SECONDS = 5.0
 
-# If the NAR that a store sent for a path is wrong or can't be read, the other stores are asked first for that path, for this time.
+# How long the other stores are asked first for a path: after a store sent a wrong NAR, and after its NAR could not be read.
 WRONG_NAR_SECONDS = 300.0
 FAILED_NAR_SECONDS = 60.0
 

@@ -29,8 +29,8 @@ INDEX_LIMIT = 8 << 20
 # At most this many ranges of one NAR are read at once. For further readers, the whole NAR is fetched once instead.
 AT_ONCE = 2
 
-# If the requested bytes begin at most this far into the contents of the file, one request reads both the tag before the contents
-# and the bytes. Otherwise the tag is read with a request of its own.
+# The tag stands before the contents of a file. If the requested bytes begin at most this far into the contents, one request reads
+# both the tag and the bytes. Otherwise the tag is read with a request of its own.
 NEAR = 64 << 10
 
 REFUSED_SECONDS = 600.0

@@ -161,7 +161,7 @@ class NarSource:
         return CachedOrStreamed(cached, partial(self._stream, info, known, node), start, strict=self._strict)
 
     def _uncached(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
-        # For half of a NAR or more, a stream costs at most twice as much, and its hash is checked at the end.
+        # If half of a NAR or more is requested, a stream costs at most twice as much as a range, and its hash is checked.
         small = 2 * (stop - start) < info.narinfo.nar_size
         part = self._remote.read(info, node, start, stop, cheap=False) if small else None
         if part is None:

@@ -19,8 +19,8 @@ from narcore.streams.compression import decompress
 from narcore.streams.integrity import verified
 from narcore.streams.slicing import skip
 
-# After the last requested byte, the rest of the NAR is read to check its hash if it is at most this large, or at most as large as
-# the part that was read.
+# The rest of a NAR after the last requested byte is read, only to check the hash, if it has at most this many bytes or is at most
+# as large as the part that was read.
 VERIFY_REST = 8 << 20
 
 

@@ -221,7 +221,9 @@ def tell_ready(fd: int, answer: dict[str, object]) -> None:
 
 def _listen(path: Path) -> socket.socket:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # of a holder that died; the caller has checked that no mount of the target is alive
+    path.unlink(
+        missing_ok=True
+    )  # the socket of a dead holder; the caller has checked that no mount of the target is alive
     listener = socket.socket(socket.AF_UNIX)
     mask = os.umask(0o177)
     try:

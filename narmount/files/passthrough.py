@@ -21,7 +21,7 @@ from narmount.fuse import device
 
 IDLE_MAX = 256  # files that are not open, but may be opened again
 
-PLAIN = 0  # instead of a backing id: the node is read through the worker, for example since the disk is full
+PLAIN = 0  # no backing id: the node is read through the worker, for example because the disk is full
 _REMOVED = -1
 _RECORD = struct.Struct("=Qq")
 _FILE_MAX = 1 << 20  # bytes; a longer file is compacted
