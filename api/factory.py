@@ -21,6 +21,7 @@ from api.responses.base import Response
 from api.responses.limits import Limit
 from api.responses.redirects import redirect_response
 from api.telemetry.instruments import Instruments
+from api.view.highlighter import Highlighter
 from api.view.recent import RecentPaths
 from narcore.binarycache import BinaryCache
 from narcore.settings import Settings
@@ -59,6 +60,7 @@ def create_app(
     app.add_url_rule("/-/static/<name>", view_func=pages.static, methods=["GET"])
     stores = StoreHandler(
         cache,
+        highlighter=Highlighter(settings.threads),
         domain=settings.domain,
         limit=Limit(settings.max_response),
         large=_large_responses(settings, instruments.trace),
