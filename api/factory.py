@@ -17,7 +17,7 @@ from api.handlers.store import StoreHandler
 from api.offload.bucket import Bucket
 from api.offload.redirect import Offload
 from api.proxies import TrustedProxies
-from api.responses.base import Response
+from api.responses.base import Response, options_response
 from api.responses.limits import Limit
 from api.responses.redirects import redirect_response
 from api.telemetry.instruments import Instruments
@@ -68,6 +68,7 @@ def create_app(
     )
     _add_store_path_route(app, stores)
     app.before_request(_redirect_to_root)
+    app.before_request(_options)
     app.register_error_handler(Exception, _handle_error)
     instruments.attach(app)
     if settings.trusted_proxies:
@@ -101,6 +102,11 @@ def _redirect_to_root() -> Response | None:
     if isinstance(request.routing_exception, RequestRedirect):
         return redirect_response(request, "/", immutable=False)
     return None
+
+
+def _options() -> Response | None:
+    """Answer OPTIONS for a URL that is not in a store path. Flask's own response lacks the headers for security."""
+    return options_response() if request.method == "OPTIONS" and request.url_rule is not None else None
 
 
 def _handle_error(error: Exception) -> Response:

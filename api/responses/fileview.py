@@ -15,9 +15,9 @@ from api.http.mediatypes import PLAIN, SNIFF_LENGTH, type_by_content, type_by_na
 from api.http.negotiation import HTML
 from api.http.noderef import NodeRef
 from api.http.text import quote_path
-from api.responses.base import Response, cache_forever, not_modified, safe_headers, set_validators, text_response
+from api.responses.base import Response, cache_forever, not_modified, set_validators, text_response
 from api.responses.body import Read
-from api.responses.templates import PAGE_CSP, render, streamed, templates_version
+from api.responses.templates import PAGE_CSP, page_headers, render, streamed, templates_version
 from api.view.elf import MAGIC, ElfFacts, elf_facts
 from api.view.filepage import FilePage
 from api.view.hexdump import hex_lines
@@ -69,7 +69,7 @@ def view_response(
     view = _View(request, node, ref, read, highlighter, prefix)
     version = f"{templates_version()} {_ETAG_VERSION} {highlighter_version()}"
     validators = ref.validators(f"view {version} {view.mode} {view.requested_page}")
-    headers = safe_headers(PAGE_CSP)
+    headers = page_headers(request, PAGE_CSP)
     cache_forever(headers)
     set_validators(headers, validators)
     unchanged = not_modified(request, validators, headers)

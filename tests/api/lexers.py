@@ -74,7 +74,8 @@ def _literals(language: Language) -> list[str]:
     lexer: type[Lexer] = getattr(import_module(language.module), language.lexer)
     if not issubclass(lexer, RegexLexer):
         return []
-    rules = [rule for state in lexer.get_tokendefs().values() for rule in state]
+    tokens = [vars(base).get("tokens", {}) for base in lexer.__mro__]
+    rules = [rule for states in tokens for state in states.values() for rule in state]
     sources = "\n".join(rule[0] for rule in rules if isinstance(rule, tuple) and isinstance(rule[0], str))
     return list(dict.fromkeys(match.replace("\\", "") for match in _LITERAL.findall(sources)))[:_LITERALS]
 
