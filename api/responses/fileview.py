@@ -21,9 +21,9 @@ from api.responses.templates import PAGE_CSP, page_headers, render, streamed, te
 from api.view.elf import MAGIC, ElfFacts, elf_facts
 from api.view.filepage import FilePage
 from api.view.hexdump import hex_lines
-from api.view.highlighter import Highlighter, PageTooCostly
+from api.view.highlighter import Highlighter
 from api.view.rows import exact_size, file_breadcrumbs
-from api.view.source import highlighter_version, language_of, normalized, plain_lines
+from api.view.source import highlighter_version, language_of, line_blocks, normalized
 from api.view.storelinks import Link, StoreLinks
 from narcore.errors import FormatError
 from narcore.formats.derivation import Derivation
@@ -37,9 +37,6 @@ _ETAG_VERSION = "1"
 # File bytes per page, as text and as a hex dump. A text longer than TEXT_PAGE is not highlighted.
 TEXT_PAGE = 128 * 1024
 HEX_PAGE = 8 * 1024
-
-# A text with more lines per page is not made into a page: a page of 128 KiB of line breaks would be 12 MB, and take a second.
-LINES_LIMIT = 30_000
 
 # A derivation of up to this size is shown on one page; a longer one is shown as text.
 DERIVATION_LIMIT = 1 << 20
@@ -116,7 +113,7 @@ class _View:
 
     def render(self, shown: _Shown) -> Iterator[bytes]:
         href = _own_href(self.request)
-        values = {"lines": [], "hex": [], "elf": None, "derivation": None, "paths": [], **shown.values}
+        values = {"blocks": (), "hex": [], "elf": None, "derivation": None, "paths": [], **shown.values}
         return render(
             self.request,
             "file.html",
@@ -163,18 +160,12 @@ class _View:
     def _text(self, data: bytes, page: FilePage) -> _Shown:
         text = normalized(_page_text(data, page))
         links = self._links()
-        try:
-            lines = self._lines(text, links, page)
-        except PageTooCostly:
-            return _Shown("plain", page, {"text": text})
-        lists_paths = "/nix-support/" in f"/{self.ref.path}"
-        return _Shown("text", page, {"lines": lines, "paths": links.paths(text) if lists_paths else []})
-
-    def _lines(self, text: str, links: StoreLinks, page: FilePage) -> list[Markup]:
-        if text.count("\n") >= LINES_LIMIT:
-            raise PageTooCostly("the text has too many lines")
         language = language_of(self.ref.name, text) if page.is_all else None
-        return self.highlighter.lines(text, links, language) if language else plain_lines(text, links)
+        lines = self.highlighter.lines(text, links, language)
+        if lines is None:
+            return _Shown("plain", page, {"text": text})
+        paths = links.paths(text) if "/nix-support/" in f"/{self.ref.path}" else []
+        return _Shown("text", page, {"blocks": line_blocks(lines, numbered=page.number == 1), "paths": paths})
 
     def _derivation(self) -> _Shown | None:
         """Return None if the file is not a derivation or is longer than DERIVATION_LIMIT."""
@@ -215,7 +206,7 @@ class _View:
 
 
 def _shown_value(value: str, links: StoreLinks) -> list[Markup]:
-    return plain_lines(normalized(value), links)
+    return links.linked(normalized(value)).split("\n")
 
 
 def _page_text(data: bytes, page: FilePage) -> str:

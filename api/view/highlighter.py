@@ -12,9 +12,7 @@ import sys
 import threading
 from hashlib import sha256
 
-from markupsafe import Markup
-
-from api.view.source import Language
+from api.view.source import Language, plain_lines
 from api.view.storelinks import StoreLinks
 from narcore.concurrency.lru import LruMemory
 
@@ -27,12 +25,8 @@ _WAIT = 8.0
 _CACHE = 32 << 20
 
 
-class PageTooCostly(Exception):
-    """A page would take too much time to make."""
-
-
 class Highlighter:
-    """Runs at most ``threads`` / 4 children at once, so that most threads of a server are free for other requests.
+    """Makes the lines of at most ``threads`` / 4 texts at once, so that most threads of a server are free for other requests.
 
     ``seconds`` is the CPU time of a child. Thread-safe.
     """
@@ -43,11 +37,19 @@ class Highlighter:
         # The key is a digest of the text, not of the URL: what one store sent is never shown for the file of another store.
         self._cached: LruMemory[bytes, bytes] = LruMemory(_CACHE)
 
-    def lines(self, text: str, links: StoreLinks, language: Language) -> list[Markup]:
-        """Return ``highlighted_lines(text, links, language)``.
+    def lines(self, text: str, links: StoreLinks, language: Language | None) -> list[str] | None:
+        """Return ``highlighted_lines(text, links, language)``, or ``plain_lines(text, links)`` without a language.
 
-        Raises PageTooCostly if that takes too long, if too many texts are being highlighted, or if no child can be started.
+        Returns None if that takes too long, if too many texts are in progress, or if no child can be started.
         """
+        if not self._slots.acquire(blocking=False):  # a request that waits would occupy a thread
+            return None
+        try:
+            return plain_lines(text, links) if language is None else self._highlighted_lines(text, links, language)
+        finally:
+            self._slots.release()
+
+    def _highlighted_lines(self, text: str, links: StoreLinks, language: Language) -> list[str] | None:
         task = json.dumps(
             {
                 "text": text,
@@ -60,25 +62,23 @@ class Highlighter:
         key = sha256(task).digest()
         lines = self._cached.get(key)
         if lines is None:
-            lines = self._highlight(task)
+            lines = _run_child(task)
+            if lines is None:
+                return None
             self._cached.put(key, lines, weight=len(lines))
-        return [Markup(line) for line in lines.decode("utf-8", "surrogatepass").split("\n")]  # noqa: S704  escaped by the child
+        return lines.decode("utf-8", "surrogatepass").split("\n")
 
-    def _highlight(self, task: bytes) -> bytes:
-        if not self._slots.acquire(blocking=False):  # a request that waits would occupy a thread
-            raise PageTooCostly("too many texts are being highlighted")
-        try:
-            done = subprocess.run(
-                [sys.executable, "-P", "-m", "api.view.source"],
-                input=task,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                timeout=_WAIT,
-                check=True,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise PageTooCostly("the text can't be highlighted") from error
-        finally:
-            self._slots.release()
-        return done.stdout
+
+def _run_child(task: bytes) -> bytes | None:
+    try:
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "api.view.source"],
+            input=task,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            timeout=_WAIT,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None

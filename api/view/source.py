@@ -1,4 +1,4 @@
-"""Text as lines of HTML, highlighted by Pygments if the language is known and the text is not too long.
+"""Text as lines of HTML (escaped text), highlighted by Pygments if the language is known and the text is not too long.
 
 Run as a program, this module highlights one text; ``api.view.highlighter`` starts it and says why.
 """
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from importlib import import_module
-from itertools import groupby
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from markupsafe import Markup
@@ -28,6 +28,11 @@ _LONGEST_LINE = 5000
 _SHEBANG_LENGTH = 256  # the length that Linux reads (BINPRM_BUF_SIZE)
 _SHEBANG = re.compile(r"#! *(?:/\S*/)?(?:env +(?:-S +)?)?(?:/\S*/)?([a-z]+)")
 _BREAK = re.compile("\r\n|\r")
+
+# The elements of a line, and the number of lines that are made at once.
+_NUMBERED = '<div class="line" id="L%d"><a class="number" href="#L%d">%d</a><code>%s\n</code></div>'
+_UNNUMBERED = '<div class="line"><code>%s\n</code></div>'
+_BLOCK = 500
 
 # Prefixes of Pygments' token type names, and the CSS classes in style.css. The longest matching prefix is used.
 _CLASSES = {
@@ -74,9 +79,22 @@ def normalized(text: str) -> str:
     return visible(_BREAK.sub("\n", text)).removesuffix("\n")
 
 
-def plain_lines(text: str, links: StoreLinks) -> list[Markup]:
-    """Return the lines of a normalized text, escaped, with links to store paths."""
-    return [links.linked(line) for line in text.split("\n")]
+def plain_lines(text: str, links: StoreLinks) -> list[str]:
+    """Return the lines of a normalized text as HTML, with links to store paths."""
+    return str(links.linked(text)).split("\n")  # a link is in one line, since no store path contains a line break
+
+
+def line_blocks(lines: Iterable[str], *, numbered: bool) -> Iterator[Markup]:
+    """Yield the elements of lines of HTML in blocks, so that a long page is never completely in memory.
+
+    A loop in a template would take ten times as long: a second for a page of line breaks.
+    """
+    numbered_lines = enumerate(lines, 1)
+    while block := list(islice(numbered_lines, _BLOCK)):
+        if numbered:
+            yield Markup("\n".join(_NUMBERED % (number, number, number, line) for number, line in block))  # noqa: S704  escaped
+        else:
+            yield Markup("\n".join(_UNNUMBERED % line for _, line in block))  # noqa: S704  escaped
 
 
 def language_of(name: str, text: str) -> Language | None:
@@ -100,15 +118,15 @@ def language_of(name: str, text: str) -> Language | None:
     return Language(found.__module__, found.__name__) if found else None
 
 
-def highlighted_lines(text: str, links: StoreLinks, language: Language) -> list[Markup]:
-    """Return the lines of a normalized text, escaped and highlighted, with links to store paths. May take very long."""
+def highlighted_lines(text: str, links: StoreLinks, language: Language) -> list[str]:
+    """Return the lines of a normalized text as HTML, highlighted, with links to store paths. May take very long."""
     lexer = getattr(import_module(language.module), language.lexer)(stripnl=False, ensurenl=False)
     return list(_highlighted(lexer, text + "\n", links))[:-1]  # some lexers need a line break at the end
 
 
-def _highlighted(lexer: "Lexer", text: str, links: StoreLinks) -> Iterator[Markup]:
+def _highlighted(lexer: "Lexer", text: str, links: StoreLinks) -> Iterator[str]:
     for line in _lines(_runs(lexer, text)):
-        yield Markup("".join(_spanned(css, part, links) for css, part in line))  # noqa: S704  each part is escaped
+        yield "".join(_spanned(css, part, links) for css, part in line)
 
 
 def _runs(lexer: "Lexer", text: str) -> Iterator[tuple[str, str]]:

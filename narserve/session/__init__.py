@@ -1,9 +1,10 @@
-"""What a command reads from: the stores of ``--store``, or a running nar-serve (an *instance*).
+"""What commands share: options, and what they read from: the stores of ``--store``, or a running nar-serve (an *instance*).
 
 ::
 
     target           parses the PATH argument
     session          opens the stores and instances that options and targets name
     instance         HTTP client of a running nar-serve
+    pluginoptions    options of the volume plugins
     instancestore    a running nar-serve as a store
 """
