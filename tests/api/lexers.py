@@ -83,6 +83,7 @@ def _literals(language: Language) -> list[str]:
 def measured(language: Language, fragment: str, in_lines: bool, size: int, limit: float) -> Cost:
     text = hostile_text(fragment, size, in_lines=in_lines)
     started = time.process_time()
+    before = signal.signal(signal.SIGPROF, _stop)
     signal.setitimer(signal.ITIMER_PROF, limit)
     try:
         highlighted_lines(text, StoreLinks("/nix/store", ""), language)
@@ -90,6 +91,7 @@ def measured(language: Language, fragment: str, in_lines: bool, size: int, limit
         pass
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
     return Cost(time.process_time() - started, fragment, in_lines)
 
 
@@ -98,7 +100,6 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGPROF, _stop)
     for language in languages(sys.argv[1:]):
         found = worst(language)
         cost = measured(language, found.fragment, found.in_lines, SIZE, LIMIT)
