@@ -19,8 +19,8 @@ from werkzeug.wrappers import Request
 from api.http.negotiation import HTML, JSON, TEXT, negotiate
 from api.http.text import display
 from api.offload.bucket import OffloadError
-from api.responses.base import ALLOWED_METHODS, Response, cache_forever, safe_headers
-from api.responses.templates import render, streamed
+from api.responses.base import ALLOWED_METHODS, Response, cache_forever
+from api.responses.templates import page_headers, render, streamed
 from narcore import errors
 
 _MESSAGE_LIMIT = 1000
@@ -155,7 +155,7 @@ ROWS: dict[type[Exception], ErrorRow] = {
 def error_response(request: Request, error: Exception) -> Response:
     """Make the response for any exception: JSON, HTML or one line of text, depending on Accept."""
     row = _row_for(error)
-    headers = safe_headers()
+    headers = page_headers(request)
     headers["Vary"] = "Accept"
     if row.caching is Caching.FOREVER:
         cache_forever(headers)
