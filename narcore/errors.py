@@ -116,7 +116,14 @@ class RangeNotSupported(StoreError):
 
 
 class StoreUnavailable(StoreError):
-    """The store can't be reached, fails, or breaks off its response; trying later may help."""
+    """The store can't be reached, fails, or breaks off its response; trying later may help.
+
+    ``is_unreachable``: no connection to the store was possible, so the error does not depend on the requested file.
+    """
+
+    def __init__(self, message: str, *, is_unreachable: bool = False) -> None:
+        super().__init__(message)
+        self.is_unreachable = is_unreachable
 
 
 class StoreTimeout(StoreUnavailable):

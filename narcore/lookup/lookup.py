@@ -61,6 +61,8 @@ class Lookup:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._substituters = tuple(substituters)
+        for substituter in self._substituters:
+            substituter.is_only = len(self._substituters) == 1
         self._strategy = strategy
         self._trusted_keys = tuple(trusted_keys)
         self._trace = trace

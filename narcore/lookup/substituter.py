@@ -45,12 +45,16 @@ class Substituter:
         priority: int | None = None,
         trusted: bool = False,
         clock: Callable[[], float] = time.monotonic,
+        run_check: Callable[[Callable[[], None]], object] = call_in_background,
     ) -> None:
+        """Create a substituter. ``run_check`` runs the check of a store that keeps failing, without delaying the request."""
         self.store = store
         self.trusted = trusted
+        self.is_only = False  # whether there is no other store to ask instead; set by Lookup
         self._priority = priority
         self._clock = clock
         self._breaker = CircuitBreaker(store.url, clock)
+        self._run_check = run_check
         self._last_failure: StoreError | None = None
         self._calls = threading.BoundedSemaphore(CALLS_AT_ONCE)
         self._lock = threading.Lock()
@@ -156,13 +160,41 @@ class Substituter:
             # A copy has no traceback, which would keep the data that was being read.
             self._last_failure = copy.copy(failure)
             log.warning("%s", failure)
-            self._breaker.failed()
+            self._count_failure(failure, path)
             raise
         except FileNotInStore:
             self._breaker.succeeded()
             raise
         self._breaker.succeeded()
         return content
+
+    def _count_failure(self, failure: StoreUnavailable, path: str) -> None:
+        if not self._is_failure_of_store(failure):
+            self._breaker.succeeded()
+        elif self._breaker.failed(None if failure.is_unreachable else path):
+            try:
+                self._run_check(self._check_store)
+            except RuntimeError:  # the system allows no more threads
+                self._check_store()
+
+    def _is_failure_of_store(self, failure: StoreUnavailable) -> bool:
+        """Return whether the failure may open the circuit breaker.
+
+        An only store is asked as long as it can be reached: to pause it would also refuse the files that it can send.
+        """
+        return failure.is_unreachable or not self.is_only
+
+    def _check_store(self) -> None:
+        """Request nix-cache-info, to distinguish a failing store from failing files."""
+        try:
+            read_file(self.store, "nix-cache-info", CACHE_INFO_LIMIT)
+        except StoreUnavailable as failure:
+            if self._is_failure_of_store(failure):
+                self._breaker.check_failed()
+                return
+        except StoreError:  # for example FileNotInStore: any other answer shows that the store works
+            pass
+        self._breaker.succeeded()
 
     def soon(self, call: Callable[[], T]) -> Callable[[], T]:
         """Begin a call to the store in a background thread. Returns a function that waits for it and returns its result.
