@@ -86,7 +86,7 @@ class BinaryCache:
         self._proof = AddressProof(self._source.whole, on_mismatch=self._lookup.demote)
         self._trace = trace
         self._listings: LruMemory[tuple[str, str], KnownListing] = LruMemory(LISTING_MEMORY, clock=clock)
-        self._listing_flights: SingleFlight[tuple[str, str], KnownListing] = SingleFlight()
+        self._listing_flights: SingleFlight[str, KnownListing] = SingleFlight()
 
     @classmethod
     def from_settings(
@@ -338,7 +338,7 @@ class BinaryCache:
             if cached is not None:
                 known = KnownListing(cached, verified=True)
                 self._remember_listing(key, known)
-        return known or self._listing_flights.do(key, partial(self._find_listing, info, key))
+        return known or self._listing_flights.do(info.nar_source, partial(self._find_listing, info, key))
 
     def _find_listing(self, info: PathInfo, key: tuple[str, str]) -> KnownListing:
         listing = None if self._strict else self._stored_listing(info)

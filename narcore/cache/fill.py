@@ -41,6 +41,7 @@ class Fill:
         self._last_progress = time.monotonic()
         self._readers = 0
         self._available = 0
+        self._is_read = False  # whether readers may have read from the part file
         self._listing: NarListing | None = None
         self._error: BaseException | None = None
         self._closed = False  # for new readers
@@ -99,6 +100,7 @@ class Fill:
         with self._lock:
             while self._listing is None and (self._error is not None or self._available < stop):
                 self._wait_for(stop)
+            self._is_read = True
             return self.part.key.size if self._listing is not None else self._available
 
     def read_now(self, start: int, stop: int) -> bytes:
@@ -143,6 +145,7 @@ class Fill:
                     return stop
                 ready = min(self._available, stop - 1)
                 if ready > position:
+                    self._is_read = True
                     return ready
                 # The last byte comes when the fill ends.
                 self._wait_for(position + 1 if position + 1 < stop else sys.maxsize)
@@ -198,9 +201,16 @@ class Fill:
                     self._fetch, publish=self._publish, give_up=self._give_up
                 )
             except LeaderGaveUp:
-                if self._available:  # readers may have read from the file that was removed
+                if not self._starts_over():
                     raise
                 self.part.close()
+
+    def _starts_over(self) -> bool:
+        """Forget the bytes of a part file that was removed; return False if readers may have read some of them."""
+        with self._lock:
+            if not self._is_read:
+                self._available = 0
+            return not self._is_read
 
     def _follow(self) -> None:
         """Watch the file grow until its lock is free."""

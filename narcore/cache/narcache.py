@@ -62,7 +62,8 @@ class NarCache:
         self._slots = Slots(self.layout, max_fills, patience=patience)
         self._verifier = Verifier()
         self._lock = threading.Lock()
-        self._fills: dict[NarKey, Fill] = {}
+        # By NAR and source. Fills of one NAR from several sources use one part file, as if they were in several processes.
+        self._fills: dict[tuple[NarKey, str], Fill] = {}
         # All fills that run, also those that new readers can't join any more. A second fill of the same NAR may have begun.
         self._running: set[Fill] = set()
         self._fetched = 0  # bytes, by fills that have ended
@@ -169,10 +170,10 @@ class NarCache:
 
     # --- fills
 
-    def joinable(self, key: NarKey) -> Fill | None:
-        """Return the running fill of a NAR in this process, or None. Joins it: the caller must ``leave`` it."""
+    def joinable(self, key: NarKey, *, source: str = "") -> Fill | None:
+        """Return the running fill of a NAR from ``source`` in this process, or None. Joins it: the caller must ``leave`` it."""
         with self._lock:
-            fill = self._fills.get(key)
+            fill = self._fills.get((key, source))
             if fill is None or not fill.join():
                 return None
         self._note("join", key)
@@ -181,8 +182,9 @@ class NarCache:
     def fill(self, key: NarKey, fetch: Fetch, *, source: str = "") -> Fill:
         """Return the fill of a NAR; starts one with ``fetch`` if there is none. Joins it: the caller must ``leave`` it.
 
-        Raises CacheFailure if the NAR is larger than the whole cache, or the error of a fill from the same ``source`` (the URL of
-        a store) that failed a few seconds ago.
+        ``source`` names the file that ``fetch`` reads. A fill from another source does not fail because of a damaged file here.
+        Raises CacheFailure if the NAR is larger than the whole cache, or the error of a fill from the same source that failed a
+        few seconds ago.
         """
         if key.size > self.limit:
             raise CacheFailure(f"a NAR of {key.size} bytes is larger than the cache")
@@ -199,8 +201,7 @@ class NarCache:
     def bytes_fetched(self, key: NarKey) -> int:
         """Return how many bytes of a NAR its running fill has, fetched by this or another process; 0 if there is no fill here."""
         with self._lock:
-            fill = self._fills.get(key)
-            return fill.available if fill is not None else 0
+            return max((fill.available for (nar, _source), fill in self._fills.items() if nar == key), default=0)
 
     def total_bytes_fetched(self) -> int:
         """Return how many bytes all fills of this process have received. It grows as long as bytes arrive."""
@@ -209,13 +210,13 @@ class NarCache:
 
     def _join_or_make(self, key: NarKey, fetch: Fetch, source: str) -> tuple[Fill, bool]:
         with self._lock:
-            fill = self._fills.get(key)
+            fill = self._fills.get((key, source))
             if fill is not None and fill.join():
                 return fill, False
             part = PartFile(
                 self.layout, key, source=source, limit=self.limit, slots=self._slots, on_evict=self._evicted
             )
-            fill = self._fills[key] = Fill(part, fetch, on_end=self._ended)
+            fill = self._fills[key, source] = Fill(part, fetch, on_end=self._ended)
             self._running.add(fill)
             fill.join()
             return fill, True
@@ -228,8 +229,8 @@ class NarCache:
         with self._lock:
             self._running.discard(fill)
             self._fetched += fill.available
-            if self._fills.get(key) is fill:
-                del self._fills[key]
+            if self._fills.get((key, fill.part.source)) is fill:
+                del self._fills[key, fill.part.source]
         if isinstance(error, CacheFailure) and not isinstance(error, NoReadersLeft | LeaderGaveUp):
             self._warn_once(str(error))
         if not isinstance(error, NoReadersLeft):

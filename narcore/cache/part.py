@@ -27,7 +27,7 @@ GiveUp = Callable[[Callable[[], bool]], bool]
 
 
 class PartFile:
-    """A part file, as one process uses it. Only ``read`` is thread-safe. ``source`` is the store that it fetches the NAR from."""
+    """A part file, as one process uses it. Only ``read`` is thread-safe. ``source`` names the file that it fetches the NAR from."""
 
     def __init__(
         self,

@@ -91,9 +91,12 @@ class NarSource:
 
     def _fill(self, cache: NarCache, info: PathInfo) -> Fill:
         """Join the running fill, or start a new one."""
-        return cache.joinable(info.nar_key) or cache.fill(
-            info.nar_key, partial(self._streams.open, info), source=info.store.url
+        return self._joinable(cache, info) or cache.fill(
+            info.nar_key, partial(self._streams.open, info), source=info.nar_source
         )
+
+    def _joinable(self, cache: NarCache, info: PathInfo) -> Fill | None:
+        return cache.joinable(info.nar_key, source=info.nar_source)
 
     # --- NARs held open
 
@@ -122,7 +125,7 @@ class NarSource:
         if self._cache is None:
             return self._uncached(info, known, node, start, stop)
         # Look for a fill first, and then on the disk: a fill that ends in between has put the NAR there.
-        fill = self._cache.joinable(info.nar_key)
+        fill = self._joinable(self._cache, info)
         if fill is None:
             cached = self._cached(self._cache, info, known, start, stop)
             if cached is not None:
