@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 
 from narcore.cache import failures
 from narcore.cache.errors import LeaderGaveUp, NoReadersLeft, as_cache_failure
@@ -12,7 +13,9 @@ from narcore.cache.eviction import Entry, RecentEvictions, make_room
 from narcore.cache.layout import DURABLE, THIS_BOOT, Layout, NarKey, is_verified, mark
 from narcore.cache.listings import load_listing, new_listing
 from narcore.cache.locks import OPEN_FLAGS, READ_FLAGS, is_still_at, try_lock, unlock
+from narcore.cache.pace import Pace
 from narcore.cache.slots import Slot, Slots
+from narcore.concurrency.closing import Stage, close
 from narcore.concurrency.readahead import ReadAhead
 from narcore.errors import CapacityError, IntegrityError, NarcoreError
 from narcore.formats.listing import ListingBuilder, NarListing
@@ -20,6 +23,8 @@ from narcore.formats.nar.parser import NarParser
 
 # A fill without readers continues if at most this many bytes are left: a reader may come soon.
 NEARLY_DONE = 8 << 20
+
+TICK_SECONDS = 1.0  # how often a fill that receives nothing checks whether it is slow
 
 Fetch = Callable[[], Iterator[bytes]]
 Publish = Callable[[int], None]
@@ -124,9 +129,15 @@ class PartFile:
         Raises CapacityError, CacheFailure or NoReadersLeft, and the errors of ``fetch``.
         """
         try:
-            with as_cache_failure(), self._slots.hold(partial(self._find_room, give_up, RecentEvictions())):
-                listing = self._download(fetch, publish, give_up)
-                self._add_to_cache(listing)
+            with as_cache_failure():
+                self._check_has_readers(give_up, 0)
+                chunks = _begun(fetch())
+                try:
+                    with self._slots.hold(partial(self._find_room, give_up, RecentEvictions())) as slot:
+                        listing = self._download(chunks, slot, publish, give_up)
+                        self._add_to_cache(listing)
+                finally:
+                    chunks.close()
         except BaseException as error:
             self._discard(error)
             raise
@@ -139,25 +150,35 @@ class PartFile:
         self._on_evict(evicted or recent.take_unreported())
         return evicted is not None
 
-    def _download(self, fetch: Fetch, publish: Publish, give_up: GiveUp) -> NarListing:
+    def _download(self, source: Iterator[bytes], slot: Slot, publish: Publish, give_up: GiveUp) -> NarListing:
         if self.size() > self.key.size:  # not written by a fill of this NAR
             os.ftruncate(self._fd, 0)
         parser, builder = NarParser(contents=False), ListingBuilder()
         position, present = 0, self.size()
-        chunks = ReadAhead(fetch())
+        chunks, pace = ReadAhead(source), Pace()
         try:
-            for chunk in chunks:
+            while True:
+                while not chunks.is_ready(TICK_SECONDS):
+                    self._check_pace(pace, position, slot)
+                chunk = next(chunks, None)
+                if chunk is None:
+                    break
                 parser.receive_data(chunk)
                 builder.add_all(parser.events())
                 self._write(chunk, position, present)
                 position += len(chunk)
                 publish(position)
                 self._check_has_readers(give_up, position)
+                self._check_pace(pace, position, slot)
         finally:
             chunks.close()
         parser.receive_eof()
         builder.add_all(parser.events())
         return builder.finish()
+
+    def _check_pace(self, pace: Pace, position: int, slot: Slot) -> None:
+        if pace.is_slow(position):
+            self._slots.release_slow(slot)
 
     def _write(self, chunk: bytes, position: int, present: int) -> None:
         """Write a chunk. Bytes that a previous, failed fill has written must be the same: readers may have received them."""
@@ -223,6 +244,20 @@ class PartFile:
                     _make_durable(fd)
                 finally:
                     os.close(fd)
+
+
+def _begun(chunks: Iterator[bytes]) -> Stage:
+    """Wait for the first chunk, and return all chunks.
+
+    A fill takes a slot only then: a store that does not answer must not keep the slots from NARs of other stores. Each waiting fill
+    has one chunk in memory.
+    """
+    try:
+        first = next(chunks, b"")
+    except BaseException:
+        close(chunks)
+        raise
+    return Stage(chain([first] if first else [], chunks), chunks)
 
 
 def _make_durable(fd: int) -> None:
