@@ -14,6 +14,7 @@ exit codes.
     │  ├ FileNotInStore  ├ StoreForbidden  ├ RangeNotSupported
     │  └ StoreUnavailable
     │     ├ StoresUnavailable      several stores: some could not be asked, and the others don't have the path
+    │     ├ StoreUnresponsive      enough requests wait for it already: try again later
     │     └ StoreTimeout           └ StoresTimeout
     ├ PathError                    the store path exists, but the path inside it can't be served
     │  ├ NoSuchNode  ├ NotADirectory  ├ SymlinkLoop  ├ OutsideStore  └ InOtherStorePath
@@ -128,6 +129,14 @@ class StoreUnavailable(StoreError):
 
 class StoreTimeout(StoreUnavailable):
     """The store timed out."""
+
+
+class StoreUnresponsive(StoreUnavailable):
+    """The store sends nothing, and as many requests as allowed wait for it; try again after ``retry_after`` seconds."""
+
+    def __init__(self, message: str, *, retry_after: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class StoresUnavailable(StoreUnavailable):

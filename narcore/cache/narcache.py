@@ -28,6 +28,7 @@ from narcore.concurrency.lru import LruMemory
 from narcore.concurrency.singleflight import SingleFlight
 from narcore.errors import CacheFailure, CapacityError, NarcoreError
 from narcore.formats.listing import NarListing
+from narcore.stores.waits import StoreWaits
 from narcore.trace import Trace, silent
 
 log = logging.getLogger("narcore.cache")
@@ -43,7 +44,8 @@ UNPACK_TRIES = 3  # how often to unpack a file that is evicted before it can be 
 class NarCache:
     """NARs by their hash. Thread-safe, and safe to use from several processes.
 
-    ``size`` returns the limit in bytes for the directory, which exists when it is called. The constructor and all methods raise
+    ``size`` returns the limit in bytes for the directory, which exists when it is called. ``waits`` limits how many readers wait
+    for a store that sends nothing; they get StoreUnresponsive. The constructor and all methods raise
     CacheFailure if the directory can't be used.
     """
 
@@ -55,7 +57,9 @@ class NarCache:
         max_fills: int,
         patience: float = FILL_PATIENCE,
         trace: Trace = silent,
+        waits: StoreWaits | None = None,
     ) -> None:
+        self._waits = waits or StoreWaits()
         self.layout = Layout(directory)
         self.counters = Counters(self.layout)
         self._trace = trace
@@ -179,12 +183,12 @@ class NarCache:
         self._note("join", key)
         return fill
 
-    def fill(self, key: NarKey, fetch: Fetch, *, source: str = "") -> Fill:
+    def fill(self, key: NarKey, fetch: Fetch, *, source: str = "", store: str = "") -> Fill:
         """Return the fill of a NAR; starts one with ``fetch`` if there is none. Joins it: the caller must ``leave`` it.
 
-        ``source`` names the file that ``fetch`` reads. A fill from another source does not fail because of a damaged file here.
-        Raises CacheFailure if the NAR is larger than the whole cache, or the error of a fill from the same source that failed a
-        few seconds ago.
+        ``source`` names the file that ``fetch`` reads, ``store`` is the URL of its store. A fill from another source does not fail
+        because this file is damaged. Raises CacheFailure if the NAR is larger than the whole cache, or the error of a fill from
+        the same source that failed a few seconds ago.
         """
         if key.size > self.limit:
             raise CacheFailure(f"a NAR of {key.size} bytes is larger than the cache")
@@ -192,7 +196,7 @@ class NarCache:
         if remembered is not None:
             raise copy.copy(remembered)
         self._reserve.release_for(key.size)
-        fill, begun = self._join_or_make(key, fetch, source)
+        fill, begun = self._join_or_make(key, fetch, source, store)
         self._note("miss" if begun else "join", key)
         if begun:
             fill.start()
@@ -208,7 +212,7 @@ class NarCache:
         with self._lock:
             return self._fetched + sum(fill.available for fill in self._running)
 
-    def _join_or_make(self, key: NarKey, fetch: Fetch, source: str) -> tuple[Fill, bool]:
+    def _join_or_make(self, key: NarKey, fetch: Fetch, source: str, store: str) -> tuple[Fill, bool]:
         with self._lock:
             fill = self._fills.get((key, source))
             if fill is not None and fill.join():
@@ -216,7 +220,7 @@ class NarCache:
             part = PartFile(
                 self.layout, key, source=source, limit=self.limit, slots=self._slots, on_evict=self._evicted
             )
-            fill = self._fills[key, source] = Fill(part, fetch, on_end=self._ended)
+            fill = self._fills[key, source] = Fill(part, fetch, store=store, waits=self._waits, on_end=self._ended)
             self._running.add(fill)
             fill.join()
             return fill, True

@@ -80,6 +80,14 @@ class PartFile:
     def size(self) -> int:
         return os.fstat(self._fd).st_size
 
+    def state(self) -> tuple[int, int]:
+        """Return the size, and a number that changes with each write and while the process that writes it waits for a slot."""
+        status = os.fstat(self._fd)
+        return status.st_size, status.st_mtime_ns
+
+    def _touch(self) -> None:
+        os.utime(self._fd)
+
     def read(self, start: int, stop: int) -> bytes:
         with as_cache_failure():
             return os.pread(self._fd, stop - start, start)
@@ -133,7 +141,8 @@ class PartFile:
                 self._check_has_readers(give_up, 0)
                 chunks = _begun(fetch())
                 try:
-                    with self._slots.hold(partial(self._find_room, give_up, RecentEvictions())) as slot:
+                    find_room = partial(self._find_room, give_up, RecentEvictions())
+                    with self._slots.hold(find_room, on_wait=self._touch) as slot:
                         listing = self._download(chunks, slot, publish, give_up)
                         self._add_to_cache(listing)
                 finally:

@@ -51,13 +51,15 @@ class Slots:
         self._patience = patience
 
     @contextmanager
-    def hold(self, find_room: Callable[[Slot], bool]) -> Generator[Slot]:
+    def hold(self, find_room: Callable[[Slot], bool], *, on_wait: Callable[[], None] = lambda: None) -> Generator[Slot]:
         """Hold a slot for which ``find_room`` has found and reserved room. Waits for a slot and for room.
+
+        While it waits, it calls ``on_wait`` several times per second.
 
         Raises CapacityError if there is no slot in time, CacheFailure if there is no room in time, and OSError if the directory
         can't be written to.
         """
-        slot = self._take(find_room)
+        slot = self._take(find_room, on_wait)
         try:
             yield slot
         finally:
@@ -72,7 +74,7 @@ class Slots:
             with locked(self._layout.lock):  # while other fills look for room, the reservation must not disappear
                 slot.become_slow(fd)
 
-    def _take(self, find_room: Callable[[Slot], bool]) -> Slot:
+    def _take(self, find_room: Callable[[Slot], bool], on_wait: Callable[[], None]) -> Slot:
         deadline = time.monotonic() + self._patience
         while True:
             slot = self._try_take()
@@ -84,6 +86,7 @@ class Slots:
                         "running downloads, or evicted files that are still open, leave no room in the cache"
                     )
                 raise CapacityError(f"{self._count} downloads are running, which is the limit", retry_after=10)
+            on_wait()
             time.sleep(NO_ROOM_POLL_SECONDS if slot else POLL_SECONDS)
 
     def _try_take(self) -> Slot | None:

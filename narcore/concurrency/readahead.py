@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Iterator
 
+from narcore.concurrency.background import BackgroundThread
 from narcore.concurrency.closing import close
 
 # With chunks of 256 KiB this limits the memory to 1 MiB per stream.
@@ -46,7 +47,7 @@ class ReadAhead(Iterator[bytes]):
 
     def _start(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="readahead", daemon=True)
+            self._thread = BackgroundThread(self._run, name="readahead")
             self._thread.start()
 
     def _take(self) -> bytes | None:

@@ -6,16 +6,25 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from functools import partial
 from typing import Self, TypeVar
 from urllib.parse import parse_qs
 
 from narcore.concurrency.background import call_in_background
-from narcore.errors import FileNotInStore, NarcoreError, SettingsError, StoreError, StoreUnavailable
+from narcore.errors import (
+    FileNotInStore,
+    NarcoreError,
+    SettingsError,
+    StoreError,
+    StoreUnavailable,
+    StoreUnresponsive,
+)
 from narcore.formats.cacheinfo import CacheInfo
 from narcore.lookup.breaker import CircuitBreaker
 from narcore.stores import open_store
 from narcore.stores.base import BinaryCacheStore, read_file
 from narcore.stores.traced import TracedStore
+from narcore.stores.waits import CountedStore, StoreWaits
 from narcore.trace import Trace, silent
 
 log = logging.getLogger("narcore.lookup")
@@ -46,9 +55,14 @@ class Substituter:
         trusted: bool = False,
         clock: Callable[[], float] = time.monotonic,
         run_check: Callable[[Callable[[], None]], object] = call_in_background,
+        waits: StoreWaits | None = None,
     ) -> None:
-        """Create a substituter. ``run_check`` runs the check of a store that keeps failing, without delaying the request."""
-        self.store = store
+        """Create a substituter. ``run_check`` runs the check of a store that keeps failing, without delaying the request.
+
+        ``waits`` limits how many requests wait for the store while it sends nothing.
+        """
+        self._waits = waits or StoreWaits()
+        self.store = store if waits is None else CountedStore(store, waits)
         self.trusted = trusted
         self.is_only = False  # whether there is no other store to ask instead; set by Lookup
         self._priority = priority
@@ -64,13 +78,13 @@ class Substituter:
         self._info_requested_at = self._ask_again_at = 0.0
 
     @classmethod
-    def open(cls, url: str, *, trace: Trace = silent) -> Self:
+    def open(cls, url: str, *, trace: Trace = silent, waits: StoreWaits | None = None) -> Self:
         """Open the store of a store URL, with its parameters ``priority`` and ``trusted``. Raises SettingsError."""
         parameters = parse_qs(url.partition("?")[2], keep_blank_values=True)
         store = open_store(url)
         if trace is not silent:
             store = TracedStore(store, trace)
-        return cls(store, priority=_priority(parameters), trusted=_flag(parameters, "trusted"))
+        return cls(store, priority=_priority(parameters), trusted=_flag(parameters, "trusted"), waits=waits)
 
     @property
     def url(self) -> str:
@@ -147,7 +161,7 @@ class Substituter:
         return self._breaker.is_open
 
     def read(self, path: str, limit: int) -> bytes:
-        """Return the contents of a small file. Raises StoreError.
+        """Return the contents of a small file. Raises StoreError, and StoreUnresponsive if too many requests wait for the store.
 
         While the circuit breaker is open, the exception has the class of the store's last error.
         """
@@ -155,7 +169,9 @@ class Substituter:
             kind = type(self._last_failure) if self._last_failure else StoreUnavailable
             raise kind(f"circuit breaker is open; not asking {self.url}; last error: {self._last_failure}")
         try:
-            content = read_file(self.store, path, limit)
+            content = self._waits.call(self.url, partial(read_file, self.store, path, limit))
+        except StoreUnresponsive:
+            raise  # the store has not failed yet: another request waits for it, and will report how that ends
         except StoreUnavailable as failure:
             # A copy has no traceback, which would keep the data that was being read.
             self._last_failure = copy.copy(failure)
@@ -199,17 +215,29 @@ class Substituter:
     def soon(self, call: Callable[[], T]) -> Callable[[], T]:
         """Begin a call to the store in a background thread. Returns a function that waits for it and returns its result.
 
-        If too many calls to this store are running, the call begins only when its result is requested.
+        If too many calls to this store are running, or too many requests wait for it, the call begins only when its result is
+        requested.
         """
-        if not self._calls.acquire(blocking=False):
+        if self._waits.is_full(self.url) or not self._calls.acquire(blocking=False):
             return call
+        thread: list[int] = []
+
+        def run() -> T:
+            thread.append(threading.get_ident())
+            return call()
+
         try:
-            flight = call_in_background(call)
+            flight = call_in_background(run)
         except RuntimeError:  # the system allows no more threads
             self._calls.release()
             return call
         flight.add_done_callback(lambda _flight: self._calls.release())
-        return flight.result
+
+        def result() -> T:
+            self._waits.wait(flight, lambda: thread[0] if thread else None)
+            return flight.result()
+
+        return result
 
 
 def _priority(parameters: dict[str, list[str]]) -> int | None:
