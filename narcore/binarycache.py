@@ -25,6 +25,7 @@ from narcore.errors import (
     SettingsError,
     StoreError,
     StorePathError,
+    StoreUnresponsive,
 )
 from narcore.formats.listing import Kind, NarListing
 from narcore.formats.narinfo import NarInfo
@@ -360,7 +361,12 @@ class BinaryCache:
             if cached is not None:
                 known = KnownListing(cached, verified=True)
                 self._remember_listing(key, known)
-        return known or self._listing_flights.do(info.nar_source, partial(self._find_listing, info, key))
+        if known is not None:
+            return known
+        try:
+            return self._listing_flights.do(info.nar_source, partial(self._find_listing, info, key))
+        except StoreUnresponsive:  # what others wait for; another store may have the NAR
+            return self._find_listing(info, key)
 
     def _find_listing(self, info: PathInfo, key: tuple[str, str]) -> KnownListing:
         listing = None if self._strict else self._stored_listing(info)

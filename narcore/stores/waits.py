@@ -108,31 +108,36 @@ class StoreWaits:
             thread.append(threading.get_ident())
             return work()
 
-        try:
-            future = call_in_background(run)
-        except RuntimeError:  # the system allows no more threads
-            return work()
-        try:
-            self.wait(future, lambda: thread[0] if thread else None)
-        except StoreUnresponsive:
-            if discard is not None:
-                future.add_done_callback(partial(_discard, discard))
-            raise
+        # The wait begins before the call: requests that share this one begin later, and stop waiting earlier.
+        with self.following(lambda: thread[0] if thread else None):
+            try:
+                future = call_in_background(run)
+            except RuntimeError:  # the system allows no more threads
+                return work()
+            try:
+                self._wait(future)
+            except StoreUnresponsive:
+                if discard is not None:
+                    future.add_done_callback(partial(_discard, discard))
+                raise
         return future.result()
 
     # --- threads that wait for another thread
 
     def wait(self, future: Future[T], thread: GetThread) -> None:
         """Wait until ``future`` is done, which a thread works on. Raises StoreUnresponsive if this wait is one too many."""
-        seconds = None if self._limit is None else CHECK_SECONDS
         with self.following(thread):
-            while True:
-                try:
-                    future.exception(timeout=seconds)
-                except TimeoutError:
-                    self.check()
-                else:
-                    return
+            self._wait(future)
+
+    def _wait(self, future: Future[T]) -> None:
+        seconds = None if self._limit is None else CHECK_SECONDS
+        while True:
+            try:
+                future.exception(timeout=seconds)
+            except TimeoutError:
+                self.check()
+            else:
+                return
 
     @contextmanager
     def following(self, thread: GetThread, *, may_refuse: bool = True) -> Generator[None]:
@@ -182,12 +187,15 @@ class StoreWaits:
     def _entered(self, wait: _Wait) -> Generator[None]:
         me = threading.get_ident()
         with self._lock:
+            outer = self._waits.get(me)  # of a call that could not run in the background
             self._waits[me] = wait
         try:
             yield
         finally:
             with self._lock:
                 del self._waits[me]
+                if outer is not None:
+                    self._waits[me] = outer
 
     def _count(self, store: str, *, before: ThreadId | None = None) -> int:
         """Return how many requests wait for a silent store, or how many of them began before that of a thread."""
