@@ -9,7 +9,7 @@ import queue
 
 from narcore.concurrency.background import BackgroundThread
 
-# How many chunks wait for the hashing thread. With chunks of 256 KiB this limits the memory to 2 MiB per stream.
+# At most this many chunks wait for the hashing thread. With chunks of 256 KiB this limits the memory to 2 MiB per stream.
 QUEUE_LENGTH = 8
 
 

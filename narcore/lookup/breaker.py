@@ -7,14 +7,14 @@ from collections.abc import Callable
 log = logging.getLogger("narcore.lookup")
 
 # The store is checked after failures of this many different files in a row. If the check fails, the circuit breaker opens. Each
-# further failed attempt doubles the pause.
+# failed attempt after a pause doubles the next pause.
 FAILURES = 3
 PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 300.0
 
 
 class CircuitBreaker:
-    """Decides whether a store is asked, so that not every request waits for the timeout of a failing store. Thread-safe.
+    """Decides whether a store may be asked, so that requests do not all wait for the timeout of a failing store. Thread-safe.
 
     One broken file does not open it: it counts different files, and the caller checks the store itself before it opens.
     ``url`` names the store in the log, which gets a line when the breaker opens and when it closes. ``clock`` returns seconds.
@@ -46,7 +46,7 @@ class CircuitBreaker:
             if self._clock() < self._open_until:
                 return False
             self._on_trial = True
-            self._open_until = self._clock() + self._pause  # if the trial never reports, another trial is allowed
+            self._open_until = self._clock() + self._pause  # if the trial never reports, another is allowed then
             return True
 
     def succeeded(self) -> None:
