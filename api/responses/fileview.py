@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 from werkzeug.wrappers import Request
 
+from api.http.basis import PAGE
 from api.http.mediatypes import PLAIN, SNIFF_LENGTH, type_by_content, type_by_name
 from api.http.negotiation import HTML
 from api.http.noderef import NodeRef
 from api.http.text import quote_path
-from api.responses.base import Response, cache_forever, not_modified, safe_headers, set_validators
+from api.responses.base import Response, not_modified, safe_headers, set_validators
 from api.responses.body import Read
 from api.responses.templates import PAGE_CSP, render, streamed, templates_version
 from api.view.elf import MAGIC, ElfFacts, elf_facts
@@ -62,7 +63,7 @@ def view_response(request: Request, node: Node, ref: NodeRef, read: Read, *, pre
     version = f"{templates_version()} {_ETAG_VERSION} {highlighter()}"
     validators = ref.validators(f"view {version} {view.mode} {view.requested_page}")
     headers = safe_headers(PAGE_CSP)
-    cache_forever(headers)
+    headers["Cache-Control"] = PAGE
     set_validators(headers, validators)
     unchanged = not_modified(request, validators, headers)
     if unchanged:

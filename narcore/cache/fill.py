@@ -26,6 +26,8 @@ STALL_SECONDS = 120.0  # readers time out after this time without a byte; longer
 
 Check = Callable[[NarListing], None]
 
+_Waiting = tuple[int, int, threading.Condition]  # the number of bytes, a unique number, and the condition to notify
+
 
 class Fill:
     """One NAR that is being fetched. ``NarCache.fill`` creates or finds the fill, and joins it for the caller. Thread-safe."""
@@ -35,9 +37,7 @@ class Fill:
         self._fetch = fetch
         self._on_end = on_end
         self._lock = threading.Lock()
-        self._waiting: list[
-            tuple[int, int, threading.Condition]
-        ] = []  # a heap, ordered by the number of bytes that each waits for
+        self._waiting: list[_Waiting] = []  # a heap, ordered by the number of bytes that each waits for
         self._last_progress = time.monotonic()
         self._readers = 0
         self._available = 0
@@ -89,6 +89,17 @@ class Fill:
         with self._lock:
             while self._listing is None:
                 self._wait_for(sys.maxsize)
+            return self._listing
+
+    def wait_at_most(self, seconds: float) -> NarListing | None:
+        """Like `wait`, but return None if the NAR is not complete after that time."""
+        with self._lock:
+            if self._listing is None and self._error is None:
+                entry = self._wait_entry(sys.maxsize)
+                if not entry[2].wait(seconds):
+                    self._forget(entry)
+            if self._error is not None:
+                raise copy.copy(self._error)
             return self._listing
 
     def wait_until(self, stop: int) -> int:
@@ -154,14 +165,22 @@ class Fill:
         """
         if self._error is not None:
             raise copy.copy(self._error)  # a copy: a shared one would collect the traceback of each reader
+        entry = self._wait_entry(available)
+        while not entry[2].wait(STALL_SECONDS) and entry in self._waiting:
+            if time.monotonic() - self._last_progress >= STALL_SECONDS:
+                self._forget(entry)
+                raise StoreTimeout("no byte of the NAR arrived for two minutes")
+
+    def _wait_entry(self, available: int) -> _Waiting:
         condition = threading.Condition(self._lock)
         entry = (available, id(condition), condition)
         heapq.heappush(self._waiting, entry)
-        while not condition.wait(STALL_SECONDS) and entry in self._waiting:
-            if time.monotonic() - self._last_progress >= STALL_SECONDS:
-                self._waiting.remove(entry)
-                heapq.heapify(self._waiting)
-                raise StoreTimeout("no byte of the NAR arrived for two minutes")
+        return entry
+
+    def _forget(self, entry: _Waiting) -> None:
+        if entry in self._waiting:
+            self._waiting.remove(entry)
+            heapq.heapify(self._waiting)
 
     def _wake(self, available: int) -> None:
         while self._waiting and self._waiting[0][0] <= available:
