@@ -1,6 +1,5 @@
 """The response to a request for one node of a store path: a file, a page, a listing, an archive or a redirect."""
 
-from contextlib import closing
 from dataclasses import dataclass
 
 from flask import Request
@@ -157,7 +156,7 @@ class _Answer:
         )
 
     def _listing(self, node: Node, path: str) -> Response:
-        extras = Extras(self.asked.info if not path.strip("/") else None, self._whole_file if self._is_cheap else None)
+        extras = Extras(self.asked.info if not path.strip("/") else None, self.reads.whole if self._is_cheap else None)
         return listing_response(
             self.asked.request, self.listing, node, self._ref(node, path), prefix=self._prefix, extras=extras
         )
@@ -177,10 +176,6 @@ class _Answer:
     def _is_cheap(self) -> bool:
         """Whether reading a file that was not requested, such as a README, is cheap enough."""
         return self.reads.accessor.is_cached or self.asked.info.narinfo.nar_size <= CHEAP_NAR
-
-    def _whole_file(self, node: Node) -> bytes:
-        with closing(self.reads.accessor.read(node)) as content:
-            return b"".join(content)
 
     def _ref(self, node: Node, path: str) -> NodeRef:
         used = self.listing.fingerprint(node)

@@ -1,9 +1,10 @@
 """The reads of one response: which bytes of the NAR it uses, and whether they are verified."""
 
+from contextlib import closing
 from functools import partial
 
 from api.responses.body import Read
-from narcore.errors import IntegrityError
+from narcore.errors import IntegrityError, NarcoreError
 from narcore.formats.listing import Node
 from narcore.nars.accessor import NarAccessor, NarBytes
 
@@ -27,6 +28,18 @@ class Reads:
         """Return an accessor for a response that consists of a whole subtree."""
         self._needs_bytes = True
         return self.accessor
+
+    def whole(self, node: Node) -> bytes:
+        """Return all bytes of a small file that the response shows if possible, such as a README.
+
+        Raises the errors of reading. The response is then unverified: the error may be that the listing is wrong.
+        """
+        try:
+            with closing(self.accessor.read(node)) as content:
+                return b"".join(content)
+        except NarcoreError:
+            self._any, self._all_verified = True, False
+            raise
 
     def seal(self) -> bool:
         """Return whether the response rests on verified data. If so, later reads that are not verified raise IntegrityError.

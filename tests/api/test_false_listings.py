@@ -150,3 +150,12 @@ def test_a_listing_is_answered_without_fetching_the_nar(tmp_path: Path) -> None:
             assert got is not None
             assert got.cache_control == UNVERIFIED
         assert not store.begun.is_set()
+
+
+def test_a_page_whose_readme_shows_that_the_listing_is_wrong_claims_nothing(truth: FlaskClient, tmp_path: Path) -> None:
+    asked = Asked(f"{ROOT}/")
+    with serving(MemoryStore(files_of(LIES["a file is empty"], "zstd")), tmp_path / "nars") as client:
+        got = ask(client, asked)
+        assert got is not None
+        assert (got.cache_control, got.etag, got.checks) == ("no-store", None, "")
+        assert ask(client, asked) == ask(truth, asked)
