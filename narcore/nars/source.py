@@ -30,11 +30,11 @@ from narcore.trace import Trace
 
 OnListing = Callable[[PathInfo, NarListing], None]
 
-# The largest NAR, in bytes, that is fetched only to make sure that a file is empty: fetching it takes about a second.
+# How many bytes of a NAR are fetched, or waited for, only to read its listing: this takes about a second.
 SMALL_NAR = 16 << 20
 
-# How many seconds an answer that needs only the listing waits for a NAR that is being fetched. Most NARs arrive within this time.
-# A user who browses a store path while a large NAR arrives notices a longer delay on each page.
+# How many seconds an answer that needs only the listing waits for the last SMALL_NAR bytes of a NAR that is being fetched. A user
+# who browses a store path while its NAR arrives would notice a longer delay on each page.
 ARRIVAL_SECONDS = 2.0
 
 
@@ -83,7 +83,7 @@ class NarSource:
         return NarListing.from_events(parse_nar(self._streams.open(info), contents=False))
 
     def nar_listing(self, info: PathInfo, *, fetch_small: bool) -> NarListing | None:
-        """Return the listing made from the NAR itself if the NAR is cached, or complete after at most ARRIVAL_SECONDS.
+        """Return the listing made from the NAR itself if the NAR is cached, or arrives within a moment (see ARRIVAL_SECONDS).
 
         With ``fetch_small``, fetches a NAR of up to SMALL_NAR bytes, and raises the errors of fetching. Otherwise returns None.
         """
@@ -98,7 +98,8 @@ class NarSource:
         if fill is None:
             return cache.listing(info.nar_key)
         try:
-            return fill.wait_at_most(ARRIVAL_SECONDS)
+            left = info.narinfo.nar_size - fill.available
+            return fill.wait_at_most(ARRIVAL_SECONDS if left <= SMALL_NAR else 0.0)
         except NarcoreError:
             return None
         finally:

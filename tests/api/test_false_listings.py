@@ -113,7 +113,10 @@ def test_verification_changes_only_the_lifetime_and_the_word_content(tmp_path: P
     assert lifetimes == {UNVERIFIED, PAGE, FOREVER}
 
 
-def test_a_listing_waits_a_moment_for_the_nar_that_arrives(truth: FlaskClient, tmp_path: Path) -> None:
+def test_a_listing_waits_a_moment_for_the_nar_that_arrives(
+    truth: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "ARRIVAL_SECONDS", 30)
     store = GatedStore(files_of(LIES["a file is empty"], "zstd"))
     asked = Asked(f"{ROOT}/data?format=json")
     with serving(store, tmp_path / "nars") as client:
@@ -121,6 +124,11 @@ def test_a_listing_waits_a_moment_for_the_nar_that_arrives(truth: FlaskClient, t
         reader = threading.Thread(target=ask, args=(client, Asked(f"{ROOT}/zero")))
         reader.start()
         assert store.begun.wait(10)
+        with monkeypatch.context() as patched:
+            patched.setattr(source, "SMALL_NAR", 0)  # as if many bytes were left: the answer does not wait
+            early = ask(client, Asked(f"{ROOT}/dir?format=json"))
+            assert early is not None
+            assert early.cache_control == UNVERIFIED
         threading.Timer(0.1, store.gate.set).start()
         assert ask(client, asked) == ask(truth, asked)
         reader.join()
