@@ -167,3 +167,10 @@ def test_a_page_whose_readme_shows_that_the_listing_is_wrong_claims_nothing(trut
         assert got is not None
         assert (got.cache_control, got.etag, got.checks) == ("no-store", None, "")
         assert ask(client, asked) == ask(truth, asked)
+
+
+def test_strict_answers_come_from_the_verified_nar(truth: FlaskClient, tmp_path: Path) -> None:
+    lie = LIES["a file is empty"]
+    for number, asked in enumerate(requests_about(lie)):
+        with serving(MemoryStore(files_of(lie, "zstd")), tmp_path / str(number), strict=True) as client:
+            assert ask(client, asked) == ask(truth, asked)
