@@ -7,7 +7,7 @@ from narcore.errors import IntegrityError, StoreUnavailable
 from narcore.formats.listing import Node
 from narcore.formats.storepath import StorePath
 from narcore.nars.accessor import NarAccessor, NarBytes
-from tests.api.support import STORE_PATH, Source, SourceBytes, listing_of
+from tests.api.support import STORE_PATH, Source, listing_of
 
 LISTING = listing_of({"a": 10, "empty": 0})
 FILE, EMPTY = LISTING.children(LISTING.root)
@@ -28,7 +28,7 @@ class Accessor:
     def _read(self, _node: Node, start: int, stop: int) -> NarBytes:
         if self.error is not None:
             raise self.error
-        opened = SourceBytes(self.source, start, stop)
+        opened = self.source.read(start, stop)
         opened.is_verified = self.verified
         return opened
 
