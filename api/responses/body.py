@@ -1,8 +1,8 @@
 """Bodies of responses for the WSGI server: bytes of a NAR as a stream, or as a window of an open file.
 
-Two rules apply. First, the first bytes are read before the status is sent, so that an error until then becomes an error page.
-Second, a body that is shorter than its Content-Length raises, so that the server cuts the connection and no client takes the
-truncated body for the file.
+Two rules apply. First, the first bytes are read before the status is sent, so that an error in reading them becomes an error page.
+Second, a body that is shorter than its Content-Length raises an exception, so that the server cuts the connection and no client
+takes the truncated body for the file.
 """
 
 import os
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 class FileBytes(NarBytes, Protocol):
     """Bytes that can be sent from a file.
 
-    ``file`` is an open file, which belongs to this reader alone, and the offset in it; or None if sendfile is not worthwhile.
+    ``file`` is a pair: an open file, which no other reader uses, and the offset of the bytes in it. It is None if sendfile is not
+    worthwhile.
     """
 
     file: tuple[BinaryIO, int] | None
 
     def check_untouched(self) -> None:
-        """Raise NarcoreError if the file was changed since it was opened."""
+        """Raise NarcoreError if the file was changed after it was opened."""
 
 
 Read = Callable[[int, int], NarBytes]  # (start, stop) -> these bytes of one file
@@ -70,7 +71,7 @@ class FileWindow:
 
     A server that calls ``fileno`` sends Content-Length bytes from the position of the descriptor on. A server that calls ``read``
     gets no byte after the part. All methods use the descriptor, because the position of a buffered file is not the position of its
-    descriptor. ``seekable`` returns False, but socket.sendfile seeks when the kernel does not support sendfile.
+    descriptor. ``seekable`` returns False; ``seek`` is for socket.sendfile, which calls it without a check.
 
     ``read`` returns the last bytes only if the file is unchanged. A transfer by sendfile can't be held back like this, so
     ``close`` checks the file again. If it raises, the server cuts the connection. Without the exception, a server that has sent too
@@ -126,7 +127,7 @@ class FileWindow:
 
 
 def joined(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
-    """Join small chunks to chunks of ``size`` bytes or slightly more, because a server sends each chunk separately."""
+    """Join small chunks into chunks of at least ``size`` bytes, because a server sends each chunk separately."""
     pending: list[bytes] = []
     length = 0
     for chunk in chunks:
@@ -153,7 +154,7 @@ def open_body(read: Read, part: ByteRange, environ: "WSGIEnvironment") -> Stream
 
 
 def read_head(read: Read, size: int) -> bytes:
-    """Read the first bytes of a file of ``size`` bytes, as many as determine its type."""
+    """Read the first bytes of a file of ``size`` bytes, as many as are needed to determine its type."""
     length = min(size, SNIFF_LENGTH)
     if not length:
         return b""

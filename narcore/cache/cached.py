@@ -16,14 +16,14 @@ from narcore.formats import nixbase32
 from narcore.sizes import CHUNK_SIZE
 
 # From this size on, sendfile is cheaper than reading and writing the bytes here; for a large file it costs half as much. Below
-# this size, the fixed cost of sendfile is larger than what it saves. Measured with gunicorn's threads.
+# this size, the fixed cost of sendfile is larger than what it saves. Measured with gunicorn's threaded worker.
 SENDFILE_SIZE = 512 * 1024
 
 Stamp = tuple[int, int, int, int]
 
 
 class CachedNar:
-    """One complete NAR, open for reading. It has one user, who closes it."""
+    """One complete NAR, open for reading. It belongs to one caller, who must close it."""
 
     def __init__(self, fd: int, status: os.stat_result, discard: Callable[[], None]) -> None:
         self.fd = fd
@@ -34,7 +34,10 @@ class CachedNar:
         return CachedBytes(self, start, stop)
 
     def pread(self, start: int, stop: int) -> bytes:
-        """Return at least one byte of a range within the NAR. If that fails, removes the entry and raises CacheFailure."""
+        """Return the first bytes of a range within the NAR: at least one, but not always all of them.
+
+        If that fails, removes the entry and raises CacheFailure.
+        """
         try:
             with as_cache_failure():
                 data = os.pread(self.fd, stop - start, start)
@@ -62,7 +65,7 @@ class CachedNar:
 class CachedBytes:
     """Some bytes of a cached NAR. Closing them closes the NAR.
 
-    ``file`` is the open NAR and the offset of the bytes in it if they are large enough for sendfile, else None.
+    ``file`` is a pair: the open NAR and the offset of the bytes in it. It is None for fewer than SENDFILE_SIZE bytes.
     """
 
     def __init__(self, nar: CachedNar, start: int, stop: int) -> None:
@@ -102,7 +105,10 @@ class Verifier:
         self._unmarkable: LruMemory[Stamp, bool] = LruMemory(1000)
 
     def status(self, fd: int, key: NarKey) -> os.stat_result | None:
-        """Return the file's status if it is the NAR, else None. A file without the mark is hashed, by one process at a time."""
+        """Return the file's status if it is the NAR, else None.
+
+        A file that is not marked as verified is hashed first, by one process at a time.
+        """
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size != key.size:
             return None
@@ -119,9 +125,8 @@ class Verifier:
             return None
         try:
             mark(fd, THIS_BOOT)
-        except (
-            OSError
-        ):  # another user's file, or read-only: remember the result, so that it is not hashed for each reader
+        except OSError:
+            # Another user's file, or a read-only one: remember the result, so that the file is not hashed for each reader.
             self._unmarkable.put(_stamp(status), True)
         return os.fstat(fd)
 
