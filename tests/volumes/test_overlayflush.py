@@ -186,7 +186,7 @@ def test_a_failed_flush_is_logged(
         raise OSError("no")
 
     volumes.publish("a", place / "t", VolumeRequest("main"))
-    monkeypatch.setattr("narmount.fuse.syscalls._mount", fail)
+    monkeypatch.setattr("narmount.fuse.syscalls.mount", fail)
     with caplog.at_level(logging.WARNING):
         assert volumes.flush("main") == 0
     assert "volume a: can't flush the overlay, so new store paths stay missing" in caplog.text
