@@ -21,6 +21,9 @@ SLOW = frozenset({"browser", "commands", "csi", "deploy", "dev", "docker", "docs
 # of the machine and dockerd's directory of plugins. The tests of "servers" share servers that take long to start.
 GROUPS = {"csi": "mounts", "docker": "mounts", "mount": "mounts", "volumes": "mounts", "e2e": "servers"}
 
+# Takes a third of the time of its group, and starts servers of its own.
+ALONE = ROOT / "tests" / "e2e" / "test_files.py"
+
 # No deadlines: they would measure the machine and not the code, and two test runs on one core would exceed them.
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -75,16 +78,23 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return GROUPS.get(_folder(config.rootpath / file), file)
+            return _group(config.rootpath / file) or file
 
     return Scheduling(config, log)
 
 
 def _rank(path: Path) -> int:
-    """Return a number that orders a file: first the groups, one after the other, then the other slow folders."""
-    folder = _folder(path)
-    groups = sorted(set(GROUPS.values()))
-    return groups.index(GROUPS[folder]) if folder in GROUPS else len(groups) + (folder not in SLOW)
+    """Return a number that orders a file: first ``ALONE`` and the groups, one after the other, then the other slow folders."""
+    first = sorted(set(GROUPS.values()))
+    group = _group(path)
+    if path == ALONE or group:
+        return first.index(group) + 1 if group else 0
+    return len(first) + 1 + (_folder(path) not in SLOW)
+
+
+def _group(path: Path) -> str:
+    """Return the group of a file; empty if the file has no group."""
+    return "" if path == ALONE else GROUPS.get(_folder(path), "")
 
 
 def _folder(path: Path) -> str:
