@@ -180,9 +180,9 @@ def test_a_long_derivation_is_shown_as_text() -> None:
 
 
 def test_the_first_line_is_parsed_in_linear_time() -> None:
-    start = time.monotonic()
+    start = time.process_time()
     lines_of("#!" + "/" * 100_000 + " ", StoreLinks("/nix/store", ""), "run")
-    assert time.monotonic() - start < 1, "the regular expression backtracks quadratically"
+    assert time.process_time() - start < 2, "the regular expression backtracks quadratically"
 
 
 def test_a_file_in_nix_support_lists_its_store_paths() -> None:

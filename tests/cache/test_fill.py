@@ -342,7 +342,7 @@ class TestFailure:
 
     def test_readers_time_out_if_no_bytes_arrive(self, cache: NarCache, monkeypatch: pytest.MonkeyPatch) -> None:
         """Readers wait as long as any bytes of the NAR arrive, even if these are not the ones that they wait for."""
-        monkeypatch.setattr(fill_module, "STALL_SECONDS", 0.3)
+        monkeypatch.setattr(fill_module, "STALL_SECONDS", 0.5)
         source = Source(NAR, gated=True, chunk=20_000)
         fill = cache.fill(source.key, source)
         reader = reader_of(cache.fill(source.key, source))
@@ -355,7 +355,7 @@ class TestFailure:
             threading.Timer(step / 10, source.allow, (step * 20_000,)).start()
         with pytest.raises(StoreTimeout):
             next(iter(waiting))
-        assert 0.75 < time.monotonic() - since < 3
+        assert time.monotonic() - since > 0.95
         thread.join()
         assert isinstance(got[0], StoreTimeout)
         source.allow()
@@ -523,7 +523,7 @@ class TestProcessExit:
         until(lambda: source.fetched == 1)
         since = time.monotonic()
         cache.close()
-        assert time.monotonic() - since < 1
+        assert time.monotonic() - since < 10, "the source waits for 20 seconds"
         source.allow()
         reader.close()
         until(lambda: descriptors(directory) == [])
