@@ -6,6 +6,7 @@ process, and so do all tests that mount.
 
 import logging
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,17 @@ def _no_settings_from_outside() -> None:
     for name in list(os.environ):
         if name.startswith("NAR_") or name in {"NIX_CACHE_URL", "PORT", "HTTP_ADDR", "DOMAIN"}:
             del os.environ[name]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _programs_start_with_default_signals() -> None:
+    """Let programs get signals that this test run ignores, because it runs under nohup or in the background of a script.
+
+    A program inherits an ignored signal, but not a handler.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: None)
 
 
 @pytest.fixture(autouse=True)
