@@ -61,7 +61,7 @@ def conditions() -> int:
 def take_slot(fill: Fill, source: Source) -> None:
     """Let the first chunk of a gated source arrive, and wait until the fill has a slot."""
     source.allow(source.chunk)
-    until(lambda: available(fill) == source.chunk)
+    until(lambda: fill.available == source.chunk)
 
 
 class TestReading:
