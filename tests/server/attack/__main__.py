@@ -13,7 +13,7 @@ from tests.server.attack.crowd import crowd
 from tests.server.attack.site import Site
 from tests.server.attack.slowclients import ATTACKS, FORMS, attack
 from tests.server.attack.stopping import sighup, sigterm
-from tests.server.attack.stores import slow_store, unresponsive_store
+from tests.server.attack.stores import merging, slow_store, unresponsive_store
 
 Proof = Callable[[Site, float], Iterator[Row]]
 
@@ -22,6 +22,7 @@ LOADS: Mapping[str, Proof] = {
     "crowd-uncached": partial(crowd, cached_pages=False),
     "unresponsive-store": unresponsive_store,
     "slow-store": slow_store,
+    "merging": merging,
     "sigterm": sigterm,
     "sighup": sighup,
 }
@@ -44,6 +45,7 @@ loads:
   crowd-uncached      the same, while the file is removed from the page cache each second
   unresponsive-store  70 clients wait for a store that does not answer: response times of cached files
   slow-store          64 clients wait for a store that answers after 1 s: all must succeed
+  merging             100 clients request one path that is not cached: one request to the store
   sigterm, sighup     20 rounds of the signal under load: no resets, no cut downloads
 
 examples:

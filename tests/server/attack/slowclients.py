@@ -95,7 +95,7 @@ def plan(name: str, form: Form) -> Plan:
 
 def attack(site: Site, names: list[str], form: Form, seconds: float) -> Iterator[Row]:
     """Run these attacks at the same time on a new server, and yield what other clients notice."""
-    title = f"{' + '.join(names) or 'no attack'}, {next(key for key, value in FORMS.items() if value == form)}"
+    title = f"{_title(names)}, {next(key for key, value in FORMS.items() if value == form)}"
     with ExitStack() as stack:
         port = stack.enter_context(site.server()).port
         if form.nginx:
@@ -110,6 +110,10 @@ def attack(site: Site, names: list[str], form: Form, seconds: float) -> Iterator
             yield _answers_row(f"{title}: {'file of 4 KB' if what.path == SMALL_FILE else what.path}", answers)
         for name, each in running.items():
             yield from _attackers_rows(f"{name}, {title.rpartition(', ')[2]}", name, each, seconds, form)
+
+
+def _title(names: list[str]) -> str:
+    return {0: "no attack", len(ATTACKS): "all attacks at once"}.get(len(names), " + ".join(names))
 
 
 def _answers_row(what: str, answers: Answers) -> Row:

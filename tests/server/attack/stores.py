@@ -1,4 +1,4 @@
-"""An unresponsive store must not slow down files that are cached; a slow store must not make requests fail."""
+"""An unresponsive store must not slow down cached files; requests to a slow store must succeed, and share downloads."""
 
 import asyncio
 import time
@@ -20,6 +20,7 @@ LIMIT_MS = 100.0
 HONEST = 64
 ANSWER_SECONDS = 1.0  # of the slow store
 HONEST_TIMEOUT = 120.0
+MERGED = 100  # clients that request one path; more than the threads of the server
 COLD_SIZE = 10_000
 
 
@@ -62,6 +63,21 @@ def slow_store(site: Site, seconds: float, *, honest: int = HONEST) -> Iterator[
         met=len(times) == honest,
     )
     yield at_most("slow store: slowest successful request", max(times, default=0.0), "s")
+
+
+def merging(site: Site, seconds: float) -> Iterator[Row]:
+    """100 clients ask for one file that is not cached. The server requests its NAR once."""
+    del seconds  # the proof ends when the last client has its answer
+    with _store(site, "merging", ["cold"]) as (upstream, server), upstream.fault("*", delay=ANSWER_SECONDS):
+        times, _ = asyncio.run(_fetch_all(server.port, ["cold"] * MERGED))
+        requests = upstream.count("*.nar.*")
+    yield Row(
+        f"merging: of {MERGED} requests for one path, successful",
+        f"{len(times)}",
+        goal=f"{MERGED}",
+        met=len(times) == MERGED,
+    )
+    yield Row("merging: requests to the store for the NAR", f"{requests}", goal="1", met=requests == 1)
 
 
 @contextmanager
