@@ -1,0 +1,173 @@
+"""Sends a part of a file to a client from the event loop of a worker, without a thread."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Protocol
+
+from narcore.errors import NarcoreError, TruncatedStream
+from narserve.server.iopool import BLOCK_SIZE, IoPool, Read, are_cached
+from narserve.server.progress import STALL_SECONDS, Stall, abort, unacknowledged
+
+log = logging.getLogger("narserve.server")
+
+_MORE = getattr(socket, "MSG_MORE", 0)  # on Linux: the head and the first bytes of the file share a packet
+
+
+class SendState(Enum):
+    """What a sender waits for."""
+
+    DONE = auto()  # nothing: the kernel has all bytes
+    BLOCKED = auto()  # the socket must be writable
+    READING = auto()  # the pool reads the file; then ``on_readable`` is called
+    CUT = auto()  # nothing: the response can't be completed, and the connection must be closed
+
+
+class Window(Protocol):
+    """The part of a file to send, such as ``api.responses.body.FileWindow``. Offsets are in bytes from the start of the file."""
+
+    descriptor: int
+    position: int  # the first byte that is not sent
+    stop: int
+
+    def check_untouched(self) -> None:
+        """Raise NarcoreError if the file was changed since it was opened."""
+
+
+class FileBody(Protocol):
+    """The body of a WSGI response whose application used ``wsgi.file_wrapper``."""
+
+    @property
+    def filelike(self) -> Window: ...
+
+    def close(self) -> None:
+        """End the response: its line in the access log, its metrics, its descriptor."""
+
+
+class FileSender:
+    """Sends ``head`` and then the window of ``body`` over a non-blocking socket, at most a block per call of ``on_writable``.
+
+    All methods belong to the thread of the event loop. Nothing is read into the memory of the process. The last block is sent only
+    if the file is unchanged, so that a changed file never becomes a complete response.
+
+    The pool calls ``on_readable`` in the loop when a state READING has ended; the loop then calls ``on_writable``. ``clock``
+    returns seconds. The sender does not close the socket.
+    """
+
+    __slots__ = (
+        "_body", "_clock", "_closing", "_head", "_head_sent", "_loaded", "_on_readable", "_pool", "_read", "_sock", "_stall",
+        "_start",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        head: bytes,
+        body: FileBody,
+        pool: IoPool,
+        on_readable: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sock = sock
+        self._head = head  # the rest that is not sent
+        self._head_sent = 0
+        self._body: FileBody | None = body
+        self._start = body.filelike.position
+        self._pool = pool
+        self._on_readable = on_readable
+        self._clock = clock
+        self._read: Read | None = None
+        self._loaded = 0  # bytes before this offset count as cached, because the pool has just read them
+        self._closing = False
+        self._stall = Stall(clock())
+
+    def on_writable(self) -> SendState:
+        """Send as much as the socket takes, at most a block. Logs the reason if the response must be cut."""
+        if self._body is None or self._closing:
+            return SendState.CUT
+        if self._read is not None:
+            return SendState.READING
+        try:
+            return self._send(self._body.filelike)
+        except BlockingIOError:
+            return SendState.BLOCKED
+        except (ConnectionError, TimeoutError):  # the client is gone
+            return SendState.CUT
+        except (OSError, NarcoreError) as error:
+            log.warning("cutting a response to %s: %s", self._client(), error)
+            return SendState.CUT
+
+    def expired(self, now: float) -> bool:
+        """Return whether the client has stalled, and log it. Cheap: the loop may call this for every sender each second."""
+        if not self._stall.is_due(now) or self._body is None:
+            return False
+        if self._read is not None:
+            self._stall.restart(now)
+        sent = self._head_sent + self._body.filelike.position - self._start
+        if not self._stall.expired(now, sent - unacknowledged(self._sock)):
+            return False
+        log.warning(
+            "cutting a response to %s: the client has acknowledged no byte for %.0f s", self._client(), STALL_SECONDS
+        )
+        return True
+
+    def close(self) -> None:
+        """End the response. Closes the body, or lets ``on_readable`` do this if the pool reads from the file now."""
+        if self._closing or self._body is None:
+            return
+        if self._read is not None and not self._read.cancel():
+            self._closing = True
+            return
+        self._close_body()
+
+    def _send(self, window: Window) -> SendState:
+        if self._head and not self._send_head(more=window.position < window.stop):
+            return SendState.BLOCKED
+        start = window.position
+        stop = min(window.stop, (start // BLOCK_SIZE + 1) * BLOCK_SIZE)
+        if start == stop:
+            return SendState.DONE
+        if stop > self._loaded and not are_cached(window.descriptor, start, stop):
+            self._read = self._pool.submit(window.descriptor, start, stop, self._on_read)
+            self._loaded = stop
+            return SendState.READING
+        self._loaded = 0  # the kernel may drop the pages again before the next call
+        if stop == window.stop:
+            window.check_untouched()
+        count = os.sendfile(self._sock.fileno(), window.descriptor, start, stop - start)
+        if not count:
+            raise TruncatedStream(f"a file ends {window.stop - start} bytes early")
+        window.position += count
+        return SendState.DONE if window.position == window.stop else SendState.BLOCKED
+
+    def _send_head(self, *, more: bool) -> bool:
+        """Return whether the whole head is sent."""
+        count = self._sock.send(self._head, _MORE if more else 0)
+        self._head_sent += count
+        self._head = self._head[count:]
+        return not self._head
+
+    def _on_read(self) -> None:
+        self._read = None
+        if self._closing:
+            self._close_body()
+        else:
+            self._on_readable()
+
+    def _close_body(self) -> None:
+        body, self._body = self._body, None
+        if body is None:
+            return
+        try:
+            body.close()
+        except NarcoreError:  # logged by the body
+            abort(self._sock)
+
+    def _client(self) -> str:
+        try:
+            return str(self._sock.getpeername()[0])
+        except OSError:
+            return "a client that is gone"
