@@ -3,7 +3,6 @@
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol
@@ -53,14 +52,11 @@ class FileSender:
     All methods belong to the thread of the event loop. Nothing is read into the memory of the process. The last block is sent only
     if the file is unchanged, so that a changed file never becomes a complete response.
 
-    The pool calls ``on_readable`` in the loop when a state READING has ended; the loop then calls ``on_writable``. ``clock``
-    returns seconds. The sender does not close the socket.
+    ``on_readable`` is called in the loop when the state READING has ended; the loop then calls ``on_writable``. ``now`` is the time
+    of the loop's clock in seconds. The sender does not close the socket.
     """
 
-    __slots__ = (
-        "_body", "_clock", "_closing", "_head", "_head_sent", "_loaded", "_on_readable", "_pool", "_read", "_sock", "_stall",
-        "_start",
-    )  # fmt: skip
+    __slots__ = ("_body", "_head", "_loaded", "_on_readable", "_pool", "_read", "_sock", "_stall")
 
     def __init__(
         self,
@@ -69,24 +65,20 @@ class FileSender:
         body: FileBody,
         pool: IoPool,
         on_readable: Callable[[], None],
-        clock: Callable[[], float] = time.monotonic,
+        now: float,
     ) -> None:
         self._sock = sock
-        self._head = head  # the rest that is not sent
-        self._head_sent = 0
+        self._head = head  # the part that is not sent
         self._body: FileBody | None = body
-        self._start = body.filelike.position
         self._pool = pool
         self._on_readable = on_readable
-        self._clock = clock
         self._read: Read | None = None
         self._loaded = 0  # bytes before this offset count as cached, because the pool has just read them
-        self._closing = False
-        self._stall = Stall(clock())
+        self._stall = Stall(now)
 
     def on_writable(self) -> SendState:
-        """Send as much as the socket takes, at most a block. Logs the reason if the response must be cut."""
-        if self._body is None or self._closing:
+        """Send as much as the socket takes, at most a block."""
+        if self._body is None:
             return SendState.CUT
         if self._read is not None:
             return SendState.READING
@@ -96,43 +88,43 @@ class FileSender:
             return SendState.BLOCKED
         except (ConnectionError, TimeoutError):  # the client is gone
             return SendState.CUT
-        except (OSError, NarcoreError) as error:
+        except NarcoreError:  # closing the body checks the file again, and logs the error
+            return SendState.CUT
+        except OSError as error:
             log.warning("cutting a response to %s: %s", self._client(), error)
             return SendState.CUT
 
     def expired(self, now: float) -> bool:
-        """Return whether the client has stalled, and log it. Cheap: the loop may call this for every sender each second."""
-        if not self._stall.is_due(now) or self._body is None:
+        """Return whether the client has stalled, and log it. To be called every ``STALL_CHECK_SECONDS`` seconds."""
+        if self._body is None:
             return False
         if self._read is not None:
             self._stall.restart(now)
-        sent = self._head_sent + self._body.filelike.position - self._start
-        if not self._stall.expired(now, sent - unacknowledged(self._sock)):
             return False
-        log.warning(
-            "cutting a response to %s: the client has acknowledged no byte for %.0f s", self._client(), STALL_SECONDS
-        )
+        sent = self._body.filelike.position - len(self._head)
+        if not self._stall.is_over(now, sent - unacknowledged(self._sock)):
+            return False
+        seconds = f"{STALL_SECONDS:.0f} s"
+        log.warning("cutting a response to %s: the client has acknowledged no byte for %s", self._client(), seconds)
         return True
 
     def close(self) -> None:
-        """End the response. Closes the body, or lets ``on_readable`` do this if the pool reads from the file now."""
-        if self._closing or self._body is None:
-            return
-        if self._read is not None and not self._read.cancel():
-            self._closing = True
-            return
-        self._close_body()
+        """End the response, in any state. If the pool reads from the file now, the response ends when the pool has finished."""
+        if self._read is None or self._read.cancel():
+            self._end_body()
+        else:
+            self._on_readable = self._end_body
 
     def _send(self, window: Window) -> SendState:
-        if self._head and not self._send_head(more=window.position < window.stop):
-            return SendState.BLOCKED
         start = window.position
         stop = min(window.stop, (start // BLOCK_SIZE + 1) * BLOCK_SIZE)
+        if self._head and not self._send_head(more=start < stop):
+            return SendState.BLOCKED
         if start == stop:
             return SendState.DONE
         if stop > self._loaded and not are_cached(window.descriptor, start, stop):
-            self._read = self._pool.submit(window.descriptor, start, stop, self._on_read)
             self._loaded = stop
+            self._read = self._pool.submit(window.descriptor, start, stop, self._on_read)
             return SendState.READING
         self._loaded = 0  # the kernel may drop the pages again before the next call
         if stop == window.stop:
@@ -146,24 +138,20 @@ class FileSender:
     def _send_head(self, *, more: bool) -> bool:
         """Return whether the whole head is sent."""
         count = self._sock.send(self._head, _MORE if more else 0)
-        self._head_sent += count
         self._head = self._head[count:]
         return not self._head
 
     def _on_read(self) -> None:
         self._read = None
-        if self._closing:
-            self._close_body()
-        else:
-            self._on_readable()
+        self._on_readable()
 
-    def _close_body(self) -> None:
+    def _end_body(self) -> None:
         body, self._body = self._body, None
         if body is None:
             return
         try:
             body.close()
-        except NarcoreError:  # logged by the body
+        except NarcoreError:  # the body has logged it
             abort(self._sock)
 
     def _client(self) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -21,16 +20,14 @@ Read = Future[None]
 class IoPool:
     """Reads blocks of files for the senders of one event loop.
 
-    A sender has at most one read at a time, so there are never more reads than connections. ``wake`` is called by a thread of the
-    pool when a read has ended; it must make the loop call ``run_callbacks`` soon. ``submit``, ``run_callbacks`` and ``close``
-    belong to the loop.
+    A sender has at most one read at a time, so there are never more reads than connections. ``call_soon`` is thread-safe, and calls
+    a function in the loop.
     """
 
-    def __init__(self, wake: Callable[[], None], *, threads: int = IO_THREADS) -> None:
-        self._wake = wake
+    def __init__(self, call_soon: Callable[[Callable[[], None]], None], *, threads: int = IO_THREADS) -> None:
+        self._call_soon = call_soon
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="file-reader")
         self._scratch = threading.local()
-        self._ended: deque[Callable[[], None]] = deque()
 
     def submit(self, descriptor: int, start: int, stop: int, on_end: Callable[[], None]) -> Read:
         """Read at most a block into the page cache, then call ``on_end`` in the loop, also if the file can't be read.
@@ -39,15 +36,9 @@ class IoPool:
         """
         return self._threads.submit(self._read, descriptor, start, stop, on_end)
 
-    def run_callbacks(self) -> None:
-        """Call the ``on_end`` of each read that has ended."""
-        for _ in range(len(self._ended)):
-            self._ended.popleft()()
-
     def close(self) -> None:
-        """Wait for the reads that run, and call their ``on_end``. Reads that have not begun are cancelled."""
+        """Cancel the reads that have not begun, and wait for the others."""
         self._threads.shutdown(cancel_futures=True)
-        self.run_callbacks()
 
     def _read(self, descriptor: int, start: int, stop: int, on_end: Callable[[], None]) -> None:
         try:
@@ -55,8 +46,7 @@ class IoPool:
         except OSError:
             pass  # sending the same bytes fails with the same error
         finally:
-            self._ended.append(on_end)
-            self._wake()
+            self._call_soon(on_end)
 
     def _buffer(self) -> bytearray:
         buffer: bytearray | None = getattr(self._scratch, "buffer", None)

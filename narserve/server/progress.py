@@ -51,24 +51,18 @@ def abort(sock: socket.socket) -> None:
 class Stall:
     """Tells when a client has not acknowledged a byte for ``STALL_SECONDS``. All times are in seconds of one clock."""
 
-    __slots__ = ("_acknowledged", "_next_check", "_since")
+    __slots__ = ("_acknowledged", "_since")
 
     def __init__(self, now: float) -> None:
-        self._acknowledged = -1
+        self._acknowledged = 0
         self._since = now
-        self._next_check = now + STALL_CHECK_SECONDS
 
     def restart(self, now: float) -> None:
         """Count from ``now`` on, because it was not the client that had to be waited for."""
         self._since = now
 
-    def is_due(self, now: float) -> bool:
-        """Return whether to call ``expired``. Most calls return False, and cost nothing."""
-        return now >= self._next_check
-
-    def expired(self, now: float, acknowledged: int) -> bool:
-        """Return whether the client has stalled. ``acknowledged`` is in bytes since the response began."""
-        self._next_check = now + STALL_CHECK_SECONDS
+    def is_over(self, now: float, acknowledged: int) -> bool:
+        """Return whether the client has stalled for too long. ``acknowledged`` is a number of bytes; only its changes matter."""
         if acknowledged != self._acknowledged:
             self._acknowledged = acknowledged
             self._since = now
@@ -88,7 +82,7 @@ class SendRate:
         self._samples.clear()
 
     def is_too_low(self, now: float, acknowledged: int) -> bool:
-        """Return whether the rate is too low. ``acknowledged`` is in bytes since the response began."""
+        """Return whether the rate is too low. ``acknowledged`` is a number of bytes; only its changes matter."""
         samples = self._samples
         while len(samples) > 1 and now - samples[1][0] >= RATE_SECONDS:
             samples.popleft()
