@@ -3,15 +3,21 @@
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from enum import Enum, auto
+from functools import partial
 from typing import Protocol
 
-from narcore.errors import NarcoreError, TruncatedStream
+from narcore.errors import NarcoreError
 from narserve.server.iopool import BLOCK_SIZE, IoPool, Read, are_cached
 from narserve.server.progress import STALL_SECONDS, Stall, abort, unacknowledged
 
 log = logging.getLogger("narserve.server")
+
+# How long bytes that were just read count as cached, where the file system can't tell. The kernel drops them sooner only if memory
+# is scarce; then the loop waits for the disk once.
+CACHED_SECONDS = 1.0
 
 _MORE = getattr(socket, "MSG_MORE", 0)  # on Linux: the head and the first bytes of the file share a packet
 
@@ -52,11 +58,11 @@ class FileSender:
     All methods belong to the thread of the event loop. Nothing is read into the memory of the process. The last block is sent only
     if the file is unchanged, so that a changed file never becomes a complete response.
 
-    ``on_readable`` is called in the loop when the state READING has ended; the loop then calls ``on_writable``. ``now`` is the time
-    of the loop's clock in seconds. The sender does not close the socket.
+    ``on_readable`` is called in the loop when the state READING has ended; the loop then calls ``on_writable``. ``clock`` returns
+    seconds. The sender does not close the socket.
     """
 
-    __slots__ = ("_body", "_head", "_loaded", "_on_readable", "_pool", "_read", "_sock", "_stall")
+    __slots__ = ("_body", "_cached", "_clock", "_head", "_on_readable", "_pool", "_read", "_sock", "_stall")
 
     def __init__(
         self,
@@ -65,7 +71,7 @@ class FileSender:
         body: FileBody,
         pool: IoPool,
         on_readable: Callable[[], None],
-        now: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sock = sock
         self._head = head  # the part that is not sent
@@ -73,8 +79,9 @@ class FileSender:
         self._pool = pool
         self._on_readable = on_readable
         self._read: Read | None = None
-        self._loaded = 0  # bytes before this offset count as cached, because the pool has just read them
-        self._stall = Stall(now)
+        self._clock = clock
+        self._cached = 0, 0.0  # the pool has read the file up to this offset, at this time
+        self._stall = Stall(clock())
 
     def on_writable(self) -> SendState:
         """Send as much as the socket takes, at most a block."""
@@ -122,16 +129,14 @@ class FileSender:
             return SendState.BLOCKED
         if start == stop:
             return SendState.DONE
-        if stop > self._loaded and not are_cached(window.descriptor, start, stop):
-            self._loaded = stop
-            self._read = self._pool.submit(window.descriptor, start, stop, self._on_read)
+        if not self._is_in_memory(window.descriptor, start, stop):
+            self._read = self._pool.submit(window.descriptor, start, stop, partial(self._on_read, stop))
             return SendState.READING
-        self._loaded = 0  # the kernel may drop the pages again before the next call
         if stop == window.stop:
             window.check_untouched()
         count = os.sendfile(self._sock.fileno(), window.descriptor, start, stop - start)
-        if not count:
-            raise TruncatedStream(f"a file ends {window.stop - start} bytes early")
+        if not count:  # the file was truncated; closing the body logs it
+            return SendState.CUT
         window.position += count
         return SendState.DONE if window.position == window.stop else SendState.BLOCKED
 
@@ -141,8 +146,13 @@ class FileSender:
         self._head = self._head[count:]
         return not self._head
 
-    def _on_read(self) -> None:
+    def _is_in_memory(self, descriptor: int, start: int, stop: int) -> bool:
+        offset, when = self._cached
+        return (stop <= offset and self._clock() - when < CACHED_SECONDS) or are_cached(descriptor, start, stop)
+
+    def _on_read(self, stop: int) -> None:
         self._read = None
+        self._cached = stop, self._clock()
         self._on_readable()
 
     def _end_body(self) -> None:
