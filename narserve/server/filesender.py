@@ -1,6 +1,7 @@
 """Sends a part of a file to a client from the event loop of a worker, without a thread."""
 
 import logging
+import math
 import os
 import socket
 import time
@@ -15,8 +16,8 @@ from narserve.server.progress import STALL_SECONDS, Stall, abort, unacknowledged
 
 log = logging.getLogger("narserve.server")
 
-# How long bytes that were just read count as cached, where the file system can't tell. The kernel drops them sooner only if memory
-# is scarce; then the loop waits for the disk once.
+# How long bytes that the pool has read count as cached after the first use, for file systems that can't tell. The kernel drops them
+# sooner only if memory is scarce; then the loop waits for the disk once.
 CACHED_SECONDS = 1.0
 
 _MORE = getattr(socket, "MSG_MORE", 0)  # on Linux: the head and the first bytes of the file share a packet
@@ -80,7 +81,7 @@ class FileSender:
         self._on_readable = on_readable
         self._read: Read | None = None
         self._clock = clock
-        self._cached = 0, 0.0  # the pool has read the file up to this offset, at this time
+        self._cached = 0, 0.0  # the pool has read the file up to this offset, which counts as cached until this time
         self._stall = Stall(clock())
 
     def on_writable(self) -> SendState:
@@ -147,12 +148,16 @@ class FileSender:
         return not self._head
 
     def _is_in_memory(self, descriptor: int, start: int, stop: int) -> bool:
-        offset, when = self._cached
-        return (stop <= offset and self._clock() - when < CACHED_SECONDS) or are_cached(descriptor, start, stop)
+        offset, until = self._cached
+        now = self._clock()
+        if stop <= offset and now < until:
+            self._cached = offset, min(until, now + CACHED_SECONDS)
+            return True
+        return are_cached(descriptor, start, stop)
 
     def _on_read(self, stop: int) -> None:
         self._read = None
-        self._cached = stop, self._clock()
+        self._cached = stop, math.inf  # until the first use, so that a busy loop does not read the same bytes forever
         self._on_readable()
 
     def _end_body(self) -> None:
