@@ -15,16 +15,16 @@ No step waits: each handles what is there, and returns to the loop.
 import logging
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+from gunicorn.config import Config
 
 from narserve.server.filesender import FileSender, SendState
-from narserve.server.loop import READ, WRITE, Timeouts
+from narserve.server.iopool import IoPool
+from narserve.server.loop import READ, WRITE, Loop, Timeouts
 from narserve.server.progress import SendingSocket, abort
 from narserve.server.requesthead import Address, ReceivedRequest, can_be_parsed
-from narserve.server.responder import Answer
-
-if TYPE_CHECKING:
-    from narserve.server.connections import Connections
+from narserve.server.responder import Answer, Responder
 
 log = logging.getLogger("narserve.server")
 
@@ -33,6 +33,26 @@ RECEIVE_SIZE = 16 * 1024
 # A client may send a large body, although it is refused. Closing the connection while the client sends would discard the response
 # (RFC 9112 9.6), so this many bytes are received and discarded.
 MAX_LINGERED = 1 << 20
+
+
+class Owner(Protocol):
+    """What a connection needs of ``Connections``: among others, the timeouts of each step."""
+
+    loop: Loop
+    responder: Responder
+    config: Config
+    io_pool: IoPool
+    waiting: "Timeouts[Connection]"
+    heads: "Timeouts[Connection]"
+    files: "Timeouts[Connection]"
+    flushing: "Timeouts[Connection]"
+    draining: "Timeouts[Connection]"
+    lingering: "Timeouts[Connection]"
+
+    def answer(self, connection: "Connection", request: ReceivedRequest) -> None:
+        """Call the application, and then ``Connection.answered``."""
+
+    def closed(self, connection: "Connection") -> None: ...
 
 
 class Step(Protocol):
@@ -52,10 +72,10 @@ class Step(Protocol):
 class Connection:
     """One connection. All methods belong to the thread of the event loop."""
 
-    __slots__ = ("_step", "_watched", "client", "connections", "received", "sock")
+    __slots__ = ("_step", "_watched", "client", "owner", "received", "sock")
 
-    def __init__(self, connections: "Connections", sock: socket.socket, client: Address) -> None:
-        self.connections = connections
+    def __init__(self, owner: Owner, sock: socket.socket, client: Address) -> None:
+        self.owner = owner
         self.sock = sock
         self.client = client
         self.received = bytearray()  # the beginning of the next request
@@ -75,7 +95,7 @@ class Connection:
         if self._step is not None:
             self._step.timeouts.stop(self)
         self._step = step
-        step.timeouts.start(self, self.connections.loop.now)
+        step.timeouts.start(self, self.owner.loop.now)
         if step.events:
             self.watch(step.events)
 
@@ -83,7 +103,7 @@ class Connection:
         """Wait for the next request. Bytes of it that were already received are handled in the next turn of the loop."""
         self.go_on(ReadingHead(self))
         if self.received:
-            self.connections.loop.call_soon(self._handle_received)
+            self.owner.loop.call_soon(self._handle_received)
 
     def _handle_received(self) -> None:
         if isinstance(self._step, ReadingHead) and can_be_parsed(self.received, 0):
@@ -94,12 +114,12 @@ class Connection:
         received = bytes(self.received)
         self.received = bytearray()
         try:
-            request = ReceivedRequest.parse(received, self.connections.config, self.client)
+            request = ReceivedRequest.parse(received, self.owner.config, self.client)
         except Exception as error:  # noqa: BLE001  logged, and the client is told
-            self.flush(self.connections.responder.refusal(error, self.client), keep=False)
+            self.flush(self.owner.responder.refusal(error, self.client), keep=False)
             return
         self.received += request.rest
-        self.connections.answer(self, request)
+        self.owner.answer(self, request)
 
     def answered(self, request: ReceivedRequest, answer: Answer, buffered: bytes = b"") -> None:
         """Send what is left of a response, after the application was called. ``buffered`` is a response as a whole."""
@@ -157,15 +177,15 @@ class Connection:
         self.unwatch()
         with suppress(OSError):
             self.sock.close()
-        self.connections.closed(self)
+        self.owner.closed(self)
 
     def unwatch(self) -> None:
         if self._watched:
-            self.connections.loop.forget(self.sock.fileno())
+            self.owner.loop.forget(self.sock.fileno())
             self._watched = 0
 
     def watch(self, events: int) -> None:
-        loop = self.connections.loop
+        loop = self.owner.loop
         if not self._watched:
             loop.watch(self.sock.fileno(), events, self.ready)
         elif self._watched != events:
@@ -181,8 +201,8 @@ class ReadingHead:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        connections = connection.connections
-        self.timeouts: Timeouts[Connection] = connections.heads if connection.received else connections.waiting
+        owner = connection.owner
+        self.timeouts: Timeouts[Connection] = owner.heads if connection.received else owner.waiting
 
     def ready(self) -> None:
         connection = self._connection
@@ -222,7 +242,7 @@ class InThread:
         self._connection.unwatch()
 
     def expired(self) -> None:
-        now = self._connection.connections.loop.now
+        now = self._connection.owner.loop.now
         if self._sending is not None and self._sending.is_too_slow(now):
             log.warning("cutting a response to %s: the client takes less than 1 KiB/s", self._connection.client[0])
             abort(self._connection.sock)  # the thread gets an error, and ends
@@ -236,14 +256,14 @@ class SendingFile:
     events = 0
 
     def __init__(self, connection: Connection, request: ReceivedRequest, answer: Answer) -> None:
-        connections = connection.connections
+        owner = connection.owner
         self._connection = connection
         self._request = request
         self._keep = answer.keep
         self._sender = FileSender(
-            connection.sock, answer.head, answer.file, connections.io_pool, self.ready, connections.loop.clock
+            connection.sock, answer.head, answer.file, owner.io_pool, self.ready, owner.loop.clock
         )
-        self.timeouts = connections.files
+        self.timeouts = owner.files
 
     def ready(self) -> None:
         state = self._sender.on_writable()
@@ -255,7 +275,7 @@ class SendingFile:
             self._end(state)
 
     def expired(self) -> None:
-        now = self._connection.connections.loop.now
+        now = self._connection.owner.loop.now
         if self._sender.expired(now):
             self._end(SendState.CUT)
         else:
@@ -280,7 +300,7 @@ class Flushing:
         self._data = data
         self._keep = keep
         self._body_left = body_left
-        self.timeouts = connection.connections.flushing
+        self.timeouts = connection.owner.flushing
 
     def ready(self) -> None:
         try:
@@ -308,7 +328,7 @@ class Draining:
     def __init__(self, connection: Connection, left: int) -> None:
         self._connection = connection
         self._left = left
-        self.timeouts = connection.connections.draining
+        self.timeouts = connection.owner.draining
 
     def ready(self) -> None:
         data = self._connection.receive(min(self._left, RECEIVE_SIZE))
@@ -333,7 +353,7 @@ class Lingering:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._left = MAX_LINGERED
-        self.timeouts = connection.connections.lingering
+        self.timeouts = connection.owner.lingering
 
     def ready(self) -> None:
         data = self._connection.receive(RECEIVE_SIZE)
