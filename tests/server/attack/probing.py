@@ -1,0 +1,102 @@
+"""Requests at a steady rate, and their response times: what an honest client notices of an attack."""
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+INTERVAL = 0.02  # seconds between two requests for one URL; a slow response does not delay the next request
+TIMEOUT = 2.0  # seconds; a request that takes longer counts as one that took this long
+CLOSE = "Connection: close"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A URL path and its correct body. ``version`` is that of HTTP; a probe sends ``pipelined`` equal requests at once."""
+
+    path: str
+    body: bytes
+    version: str = "1.1"
+    pipelined: int = 1
+
+    def request(self) -> bytes:
+        """Return the bytes to send."""
+        head = f"GET {self.path} HTTP/{self.version}\r\nHost: probe\r\n"
+        return (f"{head}\r\n" * (self.pipelined - 1) + f"{head}{CLOSE}\r\n\r\n").encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The response times of one probe in seconds, sorted. A request without the correct response has the time TIMEOUT."""
+
+    seconds: tuple[float, ...]
+    failures: Mapping[str, int]
+
+    def percentile(self, share: float) -> float:
+        """Return the time within which this share of the requests was answered."""
+        return self.seconds[max(0, math.ceil(len(self.seconds) * share) - 1)]
+
+
+def probe(port: int, probes: list[Probe], seconds: float) -> list[Answers]:
+    """Send requests for ``seconds``, each on a new connection; returns the answers in the order of ``probes``."""
+    return asyncio.run(_probe_all(port, probes, seconds))
+
+
+async def _probe_all(port: int, probes: list[Probe], seconds: float) -> list[Answers]:
+    return list(await asyncio.gather(*(_probe(port, each, seconds) for each in probes)))
+
+
+async def _probe(port: int, what: Probe, seconds: float) -> Answers:
+    failures: Counter[str] = Counter()
+    async with asyncio.TaskGroup() as group:
+        tasks, started = [], time.monotonic()
+        for number in range(max(1, round(seconds / INTERVAL))):
+            await asyncio.sleep(started + number * INTERVAL - time.monotonic())
+            tasks.append(group.create_task(_ask(port, what, failures)))
+    return Answers(tuple(sorted(task.result() for task in tasks)), failures)
+
+
+async def _ask(port: int, what: Probe, failures: Counter[str]) -> float:
+    """Return the seconds until the response is complete."""
+    started = time.monotonic()
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            await _exchange(port, what)
+    except TimeoutError:
+        failures["no response"] += 1
+    except (OSError, asyncio.IncompleteReadError) as error:
+        failures[type(error).__name__] += 1
+    except _Wrong as error:
+        failures[str(error)] += 1
+    else:
+        return time.monotonic() - started
+    return TIMEOUT
+
+
+class _Wrong(Exception):
+    """A response with another status or body than expected."""
+
+
+async def _exchange(port: int, what: Probe) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(what.request())
+        for _ in range(what.pipelined):
+            await _read_response(reader, what.body)
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+async def _read_response(reader: asyncio.StreamReader, body: bytes) -> None:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+    status = head.split(" ", 2)[1]
+    if status != "200":
+        raise _Wrong(f"status {status}")
+    length = int(head.partition("content-length:")[2].partition("\r\n")[0])
+    if await reader.readexactly(length) != body:
+        raise _Wrong("wrong body")

@@ -1,0 +1,110 @@
+"""An unresponsive store must not slow down files that are cached; a slow store must not make requests fail."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.bench.report import Row, at_most
+from tests.builders import binary_cache, store_path
+from tests.e2e.upstream import Upstream
+from tests.server.attack.attackers import Plan, attacking
+from tests.server.attack.probing import Probe, probe
+from tests.server.attack.site import HEALTHZ, HEALTHZ_BODY, Site, usual_descriptor_limit, write_cache
+from tests.server.attack.slowclients import Form
+from tests.server.serving import Serving, serving
+
+CLIENTS = 70  # more than the 64 threads of the server
+LIMIT_MS = 100.0
+HONEST = 64
+ANSWER_SECONDS = 1.0  # of the slow store
+HONEST_TIMEOUT = 120.0
+COLD_SIZE = 10_000
+
+
+def unresponsive_store(site: Site, seconds: float) -> Iterator[Row]:
+    """70 clients ask for 70 paths of a store that accepts connections and never answers. Cached files keep their speed."""
+    names = [f"cold-{number}" for number in range(CLIENTS)]
+    with _store(site, "unresponsive", [*names, "warm"]) as (upstream, server):
+        asked = [Probe(HEALTHZ, HEALTHZ_BODY), Probe(_path("warm"), _data("warm"))]
+        for answers in probe(server.port, asked, 1):
+            assert not answers.failures, answers
+        before = probe(server.port, asked, min(seconds, 3))
+        plan = Plan(tuple(Form().head("GET", _path(name)) for name in names), CLIENTS)
+        with upstream.fault("*", delay=seconds + 10), attacking(plan, server.port) as attack:
+            time.sleep(min(1, seconds / 3))  # until the threads wait for the store
+            during = probe(server.port, asked, seconds)
+            seen = attack.stop()
+    for what, idle, busy in zip(("/healthz", "cached file"), before, during, strict=True):
+        p99 = busy.percentile(0.99) * 1000
+        yield Row(
+            f"unresponsive store: {what}",
+            f"p50 {busy.percentile(0.5) * 1000:.0f} ms, p99 {p99:.0f} ms of {len(busy.seconds)} {dict(busy.failures) or ''}",
+            f"p99 {idle.percentile(0.99) * 1000:.0f} ms without clients",
+            goal=f"p99 <= {LIMIT_MS:g} ms",
+            met=p99 <= LIMIT_MS,
+        )
+    yield Row(f"unresponsive store: responses to the {CLIENTS} clients", str(seen.statuses or "none yet"))
+
+
+def slow_store(site: Site, seconds: float, *, honest: int = HONEST) -> Iterator[Row]:
+    """64 clients ask for 64 paths of a single store that answers each request after 1 s. All must get their file."""
+    del seconds  # the proof ends when the last client has its answer
+    names = [f"cold-{number}" for number in range(honest)]
+    with _store(site, "slow", names) as (upstream, server), upstream.fault("*", delay=ANSWER_SECONDS):
+        times, failures = asyncio.run(_fetch_all(server.port, names))
+    failed = ", ".join(f"{count} x {kind}" for kind, count in failures.items())
+    yield Row(
+        f"slow store: of {honest} cold requests, successful",
+        f"{len(times)}{f'; {failed}' if failed else ''}",
+        goal=str(honest),
+        met=len(times) == honest,
+    )
+    yield at_most("slow store: slowest successful request", max(times, default=0.0), "s")
+
+
+@contextmanager
+def _store(site: Site, name: str, names: list[str]) -> Iterator[tuple[Upstream, Serving]]:
+    """Run a binary cache with a small store path for each of ``names``, and a server with an empty disk cache."""
+    directory = site.directory / name
+    write_cache(directory / "store", binary_cache({each: {"file": _data(each)} for each in names}))
+    with Upstream() as upstream, usual_descriptor_limit():
+        url = upstream.mount("store", directory / "store")
+        with serving(directory, url, NAR_WORKERS="2", NAR_THREADS="32", NAR_STOP_SECONDS="2") as server:
+            server.workers()
+            yield upstream, server
+
+
+def _path(name: str) -> str:
+    return f"{store_path(name)}/file"
+
+
+def _data(name: str) -> bytes:
+    return name.encode().ljust(COLD_SIZE, b".")
+
+
+async def _fetch_all(port: int, names: list[str]) -> tuple[list[float], Counter[str]]:
+    """Request the file of each store path at the same time; returns the seconds of the successful requests, and the failures."""
+    failures: Counter[str] = Counter()
+    found = await asyncio.gather(*(_fetch(port, name, failures) for name in names))
+    return [each for each in found if each is not None], failures
+
+
+async def _fetch(port: int, name: str, failures: Counter[str]) -> float | None:
+    started = time.monotonic()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        async with asyncio.timeout(HONEST_TIMEOUT):
+            writer.write(Form().head("GET", _path(name), "Connection: close").encode())
+            response = await reader.read(-1)
+    except (TimeoutError, OSError) as error:
+        failures[type(error).__name__] += 1
+        return None
+    finally:
+        writer.close()
+    head, _, body = response.partition(b"\r\n\r\n")
+    if head.startswith(b"HTTP/1.1 200 ") and body == _data(name):
+        return time.monotonic() - started
+    failures[head.partition(b"\r\n")[0].decode("latin-1") or "no response"] += 1
+    return None
