@@ -4,6 +4,7 @@
 standard input is closed, so also when its parent dies.
 """
 
+import heapq
 import json
 import os
 import resource
@@ -37,7 +38,7 @@ class Plan:
 
     A client sends one of ``requests`` (clients take turns), then the bytes of ``drip``, one each ``drip_seconds``. It reads
     ``rate`` bytes per second of the response: None reads all that arrives, 0 reads only the status line. After the server has
-    ended its side, the client keeps its own side open for ``hold_seconds``. Then a new client takes its place.
+    ended its side, the client keeps its own side open for ``hold_seconds``. Some seconds later, it connects again.
     """
 
     requests: tuple[str, ...]
@@ -135,8 +136,8 @@ class _Attackers:
         self._selector = selectors.DefaultSelector()
         self._started = time.monotonic()
         self._standing_until = self._started + standing_seconds
-        # Each queue is in the order of the times in it, because all of its delays are equal.
-        self._to_open: deque[tuple[float, int]] = deque((self._started, number) for number in range(plan.count))
+        self._to_open = [(self._started, number) for number in range(plan.count)]  # a heap
+        # Each of these queues is in the order of the times in it, because all of its delays are equal.
         self._to_drip: deque[tuple[float, _Client]] = deque()
         self._to_read: deque[tuple[float, _Client]] = deque()
         self._to_close: deque[tuple[float, _Client]] = deque()
@@ -164,7 +165,7 @@ class _Attackers:
 
     def _do_due(self, now: float) -> None:
         while self._to_open and self._to_open[0][0] <= now and len(self._unready) < OPENING:
-            self._open(self._to_open.popleft()[1])
+            self._open(heapq.heappop(self._to_open)[1])
         for queue, act in ((self._to_drip, self._drip), (self._to_read, self._read), (self._to_close, self._close)):
             while queue and queue[0][0] <= now:
                 client = queue.popleft()[1]
@@ -274,7 +275,8 @@ class _Attackers:
     def _close(self, client: _Client) -> None:
         client.sock.close()
         self._clients.discard(client)
-        self._to_open.append((time.monotonic() + REOPEN_SECONDS, client.number))
+        delay = REOPEN_SECONDS * (0.5 + client.number / self._plan.count)
+        heapq.heappush(self._to_open, (time.monotonic() + delay, client.number))
 
     def _end(self) -> Seen:
         now = time.monotonic()
