@@ -138,7 +138,7 @@ def _greeting(settings: Settings, listener: socket.socket) -> str:
 
 @contextmanager
 def _metrics_directory(settings: Settings) -> Iterator[None]:
-    """Provide a directory, in memory if possible, in which the workers share their metrics: each adds them up for /metrics."""
+    """Provide a directory, in memory if possible, where the workers store their metrics. /metrics adds these up."""
     if not settings.metrics:
         yield
         return
