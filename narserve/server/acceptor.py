@@ -97,7 +97,7 @@ class Acceptor:
         return bool(poll.poll(0))
 
     def _go_on(self) -> None:
-        if self not in self._full:
+        if not self.is_closed and self not in self._full:
             self._watch()
 
     def _must_wait(self) -> bool:
