@@ -73,7 +73,9 @@ class FileSender:
     seconds. The sender does not close the socket.
     """
 
-    __slots__ = ("_body", "_cached", "_clock", "_fast_at", "_head", "_on_readable", "_pool", "_read", "_sock", "_stall")
+    __slots__ = (
+        "_body", "_cached", "_clock", "_fast_at", "_has_limit", "_head", "_on_readable", "_pool", "_read", "_sock", "_stall",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -94,7 +96,9 @@ class FileSender:
         self._cached = 0, 0.0  # the pool has read the file up to this offset, which counts as cached until this time
         self._stall = Stall(clock())
         self._fast_at = body.filelike.position + FAST_SIZE
-        self._limit_unsent(UNSENT_SIZE)
+        self._has_limit = body.filelike.stop - body.filelike.position > UNSENT_SIZE
+        if self._has_limit:
+            self._limit_unsent(UNSENT_SIZE)
 
     def on_writable(self) -> SendState:
         """Send as much as the socket takes, at most a block."""
@@ -183,7 +187,8 @@ class FileSender:
         body, self._body = self._body, None
         if body is None:
             return
-        self._limit_unsent(0)  # the default, for the next response
+        if self._has_limit:
+            self._limit_unsent(0)  # the default, for the next response
         try:
             body.close()
         except NarcoreError:  # the body has logged it
