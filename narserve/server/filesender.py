@@ -28,6 +28,9 @@ CACHED_SECONDS = 1.0
 UNSENT_SIZE = 64 * 1024
 FAST_UNSENT_SIZE = 1024 * 1024
 FAST_SIZE = 1024 * 1024  # the first part
+FAST_READ_AHEAD = (
+    3 * BLOCK_SIZE
+)  # how much more than a block the pool reads for a fast client, so that it waits less often
 _UNSENT_OPTION = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # on Linux and macOS
 
 _MORE = getattr(socket, "MSG_MORE", 0)  # on Linux: the head and the first bytes of the file share a packet
@@ -147,7 +150,8 @@ class FileSender:
         if start == stop:
             return SendState.DONE
         if not self._is_in_memory(window.descriptor, start, stop):
-            self._read = self._pool.submit(window.descriptor, start, stop, partial(self._on_read, stop))
+            read_stop = min(window.stop, stop + FAST_READ_AHEAD) if start >= self._fast_at else stop
+            self._read = self._pool.submit(window.descriptor, start, read_stop, partial(self._on_read, read_stop))
             return SendState.READING
         if stop == window.stop:
             window.check_untouched()
