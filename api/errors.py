@@ -1,7 +1,8 @@
 """The table of errors (status, text and caching for each exception), and the error response made from it.
 
 The client gets a title and a next step. It also gets the message of the exception if the row sets ``shows_message``. A row sets
-it only if the message is about the request, not about a store, a disk or a key. The caller of ``error_response`` logs the rest.
+``shows_message`` only if the message is about the request, not about a store, a disk or a key. The caller of ``error_response``
+logs the exception.
 """
 
 import json
@@ -86,7 +87,7 @@ ROWS: dict[type[Exception], ErrorRow] = {
     errors.UntrustedSignature: ErrorRow(
         502,
         "Not signed by a trusted key",
-        "This server does not serve it, because none of its trusted public keys has signed it.",
+        "The store path has no signature by one of this server's trusted public keys.",
     ),
     errors.CompressionError: _BAD_STREAM,
     errors.TruncatedStream: _BAD_STREAM,
@@ -96,12 +97,12 @@ ROWS: dict[type[Exception], ErrorRow] = {
     ),
     errors.StoreError: _UNAVAILABLE,
     errors.FileNotInStore: ErrorRow(
-        404, "No such store path", "None of the configured caches has it. Check the hash.", caching=Caching.SHORT
+        404, "No such store path", "None of the configured binary caches has it. Check the hash.", caching=Caching.SHORT
     ),
     errors.StoreForbidden: ErrorRow(
         502,
         "The binary cache denied access",
-        "It does not allow this server to read. Its permissions need to be fixed; the server log has the details.",
+        "This server has no permission to read it. The permissions need to be fixed; the server log has the details.",
     ),
     errors.RangeNotSupported: _UNAVAILABLE,
     errors.StoreUnavailable: _UNAVAILABLE,
@@ -166,7 +167,7 @@ def error_response(request: Request, error: Exception) -> Response:
 
 
 def _row_for(error: Exception) -> ErrorRow:
-    """Return the row of the nearest base class.
+    """Return the row for the class of ``error``, or for its nearest base class that has a row.
 
     An HTTPException without a row keeps its status and gets the standard title of that status.
     """
@@ -179,7 +180,7 @@ def _row_for(error: Exception) -> ErrorRow:
 def _message(error: Exception, row: ErrorRow) -> str:
     """Return the message of the exception as complete sentences, or "" if the message is not meant for the client."""
     if isinstance(error, HTTPException):
-        # A description passed to the constructor is meant for the client; the default of the class is Werkzeug's text.
+        # A description passed to the constructor is meant for the client. The default text of the class is Werkzeug's.
         is_custom = error.description != type(error).description or not row.advice
         text = (error.description or "") if is_custom else ""
     else:

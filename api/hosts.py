@@ -14,7 +14,7 @@ from werkzeug.exceptions import NotFound
 from narcore.formats.storepath import is_hash_part
 
 # A name, and the port if the client sent one. A header that does not match (an IPv6 address, an invalid port) is not the host of
-# a store path. Nothing else reads the header, so ignoring it is safe.
+# a store path; the request is answered like a request to any other host name.
 _HOST = re.compile(r"([a-z0-9.-]+)(?::([0-9]*))?")
 
 
@@ -40,7 +40,7 @@ class OwnHost:
             raise NotFound(f"The host name of a store path is <hash>.{domain}, where <hash> is its 32-character hash.")
         return cls(label, f"{domain}:{match[2]}" if match[2] else domain)
 
-    # The URLs below have no scheme (RFC 3986 4.2), so the client keeps its own, even if a proxy in front changed the scheme.
+    # The URLs below have no scheme (RFC 3986 4.2), so the client uses the scheme of its request, even if a proxy changed it.
 
     def origin_of(self, hash_part: str) -> str:
         """Return the origin that serves another store path."""

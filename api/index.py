@@ -11,7 +11,7 @@ from api.telemetry.logs import configure_logging
 from narcore.errors import SettingsError
 from narcore.settings import Settings
 
-# gunicorn restarts a worker that exits, again and again, unless the worker exits with this status (Arbiter.WORKER_BOOT_ERROR).
+# gunicorn keeps restarting a worker that exits, except if the worker exits with this status (Arbiter.WORKER_BOOT_ERROR).
 _BOOT_ERROR = 3
 
 

@@ -1,9 +1,9 @@
-"""A WSGI middleware that takes client address, scheme and host from the X-Forwarded headers of trusted proxies.
+"""A WSGI middleware that takes the client address, the scheme and the host from the X-Forwarded headers of trusted proxies.
 
 Anybody can send these headers, so they are used only if the connection comes from an address in NAR_TRUSTED_PROXIES. Each proxy
-appends the address of its client to X-Forwarded-For. Read from the end of that list, the first address that is not a trusted
-proxy is the client. The other headers are also lists if proxies append to them, and single values if a proxy replaces them; the
-middleware takes the value set by the trusted proxy that is farthest from this server.
+appends the address of its client to X-Forwarded-For. The client is the last address in this list that is not a trusted proxy. The
+other headers are lists if proxies append to them, or single values if a proxy replaces them. From a list, the middleware takes the
+value that was set by the trusted proxy farthest from this server.
 
 Every trusted proxy must therefore set or remove these headers, and must not pass on values that a client made up.
 """

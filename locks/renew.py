@@ -3,7 +3,7 @@
 
 ``./start-dev lock`` runs this program. It needs uv, because pip can't resolve for several Python
 versions and platforms at once. Users and deployments install the files with pip alone. The requirements come from
-pyproject.toml; the index is PyPI, whatever the machine is configured to use, and the files name no index.
+pyproject.toml. The index is always PyPI, even if the machine is configured to use another one, and the files name no index.
 """
 
 import os
@@ -104,7 +104,7 @@ def requirements(name: str) -> list[str]:
 
 
 def of_extra(project: dict[str, Any], extra: str) -> list[str]:
-    """The requirements of an extra. A requirement on extras of the project itself becomes their requirements."""
+    """The requirements of an extra. An extra of the project itself is replaced by the requirements of that extra."""
     found: list[str] = []
     for requirement in project["optional-dependencies"][extra]:
         if requirement.startswith(f"{project['name']}["):

@@ -49,7 +49,7 @@ log = logging.getLogger("narcore")
 # formats/listing.py). In place of a larger listing, the NAR itself is read, entry by entry.
 LISTING_LIMIT = 16 << 20
 
-# How many times a NAR is fetched if it is evicted before it can be opened. One eviction is bad luck; several in a row happen in a
+# How many times a NAR is fetched if it is evicted before it can be opened. One eviction can be chance; several in a row happen in a
 # cache with space for only a few of the NARs that are being read.
 FETCH_TRIES = 10
 
@@ -150,8 +150,8 @@ class BinaryCache:
     def store_dirs(self, *, ask: bool = True) -> tuple[str, ...]:
         """Return the store dirs of the stores, without duplicates, in the stores' order.
 
-        ``/nix/store`` stands for a store that does not answer in time. Without ``ask``, stores that have not answered yet are not
-        waited for.
+        A store that does not answer in time counts as one with ``/nix/store``. Without ``ask``, does not wait for stores that
+        have not answered yet.
         """
         self._lookup.request_cache_infos(wait=ask)
         return tuple(dict.fromkeys(each.store_dir or DEFAULT_STORE_DIR for each in self.substituters))
@@ -164,7 +164,7 @@ class BinaryCache:
         return any(each.store_dir in (None, store_dir) for each in self.substituters)
 
     def in_order(self) -> list[Substituter]:
-        """Return the stores in the order in which they are asked, as far as it is known. Does not wait for any store."""
+        """Return the stores in the order in which they are asked, by the priorities known so far. Does not wait for any store."""
         self._lookup.request_cache_infos(wait=False)
         return self._lookup.substituters()
 
@@ -186,9 +186,9 @@ class BinaryCache:
     def path_info(self, path: str, store_dir: str = DEFAULT_STORE_DIR) -> PathInfo:
         """Return the narinfo of a store path and the store that gave it.
 
-        ``path`` is a full store path, or the hash part of one in ``store_dir``. Raises StorePathError if it is neither,
-        FileNotInStore if every store of that store dir answered that it has no such path, otherwise what went wrong: StoreError,
-        NarInfoError, UntrustedSignature.
+        ``path`` is a full store path, or the hash part of one in ``store_dir``. Raises StorePathError if it is neither, and
+        FileNotInStore if every store of that store dir answered that it has no such path. Other failures are a StoreError,
+        NarInfoError or UntrustedSignature.
         """
         if path.startswith("/"):
             store_path = StorePath.parse(path)
@@ -380,7 +380,7 @@ def _open_cache(settings: Settings, *, strict: bool, patience: float, trace: Tra
         return NarCache(directory, size=size, max_fills=max_fills, patience=patience, trace=trace)
     except CacheFailure as error:
         if strict:
-            requester = "NAR_VERIFY=strict" if settings.verify == "strict" else "a mount"  # which sets strict itself
+            requester = "NAR_VERIFY=strict" if settings.verify == "strict" else "a mount"  # a mount sets ``strict``
             raise SettingsError(f"{requester} needs a cache directory; {directory}: {error}") from error
         log.warning("caching is off: %s: %s", directory, error)
         return None

@@ -72,7 +72,7 @@ class IntegrityError(NarcoreError):
 
 
 class HashMismatch(IntegrityError):
-    """The bytes have another hash than the expected one."""
+    """The bytes do not have the expected hash."""
 
 
 class SizeMismatch(IntegrityError):

@@ -1,7 +1,7 @@
 """``nar-serve mount``: store paths as a read-only file system that fills itself from binary caches.
 
 It implements the kernel's FUSE protocol itself. One process, the holder, mounts the file system and keeps the device open. Another
-one, the worker, answers requests. When the worker ends for whatever reason, a new worker takes over.
+process, the worker, answers requests. When the worker ends for any reason, a new worker takes over.
 
 ::
 

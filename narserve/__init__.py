@@ -11,5 +11,5 @@
     awslambda    the handler and the runtime client on AWS Lambda
     dev          the development server
 
-This file imports nothing: the Lambda package has only it and ``awslambda`` of this package.
+This file imports nothing, because the Lambda package contains only this file and ``awslambda``.
 """

@@ -1,4 +1,4 @@
-"""Programs for some tests that don't belong into the project's environment.
+"""Programs that some tests need, and that do not belong in the project's environment.
 
 Each program is installed once from its registry, into a directory of the user's cache whose name has a hash of its requirements.
 ``NAR_SERVE_TOOLS_DIR`` selects another directory. If a program can't be installed, its tests are skipped, but not in CI.
@@ -109,7 +109,7 @@ def _venv(name: str, python: str, requirements: list[str]) -> Path:
 
 
 def _installed(name: str, parts: list[str], install: Callable[[Path], None]) -> Path:
-    """Return the directory of what ``install`` installs, by one process at a time, and again if it was interrupted."""
+    """Return the directory that ``install`` fills. One process installs at a time, and repeats an interrupted installation."""
     home = Path(os.environ.get("NAR_SERVE_TOOLS_DIR") or _user_cache() / "nar-serve-tools")
     home.mkdir(parents=True, exist_ok=True)
     directory = home / f"{name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"

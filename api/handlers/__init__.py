@@ -4,7 +4,7 @@
 store           the main route: every URL below a store dir
 store_url       parser for the URL of a node in a store path
 node            the response to a request for one node of a store path
-large           uploads too large responses to a bucket, and redirects to it
+large           redirects to a bucket if a response is too large for the platform
 pages           landing page, health, robots.txt, static files
 openapi         /openapi.json
 ==============  ======================================================================

@@ -13,7 +13,7 @@ from api.responses.limits import Limit
 from api.responses.templates import MOVED, page_url
 from narcore.binarycache import BinaryCache
 
-# Headers that would make the response partial or empty; and wsgi.file_wrapper, which the client of the bucket can't use.
+# Headers that would make the response partial or empty. Also wsgi.file_wrapper: the body is uploaded, not sent by the WSGI server.
 _OMITTED = ("HTTP_RANGE", "HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "wsgi.file_wrapper")
 
 

@@ -44,7 +44,7 @@ class StorePathUrl:
 
 
 def parse_store_url(request: Request, cache: BinaryCache, domain: str) -> StorePathUrl | None:
-    """Parse the URL of a request. Returns None if it is neither below a store dir of ``cache`` nor on a host below ``domain``.
+    """Parse the URL of a request. Returns None if the URL is neither below a store dir nor on a host below ``domain``.
 
     Raises StorePathError if the URL is below a store dir but not in a store path, and NotFound if the host is below ``domain`` but
     is not the host of a store path.

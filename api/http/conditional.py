@@ -63,7 +63,7 @@ def evaluate(headers: Headers, validators: Validators) -> Outcome:
 def range_applies(headers: Headers, validators: Validators) -> bool:
     """Return whether the Range header is to be used, according to If-Range (13.1.5).
 
-    It is used if there is no If-Range, or if If-Range has the same strong tag or exactly the same date.
+    The Range header is used if there is no If-Range, or if If-Range has the same strong tag or exactly the same date.
     """
     condition = headers.get("If-Range")
     if condition is None:

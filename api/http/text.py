@@ -34,9 +34,9 @@ def _escaped(character: str) -> str:
 def content_disposition(filename: str, kind: str = "attachment") -> str:
     """Return a Content-Disposition of this ``kind`` with the file name (RFC 6266).
 
-    A safe name is sent as it is; any other name is sent as ASCII and in the encoding of RFC 8187. ``%`` is not safe: browsers
-    treat ``%41`` in a quoted name differently (RFC 6266 appendix D). A byte that is not valid UTF-8 can't be encoded by RFC 8187
-    and becomes U+FFFD.
+    A safe name is sent unchanged; any other name is sent twice, as ASCII and in the encoding of RFC 8187. ``%`` is not safe:
+    browsers treat ``%41`` in a quoted name differently (RFC 6266 appendix D). A byte that is not valid UTF-8 can't be encoded by
+    RFC 8187 and becomes U+FFFD.
     """
     plain = "".join(character if _is_plain(character) else "_" for character in filename)
     if plain == filename:

@@ -31,7 +31,7 @@ class Credentials:
         key_id, secret = environ.get("AWS_ACCESS_KEY_ID", ""), environ.get("AWS_SECRET_ACCESS_KEY", "")
         if not (key_id and secret):
             raise SettingsError(
-                "NAR_OFFLOAD_URL needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; on Lambda, the role sets them"
+                "NAR_OFFLOAD_URL needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; Lambda sets them from the role of the function"
             )
         return cls(key_id, secret, environ.get("AWS_SESSION_TOKEN", ""))
 

@@ -14,8 +14,8 @@ from narcore.errors import CapacityError
 if TYPE_CHECKING:
     from obstore import Attributes
 
-# API Gateway times out after 29 seconds. A request that waits for the upload of another process gets a 503 with Retry-After
-# before that.
+# A request that waits for the upload of another process gets a 503 with Retry-After after this time. It must be shorter than the
+# timeout of API Gateway, 29 seconds.
 WAIT_SECONDS = 20.0
 POLL_SECONDS = 0.3
 

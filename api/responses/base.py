@@ -66,7 +66,7 @@ class Response(flask.Response):
 
 
 def safe_headers(csp: str | None = OWN_CSP) -> Headers:
-    """Return the headers of every response. Errors and redirects have CORS headers too, since fetch() reads and follows them."""
+    """Return the headers of every response. Errors and redirects need CORS headers too, for fetch() to use them."""
     headers = Headers(_SAFE)
     if csp is not None:
         headers["Content-Security-Policy"] = csp

@@ -1,8 +1,8 @@
 """Bodies of responses for the WSGI server: bytes of a NAR as a stream, or as a window of an open file.
 
-Two rules apply. First, the first bytes are read before the status is sent, so that an error until then becomes an error page.
-Second, a body that is shorter than its Content-Length raises, so that the server cuts the connection and no client takes the
-truncated body for the file.
+Two rules apply. First, the first bytes are read before the status is sent, so that an error in reading them becomes an error page.
+Second, a body that is shorter than its Content-Length raises an exception, so that the server cuts the connection and no client
+takes the truncated body for the file.
 """
 
 import os
@@ -28,7 +28,7 @@ class FileBytes(NarBytes, Protocol):
     file: tuple[int, int] | None
 
     def check_untouched(self) -> None:
-        """Raise NarcoreError if the file was changed since it was opened."""
+        """Raise NarcoreError if the file was changed after it was opened."""
 
 
 Read = Callable[[int, int], NarBytes]  # (start, stop) -> these bytes of one file
@@ -121,7 +121,7 @@ class FileWindow:
 
 
 def joined(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
-    """Join small chunks to chunks of ``size`` bytes or slightly more, because a server sends each chunk separately."""
+    """Join small chunks into chunks of at least ``size`` bytes, because a server sends each chunk separately."""
     pending: list[bytes] = []
     length = 0
     for chunk in chunks:
@@ -148,7 +148,7 @@ def open_body(read: Read, part: ByteRange, environ: "WSGIEnvironment") -> Stream
 
 
 def read_head(read: Read, size: int) -> bytes:
-    """Read the first bytes of a file of ``size`` bytes, as many as determine its type."""
+    """Read the first bytes of a file of ``size`` bytes, as many as are needed to determine its type."""
     length = min(size, SNIFF_LENGTH)
     if not length:
         return b""

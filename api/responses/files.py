@@ -88,7 +88,7 @@ def _with_file_name(headers: Headers, ref: NodeRef) -> Headers:
 
 def _describe(headers: Headers, node: Node) -> None:
     headers["Accept-Ranges"] = "bytes"
-    # API Gateway renames Content-Length on HEAD, and a 206 has the length of the part. This header always has the file size.
+    # Content-Length is not always the file size: API Gateway renames it on HEAD, and in a 206 it is the length of the part.
     headers["NAR-File-Size"] = str(node.size)
     if node.executable:
         headers["NAR-Executable"] = "1"

@@ -153,7 +153,7 @@ class _View:
         return _Shown("text", page, {"lines": lines, "paths": links.paths(text) if lists_paths else []})
 
     def _derivation(self) -> _Shown | None:
-        """Return None if the file is not a derivation or is longer than DERIVATION_LIMIT."""
+        """Return the contents of a derivation, or None if the file is not a derivation or is longer than DERIVATION_LIMIT."""
         if not self.ref.name.endswith(".drv") or self.node.size > DERIVATION_LIMIT:
             return None
         try:

@@ -18,11 +18,11 @@ class State(Enum):
 
     UNKNOWN = "not contacted yet"
     AVAILABLE = "available"
-    UNAVAILABLE = "unavailable; paused before the next request"
+    UNAVAILABLE = "unavailable; this server will ask again later"
 
 
 class Cache(NamedTuple):
-    """A store on the landing page: its URL without passwords, and its store dir, "" if not known (yet)."""
+    """A store on the landing page: its URL without passwords, and its store dir, or "" if the store dir is not known yet."""
 
     url: str
     store_dir: str = ""

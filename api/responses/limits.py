@@ -48,7 +48,7 @@ class Limit:
             example = f"curl -r 0-{self.size - 1} '{_url(request)}'"
             raise ResponseTooLarge(
                 f"The response would have {length} bytes; this server sends at most {self.size} bytes in one response. "
-                f"Request one range after the other: {example}",
+                f"Request the file in parts, beginning with: {example}",
                 headers,
             )
 

@@ -8,7 +8,7 @@ from api.http.conditional import Validators, make_etag
 from api.http.negotiation import JSON
 from api.responses.base import Response, not_modified, safe_headers, set_validators
 
-# These values can change, unlike a store path: a narinfo gets more signatures, its NAR is recompressed, or another store has it.
+# These values can change, unlike a store path: a narinfo can get more signatures, or its NAR can get another compression.
 CACHED_SECONDS = 300
 
 

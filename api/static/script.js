@@ -54,7 +54,7 @@ function directory(table) {
     count.textContent = text ? `${matchCount.toLocaleString("en")} of ${unfiltered}` : unfiltered;
   }
 
-  /* Applies the filter now if it is scheduled for the next frame, so that a key acts on the filtered rows. */
+  /* Applies the filter now if it is scheduled for the next frame, so that a key press acts on the filtered rows. */
   function applyPendingFilter() {
     collectRows();
     if (!frame) return;

@@ -1,6 +1,6 @@
 """One request and its response (``Exchange``), and the WSGI middleware that measures it for the access log and the metrics.
 
-An ``Exchange`` ends when the server closes the body, because only then is it known whether the client got the whole body.
+An ``Exchange`` ends when the server closes the body, because it is not known earlier whether the client got the whole body.
 ``current_exchange`` returns the exchange of the current thread. A log line takes its request id from there, and a trace event is
 attributed to that exchange.
 """
@@ -24,7 +24,7 @@ log = logging.getLogger("api")
 
 HEADER = "X-Request-Id"
 
-# A request id from a client is used if it matches: it can't forge a log line or fill the log.
+# A request id from a client is used only if it matches this pattern, so that it can't forge a log line or fill the log.
 _VALID_ID = re.compile(r"[A-Za-z0-9._~+/=:@-]{1,128}")
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -61,7 +61,7 @@ class Exchange:
 
     @property
     def kind(self) -> str:
-        """``redirect`` or ``error``, according to the status; otherwise the kind of the response, such as file or page."""
+        """``redirect`` or ``error``, according to the status; otherwise ``response_kind``, such as file or page."""
         if self.status in _REDIRECTS:
             return "redirect"
         return "error" if self.status >= 400 else self.response_kind

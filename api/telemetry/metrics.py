@@ -19,7 +19,8 @@ MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 SOURCES = ("disk", "fill", "range", "stream")
 CACHE_EVENTS = ("hit", "miss", "join", "fill", "failure", "evict")
 
-# Histogram buckets in seconds. A health check takes less than the first; a large file for a slow client takes more than the last.
+# Upper bounds of the histogram buckets in seconds. A health check takes less than the first bound; a large file for a slow client
+# takes more than the last bound.
 SECONDS = (0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0)
 
 
@@ -55,7 +56,7 @@ class Metrics:
         self._create_series()
 
     def _create_series(self) -> None:
-        """Create all series with the value 0: a rate ignores the first event of a series that did not exist before it."""
+        """Create all series with the value 0: a rate ignores the first event of a series that did not exist before."""
         for source in SOURCES:
             self._reads.labels(source)
         for event in CACHE_EVENTS:

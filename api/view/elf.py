@@ -22,7 +22,7 @@ _TAGS = 2000
 
 
 class ElfFacts(NamedTuple):
-    """Properties of an ELF file. Texts are unescaped, as in the file; the run path is split at its colons."""
+    """Properties of an ELF file. The texts are not escaped, and the run path is split at its colons."""
 
     kind: str
     machine: str

@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def install(stage: Path, python: str, machine: str) -> None:
-    """Install the packages of the lock as wheels for Lambda's machine, whatever machine this is.
+    """Install the packages of the lock as wheels for Lambda's machine, even if this machine is different.
 
     pip evaluates environment markers for this machine. The markers of the lock are the same for every CPython, and a test
     checks this.
@@ -104,7 +104,7 @@ def compile_all(stage: Path, python: str) -> bool:
     interpreter = find_python(python)
     if interpreter is None:
         return False
-    # Not by date, because Lambda sets its own dates; not checked, because the files never change.
+    # Python does not compare the byte code with the sources: Lambda changes the dates, and the files never change.
     command: list[str | Path] = [
         interpreter,
         "-m",
@@ -120,7 +120,7 @@ def compile_all(stage: Path, python: str) -> bool:
 
 
 def find_python(version: str) -> str | None:
-    """Return a Python of this version, or None. Runs each candidate, because pyenv puts names on PATH that start nothing."""
+    """Return a Python of this version, or None. Runs each candidate, because pyenv puts commands on PATH that may not work."""
     pyenv = sorted((Path.home() / ".pyenv/versions").glob(f"{version}.*/bin/python"))
     code = f"import sys; sys.exit('{version}' != '%d.%d' % sys.version_info[:2])"
     for candidate in (sys.executable, f"python{version}", *map(str, pyenv)):

@@ -8,12 +8,12 @@
     fill        Fill: a NAR that is being fetched, and its readers in this process
     part        PartFile: the file that a fill writes, and the choice of the process that writes it
     failures    the error of the last fill of a NAR, for all processes
-    unpacked    single files of cached NARs, unpacked as files of their own
+    unpacked    single files of cached NARs, copied to files of their own
     listings    the listing next to a cached NAR
     eviction    removes the least recently used entries to make room
     reserve     Reserve: space that a process reserves for small unpacked files
     slots       Slots: the limit on concurrent fills
-    upkeep      removes the files that dead processes left, verifies all entries
+    upkeep      removes the files that dead processes left, and verifies all entries
     counters    hits, misses and other events, summed over all processes
     layout      the file names in the directory, and the marks of verified files
     locks       locks between processes, and files that are replaced atomically

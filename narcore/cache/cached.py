@@ -35,7 +35,10 @@ class CachedNar:
         return CachedBytes(self, start, stop)
 
     def pread(self, start: int, stop: int) -> bytes:
-        """Return at least one byte of a range within the NAR. If that fails, removes the entry and raises CacheFailure."""
+        """Return the first bytes of a range within the NAR: at least one, but not always all of them.
+
+        If that fails, removes the entry and raises CacheFailure.
+        """
         try:
             with as_cache_failure():
                 data = os.pread(self.fd, stop - start, start)
@@ -103,7 +106,10 @@ class Verifier:
         self._unmarkable: LruMemory[Stamp, bool] = LruMemory(1000)
 
     def status(self, fd: int, key: NarKey) -> os.stat_result | None:
-        """Return the file's status if it is the NAR, else None. A file without the mark is hashed, by one process at a time."""
+        """Return the file's status if it is the NAR, else None.
+
+        A file that is not marked as verified is hashed first, by one process at a time.
+        """
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size != key.size:
             return None
@@ -120,9 +126,8 @@ class Verifier:
             return None
         try:
             mark(fd, THIS_BOOT)
-        except (
-            OSError
-        ):  # another user's file, or read-only: remember the result, so that it is not hashed for each reader
+        except OSError:
+            # Another user's file, or a read-only one: remember the result, so that the file is not hashed for each reader.
             self._unmarkable.put(_stamp(status), True)
         return os.fstat(fd)
 

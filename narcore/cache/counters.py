@@ -10,7 +10,7 @@ from narcore.cache.layout import Layout
 from narcore.cache.locks import locked, replacing
 
 NAMES = ("hit", "miss", "join", "fill", "evict", "failure")
-FLUSH_SECONDS = 1.0  # a process that is killed loses at most the events of this time
+FLUSH_SECONDS = 1.0  # a killed process loses at most the events of one such period
 
 
 class Counters:

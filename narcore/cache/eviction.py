@@ -28,7 +28,7 @@ from narcore.errors import CacheFailure
 class Entry:
     """A complete NAR in the directory, or an unpacked ``file``.
 
-    ``size`` is in bytes and includes the listing of a NAR; ``used`` is in nanoseconds since the epoch.
+    ``size`` is in bytes and includes the listing of a NAR. ``used`` is the time of the last use, in nanoseconds since the epoch.
     """
 
     digits: str
@@ -42,7 +42,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Usage:
-    """What the directory contains. ``promised`` and ``pending`` are in bytes."""
+    """The contents of the cache directory. ``promised`` and ``pending`` are in bytes."""
 
     entries: list[Entry]
     promised: int  # reserved for files that are being written, or used by files that must not be evicted
@@ -73,7 +73,7 @@ class RecentEvictions:
 
     @property
     def size(self) -> int:
-        """The bytes of the entries that were evicted recently; some of them may be free by now."""
+        """The bytes of the entries that were evicted recently. Some of this space may be free by now."""
         return self._size if time.monotonic() < self._until else 0
 
     def finish(self) -> list[Entry]:
@@ -100,7 +100,7 @@ def make_room(
     reserve: Callable[[], None] = lambda: None,
     recent: RecentEvictions | None = None,
 ) -> list[Entry] | None:
-    """Evict entries until ``key`` fits into ``limit`` bytes and into the file system, then call ``reserve``.
+    """Evict entries until the NAR ``key`` fits into ``limit`` bytes and into the file system, then call ``reserve``.
 
     Returns the evicted entries. Returns None if the NAR does not fit yet, because other fills have reserved space or evicted
     entries are still open: the caller may try again with the same ``recent``, which has the entries evicted so far. Raises
@@ -114,8 +114,8 @@ def make_room_for_file(
 ) -> list[Entry]:
     """Make room for an unpacked file, and for ``extra`` more bytes, as `make_room` does. Returns the evicted entries.
 
-    Raises CacheFailure also where `make_room` returns None. The NAR that contains the file is not evicted: otherwise, if there
-    is only room for one of them, the NAR and the file would evict each other again and again.
+    Raises CacheFailure if there is no room, also in the cases where `make_room` returns None. The NAR that contains the file is not
+    evicted: otherwise, if there is only room for one of them, the NAR and the file would evict each other again and again.
     """
     evicted = _make_room(layout, file.size + extra, limit, reserve, protected=file.digits, recent=recent)
     if evicted is None:
@@ -161,7 +161,7 @@ def _make_room(
 
 
 def remove(layout: Layout, entry: Entry) -> None:
-    """Remove an entry. Readers that have it open can read on: POSIX keeps an open file."""
+    """Remove an entry. Readers that have it open can continue: POSIX keeps the contents of a removed file until it is closed."""
     if entry.file is None:
         remove_entry(layout, entry.digits)
     else:
@@ -182,7 +182,7 @@ def _usage(layout: Layout, files: dict[str, os.stat_result], own: str, protected
         if is_new_file(name):
             claim, written = _claim(layout.directory / name, status)
         elif size is not None and name != own:
-            # A part file without a reservation waits for a slot, or its process died: only its current size counts.
+            # A part file has no reservation while its fill waits for a slot, or if its process died: its current size counts.
             claim = max(size, status.st_size) if name in reserved else status.st_size
             written = status.st_size
         else:
@@ -199,9 +199,9 @@ def _is_nar(entry: Entry, digits: str) -> bool:
 
 
 def _claim(path: Path, status: os.stat_result) -> tuple[int, int]:
-    """Return the final size of an unpacked file that is being written, and how much of it is written.
+    """Return the final size of an unpacked file that is being written, and how much of it is written, in bytes.
 
-    The file has its final size from the start (it is sparse). If the process that wrote it died, it is removed.
+    The file has its final size from the start (it is sparse). If its writer died, removes the file and returns zeros.
     """
     with suppress(OSError):  # another user's file
         if remove_if_free(path):

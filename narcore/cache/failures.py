@@ -24,7 +24,7 @@ _CLASSES = {
 def remember(path: Path, error: errors.NarcoreError, source: str = "") -> None:
     """Write the error of a fill from ``source`` to ``path``, replacing an older one.
 
-    Ignores OSErrors: readers need not know that the error could not be written.
+    Ignores OSErrors: if the error can't be written, the next reader starts another fill, which does no harm.
     """
     note = json.dumps({"error": type(error).__name__, "message": str(error), "source": source}).encode()
     with suppress(OSError), replacing(path) as fd:
@@ -32,7 +32,7 @@ def remember(path: Path, error: errors.NarcoreError, source: str = "") -> None:
 
 
 def recall(path: Path, source: str = "") -> errors.NarcoreError | None:
-    """Return the error in ``path`` if it is of a fill from ``source`` and no older than SECONDS, else None."""
+    """Return the error in ``path`` if the fill was from ``source`` and failed at most SECONDS ago, else None."""
     try:
         if is_old(path):
             return None

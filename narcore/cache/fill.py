@@ -5,7 +5,8 @@ watch the file grow, and one of them takes over if the lock becomes free before 
 file, so they need no memory, and a slow reader does not delay others.
 
 The last byte that a reader requests is withheld until the whole NAR is verified: if the NAR is not what its narinfo says, all
-readers get an error, and no reader gets a complete answer. Callers that accept unverified bytes use ``wait_until`` instead.
+readers get an error, and no reader gets a complete answer. Callers that accept unverified bytes use ``wait_until`` and
+``read_now`` instead of ``read``.
 """
 
 import copy
@@ -22,7 +23,7 @@ from narcore.formats.listing import NarListing
 from narcore.sizes import CHUNK_SIZE
 
 POLL_SECONDS = 0.005  # how often to look for bytes that another process has written
-STALL_SECONDS = 120.0  # readers time out after this time without a byte; longer than all retries of a store take
+STALL_SECONDS = 120.0  # readers time out after this time without a byte; longer than a store with all its retries takes
 
 Check = Callable[[NarListing], None]
 
@@ -35,15 +36,14 @@ class Fill:
         self._fetch = fetch
         self._on_end = on_end
         self._lock = threading.Lock()
-        self._waiting: list[
-            tuple[int, int, threading.Condition]
-        ] = []  # a heap, ordered by the number of bytes that each waits for
+        # A heap, ordered by the number of bytes that each reader waits for.
+        self._waiting: list[tuple[int, int, threading.Condition]] = []
         self._last_progress = time.monotonic()
         self._readers = 0
         self._available = 0
         self._listing: NarListing | None = None
         self._error: BaseException | None = None
-        self._closed = False  # for new readers
+        self._closed = False  # new readers can't join, unless the NAR is complete and its file is still open
         self._ended = False  # the thread does not use the part file any more
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"fill-{part.key.digits[:8]}", daemon=True)
@@ -57,7 +57,7 @@ class Fill:
             self._end(None, CapacityError(f"no thread for a download: {error}"))
 
     def join(self) -> bool:
-        """Add a reader, who must call ``leave``. Returns False if the fill has ended and its file is closed."""
+        """Add a reader, who must call ``leave``. Returns False if the fill has failed or is ending, or its file is closed."""
         with self._lock:
             if self._closed and (self._listing is None or not self._readers):
                 return False
@@ -136,7 +136,7 @@ class Fill:
             yield data
 
     def _wait_beyond(self, position: int, stop: int) -> int:
-        """Wait until there is something to read at ``position``; return up to where it may be read."""
+        """Wait until there are bytes to read at ``position``; return the offset where the readable bytes end."""
         with self._lock:
             while True:
                 if self._listing is not None:
@@ -144,7 +144,7 @@ class Fill:
                 ready = min(self._available, stop - 1)
                 if ready > position:
                     return ready
-                # The last byte comes when the fill ends.
+                # The last requested byte is withheld until the fill has ended.
                 self._wait_for(position + 1 if position + 1 < stop else sys.maxsize)
 
     def _wait_for(self, available: int) -> None:
@@ -203,7 +203,7 @@ class Fill:
                 self.part.close()
 
     def _follow(self) -> None:
-        """Watch the file grow until its lock is free."""
+        """Watch the file grow until this process gets its lock. Raises NoReadersLeft."""
         while not self.part.try_lead():
             size = self.part.size()
             if size > self._available:
@@ -215,14 +215,16 @@ class Fill:
     def _publish(self, available: int) -> None:
         with self._lock:
             self._last_progress = time.monotonic()
-            if (
-                available > self._available
-            ):  # a process that takes over starts at 0 again, while more bytes are in the file
+            # A process that takes over starts at 0 again, although the file already contains more bytes.
+            if available > self._available:
                 self._available = available
                 self._wake(available)
 
     def _give_up(self, may_end: Callable[[], bool]) -> bool:
-        """Close the fill for new readers if it has none and ``may_end`` agrees, or the process exits; return whether it did."""
+        """Close the fill to new readers if the process exits, or if no reader is left and ``may_end`` returns True.
+
+        Returns whether the fill is closed.
+        """
         with self._lock:
             self._closed = self._stopping or (not self._readers and may_end())
             return self._closed

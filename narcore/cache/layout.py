@@ -4,7 +4,7 @@
 
     <narhash>.nar              a complete NAR, decompressed            (the layout of Nix's own local-nar-cache)
     <narhash>.ls               the listing of the NAR, with every narOffset
-    <narhash>.<size>.part      a NAR that is being fetched: grows from the start; locked by the process that writes it
+    <narhash>.<size>.part      a NAR that is being fetched: grows as bytes arrive; locked by the process that writes it
     <narhash>.<size>.readers   locked (shared) by every process that reads from the part file
     <narhash>.<size>.error     the error of the last fill; valid for a few seconds
     <narhash>.<start>.<size>.file   an unpacked file: <size> bytes of the NAR, from <start> on
@@ -18,12 +18,12 @@ Only nar-serve uses names that begin with a dot or end in ``.part``, ``.readers`
 without a lock belongs to a process that died.
 
 ``<narhash>`` is the SHA-256 in nix32. ``<size>`` is the NarSize in the narinfo: that much space is made for the part file.
-Because it is part of the name, a narinfo with a wrong size does not affect a correct one with the same hash.
+Because the size is part of the name, a narinfo with a wrong size does not affect a correct narinfo with the same hash.
 
 The modification time of a NAR marks it as verified: 1 s after the epoch (as in the Nix store) once the NAR has been synced to the
-disk, before that a number that identifies the current boot. Writing to the file changes the time, and a file from Nix, a backup
-or a crash has another one: such an entry is hashed before it is used. A ``.file`` is marked in the same way, but for the current
-boot only; a ``.file`` without the mark is unpacked from the NAR again.
+disk; before that, a time that stands for the current boot. Writing to the file changes the time, and a file that Nix wrote, that
+a backup restored, or that was not synced before a crash has another time: such an entry is hashed before it is used. A ``.file``
+is marked in the same way, but for the current boot only; a ``.file`` without the mark is unpacked from the NAR again.
 """
 
 import os
@@ -105,7 +105,7 @@ class Layout:
         return self.directory / f".spare.{os.getpid()}-{number}.new"
 
     def slots(self) -> list[Path]:
-        """Return all slot files that exist. If other processes have a higher limit, these are more than this process uses."""
+        """Return all slot files that exist. If other processes have a higher limit, there are more than this process uses."""
         return [self.directory / name for name in os.listdir(self.directory) if _SLOT_NAME.fullmatch(name)]
 
     def leftovers(self) -> "Leftovers":
@@ -130,7 +130,7 @@ class Leftovers:
     """Files that dead processes may have left.
 
     ``parts`` (each preceded by its readers file) and ``new`` files are locked if their owner is alive. ``errors`` are useless
-    if they are old. ``listings`` (each followed by the path of its NAR) have no NAR.
+    if they are old. ``listings`` have no NAR; each is followed by the path that its NAR would have.
     """
 
     parts: list[tuple[Path, Path]]
@@ -150,18 +150,21 @@ def file_of(name: str) -> FileKey | None:
 
 
 def is_new_file(name: str) -> bool:
-    """Return whether ``name`` is of an unpacked file that is not complete yet, or of space that is reserved for such files."""
+    """Return whether ``name`` is the name of an incomplete unpacked file, or of the space that is reserved for such files."""
     return _NEW_FILE_NAME.fullmatch(name) is not None
 
 
 def reserved_size(name: str) -> int | None:
-    """Return the size that a part file will have when it is complete; None if ``name`` is not of a part file."""
+    """Return the size that a part file will have when it is complete; None if ``name`` is not the name of a part file."""
     match = _PART_NAME.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def _boot_mark() -> int:
-    """Return a time before 1987, when no file of the cache was written. It most likely differs for each boot."""
+    """Return a time before 1987, in seconds since the epoch, so that no real modification time equals it.
+
+    It almost always differs between boots.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
     except OSError:  # not Linux: use a different time for each process
@@ -184,5 +187,5 @@ def mark(fd: int, seconds: int) -> None:
 
 def touch(fd: int) -> None:
     """Set the access time of the file to now."""
-    with suppress(OSError):  # read-only: then nothing is evicted, and the order does not matter
+    with suppress(OSError):  # the directory is read-only, so nothing is evicted and the order does not matter
         os.utime(fd, ns=(time.time_ns(), os.fstat(fd).st_mtime_ns))

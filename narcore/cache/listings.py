@@ -1,7 +1,7 @@
 """The listing next to a cached NAR. It is made from the NAR itself, and made again if its file is not marked as verified.
 
-Nix's RemoteFSAccessor, which can share the directory, stores only the root node there: the value of ``root`` in the ``.ls`` file
-of a binary cache.
+Nix's RemoteFSAccessor can share the directory, and stores only the root node there: the value of ``root`` in the ``.ls`` file of
+a binary cache. This module does the same.
 """
 
 import os
@@ -20,7 +20,7 @@ _BEFORE_ROOT, _AFTER_ROOT = b'{"version":1,"root":', b"}"
 
 @contextmanager
 def new_listing(layout: Layout, digits: str, listing: NarListing) -> Generator[None]:
-    """Write the listing, and move it into place at the end of the ``with`` block unless that raises. Raises OSError."""
+    """Write the listing, and move it into place at the end of the ``with`` block unless the block raises. Raises OSError."""
     with replacing(layout.listing(digits)) as fd:
         with os.fdopen(fd, "wb", closefd=False) as file:
             file.writelines(_root_chunks(listing))
@@ -49,7 +49,7 @@ def load_listing(layout: Layout, key: NarKey, nar_fd: int) -> NarListing:
 def _read_listing(layout: Layout, key: NarKey) -> NarListing | None:
     try:
         with layout.listing(key.digits).open("rb") as file:
-            if is_verified(os.fstat(file.fileno())):  # else another program has written to it
+            if is_verified(os.fstat(file.fileno())):  # if not, another program has written to the file
                 return NarListing.parse(b"".join((_BEFORE_ROOT, file.read(), _AFTER_ROOT)), nar_size=key.size)
     except (OSError, ListingError):
         pass

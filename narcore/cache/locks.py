@@ -26,7 +26,7 @@ def unlock(fd: int) -> None:
 
 
 def is_still_at(fd: int, path: Path) -> bool:
-    """Return whether ``path`` still names the open file. If not, a lock on the file has no effect for others."""
+    """Return whether ``path`` still names the open file. If not, a lock on it does not stop processes that open ``path`` now."""
     try:
         there = path.lstat()
     except FileNotFoundError:
@@ -50,7 +50,7 @@ def locked(path: Path) -> Generator[int]:
 def alone(fd: int) -> Generator[None]:
     """Hold the exclusive lock on an open file, so that one process does long work on it, and the others find the work done.
 
-    If the file can't be locked (NFS, for a file that is open for reading only), goes on without the lock.
+    If the file can't be locked (on NFS, if it is open for reading only), continues without the lock.
     """
     with suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -63,9 +63,9 @@ def alone(fd: int) -> Generator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Generator[int]:
-    """Yield the descriptor of a new file, which replaces ``path`` at the end of the ``with`` block unless that raises.
+    """Yield the descriptor of a new file, which replaces ``path`` at the end of the ``with`` block unless the block raises.
 
-    Until then it has a temporary name, and a lock that shows other processes that its writer is alive.
+    Until then the new file has a temporary name, and a lock that shows other processes that its writer is alive.
     """
     new = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.new")
     with _new_file(new) as fd:
@@ -82,7 +82,7 @@ def replacing(path: Path) -> Generator[int]:
 def _new_file(path: Path) -> Generator[int]:
     while True:
         with locked(path) as fd:
-            if is_still_at(fd, path):  # else another process removed it before it was locked
+            if is_still_at(fd, path):  # if not, another process removed the file before it was locked
                 os.ftruncate(fd, 0)
                 yield fd
                 return

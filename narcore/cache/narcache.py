@@ -43,8 +43,8 @@ UNPACK_TRIES = 3  # how often to unpack a file that is evicted before it can be 
 class NarCache:
     """NARs by their hash. Thread-safe, and safe to use from several processes.
 
-    ``size`` returns the limit in bytes for the directory, which exists when it is called. The constructor and all methods raise
-    CacheFailure if the directory can't be used.
+    ``size`` is called with the directory, after it was created, and returns its limit in bytes. The constructor and all methods
+    raise CacheFailure if the directory can't be used.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class NarCache:
         self._files = OpenFiles()
         self._lock = threading.Lock()
         self._fills: dict[NarKey, Fill] = {}
-        # All fills that run, also those that new readers can't join any more. A second fill of the same NAR may have begun.
+        # All running fills. If new readers can't join a fill any more, a second fill of the same NAR may run at the same time.
         self._running: set[Fill] = set()
         self._fetched = 0  # bytes, by fills that have ended
         self._failed: LruMemory[tuple[NarKey, str], NarcoreError] = LruMemory(1000)
@@ -104,7 +104,7 @@ class NarCache:
         return nar
 
     def is_cached(self, key: NarKey) -> bool:
-        """Return whether the NAR seems to be cached. Only ``open`` verifies it."""
+        """Return whether the cache has a file with the name of the NAR. Only ``open`` verifies the file."""
         return os.path.exists(self.layout.nar(key.digits))  # noqa: PTH110  Path.exists raises for a directory that can't be read
 
     def listing(self, key: NarKey) -> NarListing | None:
@@ -188,8 +188,8 @@ class NarCache:
     def fill(self, key: NarKey, fetch: Fetch, *, source: str = "") -> Fill:
         """Return the fill of a NAR; starts one with ``fetch`` if there is none. Joins it: the caller must ``leave`` it.
 
-        Raises CacheFailure if the NAR is larger than the whole cache, or the error of a fill from the same ``source`` (the URL of
-        a store) that failed a few seconds ago.
+        ``source`` is the URL of the store. Raises CacheFailure if the NAR is larger than the whole cache. If a fill from the same
+        source failed a few seconds ago, raises the error of that fill.
         """
         if key.size > self.limit:
             raise CacheFailure(f"a NAR of {key.size} bytes is larger than the cache")
@@ -204,7 +204,7 @@ class NarCache:
         return fill
 
     def bytes_fetched(self, key: NarKey) -> int:
-        """Return how many bytes of a NAR its running fill has, fetched by this or another process; 0 if there is no fill here."""
+        """Return how many bytes of a NAR this or another process has fetched; 0 if no fill of it runs in this process."""
         with self._lock:
             fill = self._fills.get(key)
             return fill.available if fill is not None else 0
@@ -287,11 +287,11 @@ class NarCache:
         """Log a warning once an hour, not once per request."""
         if not self._warned.get(message):
             self._warned.put(message, True, seconds=3600)
-            log.warning("%s; caching is off until this is fixed", message)
+            log.warning("%s; the affected NARs are not cached until this is fixed", message)
 
 
 def _has_other_size(digits: str, fd: int) -> bool:
-    """Return whether the file is the NAR with that hash despite its size: then the size in the narinfo is wrong."""
+    """Return whether the file has the right hash, although its size is not that in the narinfo: then the narinfo is wrong."""
     try:
         return is_verified(os.fstat(fd)) and has_digest(fd, digits)
     except OSError:

@@ -27,7 +27,7 @@ GiveUp = Callable[[Callable[[], bool]], bool]
 
 
 class PartFile:
-    """A part file, as one process uses it. Only ``read`` is thread-safe. ``source`` is the store that it fetches the NAR from."""
+    """A part file, open in this process. Only ``read`` is thread-safe. ``source``: the URL of the store to fetch the NAR from."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class PartFile:
                 self.close()
 
     def _try_open(self) -> bool:
-        """Open the readers file and the part file. Return False if the process that writes them removed them in between."""
+        """Open the readers file and the part file. Return False if another process removed the readers file in between."""
         readers = self._layout.readers(self.key)
         self._readers_fd = os.open(readers, OPEN_FLAGS, 0o600)
         fcntl.flock(self._readers_fd, fcntl.LOCK_SH)  # the exclusive lock of another process lasts only for a moment
@@ -174,10 +174,10 @@ class PartFile:
             raise NoReadersLeft("no reader is left")
 
     def _may_give_up(self, done: int) -> bool:
-        """Return whether the fill may end: not if more than half is fetched, if little is left, or if another process reads."""
+        """Return whether the fill may end early: not if more than half is fetched, little is left, or another process reads it."""
         if done > self.key.size // 2 or self.key.size - done <= NEARLY_DONE:
             return False
-        # Readers hold the shared lock. While we hold the exclusive lock, no process can begin to read before the part is removed.
+        # Readers hold the shared lock. With the exclusive lock, this process can remove the part file before another one reads it.
         if try_lock(self._readers_fd):
             return True
         fcntl.flock(self._readers_fd, fcntl.LOCK_SH)  # trying to take the exclusive lock has released the shared one
@@ -195,15 +195,14 @@ class PartFile:
     def _discard(self, error: BaseException) -> None:
         if isinstance(error, NarcoreError) and not isinstance(error, CapacityError):
             failures.remember(self._layout.error(self.key), error, self.source)
-        if not isinstance(error, NoReadersLeft) or try_lock(
-            self._readers_fd
-        ):  # else another process continues the download
+        # If only this process has no readers left, another process continues the download and needs the file.
+        if not isinstance(error, NoReadersLeft) or try_lock(self._readers_fd):
             with suppress(OSError):  # the directory itself may have been removed
                 self._remove()
         self._unlock()
 
     def _remove(self) -> None:
-        """Remove the readers file first: a process that opens both in between notices it, and starts again (see _try_open)."""
+        """Remove both files, the readers file first: a process that opens them meanwhile notices, and retries (see _try_open)."""
         self._layout.readers(self.key).unlink(missing_ok=True)
         self._path.unlink(missing_ok=True)
 
@@ -217,7 +216,7 @@ class PartFile:
         Called after the readers were notified, since it may take long.
         """
         for path in (self._layout.nar(self.key.digits), self._layout.listing(self.key.digits)):
-            with suppress(OSError):  # evicted already, or not synced: then it stays marked for this boot only
+            with suppress(OSError):  # evicted already; or not synced, and still marked for this boot only
                 fd = os.open(path, READ_FLAGS)
                 try:
                     _make_durable(fd)

@@ -1,7 +1,7 @@
 """Space that a process reserves for small files that it will unpack, so that it need not scan the directory for each file.
 
-The reservation is a sparse file of that size. Other processes count it like a file that is being written. A lock on it shows that
-its owner is alive.
+The reservation is a sparse file of the reserved size. Other processes count it like a file that is being written. A lock on it
+shows that its owner is alive.
 """
 
 import os
@@ -16,7 +16,7 @@ from narcore.cache.layout import FileKey, Layout
 from narcore.cache.locks import OPEN_FLAGS, is_still_at, try_lock
 from narcore.errors import CacheFailure
 
-# Enough for some thousand files of usual size per scan of the directory. In a small cache, at most 1/RESERVE_SHARE of it.
+# Enough for a few thousand files of typical size per scan of the directory. In a small cache, at most 1/RESERVE_SHARE of it.
 RESERVE_MAX = 64 << 20
 RESERVE_SHARE = 100
 
@@ -34,7 +34,7 @@ class Reserve:
         self._limit = limit
         self._full = min(RESERVE_MAX, limit // RESERVE_SHARE)
         self._left = 0
-        # Shared by all files: else each file that finds no room would evict as much again.
+        # Shared by all files: otherwise each file that finds no room would evict more entries.
         self._recent = RecentEvictions()
         self._lock = threading.Lock()
         self._fd = -1

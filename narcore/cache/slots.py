@@ -14,7 +14,7 @@ NO_ROOM_POLL_SECONDS = 0.2  # looking for room costs more than looking for a slo
 
 
 class Slot:
-    """A lock file that this process holds. It contains the name of the part file that space is reserved for."""
+    """A lock file that this process has locked. It contains the name of the part file that space is reserved for."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -94,7 +94,7 @@ def reserved_parts(layout: Layout) -> set[str]:
         except FileNotFoundError:
             continue
         try:
-            if not try_lock(fd):  # if it is free, its contents are from a process that was killed
+            if not try_lock(fd):  # the contents of an unlocked slot are from a process that was killed
                 names.add(os.pread(fd, 200, 0).decode("ascii", "replace"))
         finally:
             os.close(fd)

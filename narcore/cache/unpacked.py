@@ -1,6 +1,6 @@
 """Unpacked files: files in cached NARs, copied to files of their own, which the kernel can read without this process.
 
-Each is copied from its NAR, and copied again if it is not marked as verified; so the loss of an unpacked file is harmless.
+An unpacked file is copied from its NAR again if it is missing or not marked as verified, so its loss is harmless.
 """
 
 import errno
@@ -20,7 +20,7 @@ from narcore.cache.locks import READ_FLAGS, replacing
 from narcore.cache.reserve import Reserve
 from narcore.sizes import CHUNK_SIZE
 
-# Errors of copy_file_range(2) if the kernel can't copy between the two files. Then this process copies the bytes.
+# Errors of copy_file_range(2) if the kernel can't copy between the two files. In that case this process copies the bytes.
 _NO_COPY = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV}
 
 COPY_SIZE = 1 << 30  # the most bytes to copy in one call of copy_file_range

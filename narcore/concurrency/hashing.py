@@ -8,7 +8,7 @@ import hashlib
 import queue
 import threading
 
-# How many chunks wait for the hashing thread. With chunks of 256 KiB this limits the memory to 2 MiB per stream.
+# At most this many chunks wait for the hashing thread. With chunks of 256 KiB this limits the memory to 2 MiB per stream.
 QUEUE_LENGTH = 8
 
 

@@ -11,7 +11,7 @@ V = TypeVar("V")
 
 
 class LruMemory(Generic[K, V]):
-    """An LRU cache. Thread-safe. A value above ``max_weight`` is cached alone, so that it is not fetched for every use."""
+    """An LRU cache. Thread-safe. A value heavier than ``max_weight`` is also cached, but alone: it evicts all other entries."""
 
     def __init__(self, max_weight: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_weight = max_weight

@@ -14,8 +14,8 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
 class CacheInfo:
     """The description of a binary cache; a missing field has its default.
 
-    A cache with a lower ``priority`` is asked first; None if it declares no priority. Raises CacheInfoError on construction if
-    ``store_dir`` is not a valid store dir.
+    ``priority`` is None if the cache declares none; caches with a lower number are asked first. Raises CacheInfoError on
+    construction if ``store_dir`` is not a valid store dir.
     """
 
     store_dir: str = DEFAULT_STORE_DIR

@@ -106,8 +106,8 @@ def refers_to_itself(narinfo: NarInfo) -> bool:
 def is_address_of(narinfo: NarInfo) -> bool:
     """Return whether the narinfo's store path follows from its CA, name and references, so that it needs no signature.
 
-    If CA and NarHash are hashes of the same bytes, they must be equal. If not, the NarHash is not authenticated, and the contents
-    have to be checked as well: see `contents_unproved`.
+    If CA and NarHash are hashes of the same bytes, they must be equal. If they are hashes of different bytes, the NarHash is not
+    authenticated, and the contents have to be checked as well: see `contents_unproved`.
     """
     if narinfo.ca is None:
         return False

@@ -27,7 +27,7 @@ T = TypeVar("T")
 class DerivationOutput(NamedTuple):
     """An output of a derivation.
 
-    ``path`` is "" if only the build determines it; ``hash_algorithm`` and ``hash`` are "" unless they fix the output.
+    ``path`` is "" if it is known only after the build; ``hash_algorithm`` and ``hash`` are "" unless the hash is fixed in advance.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Input(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """One derivation. Text is UTF-8 with surrogateescape; the environment keeps the order of the file, in which Nix sorts it."""
+    """One derivation. Text is UTF-8 with surrogateescape. The environment keeps the order of the file, which Nix writes sorted."""
 
     outputs: tuple[DerivationOutput, ...]
     input_derivations: tuple[Input, ...]

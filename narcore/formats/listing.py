@@ -1,8 +1,8 @@
 """NAR listings: the names, types, sizes and offsets of the files in a NAR (the ``.ls`` files of a binary cache).
 
 A listing may have a million entries, so entries are not stored as objects: a NarListing consists of a few columns, and a Node is
-created on demand. An ``.ls`` file is not signed, so its offsets are computed rather than trusted: they follow from the tree alone.
-The NAR size that results has to equal the narinfo's.
+created on demand. An ``.ls`` file is not signed, so its offsets are not trusted but computed from the tree. The NAR size that
+results has to equal the narinfo's.
 
 Names and targets are bytes in a NAR and ``str`` here: UTF-8 with surrogateescape, which preserves any bytes.
 """
@@ -22,7 +22,7 @@ from narcore.formats.nar import wire
 from narcore.formats.nar.events import Data, DirectoryEnd, End, NarEvent, Regular, Symlink
 
 NODES_MAX = 2**22
-"""The limit of entries in one listing: ten times as many as the largest known packages have; about 200 MB as columns."""
+"""The limit of entries in one listing: ten times the number in the largest known packages. They take about 200 MB as columns."""
 
 MEMORY_MAX = 160 << 20
 """The limit of memory, in bytes, for reading an ``.ls`` file. The estimate is conservative: actual use is at most 100 MiB."""
@@ -36,7 +36,7 @@ _EXECUTABLE = len(wire.EXECUTABLE) + 8
 _SYMLINK = len(wire.SYMLINK) + 8
 _DIRECTORY = len(wire.DIRECTORY)
 _CLOSE = len(wire.CLOSE_ENTRY)
-# The root is counted as if it were an entry with an empty name; these are the differences before and after it.
+# Sizes are computed as if the root were an entry with an empty name. These are the corrections before and after the root, in bytes.
 _BEFORE_ROOT = len(wire.ROOT) - _HEAD
 _AFTER_ROOT = len(wire.CLOSE) - _CLOSE
 
@@ -103,9 +103,9 @@ class NarListing:
     def parse(cls, data: bytes, *, nar_size: int) -> "NarListing":
         """Read a decompressed ``.ls`` file for a NAR of ``nar_size`` bytes.
 
-        Raises ListingError if the file breaks the format or a rule of NARs, is not complete, does not match ``nar_size`` or its own
-        offsets, or if reading it would take more memory than a listing of about 200,000 entries. (Reading the NAR itself takes
-        little memory.)
+        Raises ListingError if the file breaks the format or a rule of NARs, is not complete, or does not match ``nar_size`` or its
+        own offsets. Also raises it if reading the file would take more memory than a listing of about 200,000 entries takes.
+        (Reading the NAR itself takes little memory.)
         """
         if listing_json.memory_needed(data) > MEMORY_MAX:
             raise ListingError("reading the listing would take too much memory")
@@ -122,14 +122,14 @@ class NarListing:
         return builder.finish()
 
     def __eq__(self, other: object) -> bool:
-        """Whether both describe the same tree, including all names, sizes and targets."""
+        """Return whether both listings describe the same tree, including all names, sizes and targets."""
         if not isinstance(other, NarListing):
             return NotImplemented
         return self.nar_size == other.nar_size and all(
             getattr(self._columns, column) == getattr(other._columns, column) for column in _Columns.__slots__
         )
 
-    __hash__ = None  # type: ignore[assignment]  # nothing hashes a million entries
+    __hash__ = None  # type: ignore[assignment]  # hashing a million entries would take too long
 
     def __len__(self) -> int:
         return len(self._columns.kinds)
@@ -294,8 +294,8 @@ class ListingBuilder:
     """Builds a listing from the events of one NAR while they arrive.
 
     The events must be valid and in order, as NarParser produces them and NarWriter requires them. Data, End and a Regular's
-    ``nar_offset`` (0) may be missing: sizes and offsets are computed, and compared with those given. Don't use the builder after a
-    ListingError.
+    ``nar_offset`` (0) may be missing: sizes and offsets are computed, and compared with those given. After a ListingError, the
+    builder must not be used any more.
     """
 
     __slots__ = ("_columns", "_open", "_position", "_siblings")

@@ -31,8 +31,8 @@ def events(data: bytes) -> Iterator[NarEvent]:
 def memory_needed(data: bytes) -> int:
     """Return the most memory, in bytes, that reading the file can take, estimated from its characters.
 
-    The factors were measured with all kinds of JSON. A well-formed listing takes half of the result. Without this check, a file of
-    32 MiB could take 900 MiB: ``{},{},{},...``
+    The factors were measured with all kinds of JSON. A well-formed listing takes half of that estimate. Without this check, a file
+    of 32 MiB could take 900 MiB: ``{},{},{},...``
     """
     a_character = 2 if data.isascii() and b"\\" not in data else 12  # one non-Latin-1 character widens the whole string
     counts = (250, b"{"), (80, b"["), (60, b","), (30, b'"')

@@ -67,7 +67,7 @@ _NOTATION_QUIRKS = {
 class NarInfo:
     """One narinfo. Raises NarInfoError on construction if a value can't be written to a narinfo.
 
-    ``url`` is unchanged: relative to the cache or absolute, percent-encoded. ``nar_hash`` is a sha256. ``nar_size`` and
+    ``url`` is as in the file: relative to the cache or absolute, percent-encoded. ``nar_hash`` is a sha256. ``nar_size`` and
     ``file_size`` are in bytes. ``references`` are base names in the order of the file. Comparisons ignore ``quirks``.
     """
 

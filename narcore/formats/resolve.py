@@ -1,7 +1,7 @@
 """Resolves a path inside a store path to a node of the NAR's listing, or to the path that its links lead to.
 
 Pure: nothing is fetched. Inside this NAR, links are followed as the kernel does. Outside of it, paths are only resolved lexically,
-because following links there would take another NAR.
+because following links there would require another NAR.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Inside:
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
-    """A link leads into another store path. ``path`` is absolute; no store needs to have this ``store_dir``."""
+    """A link leads into another store path. ``path`` is absolute. It is not known whether any store has this ``store_dir``."""
 
     path: str
     store_dir: str = DEFAULT_STORE_DIR

@@ -12,7 +12,7 @@ from narcore.streams.contentcheck import addressed
 
 
 class AddressProof:
-    """Checks contents against their content address, once, before any of them are returned. Thread-safe.
+    """Checks the contents of a path against its content address, once per NAR, before any of them are returned. Thread-safe.
 
     If the address does not contain the NarHash, a correct NarHash proves nothing: anyone could have put the hash of another NAR
     into an unsigned narinfo. ``read`` returns a whole NAR; ``on_mismatch`` is called if a NAR does not match its address.
@@ -25,7 +25,7 @@ class AddressProof:
         self._flights: SingleFlight[tuple[str, str], None] = SingleFlight()
 
     def check(self, info: PathInfo) -> None:
-        """Raise HashMismatch or NarError if the contents do not match the address. Also raises the errors of reading them."""
+        """Raise HashMismatch or NarError if the contents do not match the address. Also raises the errors of ``read``."""
         narinfo = info.narinfo
         if info.trust is not Trust.ADDRESS or narinfo.ca is None or not contents_unproved(narinfo):
             return

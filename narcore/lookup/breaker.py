@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 log = logging.getLogger("narcore.lookup")
 
-# The circuit breaker opens after this many failures in a row. Each further failed attempt doubles the pause.
+# The circuit breaker opens after this many failures in a row. Each failed attempt after a pause doubles the next pause.
 FAILURES = 3
 PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 300.0
 
 
 class CircuitBreaker:
-    """Decides whether a store is asked, so that not every request waits for the timeout of a failing store. Thread-safe.
+    """Decides whether a store may be asked, so that requests do not all wait for the timeout of a failing store. Thread-safe.
 
     ``url`` names the store in the log, which gets a line when the breaker opens and when it closes. ``clock`` returns seconds.
     """
@@ -41,7 +41,7 @@ class CircuitBreaker:
             if self._clock() < self._open_until:
                 return False
             self._on_trial = True
-            self._open_until = self._clock() + self._pause  # if the trial never reports, another trial is allowed
+            self._open_until = self._clock() + self._pause  # if the trial never reports, another is allowed then
             return True
 
     def succeeded(self) -> None:

@@ -43,7 +43,7 @@ NARINFO_MEMORY = 8 << 20
 NARINFO_SECONDS = 3600.0
 MISSING_SECONDS = 5.0
 
-# How long a store is asked last for a path after its NAR of that path did not match the narinfo, or could not be read.
+# How long the other stores are asked first for a path: after a store sent a wrong NAR, and after its NAR could not be read.
 WRONG_NAR_SECONDS = 300.0
 FAILED_NAR_SECONDS = 60.0
 
@@ -70,10 +70,10 @@ class Lookup:
         self._flights: SingleFlight[tuple[str, str], PathInfo] = SingleFlight()
 
     def find(self, hash_part: str, store_dir: str) -> PathInfo:
-        """Return the narinfo of a path, from the first substituter in order that has a valid, trusted one.
+        """Return the narinfo of a path. It comes from the first substituter, in their order, that has a valid and trusted narinfo.
 
-        Raises FileNotInStore only if all substituters with this store dir answered that they do not have it. Otherwise, with one
-        substituter, raises its error (StoreError, NarInfoError, UntrustedSignature); with several, raises StoresUnavailable or
+        Raises FileNotInStore only if all substituters with this store dir answered that they do not have the path. Otherwise, with
+        one substituter, raises its error (StoreError, NarInfoError, UntrustedSignature); with several, raises StoresUnavailable or
         StoresTimeout if some could not be asked, else the first error.
         """
         key = (store_dir, hash_part)
@@ -87,9 +87,9 @@ class Lookup:
         return self._flights.do(key, partial(self._ask_all, hash_part, store_dir))
 
     def sources(self, info: PathInfo) -> Iterator[PathInfo]:
-        """Yield the stores to get the NAR of ``info`` from, in order: its own store, then others that have the same NAR.
+        """Yield a PathInfo for each store that can send the NAR: ``info`` itself, then those of other stores with the same NAR.
 
-        Its own store comes last if it is paused, or if its NAR was wrong or missing recently.
+        ``info`` comes last if its store is paused, or if the NAR from its store was wrong or missing recently.
         """
         own_last = self.is_paused(info) or self._is_demoted(info.store.url, info.narinfo.store_path.hash_part)
         if not own_last:
@@ -115,7 +115,7 @@ class Lookup:
         store_path = info.narinfo.store_path
         is_wrong = isinstance(failure, IntegrityError)
         seconds = WRONG_NAR_SECONDS if is_wrong else FAILED_NAR_SECONDS
-        text = "the NAR of %s from %s can't be used: %s; asking this store last for %g s"
+        text = "the NAR of %s from %s can't be used: %s; asking other stores first for %g s"
         log.warning(text, store_path.base_name, info.store.url, failure, seconds)
         if is_wrong or len(self._substituters) > 1:
             self._found.discard((store_path.store_dir, store_path.hash_part))
@@ -124,15 +124,15 @@ class Lookup:
     # --- the substituters themselves
 
     def substituters(self) -> list[Substituter]:
-        """Return the substituters in the order in which they are asked, as far as their priorities are known."""
+        """Return the substituters in the order in which they are asked. A store of unknown priority has the default priority."""
         return sorted(self._substituters, key=lambda substituter: substituter.priority)
 
     def request_cache_infos(self, *, wait: bool) -> None:
-        """Request the nix-cache-info of the substituters that have none yet; ``wait``: wait for it, for a limited time."""
+        """Request nix-cache-info from each substituter that was not asked recently; with ``wait``, wait a few seconds for it."""
         _request_cache_infos(self._substituters, wait_for_answers=wait)
 
     def is_paused(self, info: PathInfo) -> bool:
-        """Return whether the circuit breaker of its store is open, and there are other stores."""
+        """Return whether the circuit breaker of the path's store is open, and there are other stores to ask."""
         return len(self._substituters) > 1 and self._substituter(info).is_paused
 
     # --- asking
@@ -160,7 +160,10 @@ class Lookup:
         raise FileNotInStore(missing)
 
     def _answers(self, hash_part: str, store_dir: str) -> list[Callable[[], PathInfo]]:
-        """Return a call for the answer of each substituter, in order. With ``parallel``, all calls but the first have begun."""
+        """Return a function for each substituter, in order, that returns its answer or raises its error.
+
+        With the strategy ``parallel``, all calls but the first have begun in background threads.
+        """
         asked = [each for each in self._in_order(hash_part) if each.store_dir in (None, store_dir)]
         calls = [partial(self._fetch, substituter, hash_part, store_dir) for substituter in asked]
         if self._strategy == "ordered":
@@ -168,7 +171,7 @@ class Lookup:
         return [*calls[:1], *(each.soon(call) for each, call in zip(asked[1:], calls[1:], strict=True))]
 
     def _in_order(self, hash_part: str) -> list[Substituter]:
-        """Sort by priority, then as configured. Substituters whose NAR of this path failed recently come last."""
+        """Return the substituters by priority, then in the configured order. Those whose NAR of this path failed come last."""
         if len(self._substituters) > 1:
             _request_cache_infos(
                 [each for each in self._substituters if not each.has_own_priority], wait_for_answers=True
@@ -197,7 +200,7 @@ class Lookup:
         try:
             narinfo = _parsed(data, store_dir)
         except NarInfoError:
-            # The store dir is checked this late because it saves a request for stores with the usual store dir.
+            # The store dir is checked only here, because that saves a request for stores with the usual store dir.
             if substituter.info().store_dir != store_dir:
                 raise FileNotInStore(f"{substituter.url} has the store directory {substituter.store_dir}") from None
             raise
@@ -242,5 +245,5 @@ def _request_cache_infos(substituters: Sequence[Substituter], *, wait_for_answer
 
 
 def _weight(info: PathInfo) -> int:
-    """Estimate how many bytes of memory it uses."""
+    """Estimate how many bytes of memory ``info`` uses."""
     return 2000 + sum(map(len, info.narinfo.references))

@@ -13,7 +13,7 @@ from narcore.stores.base import BinaryCacheStore
 
 
 class Trust(enum.StrEnum):
-    """Why a narinfo is trusted."""
+    """The reason why a narinfo is trusted."""
 
     UNCHECKED = ""  # no keys are configured
     STORE = "store"  # its store is trusted without signatures
@@ -27,12 +27,12 @@ class Trust(enum.StrEnum):
 
     @property
     def explanation(self) -> "TrustExplanation":
-        """The texts that explain it to users."""
+        """The texts that explain this reason to users."""
         return _EXPLANATIONS[self]
 
 
 class TrustExplanation(NamedTuple):
-    """Texts about a Trust. ``sentence``: for pages; ``answer``: to "is it trusted?"; ``check``: what was checked."""
+    """Texts about a Trust. Pages show ``sentence``; ``answer`` answers "is it trusted?"; ``check`` says what was checked."""
 
     sentence: str
     answer: str
@@ -65,7 +65,7 @@ _EXPLANATIONS = {
 
 @dataclass(frozen=True, slots=True)
 class PathInfo:
-    """A narinfo, and the store that it comes from. The NAR comes from the same store."""
+    """A narinfo, the store that it comes from, and why it is trusted. The narinfo's ``url`` names the NAR in that store."""
 
     narinfo: NarInfo
     store: BinaryCacheStore

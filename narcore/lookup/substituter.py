@@ -61,7 +61,7 @@ class Substituter:
 
     @classmethod
     def open(cls, url: str, *, trace: Trace = silent) -> Self:
-        """Open the store of a store URL, with its parameters ``priority`` and ``trusted``. Raises SettingsError."""
+        """Open the store at ``url``, whose query parameters ``priority`` and ``trusted`` are read here. Raises SettingsError."""
         parameters = parse_qs(url.partition("?")[2], keep_blank_values=True)
         store = open_store(url)
         if trace is not silent:
@@ -76,7 +76,7 @@ class Substituter:
 
     @property
     def priority(self) -> int:
-        """The priority in the URL, else that in nix-cache-info if it has arrived, else Nix's default. Lower is asked first."""
+        """The priority in the URL, else that in nix-cache-info if it has arrived, else Nix's default. Lower numbers come first."""
         known = self._info.priority if self._info is not None else None
         return next((number for number in (self._priority, known) if number is not None), DEFAULT_PRIORITY)
 
@@ -91,7 +91,10 @@ class Substituter:
         return self._info.store_dir if self._info is not None else None
 
     def request_cache_info(self) -> Future[None]:
-        """Fetch its nix-cache-info in the background, unless that was done within the last hour (30 s if it failed)."""
+        """Fetch its nix-cache-info in the background, unless it was fetched in the last hour, or failed in the last 30 s.
+
+        Returns the future of the running or last request.
+        """
         with self._lock:
             request = self._info_request
             if request is None or (request.done() and self._clock() >= self._ask_again_at):
@@ -100,13 +103,19 @@ class Substituter:
             return request
 
     def wait_for_cache_info(self) -> None:
-        """Request its nix-cache-info; if it has none yet, wait until CACHE_INFO_WAIT_SECONDS after the request was sent."""
+        """Request its nix-cache-info. If no answer and no error has arrived yet, wait for it.
+
+        Waits until CACHE_INFO_WAIT_SECONDS after the request was sent.
+        """
         request = self.request_cache_info()
         if self._info is None and self._info_failure is None:
             wait([request], timeout=max(0.0, self._info_requested_at + CACHE_INFO_WAIT_SECONDS - self._clock()))
 
     def info(self) -> CacheInfo:
-        """Return its nix-cache-info, or Nix's defaults if it has none. Waits without limit. Raises StoreError or CacheInfoError."""
+        """Return its nix-cache-info, or Nix's defaults if the store has no such file. Waits until the store answers or times out.
+
+        Raises StoreError or CacheInfoError.
+        """
         self.request_cache_info().result()
         if self._info is None:
             raise copy.copy(self._info_failure or StoreUnavailable(f"{self.url} has not been contacted yet"))
@@ -129,7 +138,7 @@ class Substituter:
             return CacheInfo()
 
     def check(self) -> None:
-        """Request its nix-cache-info now, regardless of cached answers. Raises StoreError or CacheInfoError if that fails."""
+        """Request its nix-cache-info now, even if an answer is cached. Raises StoreError or CacheInfoError if that fails."""
         try:
             CacheInfo.parse(self.read("nix-cache-info", CACHE_INFO_LIMIT))
         except FileNotInStore:

@@ -1,4 +1,4 @@
-"""The bytes of a NAR, from a PathInfo: from the best source, or from another one if it fails.
+"""The bytes of the NAR that a PathInfo describes: from the best source, or from another source if that one fails.
 
 ::
 

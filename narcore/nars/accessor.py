@@ -1,7 +1,7 @@
 """Random access to a NAR: a listing, which has the offset of each file, and a function that reads bytes there.
 
-The creator of the accessor decides where the bytes come from (a file on disk, a running download, a range of a remote file, a
-stream that is skipped up to the file). Callers of the accessor need not know.
+The creator of the accessor decides where the bytes come from: a file on disk, a running download, a range of a remote file, or a
+stream whose beginning is discarded. Callers of the accessor need not know.
 """
 
 from collections.abc import Callable, Iterator
@@ -77,8 +77,8 @@ class NarAccessor:
     def read(self, file: Node | str, start: int = 0, stop: int | None = None) -> NarBytes:
         """Read bytes ``start`` up to ``stop`` (default: the end) of a regular file, given as a node or as its path.
 
-        The bytes are fetched while the result is iterated over. Raises ValueError for a part that the file does not have,
-        PathError as `node` does. Iterating raises StoreError, CompressionError and IntegrityError.
+        The bytes are fetched while the result is iterated over. Raises ValueError for a range outside the file or a node that is
+        not a regular file, and PathError as `node` does. Iterating raises StoreError, CompressionError and IntegrityError.
         """
         node = self.node(file) if isinstance(file, str) else file
         stop = node.size if stop is None else stop
@@ -87,5 +87,5 @@ class NarAccessor:
         return self._read_node(node, start, stop)
 
     def read_span(self, first: Node, last: Node) -> NarBytes:
-        """Read the NAR from the contents of one file to the end of the contents of a later one."""
+        """Read the bytes of the NAR from the start of one file's contents to the end of a later file's contents."""
         return self._read_node(first, 0, last.nar_offset + last.size - first.nar_offset)

@@ -20,8 +20,8 @@ class Streamed:
     """Some bytes of the file ``node`` from a stream of the NAR. The bytes before them are discarded.
 
     If little of the NAR follows them (see `is_worth_verifying`), the stream is read to its end, where the NarHash is checked,
-    before the last bytes are returned: then a NAR that does not match its narinfo never yields a complete answer. In any case,
-    the file must begin at the offset in the listing.
+    before the last bytes are returned: then a NAR that does not match its narinfo never yields a complete answer. Reading always
+    raises CorruptStream if the file does not begin at its offset in the listing.
     """
 
     def __init__(self, chunks: Iterator[bytes], node: Node, start: int, stop: int, *, nar_size: int) -> None:
@@ -46,7 +46,7 @@ class Streamed:
 class PartOrElsewhere:
     """Some bytes from a range of a remote file; if that fails, the rest from other sources.
 
-    ``elsewhere`` is called with the error and the offset where to continue. It yields the sources to try, in order.
+    ``elsewhere`` is called with the error and the offset of the next byte. It yields the sources to try, in order.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class PartOrElsewhere:
 
 
 class CachedOrStreamed:
-    """Some bytes from the cache; if the cache fails in between, the rest from a new stream.
+    """Some bytes from the cache; if the cache fails before the end, the rest from a new stream (with ``strict``, raises instead).
 
     ``file`` has the same meaning as in ``CachedBytes``. A caller that reads ``file`` directly must call ``check_untouched``
     at the end, and does not get the rest from a stream.
@@ -130,7 +130,7 @@ class CachedOrStreamed:
             yield from self._stream(start, sent, stop)
 
     def _stream(self, start: int, sent: int, stop: int) -> Generator[bytes]:
-        """Yield the bytes after ``sent``. Those before it were returned already, and must be the same in the stream."""
+        """Yield the bytes from ``sent`` on. The bytes before were returned already, and must be the same in the stream."""
         rest = self._open_stream(start, stop)
         try:
             position = start

@@ -51,7 +51,7 @@ class OpenNar:
         return self._cache.open_unpacked(FileKey(self._key.digits, node.nar_offset, node.size), self._nar)
 
     def unpacked_file(self, node: Node, fd: int) -> UnpackedFile:
-        """Return the file whose descriptor `open_unpacked` returned as ``fd``, to be watched even after ``fd`` is closed."""
+        """Return an UnpackedFile for ``fd``, which `open_unpacked` returned. It stays usable after ``fd`` is closed."""
         return UnpackedFile.of(self._cache.layout.file(FileKey(self._key.digits, node.nar_offset, node.size)), fd)
 
     @property
@@ -78,8 +78,8 @@ class OpenNar:
 class ArrivingNar:
     """A NAR that is being fetched into the cache. Thread-safe; calls that are running when it is closed complete.
 
-    Unless ``whole``, bytes are returned as they arrive; they are verified only once `finish` has returned. After that, the NAR
-    can still be read, even if the entry is evicted.
+    With ``whole``, no byte is returned before the whole NAR is verified. Otherwise bytes are returned as they arrive; they are
+    verified only once `finish` has returned. The NAR can be read until this object is closed, even if its entry is evicted.
     """
 
     def __init__(self, fill: Fill, *, whole: bool) -> None:

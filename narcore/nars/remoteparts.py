@@ -16,20 +16,21 @@ from narcore.stores.base import StoreFile
 from narcore.streams.slicing import skip_and_drain
 from narcore.streams.xzblocks import FOOTER_SIZE, XzFooter, XzIndex, unpack_blocks
 
-# For a NAR up to this size, a whole download takes no longer than a range: the round trip dominates, not the bytes.
+# For a NAR up to this size, a download of the whole NAR takes no longer than a range: most of the time is the round trip.
 WHOLE_SIZE = 1 << 20
 
-# If Nix writes several blocks, they have 24 MiB. Below this size, requesting the index would be a wasted round trip.
+# If Nix writes several blocks, each has 24 MiB. For a NAR below this size, requesting the index would waste a round trip.
 BLOCKS_SIZE = 32 << 20
 
 # Large enough to get the footer and the index of some 400 blocks in one request.
 TAIL_SIZE = 4096
 INDEX_LIMIT = 8 << 20
 
-# If more ranges of one NAR than this are being read at once, the NAR is fetched once for all of them instead.
+# At most this many ranges of one NAR are read at once. For further readers, the whole NAR is fetched once instead.
 AT_ONCE = 2
 
-# If the contents of the file begin at most this far before the requested bytes, one request reads both the tag and the bytes.
+# The tag stands before the contents of a file. If the requested bytes begin at most this far into the contents, one request reads
+# both the tag and the bytes. Otherwise the tag is read with a request of its own.
 NEAR = 64 << 10
 
 REFUSED_SECONDS = 600.0
@@ -67,8 +68,8 @@ class RemoteParts:
     def read(self, info: PathInfo, node: Node, start: int, stop: int, *, cheap: bool) -> NarBytes | None:
         """Read bytes ``start`` to ``stop`` of the NAR, all within the contents of ``node``; None if the range can't be read.
 
-        ``cheap``: also return None if it is better to fetch the whole NAR, because it is small, because the ranges read so far
-        add up to half of it, or because several ranges are being read.
+        With ``cheap``, also returns None if fetching the whole NAR costs less: the NAR is small, the ranges read so far add up to
+        half of it, or several of its ranges are being read.
         """
         place = (info.store.url, info.narinfo.url)
         key = info.nar_key
@@ -211,7 +212,10 @@ def _check_tag(info: PathInfo, blocks: Blocks, node: Node) -> None:
 
 
 def after_tag(chunks: Iterator[bytes], start: int, tag: bytes) -> Iterator[bytes]:
-    """Return what follows the tag at ``start``. Reads up to the end of the tag; raises CorruptStream if it is not there."""
+    """Return the bytes that follow ``tag``, which must begin at offset ``start`` of the chunks. Reads the tag at once.
+
+    Raises CorruptStream if there are other bytes at ``start``, and TruncatedStream if the chunks end before the end of the tag.
+    """
     try:
         head = b""
         while len(head) < len(tag):

@@ -1,6 +1,6 @@
-"""Chooses where the bytes of a NAR come from, cached or cold: the best available source, or silently the next one if that fails.
+"""Chooses where the bytes of a NAR come from: the best available source, or the next one if that fails.
 
-A *fill* fetches a NAR into the disk cache, once for all readers (``cache/fill.py``).
+A *fill* fetches a NAR into the disk cache, once for all readers (``cache/fill.py``). The sources, best first:
 
 1. a running fill of this NAR;
 2. the complete, verified NAR in the disk cache;
@@ -37,7 +37,7 @@ class KnownListing:
     verified: bool
 
     def check(self, found: NarListing) -> None:
-        """Raise IntegrityError if ``found``, the listing of the NAR itself, is another one."""
+        """Raise IntegrityError if the store sent this listing and it differs from ``found``, the listing of the NAR itself."""
         if not self.verified:
             check_same(found, self.listing)
 
@@ -121,7 +121,7 @@ class NarSource:
     def _choose(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
         if self._cache is None:
             return self._uncached(info, known, node, start, stop)
-        # Look for a fill first, and then on the disk: a fill that ends in between has put the NAR there.
+        # Look for a fill first, and then on the disk: if a fill ends between the two checks, the NAR is on the disk.
         fill = self._cache.joinable(info.nar_key)
         if fill is None:
             cached = self._cached(self._cache, info, known, start, stop)
@@ -161,7 +161,7 @@ class NarSource:
         return CachedOrStreamed(cached, partial(self._stream, info, known, node), start, strict=self._strict)
 
     def _uncached(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
-        # For half of a NAR or more, a stream costs at most twice as much, and its hash is checked at the end.
+        # If half of a NAR or more is requested, a stream costs at most twice as much as a range, and its hash is checked.
         small = 2 * (stop - start) < info.narinfo.nar_size
         part = self._remote.read(info, node, start, stop, cheap=False) if small else None
         if part is None:

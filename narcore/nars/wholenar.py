@@ -19,12 +19,13 @@ from narcore.streams.compression import decompress
 from narcore.streams.integrity import verified
 from narcore.streams.slicing import skip
 
-# After the last requested byte, at most this much more of the NAR is read to check its hash, or as much as was read before.
+# The rest of a NAR after the last requested byte is read, only to check the hash, if it has at most this many bytes or is at most
+# as large as the part that was read.
 VERIFY_REST = 8 << 20
 
 
 def is_worth_verifying(done: int, nar_size: int) -> bool:
-    """Return whether to read a NAR to its end, to check its hash, after ``done`` bytes, when no more are requested."""
+    """Return whether to read the rest of a NAR, to check its hash, after ``done`` bytes were read and no more are requested."""
     return nar_size - done <= max(VERIFY_REST, done)
 
 
@@ -90,7 +91,7 @@ def _decompressed(info: PathInfo, start: int) -> Iterator[bytes]:
         try:
             rest = _open(info, start)
         except RangeNotSupported:
-            pass  # then read all of it, as for a compressed NAR
+            pass  # the NAR is read from its beginning below, like a compressed NAR
         else:
             yield from Stage(iter(rest), rest)
             return

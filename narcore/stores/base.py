@@ -8,7 +8,7 @@ from typing import Protocol, Self
 
 from narcore.errors import FileNotInStore, StoreError, StoreTimeout
 
-# How long a small file may take. A read timeout is not enough: a file that arrives byte by byte never reaches it.
+# How long a small file may take. A read timeout is not enough: a file that arrives byte by byte never exceeds it.
 SMALL_FILE_SECONDS = 60.0
 
 
@@ -80,8 +80,8 @@ class BinaryCacheStore(Protocol):
     def check(self) -> None:
         """Raise a ``StoreError`` that says what to do if the store can't be used with its settings.
 
-        Any answer is fine, even that there is no nix-cache-info. Unlike ``get_file``, this method of the object stores
-        distinguishes a missing file from a file that may not be read.
+        A store without nix-cache-info passes the check. In object stores, this method distinguishes a missing file from a file
+        that may not be read; ``get_file`` does not.
         """
         ...
 

@@ -45,7 +45,7 @@ _MAGICS = ((b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\x00", "xz"), (b"\x1f\x8b",
 def decompress(name: str, chunks: Iterable[bytes], *, chunk_size: int = CHUNK_SIZE) -> Iterator[bytes]:
     """Decompress ``chunks`` with the compression ``name`` (as in a narinfo) into chunks of 1 to ``chunk_size`` bytes.
 
-    Memory is bounded by the window of the stream (streams with more than 64 MiB are refused) and a few chunks, whatever the
+    Memory is bounded by the window of the stream (a window of more than 64 MiB is refused) and a few chunks, whatever the
     input. Several streams, frames or members may follow one another, except for ``br``, whose format does not allow it.
 
     Raises UnknownCompression immediately. The iterator raises TruncatedStream if the input ends too early or is empty, and
@@ -61,7 +61,7 @@ def decompress(name: str, chunks: Iterable[bytes], *, chunk_size: int = CHUNK_SI
 
 
 def sniff(head: bytes) -> str:
-    """Return the compression of a NAR listing, judged by its first bytes; brotli if there is no magic number."""
+    """Return the compression of a listing or a narinfo, judged by its first bytes; brotli if they are no known magic number."""
     for magic, name in _MAGICS:
         if head.startswith(magic):
             return name

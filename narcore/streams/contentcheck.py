@@ -1,7 +1,7 @@
 """Checks the contents of a NAR against a content address, as a stage after ``integrity.verified``.
 
-It is needed only for paths that are trusted because of their address and not of a signature, and only if the address does not
-follow from the NarHash: see ``formats.contentaddress.contents_unproved``.
+It is needed only for paths that are trusted because of their address and not because of a signature, and only if the address does
+not follow from the NarHash: see ``formats.contentaddress.contents_unproved``.
 """
 
 import hashlib

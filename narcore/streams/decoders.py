@@ -8,9 +8,9 @@ from collections.abc import Callable
 from narcore.errors import UnknownCompression, how_to_install
 from narcore.streams.members import Codec, Decoder
 
-# How far back one stream may refer, which is the memory that its decoder has to hold for any input. `xz -9` and `zstd -21` need
-# this much, `lzip -9` needs 32 MiB, brotli at most 16 MiB. Only `zstd --ultra -22` needs more, for files above 64 MiB. Nix
-# writes frames of 16 MiB; a NAR on cache.nixos.org is one frame of level 19, with a window of 8 MiB.
+# The limit of a window in bytes: how far back a stream may refer to its own output, which its decoder keeps in memory. `xz -9`
+# and `zstd -21` need this much, `lzip -9` needs 32 MiB, brotli at most 16 MiB. Only `zstd --ultra -22` needs more, for files above
+# 64 MiB. Nix writes frames of 16 MiB; a NAR on cache.nixos.org is one frame of level 19, with a window of 8 MiB.
 MAX_WINDOW = 1 << 26
 
 # liblzma counts its own tables in addition to the dictionary.

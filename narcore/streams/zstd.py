@@ -1,6 +1,6 @@
 """zstd with bounded memory, over all frames, with detection of truncated input (RFC 8878, section 3.1).
 
-The library's stream reader is its only interface that is bounded and fast, but it does not report truncated input. Therefore
+The library's stream reader is its only fast interface with bounded memory, but it does not report truncated input. Therefore
 `FrameWalker` follows the frames in the packed bytes that go into the reader. It only parses one header per block, which costs
 almost nothing.
 """

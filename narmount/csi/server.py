@@ -32,7 +32,7 @@ from narmount.volumes.errors import (
 
 THREADS = 128  # a call takes milliseconds; if a mount hangs, enough threads are left for the volumes of other mounts
 CALLS_MAX = 512  # running and waiting calls; more than the pods of a node
-MESSAGE_MAX = 256 * 1024  # bytes; the largest field of the specification has 4 KiB of attributes
+MESSAGE_MAX = 256 * 1024  # bytes; the largest fields of the specification are maps of at most 4 KiB
 ERROR_MAX = 600  # characters of an error message; each takes up to 12 bytes encoded, and gRPC limits headers to 8 KiB
 STOP_SECONDS = 5.0  # how long running calls may take when the server stops
 
@@ -204,7 +204,7 @@ def prepare_socket(path: Path) -> None:
 
 @contextmanager
 def _owner_only() -> Iterator[None]:
-    """Let only the owner connect to sockets that are created in the block, since any client can have volumes mounted."""
+    """Let only the owner connect to sockets that are created in the block, since every client can mount volumes."""
     before = os.umask(0o177)
     try:
         yield
@@ -213,7 +213,7 @@ def _owner_only() -> Iterator[None]:
 
 
 def code_of(error: BaseException) -> grpc.StatusCode:
-    """Return the status code of an error. By the code, kubelet decides whether to retry."""
+    """Return the status code of an error. Kubelet decides by this code whether to retry."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return grpc.StatusCode.RESOURCE_EXHAUSTED
     return next(_CODES[base] for base in type(error).__mro__ if base in _CODES)

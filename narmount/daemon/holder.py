@@ -34,12 +34,12 @@ from narmount.fuse import device, protocol
 UNMOUNTED, STOPPED = 0, 75
 USAGE, TROUBLE = 2, 3
 
-# After a worker that ends sooner than this, the holder pauses before the next one, twice as long each time.
+# If a worker ends sooner than this, the holder pauses before it starts the next one. The pause doubles each time.
 STEADY_SECONDS = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 
 START_POLL_SECONDS = 0.2  # between checks for a signal while the first worker starts
-QUIET_SECONDS = 1.0  # if the end takes longer, a message says why
+QUIET_SECONDS = 1.0  # if unmounting takes longer, a message says why
 
 LISTEN_BACKLOG = 64
 OOM_SCORE = -900  # for the OOM killer; without the holder, many other processes would have a dead mount
@@ -112,7 +112,7 @@ class Holder:
         """
         assert self._worker is not None
         status = self._worker.poll()
-        if status is None:  # of another child
+        if status is None:  # another child has ended
             return None
         if status == UNMOUNTED:
             return 0
@@ -208,7 +208,7 @@ def _try_passthrough(fuse: int, cache_dir: Path) -> str:
 
 
 def _unmount(target: Path) -> None:
-    with suppress(MountError):  # somebody else has unmounted it
+    with suppress(MountError):  # another program has unmounted it
         device.unmount(target, lazy=True)
 
 
@@ -221,7 +221,9 @@ def tell_ready(fd: int, answer: dict[str, object]) -> None:
 
 def _listen(path: Path) -> socket.socket:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # of a holder that died; the caller has checked that no mount of the target is alive
+    path.unlink(
+        missing_ok=True
+    )  # the socket of a dead holder; the caller has checked that no mount of the target is alive
     listener = socket.socket(socket.AF_UNIX)
     mask = os.umask(0o177)
     try:

@@ -1,4 +1,4 @@
-"""What the processes of a mount hand to each other as command line arguments."""
+"""The command line arguments that the processes of a mount pass to each other."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -28,7 +28,7 @@ class _Argument:
 
 @dataclass(frozen=True, slots=True)
 class MountOptions(_Argument):
-    """How to mount a file system. The command line passes it to the holder.
+    """The options of a mount. ``nar-serve mount`` passes them to the holder.
 
     ``ready_fd`` is the pipe on which the holder reports that the mount is ready, or why mounting failed. ``metrics`` is the
     address to serve Prometheus metrics on; empty for none.

@@ -142,7 +142,7 @@ class MountWorker:
                 self._paths.look_for(name)
 
     def _announce(self) -> None:
-        """Tell watchers which names had appeared by the last tick. Meanwhile the kernel has read all older answers."""
+        """Tell watchers which names had appeared by the last tick: by now, the kernel has read all older answers."""
         names, self._appeared_last = self._appeared_last, [self._appeared.popleft() for _ in range(len(self._appeared))]
         if names:
             log.info("appeared in a store: %s", " ".join(names))

@@ -63,7 +63,7 @@ class Records:
         )
 
     def save(self, record: Record) -> None:
-        """Replace the record of a volume. It is on the disk when the method returns. Raises OSError; then the old one stays."""
+        """Replace the record of a volume. The new one is on the disk when this returns. After an OSError, the old one stays."""
         write_state(self._path(record.name), asdict(record) | {"boot_id": self._boot_id})
 
     def delete(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Which processes use a volume: the process that asked for its mount, and processes that have the mount in their file system.
+"""Finds the processes that use a volume: the one that asked for its mount, and those that have the mount in their file system.
 
 A dockerd that was killed never unmounts what it has mounted, and neither does the next dockerd. So a user of a volume is dropped
 when the process that asked for the mount is gone and no other process sees the mount. A container may outlive its dockerd.

@@ -49,7 +49,7 @@ class _Arrival:
 
 
 class EarlyReads:
-    """NARs in flight, by row. Thread-safe."""
+    """NARs in flight, by their row in ``numbers``. Thread-safe."""
 
     def __init__(self, cache: BinaryCache, numbers: PathNumbers, *, notify: NotifyKernel, on_end: OnEnd) -> None:
         """``on_end`` is called with the row of a NAR that has arrived, and whether NAR and listing are right."""
@@ -62,7 +62,7 @@ class EarlyReads:
 
     @staticmethod
     def identity(info: PathInfo, listing: NarListing) -> str:
-        """Return what identifies this NAR with this listing."""
+        """Return a text that identifies this NAR together with this listing."""
         sha256 = hashlib.sha256(info.narinfo.nar_hash.nix32.encode())
         for chunk in listing.json_chunks():
             sha256.update(chunk)

@@ -34,8 +34,8 @@ LINKS_ID = 2
 # it needs no file of its own on the disk.
 PASSTHROUGH_SIZE = 128 * 1024
 
-# The pages of the NAR that were read are dropped from the kernel's cache, which has the same bytes as pages of the mounted file.
-# They are dropped in blocks, when a read crosses the end of a block: the kernel drops a folio (at most 4 MiB) only as a whole.
+# After a read, the kernel's cache has the bytes twice: as pages of the mounted file and of the NAR. Those of the NAR are dropped.
+# This happens in blocks, when a read crosses the end of a block: the kernel drops a folio (at most 4 MiB) only as a whole.
 DROP_BLOCK = 4 << 20
 
 _DIRECTORY = stat.S_IFDIR | 0o555

@@ -22,7 +22,7 @@ class _Entry:
 
 
 class OpenNars:
-    """Open NARs by row. Thread-safe: a dropped NAR is closed when its last reader has released it."""
+    """Open NARs by their row in the path numbers. Thread-safe: a dropped NAR is closed when its last reader has released it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

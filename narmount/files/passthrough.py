@@ -1,6 +1,6 @@
 """Files that the kernel reads itself (FUSE_PASSTHROUGH), by the backing ids that it gave them.
 
-The kernel refuses to open a node on one file while the node is open on another, or to pass a node through while it is open and read
+While a node is open, the kernel refuses to open it on another file. It also refuses to pass a node through while the node is read
 through the worker. So the backing id of an open node is recorded in a memory file, which the next worker inherits. A worker does
 not know how often processes have opened a node under an earlier worker: such a node stays until the kernel forgets it, and `sweep`
 tells which nodes the kernel should forget.
@@ -21,7 +21,7 @@ from narmount.fuse import device
 
 IDLE_MAX = 256  # files that are not open, but may be opened again
 
-PLAIN = 0  # instead of a backing id: the node is read through the worker, for example since the disk is full
+PLAIN = 0  # no backing id: the node is read through the worker, for example because the disk is full
 _REMOVED = -1
 _RECORD = struct.Struct("=Qq")
 _FILE_MAX = 1 << 20  # bytes; a longer file is compacted
@@ -153,8 +153,8 @@ class PassthroughFiles:
     def _compact(self) -> None:
         """Leave out the records that are not valid any more.
 
-        If the process is killed meanwhile, the file is still read correctly: records only move towards the beginning, so each one
-        is either in the part that was written or at its old place, and the last records come last.
+        If the process is killed meanwhile, the file is still read correctly: records only move towards the beginning. So each
+        record is in the part that was written, or still at its old place, and the latest record of a node comes last.
         """
         records = b"".join(_RECORD.pack(*record) for record in self._recorded().items())
         self._end = os.pwrite(self._fd, records, 0)

@@ -8,7 +8,7 @@ Nothing of a store path is visible before its whole NAR has been fetched and ver
 No process should wait for a NAR in a lookup in the root directory. Until a lookup ends, concurrent lookups of the same name wait
 for it and can't be killed. Linux also holds the lock of the directory until then: as soon as a process tries to create a file
 there, every lookup waits. So a store path that is a directory according to its store's listing is answered immediately as a
-directory, with a zero cache timeout. A process that asks for more, which begins with the attributes, then waits in a request of
+directory, with a zero cache timeout. A process that then asks for more, beginning with the attributes, waits in a request of
 its own. If the listing is wrong, that request fails.
 """
 
@@ -43,7 +43,7 @@ FOREVER = 30 * 24 * 3600
 # to drop a name of the root is no alternative: that needs the lock of the directory, which lookups hold while they wait.)
 UNVERIFIED_SECONDS = 1
 
-MISSING_SECONDS = 2  # then narcore.lookup is asked again, which remembers for 5 s that a store has no such path
+MISSING_SECONDS = 2  # after that, narcore.lookup is asked again; it caches for 5 s that no store has the path
 
 LISTINGS_MAX = 500_000  # entries of all listings in memory; 50 to 100 bytes each
 PATH_WEIGHT = 50  # a store path itself counts as this number of entries
@@ -134,8 +134,8 @@ class StorePaths:
     def look_up(self, base_name: str) -> OpenPath | int | None:
         """Look a store path up in memory.
 
-        Returns its row if nothing is known but that it is a directory, and None if no store had it a moment ago. Raises Slow if a
-        store or the disk has to be asked.
+        Returns its row if it is only known to be a directory, and None if no store had it a moment ago. Raises Slow if a store or
+        the disk has to be asked.
         """
         row = self._numbers.row(base_name)
         path = None if row is None else self._paths.get(row)
@@ -157,7 +157,10 @@ class StorePaths:
     # --- by node id
 
     def node(self, node_id: int) -> tuple[OpenPath, Node]:
-        """Raises OSError if there is no such node any more, and Slow if the store path is not in memory."""
+        """Return the store path and the node with this id.
+
+        Raises OSError if there is no such node any more, and Slow if the store path is not in memory.
+        """
         path = self._path(node_id >> _INDEX_BITS)
         try:
             return path, path.listing.node((node_id & _INDEX) - 1)
@@ -176,7 +179,7 @@ class StorePaths:
         return path, place
 
     def progress(self, info: PathInfo | None = None) -> int:
-        """Return how many bytes of the NAR have been fetched; of all NARs, while this one waits for its turn."""
+        """Return how many bytes of the NAR have been fetched. While it waits for its turn, return the total of all NARs."""
         return (self._cache.bytes_fetched(info) if info else 0) or self._cache.total_bytes_fetched()
 
     # --- looking up
@@ -277,7 +280,7 @@ class StorePaths:
             if info is not None:
                 self._open(info)
                 return
-        except NarcoreError as error:  # the store may have compressed the NAR anew since then
+        except NarcoreError as error:  # the store may have compressed the NAR again since then
             log.info("%s: %s; asking for its narinfo again", base_name, error)
         if self.find(base_name) is None:
             raise OSError(errno.ESTALE, "the store path is gone from its store")

@@ -1,4 +1,4 @@
-"""What is mounted, from /proc/self/mountinfo (proc_pid_mountinfo(5)). This asks no file system, so it can't hang."""
+"""The current mounts, from /proc/self/mountinfo (proc_pid_mountinfo(5)). Reading it asks no file system, so it can't hang."""
 
 import os
 import re

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from narcore.errors import MountError
 
 MAJOR, MINOR = 7, 41  # the version that the answers have; older and newer kernels accept it
-MINOR_MIN = 23  # Linux 3.15: since then, the sizes of answers have not changed
+MINOR_MIN = 23  # Linux 3.15; the sizes of answers have not changed since that version
 
 REQUEST = struct.Struct("=IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
 ANSWER = struct.Struct("=IiQ")  # len, -errno (in a notification: its code), unique (in a notification: 0)
@@ -97,7 +97,7 @@ class Flag(enum.IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class Agreed:
-    """What INIT agreed on when the file system was mounted. ``minor`` is the protocol version of the kernel."""
+    """The result of INIT when the file system was mounted. ``minor`` is the protocol version of the kernel."""
 
     minor: int
     passthrough: bool

@@ -7,8 +7,8 @@ no progress for the deadline, the requests get EIO, and the work continues witho
 A process that is killed while it waits gets its answer immediately (FUSE_INTERRUPT), and the work continues. Other signals have no
 effect before the request has been answered.
 
-All threads read the same descriptor, never a clone of it: when a worker dies, the kernel sends its unanswered requests again to the
-next worker (FUSE_NOTIFY_RESEND), except those that were read from a clone, which are lost when the clone is closed.
+When a worker dies, the kernel sends its unanswered requests again to the next worker (FUSE_NOTIFY_RESEND). But requests that were
+read from a clone of the descriptor are lost when the clone is closed. So all threads read the same descriptor, never a clone.
 """
 
 import errno
@@ -41,7 +41,7 @@ FAILURES_MAX = 10_000
 
 EARLY_INTERRUPTS_MAX = 1000  # far more than there are threads
 
-# Requests that are not for the file system. As numbers, since every request is compared, and enum members are slow.
+# Requests that are not for the file system. They are numbers, since every request is compared with them and enum members are slow.
 _INTERNAL = frozenset(map(int, (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.DESTROY)))
 
 _NAMES = {opcode.value: opcode.name.lower() for opcode in Opcode}
@@ -64,7 +64,7 @@ class Slow(Exception):
 
 
 class Operations(Protocol):
-    """What a file system implements. ``answer`` returns the body of the answer. It raises OSError with an errno, or Slow."""
+    """The interface of a file system. ``answer`` returns the body of the answer. It raises OSError with an errno, or Slow."""
 
     def answer(self, opcode: int, node_id: int, body: memoryview) -> bytes: ...
 
@@ -93,7 +93,7 @@ class _Job:
 class FuseServer:
     """Serves one connection in one process.
 
-    ``deadline`` is in seconds. ``resumed`` says that another worker has served the connection before.
+    ``deadline`` is in seconds. ``resumed`` is True if another worker has served the connection before.
     """
 
     def __init__(
@@ -325,7 +325,7 @@ class FuseServer:
     def _interrupt(self, unique: int) -> None:
         """Handle a signal to the process that waits for a request (FUSE_INTERRUPT).
 
-        The kernel reports each signal once. It would repeat the report after an EAGAIN, but immediately and in a loop.
+        The kernel reports each signal once. After an EAGAIN it would repeat the report, but immediately and in a loop.
         """
         self.interrupts += 1
         if self._is_lost(unique):

@@ -1,4 +1,4 @@
-"""mount(2) and umount2(2), through the C library: this needs no other program, and does not hold the GIL while they wait.
+"""mount(2) and umount2(2), through the C library: this needs no other program, and does not hold the GIL while a call waits.
 
 No function here accesses a file system by a path, except that the kernel itself reads the layers of a new overlay.
 """

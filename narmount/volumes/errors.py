@@ -1,4 +1,4 @@
-"""Why an operation on a volume failed. The message of each error has the next step."""
+"""Errors of operations on volumes. The message of each error has the next step."""
 
 from narcore.errors import MountError
 

@@ -2,7 +2,7 @@
 
 When a mount becomes the lower layer of an overlay, the kernel sends it a request and waits for the response without a time limit.
 So the control socket of the mount is asked first. One caller at a time asks, and a negative answer stays valid for a moment:
-however many callers wait for a mount that hangs, they wait about as long as one of them would.
+if a mount hangs, many callers wait no longer than one caller would.
 
 A mount may answer at its control socket and still hang in the kernel. So the number of threads that use one mount is limited, which
 leaves threads for the other mounts.
@@ -32,7 +32,7 @@ class _Cache:
 
 
 class Liveness:
-    """Whether the mounts of ``caches`` answer. Thread-safe."""
+    """Checks whether the mounts of ``caches`` answer. Thread-safe."""
 
     def __init__(self, caches: Iterable[str]) -> None:
         self._caches = {name: _Cache() for name in caches}

@@ -1,7 +1,7 @@
 """Removes what containers have written to their volumes.
 
-It may be millions of files. So a call removes files only for a short time, and the rest is removed in the background: the next
-volume does not have to wait.
+A container may have written millions of files. So a call removes files only for a short time, and the rest is removed in the
+background: the next volume does not have to wait.
 """
 
 import logging

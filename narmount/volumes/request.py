@@ -22,7 +22,7 @@ _GROUP = re.compile(r"[0-9]{1,10}")
 
 @dataclass(frozen=True, slots=True)
 class VolumeRequest:
-    """What a volume shows, and who may write to it.
+    """A request for a volume: the mount to show, and who may write to the volume.
 
     ``cache`` is the name of a mount. ``group`` is the id of a group that, besides root, may write to the root of an overlay.
     ``prefetch`` has base names of store paths, which are fetched with their closures in the background.

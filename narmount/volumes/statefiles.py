@@ -40,7 +40,7 @@ def read_state(path: Path, parse: Callable[[Any], State]) -> State:
 
 
 def write_state(path: Path, fields: Mapping[str, object]) -> None:
-    """Replace a file. It is on the disk when the function returns. Raises OSError; then the old file is still there."""
+    """Replace a file. The new one is on the disk when this returns. After an OSError, the old one stays."""
     part = path.with_suffix(PART)
     with part.open("w", encoding="utf-8") as file:
         json.dump(fields, file, default=str)

@@ -118,7 +118,7 @@ class States:
             raise MountError(f"{error}; {step}") from error
 
     def write(self, volume: Volume) -> None:
-        """Replace the state of a volume. It is on the disk when the method returns. Raises OSError; then the old one stays."""
+        """Replace the state of a volume. The new one is on the disk when this returns. After an OSError, the old one stays."""
         path = self._state(volume.id)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         write_state(path, asdict(volume))

@@ -8,8 +8,8 @@ from pathlib import Path
 from narmount.fuse.mountinfo import mount_of, mounts_at
 from narmount.volumes.errors import VolumeRefused
 
-# Characters. An id becomes the name of files and directories, which have at most 255 bytes with their suffix, and a part of the
-# options of overlayfs, which must fit a page. Docker's names of anonymous volumes have 64.
+# Characters. An id becomes the name of files and directories, which have at most 255 bytes with their suffix. It is also a part of
+# the options of overlayfs, which must fit into a page. Docker's names of anonymous volumes have 64.
 ID_MAX = 200
 
 _ID = re.compile(r"[A-Za-z0-9._-]+")

@@ -77,9 +77,9 @@ def _move_up(name: str, inner: int, top: int, numbers: Iterator[int]) -> None:
 
 
 def used_bytes(top: Path, seconds: float) -> tuple[int, bool]:
-    """Return the size on the disk of the files in a directory, in bytes, and whether it is complete: it ends after ``seconds``.
+    """Return the size on the disk of the files in a directory, in bytes, and whether all files were counted.
 
-    Files that are removed meanwhile, or are too deep for a path, are not counted.
+    Counting stops after ``seconds``. Files that are removed meanwhile, or are too deep for a path, are not counted.
     """
     deadline = time.monotonic() + seconds
     total, pending = 0, [str(top)]

@@ -33,7 +33,7 @@ from narmount.volumes.targets import check_id, check_target, shown
 from narmount.volumes.trees import remove_tree, used_bytes
 
 USAGE_SECONDS = 60.0  # how long a measured usage stays valid; kubelet asks every minute
-COUNT_SECONDS = 2.0  # how long a measurement may take; then what was found so far is reported
+COUNT_SECONDS = 2.0  # how long a measurement may take; after that, the size found so far is reported
 TURN_SECONDS = 0.2  # how long a call waits for its turn to measure
 
 _READ_ONLY_OPTIONS = {"ro", "nosuid", "nodev"}
@@ -250,7 +250,7 @@ class Volumes:
     def _state_if_readable(self, volume_id: str) -> Volume | None:
         """Return the state of a volume whose files are not kept, or None if the state is lost or can't be read.
 
-        An unreadable state must not raise an error here: the pod could never end.
+        An unreadable state must not raise an error here: otherwise the pod could never end.
         """
         try:
             return self._states.read(volume_id)

@@ -32,5 +32,5 @@ def load_application(carries: int, examples: Sequence[tuple[str, str]] = ()) -> 
 def _limited(settings: Settings, carries: int) -> Settings:
     limit = settings.max_response
     if limit is not None and limit > carries:
-        log.warning("NAR_MAX_RESPONSE=%d: the platform carries at most %d bytes; using that limit", limit, carries)
+        log.warning("NAR_MAX_RESPONSE=%d: the platform allows at most %d bytes; using this limit", limit, carries)
     return replace(settings, max_response=min(limit or carries, carries))

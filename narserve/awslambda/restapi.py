@@ -23,8 +23,8 @@ def path_variables(event: Event) -> dict[str, str]:
 def stage_prefix(event: Event) -> str:
     """Return the stage as a path prefix, such as ``/prod``, if the URL contains it, else "".
 
-    URLs on API Gateway's own host names contain the stage. The event's ``path`` is without the stage, the context's ``path`` is
-    with it.
+    URLs on API Gateway's own host names contain the stage. The event's ``path`` does not contain the stage; the context's
+    ``path`` does.
     """
     context = event["requestContext"]
     prefix = f"/{context['stage']}"

@@ -90,7 +90,7 @@ def stat(opened: NarCache, as_json: bool) -> None:
 @cache.command(short_help="Check the hash of every archive, and remove bad ones.")
 @with_cache
 def verify(opened: NarCache) -> None:
-    """Check the hash of every archive and the files unpacked from it, and remove those that are damaged.
+    """Check the hash of every archive and of the files unpacked from it, and remove the damaged ones.
 
     Each removed file is printed. If any file was removed, the exit code is 1.
     """

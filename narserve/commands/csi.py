@@ -30,7 +30,7 @@ KUBELET_DIR = Path("/var/lib/kubelet")
 _DRIVER = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?")
 _NODE = re.compile(r"[!-~]{1,192}")
 
-HELP = """Run a CSI plugin that gives pods of this Kubernetes node volumes of store paths, until a signal stops it.
+HELP = """Run a CSI plugin until a signal stops it. The plugin provides volumes of store paths to the pods of this Kubernetes node.
 
 \b
   nar-serve mount --allow-other /var/lib/nar-serve/main
@@ -38,7 +38,7 @@ HELP = """Run a CSI plugin that gives pods of this Kubernetes node volumes of st
   nar-serve csi --cache main=/var/lib/nar-serve/main --status
 
 Each --cache is a directory where nar-serve mount shows a binary cache. A volume shows the first cache, unless its pod names
-another. It is a CSI ephemeral volume: it exists as long as its pod, and what the pod writes to it is private to the pod.
+another. Each volume is a CSI ephemeral volume: it exists as long as its pod, and only this pod sees what it writes.
 
 \b
 A pod can set these volumeAttributes:
@@ -46,7 +46,7 @@ A pod can set these volumeAttributes:
   mode: MODE          ro (read-only), or overlay (writes are removed with the pod); the default is overlay, unless the
                       volume has readOnly: true
   group: "GID"        the group that may write, besides root; the default is the fsGroup of the pod
-  prefetch: PATHS     store paths to fetch ahead with their closures, separated by white space or commas
+  prefetch: PATHS     store paths to fetch in advance, and all that they refer to; separated by white space or commas
 
 The name of the plugin (--driver-name) must be the name of the CSIDriver object. The plugin needs root, and its
 mounts must be visible to the node (mountPropagation: Bidirectional); deploy/kubernetes sets this up. Running pods are not affected
@@ -79,7 +79,7 @@ when the plugin stops or restarts.
 @click.option(
     "--no-register",
     is_flag=True,
-    help="Don't register with kubelet. Use it if another program registers the plugin, or if there is no kubelet.",
+    help="Don't register with kubelet. Use this option if another program registers the plugin, or if there is no kubelet.",
 )
 @click.option(
     "--state-dir",

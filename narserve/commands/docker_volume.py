@@ -25,7 +25,7 @@ from narserve.terminal.statusoutput import STATUS_SECONDS, cache_statuses, local
 SOCKET = Path("/run/docker/plugins/nar-serve.sock")
 STATE_DIR = Path("/var/lib/nar-serve/docker")
 
-HELP = f"""Run a volume plugin that gives Docker containers volumes of store paths, until a signal stops it.
+HELP = f"""Run a volume plugin until a signal stops it. The plugin provides volumes of store paths to Docker containers.
 
 \b
   nar-serve mount --allow-other /srv/nix-store
@@ -40,7 +40,7 @@ Options of docker volume create -d nar-serve:
   -o cache=NAME       the cache to show; the default is the first
   -o mode=ro          a read-only volume; use it with -v NAME:/nix/store:ro,nocopy
   -o group=GID        the group that may write, besides root
-  -o prefetch=PATHS   store paths to fetch ahead with their closures, separated by commas
+  -o prefetch=PATHS   store paths to fetch in advance, and all that they refer to; separated by commas
 
 The plugin needs root, and must share its mounts with dockerd (no PrivateMounts= or similar in its systemd unit). Volumes are stored
 in {STATE_DIR}. Running containers are not affected when the plugin stops or restarts.

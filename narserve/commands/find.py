@@ -61,7 +61,7 @@ def find(session: Session, path: Target, glob: str, closure: bool, kind: str | N
 
 
 class _Search:
-    """A search over store paths: prints what matches, and remembers whether anything did."""
+    """A search over store paths: prints the matches, and records whether there were any."""
 
     def __init__(self, out: StandardOutput, glob: str, kind: str | None, *, print0: bool) -> None:
         self.out = out
@@ -81,7 +81,7 @@ class _Search:
 
 
 def _walk(listing: NarListing, node: Node, names: tuple[str, ...]) -> Iterator[tuple[Node, tuple[str, ...]]]:
-    """Yield all nodes below ``node``, each with its names from there. The names do not include that of ``node`` itself."""
+    """Yield all nodes below ``node``, each with the names on the path from ``node`` (excluded) to it."""
     for child in listing.children(node):
         child_names = (*names, child.name)
         yield child, child_names

@@ -41,8 +41,8 @@ def get(session: Session, path: Target, dest: str | None) -> None:
       nar-serve get /nix/store/<hash>-hello-2.12 /tmp/     makes /tmp/hello-2.12
 
     DEST is the name of the copy. If DEST ends with a slash, it is the directory in which the copy is created. An existing
-    file or directory is never replaced; the command fails, unless PATH is a whole store path and the existing copy has
-    the right hash. The name of the copy is printed.
+    file or directory is never replaced. If the copy already exists, the command fails, unless PATH is a whole store path
+    and the copy has the right hash. The name of the copy is printed.
 
     The copy appears at DEST when it is complete. Until then, its files are in a hidden directory beside DEST. After an
     interruption, run the same command again to continue.
@@ -96,9 +96,9 @@ def _staging_name(place: LocatedNode) -> bytes:
 def _is_best_by_file(settings: Settings, place: LocatedNode, info: PathInfo) -> bool:
     """Return whether to read file by file, rather than read the NAR from its start.
 
-    Reading by file is best for a single file, and if each read is cheap: the NAR is cached, or ranges of the remote file can be
-    read. A part of the tree is also read by file if the disk cache will take the NAR: the NAR is then fetched only once, also for
-    the next part.
+    Reading by file is best for a single file, for a cached NAR, and for a part of the tree if ranges of the remote file can be
+    read. A part of the tree is also read by file if the disk cache will store the NAR: the NAR is then fetched only once, even if
+    the next command reads another part.
     """
     if place.opened.accessor.is_cached or place.node.kind is not Kind.DIRECTORY:
         return True

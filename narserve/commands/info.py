@@ -46,7 +46,7 @@ def info(session: Session, paths: tuple[Target, ...], as_json: bool) -> None:
 
 
 def _find(session: Session, target: Target) -> tuple[PathInfo, bool | None]:
-    """Return the path info, also without a trusted signature, and whether it is trusted (None if no keys are configured)."""
+    """Return the path info, even if it has no trusted signature, and whether it is trusted (None without configured keys)."""
     try:
         found = session.path_info(target)
     except UntrustedSignature:

@@ -29,7 +29,7 @@ from narserve.session.session import read_settings
 from narserve.terminal.exits import TROUBLE, print_error, print_message
 
 READY_SECONDS = 60  # mounting takes 1 to 2 s, and longer on a busy machine that is booting
-DEAD_SECONDS = 3.0  # a dead mount is an immediate error; a mount that gives no answer is alive and hangs
+DEAD_SECONDS = 3.0  # a dead mount fails immediately; a mount that gives no answer is alive and hangs
 GONE_SECONDS, LAZY_GONE_SECONDS = 5.0, 1.0
 STOP_SECONDS = 10.0
 
@@ -45,9 +45,9 @@ A program can open every store path by its name. A store path is fetched when it
 shows the store paths that have been opened. On Linux 6.9 or newer, if the mount belongs to root, the kernel reads files directly
 from the disk cache ("passthrough").
 
-The mount runs in the background. One process, the holder, keeps the mount. Another process, the worker, answers the requests of
-programs. If the worker ends, the holder starts another worker, and programs wait meanwhile. SIGHUP to the holder replaces the
-worker, for example after an upgrade. SIGTERM unmounts.
+The mount runs in the background. One process, the holder, keeps the mount open. Another process, the worker, answers the requests
+of programs. If the worker ends, the holder starts another worker, and programs wait meanwhile. SIGHUP to the holder replaces the
+worker, for example after an upgrade. SIGTERM to the holder unmounts DIR.
 
 Only the user who mounts sees the files. With --allow-other, all users see them; containers whose programs don't run as root need
 --allow-other. Without root, mounting needs fusermount3 (the package fuse3), and --allow-other needs the line user_allow_other in
@@ -189,7 +189,7 @@ def _check_not_hidden(options: MountOptions) -> None:
 
 @contextmanager
 def _lock_run_dir(run_dir: Path) -> Generator[None]:
-    """Lock the directory, so that two commands can't both find that nothing is mounted, and mount."""
+    """Lock the directory, so that two commands can't mount at the same time."""
     directory = os.open(run_dir / "mounts", os.O_RDONLY | os.O_DIRECTORY)  # child processes do not inherit it
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)

@@ -22,7 +22,7 @@ _EARLIER = b"narcore.mount."
 
 
 def mode_text(mode: object, reason: object) -> str:
-    """Return how files are read and, if the kernel does not read them itself, the reason."""
+    """Return how files are read, and the reason if the kernel does not read them itself."""
     return f"{mode} ({reason})" if reason else f"{mode}"
 
 
@@ -64,7 +64,7 @@ def _nothing(run_dir: Path) -> str:
 
 
 def _sockets(run_dir: Path) -> dict[Path, str]:
-    """Return the control sockets, each with the target of its mount. Sockets left behind by former mounts are omitted."""
+    """Return the control sockets, each with the target of its mount. Sockets of mounts that have ended are omitted."""
     targets = {control_path(run_dir, mounted.target): str(mounted.target) for mounted in mounts() if is_ours(mounted)}
     sockets = sorted((run_dir / "mounts").glob("*.sock"))
     return {path: targets.get(path, str(path)) for path in sockets if path in targets or not is_abandoned(path)}
@@ -78,9 +78,9 @@ def _status(path: Path, name: str) -> dict[str, object]:
 
 
 def with_upgrade(status: dict[str, object], proc: Path = Path("/proc")) -> dict[str, object]:
-    """Add ``upgrade``, what to do, to the status of a mount whose holder or worker has the earlier module layout.
+    """Add ``upgrade``, the next step for the user, to the status of a mount that an earlier version of nar-serve started.
 
-    A mount that does not answer names no processes: its holder is found by its command line.
+    If a mount does not answer, its process ids are unknown, so its holder is found by the command line.
     """
     if "error" in status:
         is_earlier = bool(earlier_holders(str(status["target"]), proc))

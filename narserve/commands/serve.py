@@ -24,7 +24,7 @@ from narserve.session.session import read_settings
 
 log = logging.getLogger("narserve.server")
 
-# A connection is closed if the client acknowledges no byte for this long. Otherwise it would occupy a thread forever.
+# The kernel closes a connection if the client acknowledges no byte for this long, also after the server has closed it.
 STALL_SECONDS = 300
 
 _OPTIONS = {"listen_on": "--listen", "workers": "--workers", "threads": "--threads"}
@@ -138,7 +138,7 @@ def _greeting(settings: Settings, listener: socket.socket) -> str:
 
 @contextmanager
 def _metrics_directory(settings: Settings) -> Iterator[None]:
-    """Provide a directory, in memory if possible, in which the workers share their metrics: each adds them up for /metrics."""
+    """Provide a directory, in memory if possible, where the workers store their metrics. /metrics adds these up."""
     if not settings.metrics:
         yield
         return

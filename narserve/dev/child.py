@@ -56,7 +56,7 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Answer requests on an open socket until standard input ends.")
     parser.add_argument("--fd", type=int, required=True, help="the listening socket")
-    parser.add_argument("--host", required=True, help="the address that it is bound to")
+    parser.add_argument("--host", required=True, help="the address of the socket")
     parser.add_argument(
         "--examples", type=json.loads, default=[], help="JSON: pairs of label and path for the landing page"
     )
@@ -224,7 +224,7 @@ def load_lambda(examples: Sequence[tuple[str, str]]) -> WSGIApplication:
 
 
 def load_function(function: "Function", examples: Sequence[tuple[str, str]]) -> WSGIApplication:
-    """Import a function as Vercel does. Only to show the demo's examples on the landing page, the application is made here."""
+    """Import a function as Vercel does. If the landing page has examples, make the application here, with the examples."""
     module = importlib.import_module(function.module)
     application: WSGIApplication = getattr(module, function.attribute)
     if not (examples and function.file == "api/index.py"):

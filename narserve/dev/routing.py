@@ -1,7 +1,7 @@
 """Emulates Vercel's routing: finds the file or function that answers a path, according to ``vercel.json``.
 
 The order is that of Vercel: first the files of ``public/``, then the functions of ``api/`` by their own paths, then the rewrites.
-A setting that is not emulated is an error at the start, so nothing works here that would fail on Vercel.
+A setting that is not emulated is an error at the start, since the deployment could behave differently.
 https://vercel.com/docs/project-configuration/vercel-json
 """
 
@@ -198,7 +198,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def check_functions(configured: Mapping[str, Mapping[str, object]], functions: Iterable[Function]) -> None:
-    """Raises VercelJsonError for settings of a function that does not exist, as a deployment would fail."""
+    """Raises VercelJsonError if there are settings for a function that does not exist: a deployment would fail, too."""
     files = {function.file for function in functions}
     for file, settings in configured.items():
         if file not in files:

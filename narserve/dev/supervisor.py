@@ -1,7 +1,7 @@
 """``./start-dev``: holds the listening socket, and replaces the child process when a file of the project changes.
 
-The socket outlives the children, so a request that arrives during a reload waits in its queue instead of being refused. A child
-that is replaced stops accepting immediately, and has ``child.DRAIN_SECONDS`` to finish its requests.
+The socket outlives the children, so a request that arrives during a reload waits in the queue of the socket instead of being
+refused. A child that is replaced stops accepting immediately, and has ``child.DRAIN_SECONDS`` to finish its requests.
 """
 
 import argparse

@@ -91,7 +91,7 @@ class Destination:
         except FileExistsError:
             pass
         except OSError as error:
-            error.filename = os.fsdecode(self.parent) or "."  # the parent directory is what can't be written to
+            error.filename = os.fsdecode(self.parent) or "."  # the user can't write to the parent directory
             raise
 
     def _lock(self, fd: int, staging: bytes) -> bool:
@@ -114,8 +114,8 @@ class Destination:
 def destination(given: str | None, default: str) -> Generator[Destination]:
     """Open the destination.
 
-    ``given`` is its path or, if it ends with a slash or is ``.`` or ``..``, the directory in which it is called ``default``. Raises
-    SettingsError if there is no such directory.
+    ``given`` is the path of the destination. If it ends with a slash, or is ``.`` or ``..``, it is a directory, and the destination
+    is ``default`` in this directory. Raises SettingsError if the directory does not exist.
     """
     parent, name = os.path.split(os.fsencode(given or ""))
     if name in (b"", b".", b".."):

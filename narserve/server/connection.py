@@ -14,7 +14,9 @@ No step waits: each handles what is there, and returns to the loop.
 
 import logging
 import socket
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 from gunicorn.config import Config
@@ -22,7 +24,7 @@ from gunicorn.config import Config
 from narserve.server.filesender import FileSender, SendState
 from narserve.server.iopool import IoPool
 from narserve.server.loop import READ, WRITE, Loop, Timeouts
-from narserve.server.progress import SendingSocket, abort
+from narserve.server.progress import SendingSocket, abort, reset_on_close
 from narserve.server.requesthead import Address, ReceivedRequest, can_be_parsed
 from narserve.server.responder import Answer, Responder
 
@@ -84,11 +86,19 @@ class Connection:
 
     def ready(self) -> None:
         if self._step is not None:
-            self._step.ready()
+            self.guard(self._step.ready)
 
     def expired(self) -> None:
         if self._step is not None:
-            self._step.expired()
+            self.guard(self._step.expired)
+
+    def guard(self, call: Callable[[], None]) -> None:
+        """Call a function. A bug in it ends this connection, and not the event loop with all others."""
+        try:
+            call()
+        except Exception:
+            log.exception("closing the connection of %s", self.client[0])
+            self.close()
 
     def go_on(self, step: Step) -> None:
         """Take the next step, which is called when the socket is ready for it."""
@@ -103,7 +113,7 @@ class Connection:
         """Wait for the next request. Bytes of it that were already received are handled in the next turn of the loop."""
         self.go_on(ReadingHead(self))
         if self.received:
-            self.owner.loop.call_soon(self._handle_received)
+            self.owner.loop.call_soon(partial(self.guard, self._handle_received))
 
     def _handle_received(self) -> None:
         if isinstance(self._step, ReadingHead) and can_be_parsed(self.received, 0):
@@ -167,7 +177,7 @@ class Connection:
 
     def abort(self) -> None:
         """Reset the connection, so that the client does not take a partial response for a complete one."""
-        abort(self.sock)
+        reset_on_close(self.sock)
         self.close()
 
     def close(self) -> None:

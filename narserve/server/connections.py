@@ -117,6 +117,11 @@ class Connections:
         self._is_stopping = True
         self.waiting.shorten(self._limits.stopping, self.loop.now)
 
+    def close(self) -> None:
+        """Reset all connections, so that no client takes a partial response for a complete one."""
+        for connection in list(self._open):
+            connection.abort()
+
     def closed(self, connection: Connection) -> None:
         self._open.discard(connection)
         self._young.stop(connection)
@@ -138,15 +143,17 @@ class Connections:
 
     def _answer_in_thread(self, connection: Connection, request: ReceivedRequest, sending: SendingSocket) -> None:
         answer = self._answer(connection, request, _SocketOutput(sending))
-        self.loop.call_soon(partial(self._answered_in_thread, connection, request, answer))
+        answered = partial(self._answered_in_thread, connection, request, answer)
+        self.loop.call_soon(partial(connection.guard, answered))
 
     def _answered_in_thread(self, connection: Connection, request: ReceivedRequest, answer: Answer) -> None:
         connection.sock.setblocking(False)
-        connection.answered(request, answer)
         self.on_free_thread()
+        connection.answered(request, answer)
 
     def _answer_in_other_thread(self, connection: Connection, request: ReceivedRequest) -> None:
-        self.loop.call_soon(partial(connection.answered, request, *self._buffered(connection, request)))
+        answered = partial(connection.answered, request, *self._buffered(connection, request))
+        self.loop.call_soon(partial(connection.guard, answered))
 
     def _buffered(self, connection: Connection, request: ReceivedRequest) -> tuple[Answer, bytes]:
         output = BufferedOutput()

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum, auto
 from functools import partial
 from typing import Protocol
@@ -19,6 +20,15 @@ log = logging.getLogger("narserve.server")
 # How long bytes that the pool has read count as cached after the first use, for file systems that can't tell. The kernel drops them
 # sooner only if memory is scarce; then the loop waits for the disk once.
 CACHED_SECONDS = 1.0
+
+# How many bytes the kernel queues for a connection before they can be sent (TCP_NOTSENT_LOWAT in tcp(7)). By default, it queues up
+# to 4 MB, and all TCP connections of a machine share a limit (tcp_mem, a tenth of the memory): 600 stopped readers would slow down
+# every connection of a machine with 24 GB. A client that has taken the first part may be fast: then the queue must last until the
+# next turn of the loop, which other threads may delay by 5 ms or more.
+UNSENT_SIZE = 64 * 1024
+FAST_UNSENT_SIZE = 1024 * 1024
+FAST_SIZE = 1024 * 1024  # the first part
+_UNSENT_OPTION = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # on Linux and macOS
 
 _MORE = getattr(socket, "MSG_MORE", 0)  # on Linux: the head and the first bytes of the file share a packet
 
@@ -63,7 +73,7 @@ class FileSender:
     seconds. The sender does not close the socket.
     """
 
-    __slots__ = ("_body", "_cached", "_clock", "_head", "_on_readable", "_pool", "_read", "_sock", "_stall")
+    __slots__ = ("_body", "_cached", "_clock", "_fast_at", "_head", "_on_readable", "_pool", "_read", "_sock", "_stall")
 
     def __init__(
         self,
@@ -83,6 +93,8 @@ class FileSender:
         self._clock = clock
         self._cached = 0, 0.0  # the pool has read the file up to this offset, which counts as cached until this time
         self._stall = Stall(clock())
+        self._fast_at = body.filelike.position + FAST_SIZE
+        self._limit_unsent(UNSENT_SIZE)
 
     def on_writable(self) -> SendState:
         """Send as much as the socket takes, at most a block."""
@@ -139,6 +151,8 @@ class FileSender:
         if not count:  # the file was truncated; closing the body logs it
             return SendState.CUT
         window.position += count
+        if start < self._fast_at <= window.position:
+            self._limit_unsent(FAST_UNSENT_SIZE)
         return SendState.DONE if window.position == window.stop else SendState.BLOCKED
 
     def _send_head(self, *, more: bool) -> bool:
@@ -146,6 +160,11 @@ class FileSender:
         count = self._sock.send(self._head, _MORE if more else 0)
         self._head = self._head[count:]
         return not self._head
+
+    def _limit_unsent(self, size: int) -> None:
+        if _UNSENT_OPTION is not None:
+            with suppress(OSError):  # the client is gone
+                self._sock.setsockopt(socket.IPPROTO_TCP, _UNSENT_OPTION, size)
 
     def _is_in_memory(self, descriptor: int, start: int, stop: int) -> bool:
         offset, until = self._cached
@@ -164,6 +183,7 @@ class FileSender:
         body, self._body = self._body, None
         if body is None:
             return
+        self._limit_unsent(0)  # the default, for the next response
         try:
             body.close()
         except NarcoreError:  # the body has logged it

@@ -33,7 +33,7 @@ def listen(host: str, port: int) -> socket.socket:
         try:
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG)
         except OSError as error:
-            # In many containers, IPv6 is compiled in but disabled, which only shows when binding.
+            # In many containers, IPv6 is compiled in but disabled, and the first error is that of bind().
             if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
                 raise
     return socket.create_server(("", port), backlog=BACKLOG)

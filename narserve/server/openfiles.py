@@ -1,5 +1,6 @@
 """The limit of open files (RLIMIT_NOFILE), and how many connections fit into it."""
 
+import os
 import resource
 
 # A worker needs about this many open files without any connection: the program, its logs, its metrics.
@@ -21,11 +22,14 @@ def raise_limit() -> int:
 
     The limit that most systems start a process with, 1024, exists for programs that use select(2).
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError):  # macOS: the hard limit may be higher than what the kernel accepts
-        return soft
+    except (
+        OSError,
+        ValueError,
+    ):  # a system call filter; on macOS, the hard limit may be higher than what the kernel accepts
+        return os.sysconf("SC_OPEN_MAX")
     return hard
 
 

@@ -43,9 +43,15 @@ def abort(sock: socket.socket) -> None:
 
     Without a reset, the kernel would keep the unsent bytes after the close, and offer them to the client for minutes.
     """
+    reset_on_close(sock)
     with suppress(OSError):  # the client has closed the connection
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         sock.shutdown(socket.SHUT_RDWR)
+
+
+def reset_on_close(sock: socket.socket) -> None:
+    """Make ``close`` reset the connection, and discard the bytes that the client has not received."""
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
 
 
 class Stall:

@@ -73,6 +73,7 @@ class GunicornWorker(Worker):
             loop.turn(min(left, HEARTBEAT_SECONDS))
         if connections:
             log.warning("cutting %d connections, since NAR_STOP_SECONDS have passed", len(connections))
+            connections.close()
             os._exit(0)  # a normal exit would wait for the threads
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:

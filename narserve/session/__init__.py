@@ -1,4 +1,4 @@
-"""What a command reads from: the stores of ``--store``, or a running nar-serve (an *instance*).
+"""The sources that a command reads: the stores of ``--store``, or a running nar-serve (an *instance*).
 
 ::
 

@@ -32,7 +32,7 @@ from narcore.nars.accessor import NarAccessor
 from narcore.sizes import CHUNK_SIZE
 from narcore.version import __version__
 
-TIMEOUT = (5.0, 60.0)  # to connect; between bytes. An instance may have to fetch a whole NAR before the first byte.
+TIMEOUT = (5.0, 60.0)  # seconds: to connect, between bytes. An instance may fetch a whole NAR before the first byte.
 LISTING_LIMIT = 256 << 20
 NARINFO_LIMIT = 16 << 20
 MESSAGE_LIMIT = 64 * 1024
@@ -76,7 +76,7 @@ class Instance:
             store_path = self._store_path(response.url)
             listing = NarListing.from_events(listing_json.events(_whole(response, LISTING_LIMIT)))
         except ListingError as error:
-            raise StoreUnavailable(f"{self.url} sent no valid listing; is it a nar-serve?") from error
+            raise StoreUnavailable(f"{self.url} sent no valid listing; is it a nar-serve server?") from error
         finally:
             response.close()
         return store_path, NarAccessor(
@@ -94,7 +94,7 @@ class Instance:
             with closing(self._get(f"{self.url}/{hash_part}?format=narinfo")) as response:
                 return narinfo_json.from_json(json.loads(_whole(response, NARINFO_LIMIT)))
         except (ValueError, ListingError) as error:  # NarInfoError and the errors of json are ValueErrors
-            raise StoreUnavailable(f"{self.url} sent no valid narinfo; is it a nar-serve?") from error
+            raise StoreUnavailable(f"{self.url} sent no valid narinfo; is it a nar-serve server?") from error
 
     def _store_path(self, url: str) -> StorePath:
         base_name = unquote_to_bytes(urlsplit(url).path.rstrip("/").rpartition("/")[2]).decode("utf-8", "replace")
@@ -104,7 +104,7 @@ class Instance:
             raise StoreUnavailable(f"{self.url} redirects to a URL that is not a store path") from None
 
     def get_file(self, store_path: StorePath, path: str, start: int, stop: int, size: int) -> "_Body":
-        """Return the bytes from ``start`` to ``stop`` of a file of ``size`` bytes. Raises IntegrityError if its size differs."""
+        """Return the bytes from ``start`` to ``stop`` of a file of ``size`` bytes. Raises IntegrityError if the size is wrong."""
         is_part = (start, stop) != (0, size)
         response = self._get(
             self._file_url(store_path, path), {"Range": f"bytes={start}-{stop - 1}"} if is_part else {}

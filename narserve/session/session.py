@@ -52,7 +52,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class LocatedNode:
-    """A node, its store path, and its path in there (without a slash at either end; "" is the root)."""
+    """A node, its store path, and its path in the store path (without a slash at either end; "" is the root)."""
 
     opened: Opened
     node: Node
@@ -105,7 +105,7 @@ class Session:
         return BinaryCache([store], trusted_keys=settings.trusted_public_keys, max_nar_size=settings.max_nar_size)
 
     def path_info(self, target: Target) -> PathInfo:
-        """Return the path info, with its signature checked also if an instance sent it. Raises as ``BinaryCache.path_info``."""
+        """Return the path info. Its signature is checked, even if an instance sent it. Raises as ``BinaryCache.path_info``."""
         return self._of_instance(target, find_path_info(self.cache_of(target), target))
 
     def unchecked_path_info(self, target: Target) -> PathInfo:
@@ -115,7 +115,7 @@ class Session:
             return self._of_instance(target, find_path_info(cache, target))
 
     def _of_instance(self, target: Target, info: PathInfo) -> PathInfo:
-        """If the target is on an instance, put in the instance's original narinfo.
+        """If the target is on an instance, replace the narinfo with the instance's original one.
 
         The narinfo in an InstanceStore describes the uncompressed NAR that the instance sends.
         """
@@ -127,7 +127,7 @@ class Session:
         return cache.nar(find_path_info(cache, target))
 
     def references(self, target: Target) -> tuple[str, ...]:
-        """Return the base names of the references. Those from an instance are not verified, like its files."""
+        """Return the base names of the references. References and files from an instance are not verified."""
         if target.home:
             return self._instance(target).narinfo(target.hash_part).references
         return self.path_info(target).narinfo.references

@@ -84,7 +84,7 @@ def _store_dir(path: str) -> str:
 
 
 def target_argument(value: object) -> Target:
-    """Parse a command line argument from its raw bytes, independent of the locale. Used as its click type."""
+    """Parse a command line argument from its raw bytes, independent of the locale. This is its click type."""
     try:
         return Target.parse(to_text(os.fsencode(str(value))))
     except StorePathError as error:

@@ -5,5 +5,5 @@
     output        standard output, and quoting of names on a terminal
     exits         exit codes, and error messages on standard error
     progress      progress bars, and a message about a slow server
-    statusoutput  what ``--status`` prints, as text or as JSON
+    statusoutput  output of ``--status``, as text or as JSON
 """

@@ -24,7 +24,7 @@ EXIT_CODES = """\
 _OFF = "use another directory with --cache-dir DIR, or no cache with --cache-dir off"
 _REPAIR = "the binary cache has to be repaired; try another one with --store URL"
 
-# The exit code and the advice, the next step, for each error. The nearest class of an error's MRO counts.
+# The exit code and the next step for each error. The row of the nearest base class applies.
 _TABLE: dict[type[BaseException], tuple[int, str]] = {
     errors.NarcoreError: (TROUBLE, ""),
     errors.FormatError: (NO, _REPAIR),
@@ -54,7 +54,7 @@ Item = TypeVar("Item")
 
 
 def for_each(items: Iterable[Item], action: Callable[[Item], None]) -> None:
-    """Run ``action`` on each item, and continue after errors, as cat and ls do. Raises Exit with the worst exit code if not 0."""
+    """Run ``action`` on each item, and continue after errors, as cat and ls do. After errors, raises Exit with the highest code."""
     worst = 0
     for item in items:
         try:

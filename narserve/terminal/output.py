@@ -55,5 +55,5 @@ class StandardOutput:
         self._file.write(self.name(text) + b"\n")
 
     def flush(self) -> None:
-        """Write buffered data. Raises OSError: an error during the flush at exit could no longer change the exit code."""
+        """Write buffered data now: an error during the flush at exit could no longer change the exit code. Raises OSError."""
         self._file.flush()

@@ -1,4 +1,4 @@
-"""What the ``--status`` of ``mount``, ``csi`` and ``docker-volume`` have in common."""
+"""Output of the status of ``mount``, ``csi`` and ``docker-volume``."""
 
 import json
 import time
@@ -37,7 +37,7 @@ def _cache_line(cache: Mapping[str, object]) -> str:
 
 
 def cache_statuses(caches: Mapping[str, Path], run_dir: Path) -> list[dict[str, object]]:
-    """Return the status of each mount. They are asked at the same time, so several that hang take no longer than one."""
+    """Return the status of each mount. All mounts are asked at the same time, so several hanging mounts take no longer than one."""
 
     def status(name: str) -> dict[str, object]:
         fields: dict[str, object] = {"name": name, "directory": str(caches[name])}

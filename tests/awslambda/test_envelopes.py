@@ -25,7 +25,7 @@ from narserve.dev.apigateway import ENVELOPE_LIMIT, HttpAnswer, HttpRequest, ans
 from tests.builders import Tree, binary_cache, store_path
 from tests.e2e.client import digest
 
-# Each filling is a different difficulty: escaped as \u0001 in JSON, two bytes in UTF-8, a quote, invalid UTF-8, and random bytes.
+# Each body is difficult in another way: escaped as \u0001 in JSON, two bytes in UTF-8, a quote, invalid UTF-8, and random bytes.
 FILLINGS = {
     "control": b"\x01",
     "two bytes": "é".encode(),

@@ -28,9 +28,10 @@ def key_of(nar: bytes) -> NarKey:
 
 @dataclass
 class Source:
-    """Fetches a NAR, chunk by chunk; if ``gated``, up to where `allow` permits. Raises ``fault`` after half of the NAR, if set.
+    """Fetches a NAR chunk by chunk, and verifies it at the end, as the real source does.
 
-    The bytes are ``sent`` if that is set, and are verified at the end, as real ones are.
+    If ``gated``, it waits for `allow` before each chunk. If ``fault`` is set, it raises it after half of the NAR. If ``sent`` is
+    set, it yields these bytes instead of the NAR.
     """
 
     nar: bytes

@@ -349,7 +349,7 @@ class TestUpkeep:
     def test_evictions_are_counted_even_if_the_fill_finds_no_room(
         self, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The evicted file is still open somewhere, so that its space is not freed."""
+        """The evicted file is still open somewhere, so its space is not freed yet."""
         events: list[str] = []
         cache = make_cache(patience=0, trace=lambda event, fields: events.append(event))
         add_to_cache(cache, nar_of(1000))

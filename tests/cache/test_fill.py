@@ -236,7 +236,7 @@ class TestJoiningAndLeaving:
         fill.leave()
         assert not fill.join()  # its file is closed
         assert read_all(cache.fill(source.key, source)) == NAR
-        assert source.fetched == 1  # it was on disk
+        assert source.fetched == 1  # the second fill found the NAR on disk
 
     def test_fill_of_a_cached_nar_leaves_no_part_file(self, cache: NarCache, directory: Path) -> None:
         key = add_to_cache(cache, NAR)

@@ -214,7 +214,7 @@ def test_file_of_a_truncated_nar_is_not_unpacked(nar: OpenNar, directory: Path) 
 
 
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.EOPNOTSUPP])
-def test_file_is_copied_without_help_of_the_kernel(nar: OpenNar, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_file_is_copied_if_the_kernel_can_not_copy_it(nar: OpenNar, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def fail(*args: int) -> int:
         raise OSError(code, os.strerror(code))
 
@@ -570,7 +570,7 @@ class TestReserve:
     def test_full_disk_does_not_evict_one_entry_per_file(
         self, cache: NarCache, opened: Opened, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The evicted entry is still open somewhere: otherwise each file would evict another entry and find no room either."""
+        """An evicted entry that is still open somewhere frees no space, so evicting more entries would not help."""
         for number in range(1, 4):
             add_to_cache(cache, nar_of(len(NAR), number))
         add_to_cache(cache, NAR)

@@ -316,7 +316,7 @@ def test_wrong_data_soon_after_the_requested_part_is_detected(cli: InProcess, tm
 
 
 def test_a_listing_of_another_tree_is_detected(cli: InProcess, tmp_path: Path) -> None:
-    """A good NAR with the listing of another tree of the same size: the NAR counts, and a file that it lacks is an error."""
+    """The NAR is good, and the listing is of another tree of the same size: a listed file that the NAR lacks is an error."""
     files = binary_cache({"x": {"a": {"f": b"1"}}, "y": {"b": {"f": b"1"}}})
     files[f"{hash_part('x')}.ls"] = files[f"{hash_part('y')}.ls"]
     cli.use(stored(tmp_path / "store", files), NAR_CACHE_DIR="off")

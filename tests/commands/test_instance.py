@@ -105,7 +105,7 @@ def test_a_server_that_is_not_nar_serve_is_reported(cli: InProcess, odd: OddInst
     for body in (b"<html>", b"{}", b'{"version":1,"root":{"type":"fifo"}}'):
         with odd.fault("*recursive", body=body):
             done = cli("ls", odd.path)
-        assert (done.code, "is it a nar-serve?" in done.err) == (3, True)
+        assert (done.code, "is it a nar-serve server?" in done.err) == (3, True)
     for status, code in ((404, 1), (400, 2), (401, 3), (403, 3), (500, 3), (418, 3)):
         message = json.dumps({"error": f"Error {status}", "detail": "Do\nthat."}).encode()
         with odd.fault("*recursive", status=status, body=message):

@@ -150,7 +150,7 @@ def test_the_wsgi_entry_does_not_import_narserve() -> None:
 def test_an_error_of_an_instance_is_shown_in_its_own_words(cli: InProcess, instance: Front) -> None:
     done = cli("ls", f"{instance.url}/nix/store/{HASH}")
     assert (done.code, len(done.err.splitlines())) == (1, 1)
-    assert "None of the configured caches has it" in done.err
+    assert "None of the configured binary caches has it" in done.err
 
 
 # --- arguments

@@ -98,7 +98,7 @@ def test_without_grpc_the_command_names_the_extra_to_install() -> None:
     assert "pip install '.[csi]'" in done.stderr
 
 
-def test_status_without_a_plugin_or_mounts(tmp_path: Path) -> None:
+def test_status_shows_that_plugin_and_mounts_do_not_answer(tmp_path: Path) -> None:
     options = ["--cache", f"main={tmp_path}/m", "--endpoint", f"unix://{tmp_path}/x.sock"]
     options += ["--state-dir", f"{tmp_path}/s", "--run-dir", f"{tmp_path}/run"]
     done = run(*options, "--status")

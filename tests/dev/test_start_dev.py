@@ -239,7 +239,7 @@ def test_a_venv_of_another_user_is_an_error_without_traceback(command: Command) 
     hidden.chmod(0o755)
     assert done.returncode == 1
     assert done.stderr == (
-        f"start-dev: {hidden}/python: Permission denied; is this checkout, or its .venv, another user's?\n"
+        f"start-dev: {hidden}/python: Permission denied; does this checkout, or its .venv, belong to another user?\n"
     )
 
 

@@ -93,7 +93,7 @@ def test_a_volume_is_created_mounted_and_removed(client: FlaskClient, tmp_path: 
 
 
 def test_a_call_repeated_without_its_body_is_an_error(made: tuple[FlaskClient, DockerCalls], tmp_path: Path) -> None:
-    """Get closes the connection instead, since dockerd takes any response without a volume as "no such volume"."""
+    """The call Get closes the connection instead: dockerd takes any response without a volume as "no such volume"."""
     client, calls = made
     service = Service(tmp_path / "x.sock")
     service.start(client.application)

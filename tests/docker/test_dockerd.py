@@ -134,7 +134,7 @@ def test_nothing_is_left_of_a_removed_volume(dockerd: Dockerd, plugin: Plugin) -
 
 @pytest.mark.parametrize("image", [IMAGE, IMAGE_WITH_STORE])
 def test_a_read_only_volume_can_not_be_written(dockerd: Dockerd, plugin: Plugin, image: str) -> None:
-    """It needs nocopy, since dockerd would otherwise fail to change the mode of a new volume."""
+    """The volume is mounted with nocopy: otherwise dockerd would fail to change the mode of a new volume."""
     dockerd.do("volume", "create", "--driver", plugin.name, "-o", "mode=ro", "fixed")
     try:
         for option in ("-v=fixed:/nix/store:ro,nocopy", "--mount=type=volume,src=fixed,dst=/nix/store,volume-nocopy"):

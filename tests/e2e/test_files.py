@@ -36,7 +36,7 @@ def front(
 
 @pytest.fixture(scope="module", params=(*NIX_CACHES, *RECOMPRESSED))
 def streaming_front(request: pytest.FixtureRequest, upstream: Upstream, run_front: RunFront) -> Iterator[Front]:
-    """A front without a disk cache, so that each file is extracted from a stream. Every other cache has no listings."""
+    """A front without a disk cache, so that each file is extracted from a stream. Half of the caches have no listings."""
     suffix = ".no-ls" if [*NIX_CACHES, *RECOMPRESSED].index(request.param) % 2 else ""
     with run_front(f"{upstream.url}/{request.param}{suffix}") as front:
         yield front

@@ -155,7 +155,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 @given(texts.filter(lambda text: text.isprintable() and text))
 def test_an_arbitrary_ca_does_not_match_the_path(text: str) -> None:
-    """``is_address_of`` never raises, and no generated text has the path's hash."""
+    """``is_address_of`` never raises, and no generated CA is the address of the path."""
     info = NarInfo(
         store_path=StorePath("/nix/store", HASH, "x"), url="x", compression="none", nar_hash=SHA256, nar_size=1, ca=text
     )

@@ -33,7 +33,7 @@ def files(compression: str) -> dict[str, bytes]:
 
 @cache
 def wrong_nar(compression: str) -> bytes:
-    """Return a compressed NAR that differs in every byte of the file, and nowhere else."""
+    """Return a compressed NAR in which every byte of the file's contents is wrong, and nothing else."""
     return COMPRESS[compression](nar({"bin": {"hello": bytes(255 - byte for byte in CONTENTS)}}))
 
 

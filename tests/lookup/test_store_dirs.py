@@ -96,7 +96,7 @@ def test_links_between_store_dirs_are_redirects(app: Flask, closure: Closure) ->
         assert location(app, f"{tool}/file?x=1") == f"{data}/share/name?x=1"
         assert location(app, f"{tool}/data/share/name") == f"{data}/share/name"
         assert location(app, f"{tool}/deep/name") == f"{data}/share/name"
-        assert location(app, f"{tool}/far") == f"{data}/base/share/name"  # that NAR resolves the next link
+        assert location(app, f"{tool}/far") == f"{data}/base/share/name"  # the next link is in the other NAR
         assert location(app, f"{data}/base/share/name") == f"{base}/share/name"
         assert location(app, f"{data}/file") == f"{base}/share/name"
         assert location(app, f"{data}/climb/name") == f"{base}/share/name"

@@ -276,7 +276,7 @@ def test_breaker_opens_and_closes_with_growing_pauses(failure: StoreError) -> No
     store.failure = failure
     assert [ask() for _ in range(FAILURES + 1)] == [name] * FAILURES + [f"({name})"]
     clock.now += PAUSE_SECONDS
-    assert ask() == name  # the pauses start from the first one again
+    assert ask() == name  # the next pause has the shortest length again
 
 
 def test_any_answer_of_the_store_resets_the_failures() -> None:

@@ -49,7 +49,7 @@ EXPECTED = {(line[0], second): cell for line in LINES for second, cell in zip(HE
 SAYS = {
     502: {"Some caches are unavailable": "502", "trusted public keys": "sig"},
     504: {"Some caches timed out": "504"},
-    404: {"None of the configured caches has it": "404"},
+    404: {"None of the configured binary caches has it": "404"},
 }
 
 

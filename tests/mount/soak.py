@@ -169,7 +169,7 @@ class Reader:
             os.close(fd)
 
     def _mapped(self, file: Path) -> None:
-        """Compare the first page through a mapping. write(2) reads the mapping: an error is EFAULT then, and not a signal."""
+        """Compare the first page through a mapping. write(2) reads the mapping, so a failure is EFAULT and not SIGBUS."""
         fd, copy = self._open(file), os.memfd_create("copy")
         try:
             size = min(os.fstat(fd).st_size, mmap.PAGESIZE)

@@ -430,7 +430,7 @@ def test_a_mount_that_would_hide_the_program_is_refused(command: Command, monkey
     assert "which nar-serve needs" in str(done.exception)
 
 
-def test_status_without_a_mount(command: Command) -> None:
+def test_status_says_that_nothing_is_mounted(command: Command) -> None:
     done = command("--status", command.target)
     assert done.returncode == 3
     assert "nar-serve has not mounted anything there" in done.stdout

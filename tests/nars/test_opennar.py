@@ -112,7 +112,7 @@ def test_evicted_nar_can_be_read_while_it_is_open(make: Make, directory: Path) -
 
 
 class EvictingCache(NarCache):
-    """A cache that another process empties before each of the next ``evictions`` openings."""
+    """A cache that another process empties before each of the next ``evictions`` calls of ``open``."""
 
     evictions = 0
 

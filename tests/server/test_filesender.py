@@ -21,7 +21,7 @@ from narcore.errors import CacheFailure
 from narserve.server import iopool
 from narserve.server.filesender import FileSender, SendState
 from narserve.server.iopool import BLOCK_SIZE, IoPool
-from narserve.server.progress import STALL_CHECK_SECONDS, STALL_SECONDS, abort
+from narserve.server.progress import STALL_CHECK_SECONDS, STALL_SECONDS, abort, unacknowledged
 
 SIZE = 24 << 20  # more than the socket buffers of both sides hold
 DATA = Random(7).randbytes(SIZE)
@@ -263,6 +263,27 @@ def test_a_client_that_stops_costs_no_memory_and_is_cut_after_the_limit(
     assert body.closed == 1
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system does not limit the queue")
+def test_a_client_that_stops_has_few_bytes_in_the_queue_of_the_kernel(ends: Ends, loop: Loop, file: int) -> None:
+    """All connections of a machine share the memory of TCP. Without a limit, the queue has 2 MB or more."""
+    server, client = ends
+    body = Body(file, 0, SIZE)
+    sender = loop.sender(server, body)
+    assert loop.run(server, sender) is SendState.BLOCKED
+    assert unacknowledged(server) < 256 << 10
+    while body.position < 4 << 20:
+        loop.turn(server, sender)
+        drain(client)
+    assert loop.run(server, sender) is SendState.BLOCKED
+    assert 256 << 10 < unacknowledged(server) < 2 << 20, "a fast client has a longer queue"
+    sender.close()
+    sent = 0
+    with suppress(BlockingIOError):
+        while True:
+            sent += server.send(DATA[: 1 << 18])
+    assert unacknowledged(server) > 2 << 20, "the next response is not limited"
+
+
 def test_a_slow_but_steady_client_is_never_cut(ends: Ends, loop: Loop, file: int) -> None:
     """With default buffers, the server sees no ``send`` for minutes: only acknowledgements show the progress."""
     server, client = ends
@@ -333,6 +354,7 @@ def test_a_file_that_changes_never_becomes_a_complete_response(
     state = SendState.BLOCKED
     while state not in (SendState.DONE, SendState.CUT):
         state = loop.turn(server, sender)
+        received += drain(client)
     assert state is SendState.CUT
     sender.close()
     server.close()

@@ -54,7 +54,7 @@ def test_any_range_is_exact_or_rejected(store: BinaryCacheStore, start: int, len
     assert all(0 < len(chunk) <= CHUNK_SIZE for chunk in chunks)
 
 
-def test_whole_missing_and_empty_files(store: BinaryCacheStore) -> None:
+def test_whole_and_empty_files_are_read_and_missing_files_reported(store: BinaryCacheStore) -> None:
     assert read_file(store, "nar/x", len(CONTENT)) == CONTENT
     assert read_file(store, "empty", 0) == b""
     with pytest.raises(FileNotInStore, match="nar/y"):

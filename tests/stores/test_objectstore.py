@@ -52,7 +52,7 @@ def open_bucket(request: pytest.FixtureRequest, closing: ExitStack, monkeypatch:
     return make
 
 
-def test_whole_files_and_ranges(serve: Serve, open_bucket: Open) -> None:
+def test_whole_files_and_ranges_are_read(serve: Serve, open_bucket: Open) -> None:
     server = serve(FlakyFile(CONTENT, extra=[MODIFIED, "Content-Encoding: BR"]))
     store = open_bucket(server)
     with store.get_file("nar/x y.nar") as file:

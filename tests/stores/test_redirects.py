@@ -130,7 +130,7 @@ def test_only_numeric_hosts_are_checked_behind_a_proxy(
         ("::127.0.0.1", AddressKind.RESERVED),
     ],
 )
-def test_address_kind(address: str, kind: AddressKind) -> None:
+def test_every_address_has_its_kind(address: str, kind: AddressKind) -> None:
     assert kind_of(address) is kind
 
 

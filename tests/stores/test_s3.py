@@ -87,7 +87,7 @@ def test_requests_are_signed_and_a_cut_body_is_resumed(
 
 
 @pytest.mark.usefixtures("keys")
-def test_ranges(serve: Serve, open_s3: OpenS3) -> None:
+def test_ranges_are_read_exactly_or_rejected(serve: Serve, open_s3: OpenS3) -> None:
     server = serve(FlakyFile(CONTENT, [100]))
     with open_s3(server).get_file("x", 5, 5005) as file:
         assert (b"".join(file), file.size) == (CONTENT[5:5005], len(CONTENT))

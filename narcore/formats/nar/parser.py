@@ -304,7 +304,7 @@ class NarParser:
         return None
 
     def _mismatch(self, expected: str, *tokens: bytes, at: int | None = None, padding: int = 0) -> Step:
-        """Handle input without any of ``tokens`` at ``at`` (default: the position): bytes are missing or wrong."""
+        """Handle input that has none of ``tokens`` at ``at`` (default: the position): bytes are missing or wrong."""
         at = self._position if at is None else at
         found = self._buffer[at : at + max(map(len, tokens))]
         possible = [len(fixed) for fixed in tokens if fixed.startswith(found)]
@@ -313,7 +313,7 @@ class NarParser:
         if any(found[:padding]):
             return self._refuse("padding is not zero", at)
         at += padding
-        # More than the tokens, so that the message shows a longer tag completely.
+        # Look at more bytes than the tokens have, so that the message shows a longer tag completely.
         seen = self._buffer[at : at + len(found) + 8 + TAG_MAX]
         start, fault = first_difference(seen, [fixed[padding:] for fixed in tokens])
         return self._refuse(f"expected {expected}, {fault}", at + start)

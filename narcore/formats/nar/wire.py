@@ -1,8 +1,8 @@
 """The NAR format on the wire: its strings, its merged tokens and its limits.
 
 A NAR is a sequence of length-prefixed strings, and most of them are fixed. Every run of fixed strings is merged into one
-token here (like snix's nix-compat in ``nar/wire``), so that parser and writer compare and emit whole tokens, and both can be
-compared with the grammar in this package's docstring. The limits are those of Nix (src/libutil/archive.cc).
+token here, as in snix's nix-compat (``nar/wire``). So the parser compares whole tokens, the writer emits whole tokens, and both
+can be checked against the grammar in this package's docstring. The limits are those of Nix (src/libutil/archive.cc).
 """
 
 import struct

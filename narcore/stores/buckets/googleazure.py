@@ -1,6 +1,6 @@
 """A binary cache in a bucket of Google Cloud Storage, or a container of Azure Blob Storage, through obstore.
 
-Unlike the HTTP and S3 stores, this store follows every redirect of the endpoint: obstore does, and has no option to turn
+Unlike the HTTP and S3 stores, this store follows every redirect of the endpoint, because obstore has no option to turn
 that off. The endpoint is Google's or Microsoft's own, or one that the administrator chose.
 """
 
@@ -213,13 +213,13 @@ class _Body:
         return bytes(piece)
 
     def _failed(self, error: StoreError) -> StoreError:
-        # After the first byte, the file exists, whatever the status: reading failed.
+        # The file exists, since reading has begun. So even a status such as 404 means only that reading failed.
         self._error = error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error))
         self._stream = None
         return self._error
 
     def close(self) -> None:
-        """Discard the rest. Reading after that raises an error, so that no reader takes it for the end of the file."""
+        """Discard the rest. Reading after that raises an error, because a closed body must not look like a complete one."""
         if self._left and self._error is None:
             self._error = StoreUnavailable(f"{self._what}: closed before the end")
         self._stream = None
@@ -256,7 +256,7 @@ def _is_true(text: str | None) -> bool:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """Return what obstore raises. OSError: its NotFoundError. TypeError and ValueError (UnicodeError): an invalid key."""
+    """Return the exceptions that obstore raises. Its NotFoundError is an OSError; an invalid key raises TypeError or ValueError."""
     from obstore.exceptions import BaseError
 
     return (BaseError, OSError, TypeError, ValueError)

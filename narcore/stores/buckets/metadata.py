@@ -13,7 +13,7 @@ LINK_LOCAL = "http://169.254.169.254"
 
 
 def answers(method: str, url: str, headers: Mapping[str, str]) -> bool:
-    """Return whether the service at ``url`` (http) answers with 200. No proxy is used. (A firewall may answer with an error.)"""
+    """Return whether the service at ``url`` (http) answers with 200. No proxy is used. Other statuses may come from a firewall."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=SECONDS)
     try:

@@ -20,7 +20,7 @@ _STATUS = re.compile(r"status code: (\d{3})")
 
 
 class AccessDenied(FileNotInStore):
-    """Status 403, without the credentials as the reason: the file does not exist, or may not be read."""
+    """Status 403 with another reason than bad credentials: the file does not exist, or may not be read."""
 
 
 def require_obstore(scheme: str) -> None:

@@ -92,8 +92,8 @@ class S3BinaryCacheStore:
     def check(self) -> None:
         """Raise a ``StoreError`` that says what to do if the bucket can't be used with the settings.
 
-        A bucket without nix-cache-info is fine, but one that may not be read is not. ``get_file`` can't distinguish them: it
-        treats a 403 as a missing file, because S3 answers so if the credentials may not list the bucket.
+        A bucket without nix-cache-info passes the check; a bucket that may not be read does not. ``get_file`` can't distinguish
+        them: it treats a 403 as a missing file, because S3 answers 403 for a missing file if the bucket may not be listed.
         """
         try:
             self.get_file("nix-cache-info").close()

@@ -13,8 +13,8 @@ from narcore.stores.http.urls import StoreUrl, redacted
 _URL = re.compile(
     r"(?P<scheme>s3|gs|az)://(?P<bucket>[^/?#@]*)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?", re.IGNORECASE
 )
-# All three services allow fewer names now, but old buckets and compatible services use these. None of these characters can
-# end a host name or a path segment.
+# All three services now allow fewer names than this pattern, but old buckets and compatible services still use such names. None
+# of the characters can end a host name or a path segment.
 _BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]{0,254}")
 _REGION = re.compile(r"[a-z0-9-]{1,40}")
 _DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -85,8 +85,8 @@ class S3Access:
 def s3_access(url: BucketUrl, region: str, endpoint: StoreUrl | None) -> S3Access:
     """Return how to reach a bucket, by Nix's rules. ``endpoint`` is None for Amazon's own. Raises ``SettingsError``.
 
-    The bucket is part of the host name only at Amazon's own endpoint, and only if its name has no dot (no certificate matches
-    such a host), unless ``addressing-style`` is set.
+    ``addressing-style`` decides whether the bucket is part of the host name. If it is not set, the bucket is part of the host
+    name only at Amazon's own endpoint, and only if its name has no dot (no certificate matches a host with another dot).
     """
     if not _REGION.fullmatch(region):
         raise SettingsError(f"{url}: {region!r} is not the name of a region; write for example us-east-1")

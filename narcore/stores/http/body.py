@@ -71,8 +71,8 @@ def strong_validator(headers: Mapping[str, str]) -> str | None:
 class HttpBody:
     """The bytes of ``url`` from ``start`` to ``stop``, which ``response`` has begun to send.
 
-    ``stop`` is None if the server did not send the length of the file. A cut is still detected if the body is chunked. A body
-    that ends with the connection ends here as if it were complete; the check of NarSize then detects the cut.
+    ``stop`` is None if the server did not send the length of the file. Then a cut is detected here only if the body is chunked.
+    If the body ends where the connection ends, a cut body looks complete; later, the check of NarSize detects the cut.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class HttpBody:
         return chunk
 
     def close(self) -> None:
-        """Discard the rest. Reading after that raises an error, so that no reader takes it for the end of the file."""
+        """Discard the rest. Reading after that raises an error, because a closed body must not look like a complete one."""
         if not self._done and self._error is None:
             self._error = StoreUnavailable(f"{self._what}: closed before the end")
             self._response.close()

@@ -1,18 +1,18 @@
-"""The requests of one HTTP store: connection pool, credentials, redirects, retries. The caller interprets other statuses.
+"""The requests of one HTTP store: connection pool, credentials, redirects, retries. The caller interprets the final status.
 
 Importing ``requests`` takes longer than the rest of the program, so ``store`` imports this module at the first request.
 
 Strategy
 --------
-Many threads share one client. This is safe: urllib3's pools are thread-safe, an adapter only reads its own attributes, and
-the ``Session`` is only used to prepare a request and to read the environment (netrc, proxies, CA bundle), which changes
-nothing. Its cookie jar, the only mutable part, stays empty, because it never receives a response.
+Many threads share one client. This is safe: urllib3's pools are thread-safe, and an adapter only reads its own attributes.
+The ``Session`` is only used to prepare requests and to read the environment (netrc, proxies, CA bundle); neither changes it.
+Its cookie jar, the only mutable part, stays empty, because the ``Session`` never receives a response.
 
 ``Session.send`` is not used. It reads the whole body of every redirect, however long, and follows redirects without our
 checks. Here, every hop is checked first (see ``guard``) and the body of a redirect is discarded.
 
-Errors of requests and urllib3 contain URLs, and URLs contain signatures and passwords. Therefore none of these errors is
-passed on, not even as a cause: each is converted to a ``StoreError`` with a text of our own.
+Errors of the libraries requests and urllib3 contain URLs, and URLs contain signatures and passwords. Therefore none of these
+errors is passed on, not even as a cause: each is converted to a ``StoreError`` with a text of our own.
 """
 
 import os
@@ -81,7 +81,7 @@ class HttpClient:
     def request(self, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
         """Send a request, follow redirects and retry after temporary failures; return the last response, its body unread.
 
-        The response may have any status; that of a redirect only if it has no Location. Raises ``StoreUnavailable``,
+        The response may have any status. A redirect is returned only if it has no Location. Raises ``StoreUnavailable``,
         ``StoreTimeout``, or ``StoreForbidden`` if a redirect may not be followed.
         """
         pauses = Pauses(self._retries)
@@ -174,7 +174,7 @@ class HttpClient:
         )
 
     def _auth(self) -> "tuple[bytes, bytes] | Callable[[requests.PreparedRequest], requests.PreparedRequest] | None":
-        """Return the credentials of the store's URL; None makes requests read netrc."""
+        """Return the credentials of the store's URL. For None, the library requests reads netrc."""
         if self._store.credentials is not None:
             user, password = self._store.credentials
             return user.encode(), password.encode()
@@ -196,7 +196,7 @@ class HttpClient:
 
 
 def _no_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Add nothing. As the ``auth`` of a request, this keeps requests from reading netrc."""
+    """Add nothing. As the ``auth`` of a request, this keeps the library requests from reading netrc."""
     return request
 
 
@@ -224,7 +224,7 @@ def _reason(failure: BaseException) -> str:
             return f"the certificate is not trusted: {cause.verify_message}"
         if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, requests.RequestException):
             return cause.strerror
-    if type(failure) is OSError:  # requests raises a plain OSError only for this
+    if type(failure) is OSError:  # the library requests raises a plain OSError only for this
         return f"the CA bundle that {' or '.join(CA_VARIABLES)} names does not exist"
     if any(isinstance(cause, urllib3.exceptions.IncompleteRead) for cause in _causes(failure)):
         return "the bytes end early"

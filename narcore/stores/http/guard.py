@@ -59,9 +59,9 @@ def _unwrapped(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.I
 
 
 def addresses(host: str, *, numeric: bool = False) -> list[str]:
-    """Return the addresses of a host, which may be none. ``numeric``: only if the host is an address, in any notation.
+    """Return the addresses of a host, which may be none. With ``numeric``, a host name has none; only an address has one.
 
-    getaddrinfo also parses numeric hosts, because connecting uses it: it accepts ``127.1`` and ``0x7f000001``.
+    getaddrinfo parses the address here, because connecting uses it too: it accepts ``127.1`` and ``0x7f000001``.
     """
     flags = socket.AI_NUMERICHOST if numeric else 0
     try:

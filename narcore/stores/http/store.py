@@ -57,8 +57,8 @@ class HttpBinaryCacheStore:
     often a request is retried after a temporary failure: no connection, or status 429, 500, 502, 503, 504.
 
     ``sign`` takes the URL of a file and returns the URL to request, with a signature in it; ``refusal`` converts a
-    status to an error. Object stores pass functions of their own for both. They do not use ``netrc``,
-    because they reject a request with two authorizations.
+    status to an error. The stores of buckets pass functions of their own for both, and turn ``netrc`` off,
+    because the cloud services reject a request with two authorizations.
     """
 
     def __init__(

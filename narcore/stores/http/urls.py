@@ -167,7 +167,7 @@ def _normal_path(base: str, relative: str) -> str:
 
 
 def _decodings(segment: str) -> Iterator[str]:
-    """Yield a segment as it is, and as a server, or a proxy and then a server, may decode it."""
+    """Yield a segment as it is, and decoded once, twice and three times: each server on the way may decode it."""
     for _ in range(4):
         yield segment
         decoded = unquote(segment, errors="replace")

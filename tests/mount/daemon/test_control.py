@@ -157,7 +157,7 @@ def test_a_server_that_was_never_started_can_be_closed(running: Running) -> None
     ControlServer(running.listener.dup(), status=dict, prefetch=print).close()
 
 
-# --- nobody there
+# --- no process listens
 
 
 def test_a_missing_socket_is_an_error_with_a_next_step(running: Running) -> None:

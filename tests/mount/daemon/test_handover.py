@@ -118,7 +118,7 @@ def test_inode_numbers_stay_the_same(serve: Serve, run_mount: RunMount, options:
         before = [os.lstat(path).st_ino for path in paths]
         assert len(set(before)) == len(before)
         mount.wait_for_successor(mount.kill_worker())
-        ask("sh", "-c", "echo 2 > /proc/sys/vm/drop_caches")  # the kernel looks all names up again
+        ask("sh", "-c", "echo 2 > /proc/sys/vm/drop_caches")  # so that the kernel looks up all names again
         assert [os.lstat(path).st_ino for path in reversed(paths)] == before[::-1]
         assert mount.status()["paths_known"] == 5
 

@@ -242,7 +242,7 @@ def test_records_survive_a_kill_while_the_compacted_file_is_written(
     for node in range(1, 6):
         files.add(node, 0)
     files.forget([2])
-    for node in (1, 3, 1):  # each one used moves to the end of the order
+    for node in (1, 3, 1):  # a file that is used becomes the last to be removed
         files.open(node)
     whole = os.pwrite
 
