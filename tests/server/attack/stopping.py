@@ -7,13 +7,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection, IncompleteRead
 
 from tests.bench.report import Row
 from tests.server.attack.site import HEALTHZ, HEALTHZ_BODY, LARGE_FILE, SMALL_DATA, SMALL_FILE, Site
 from tests.server.attack.slowclients import Form
 from tests.server.serving import Serving, eventually
 
-FAST_CLIENTS = 30  # request /healthz and the file of 4 KB, in turn, each on a new connection
+FAST_CLIENTS = 20  # request /healthz and the file of 4 KB, in turn, each on a new connection
+KEPT_CLIENTS = 10  # send REQUESTS requests on one connection, unless a response has Connection: close
+REQUESTS = 20
+KEPT_PAUSE_SECONDS = 0.03  # between two of these requests
 SLOW_CLIENTS = 10  # download a part of the large file in about 0.7 s
 PART = 8_000_000
 PAUSE_SECONDS = 0.005  # between two reads of a slow client
@@ -22,6 +26,9 @@ TIMEOUT = 20.0
 LOAD_SECONDS = 0.5  # before the first signal, so that downloads are running
 ROUNDS = 20
 STOP_SECONDS = 10.0  # a server that has not stopped by then counts as a failure
+
+
+FILES = ((HEALTHZ, HEALTHZ_BODY), (SMALL_FILE, SMALL_DATA))
 
 
 class Clients:
@@ -33,7 +40,7 @@ class Clients:
         self._large_data = large_data
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        kinds = [self._fast] * FAST_CLIENTS + [self._slow] * SLOW_CLIENTS
+        kinds = [self._fast] * FAST_CLIENTS + [self._kept] * KEPT_CLIENTS + [self._slow] * SLOW_CLIENTS
         self._threads = [threading.Thread(target=self._repeat, args=(kind,)) for kind in kinds]
 
     @contextmanager
@@ -70,8 +77,24 @@ class Clients:
             number += 1
 
     def _fast(self, number: int) -> None:
-        path, body = ((HEALTHZ, HEALTHZ_BODY), (SMALL_FILE, SMALL_DATA))[number % 2]
+        path, body = FILES[number % 2]
         self._ask(Form().head("GET", path, "Connection: close"), body, 0)
+
+    def _kept(self, number: int) -> None:
+        connection = HTTPConnection("127.0.0.1", self._port, timeout=TIMEOUT)
+        try:
+            for path, body in FILES * (REQUESTS // 2):
+                connection.request("GET", path)
+                response = connection.getresponse()
+                if response.read() != body:
+                    raise _Cut
+                if response.will_close:
+                    break
+                time.sleep(KEPT_PAUSE_SECONDS)
+        except IncompleteRead as error:
+            raise _Cut from error
+        finally:
+            connection.close()
 
     def _slow(self, number: int) -> None:
         request = Form().head("GET", LARGE_FILE, f"Range: bytes=0-{PART - 1}", "Connection: close")
