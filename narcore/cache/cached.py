@@ -20,14 +20,15 @@ Stamp = tuple[int, int, int, int]
 class CachedNar:
     """One complete NAR, open for reading. It has one user, who closes it; several of them may share the descriptor ``fd``."""
 
-    __slots__ = ("_close", "_discard", "_status", "fd")
+    __slots__ = ("_close", "_discard", "_mtime_ns", "_size", "fd")
 
     def __init__(
         self, fd: int, status: os.stat_result, *, discard: Callable[[], None], close: Callable[[], None]
     ) -> None:
         """``discard`` removes the entry from the cache. ``close`` closes the descriptor for this user."""
         self.fd = fd
-        self._status = status
+        self._size = status.st_size  # the whole status would take 500 bytes for each of thousands of readers
+        self._mtime_ns = status.st_mtime_ns
         self._discard = discard
         self._close = close
 
@@ -53,7 +54,7 @@ class CachedNar:
     def check_untouched(self) -> None:
         """Raise CacheFailure, and remove the entry, if the file has been written to since it was opened."""
         now = os.fstat(self.fd)
-        if now.st_size != self._status.st_size or not (now.st_mtime_ns == self._status.st_mtime_ns or is_verified(now)):
+        if now.st_size != self._size or not (now.st_mtime_ns == self._mtime_ns or is_verified(now)):
             self._discard()
             raise CacheFailure("a NAR in the cache was changed while it was read")
 

@@ -2,17 +2,21 @@
 
 import errno
 import logging
+import select
 import socket
 
 from narserve.server.connections import Connections
 from narserve.server.listener import BACKLOG
-from narserve.server.loop import READ, Loop, Timeouts
+from narserve.server.loop import READ, Loop
 
 log = logging.getLogger("narserve.server")
 
 # All workers wait for connections on one socket, and the first one to accept gets the connection. A worker whose threads are all
-# busy lets the others go first. If a connection still waits after this time, they are busy too.
-BUSY_SECONDS = 0.02
+# busy lets the others go first, and looks at this interval whether connections wait. If it sees that so many times in a row, the
+# other workers are busy too. Then it accepts some connections, because the loop may be able to answer them (/healthz).
+BUSY_SECONDS = 0.007
+BUSY_CHECKS = 3
+BUSY_BATCH = 16
 
 # How long a worker does not accept if it has too many connections, or too many open files, and can close none.
 FULL_SECONDS = 0.1
@@ -39,7 +43,8 @@ class Acceptor:
         self._is_watching = False
         self._is_stopping = False
         self._next_warning = 0.0
-        self._busy = loop.timeouts(BUSY_SECONDS, Acceptor._accept_anyway)
+        self._waited = 0  # how many checks in a row found waiting connections
+        self._busy = loop.timeouts(BUSY_SECONDS, Acceptor._check)
         self._full = loop.timeouts(FULL_SECONDS, Acceptor._watch)
         self._stopping = loop.timeouts(STOP_SECONDS, Acceptor._close)
         listener.setblocking(False)
@@ -57,29 +62,42 @@ class Acceptor:
         """
         self._is_stopping = True
         self._stopping.start(self, self._loop.now)
-        self._accept_anyway()
+        self._watch()
+        self._accept_some(BATCH)
 
     def _accept(self) -> None:
         """Accept while there are free threads."""
         for _ in range(BATCH):
             if self._must_wait():
-                self._pause(self._busy)
+                self._pause()
+                if self not in self._busy:
+                    self._busy.start(self, self._loop.now)
                 return
             if not self._accept_one():
                 return
 
-    def _accept_anyway(self) -> None:
-        """Accept what waits, although no thread may be free."""
-        self._watch()
-        for _ in range(BATCH):
+    def _accept_some(self, count: int) -> None:
+        for _ in range(count):
             if not self._accept_one():
-                break
-        if self._is_watching and self._must_wait():
-            self._pause(self._busy)
+                return
+
+    def _check(self) -> None:
+        """Accept connections although no thread is free, if they wait because all workers are busy."""
+        self._waited = self._waited + 1 if self._has_waiting() else 0
+        if self._waited >= BUSY_CHECKS:
+            self._accept_some(BUSY_BATCH)
+        if self._waited or self._must_wait():
+            self._busy.start(self, self._loop.now)
+        if not self._must_wait():
+            self._go_on()
+
+    def _has_waiting(self) -> bool:
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _go_on(self) -> None:
-        if self in self._busy:
-            self._busy.stop(self)
+        if not self.is_closed and self not in self._full:
             self._watch()
 
     def _must_wait(self) -> bool:
@@ -106,7 +124,8 @@ class Acceptor:
         return True
 
     def _wait_for_room(self, reason: str) -> None:
-        self._pause(self._full)
+        self._pause()
+        self._full.start(self, self._loop.now)
         if self._loop.now >= self._next_warning:
             self._next_warning = self._loop.now + WARN_SECONDS
             log.warning("%s, and none of them is idle: new connections wait", reason)
@@ -116,16 +135,14 @@ class Acceptor:
             self._is_watching = True
             self._loop.watch(self._listener.fileno(), READ, self._accept)
 
-    def _pause(self, timeouts: Timeouts["Acceptor"]) -> None:
+    def _pause(self) -> None:
         if self._is_watching:
             self._is_watching = False
             self._loop.forget(self._listener.fileno())
-        timeouts.start(self, self._loop.now)
 
     def _close(self) -> None:
-        for _ in range(BACKLOG):
-            if not self._accept_one():
-                break
-        self._pause(self._full)
-        self._full.stop(self)
+        self._accept_some(BACKLOG)
+        self._pause()
+        for timeouts in (self._busy, self._full):
+            timeouts.stop(self)
         self._listener.close()

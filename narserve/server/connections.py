@@ -10,6 +10,7 @@ from functools import partial
 from gunicorn.config import Config
 from gunicorn.http.message import Request
 
+from narcore.concurrency.closing import close
 from narserve.server.connection import Connection, InThread
 from narserve.server.iopool import IoPool
 from narserve.server.loop import Loop, Timeouts
@@ -147,8 +148,11 @@ class Connections:
         self.loop.call_soon(partial(connection.guard, answered))
 
     def _answered_in_thread(self, connection: Connection, request: ReceivedRequest, answer: Answer) -> None:
-        connection.sock.setblocking(False)
         self.on_free_thread()
+        if connection not in self._open:
+            close(answer.file)
+            return
+        connection.sock.setblocking(False)
         connection.answered(request, answer)
 
     def _answer_in_other_thread(self, connection: Connection, request: ReceivedRequest) -> None:

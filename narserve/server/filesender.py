@@ -28,6 +28,9 @@ CACHED_SECONDS = 1.0
 UNSENT_SIZE = 64 * 1024
 FAST_UNSENT_SIZE = 1024 * 1024
 FAST_SIZE = 1024 * 1024  # the first part
+FAST_READ_AHEAD = (
+    3 * BLOCK_SIZE
+)  # how much more than a block the pool reads for a fast client, so that it waits less often
 _UNSENT_OPTION = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # on Linux and macOS
 
 _MORE = getattr(socket, "MSG_MORE", 0)  # on Linux: the head and the first bytes of the file share a packet
@@ -73,7 +76,9 @@ class FileSender:
     seconds. The sender does not close the socket.
     """
 
-    __slots__ = ("_body", "_cached", "_clock", "_fast_at", "_head", "_on_readable", "_pool", "_read", "_sock", "_stall")
+    __slots__ = (
+        "_body", "_cached", "_clock", "_fast_at", "_has_limit", "_head", "_on_readable", "_pool", "_read", "_sock", "_stall",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -94,7 +99,9 @@ class FileSender:
         self._cached = 0, 0.0  # the pool has read the file up to this offset, which counts as cached until this time
         self._stall = Stall(clock())
         self._fast_at = body.filelike.position + FAST_SIZE
-        self._limit_unsent(UNSENT_SIZE)
+        self._has_limit = body.filelike.stop - body.filelike.position > UNSENT_SIZE
+        if self._has_limit:
+            self._limit_unsent(UNSENT_SIZE)
 
     def on_writable(self) -> SendState:
         """Send as much as the socket takes, at most a block."""
@@ -143,7 +150,8 @@ class FileSender:
         if start == stop:
             return SendState.DONE
         if not self._is_in_memory(window.descriptor, start, stop):
-            self._read = self._pool.submit(window.descriptor, start, stop, partial(self._on_read, stop))
+            read_stop = min(window.stop, stop + FAST_READ_AHEAD) if start >= self._fast_at else stop
+            self._read = self._pool.submit(window.descriptor, start, read_stop, partial(self._on_read, read_stop))
             return SendState.READING
         if stop == window.stop:
             window.check_untouched()
@@ -183,7 +191,8 @@ class FileSender:
         body, self._body = self._body, None
         if body is None:
             return
-        self._limit_unsent(0)  # the default, for the next response
+        if self._has_limit:
+            self._limit_unsent(0)  # the default, for the next response
         try:
             body.close()
         except NarcoreError:  # the body has logged it

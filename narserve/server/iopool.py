@@ -30,7 +30,7 @@ class IoPool:
         self._scratch = threading.local()
 
     def submit(self, descriptor: int, start: int, stop: int, on_end: Callable[[], None]) -> Read:
-        """Read at most a block into the page cache, then call ``on_end`` in the loop, also if the file can't be read.
+        """Read a part of a file into the page cache, then call ``on_end`` in the loop, also if the file can't be read.
 
         The descriptor must stay open until then, or until the ``cancel`` method of the result returns True.
         """
@@ -42,7 +42,8 @@ class IoPool:
 
     def _read(self, descriptor: int, start: int, stop: int, on_end: Callable[[], None]) -> None:
         try:
-            read_pages(descriptor, start, stop, self._buffer())
+            if not are_cached(descriptor, start, stop):  # else another sender has read it in the meantime
+                read_pages(descriptor, start, stop, self._buffer())
         except OSError:
             pass  # sending the same bytes fails with the same error
         finally:
@@ -59,7 +60,7 @@ def read_pages(descriptor: int, start: int, stop: int, buffer: bytearray) -> Non
     """Read the pages of a part of a file, and discard the bytes. Waits for the disk. Raises OSError."""
     if hasattr(os, "posix_fadvise"):  # not on macOS
         os.posix_fadvise(descriptor, start, stop - start + READ_AHEAD, os.POSIX_FADV_WILLNEED)
-    while start < stop and not are_cached(descriptor, start, stop):
+    while start < stop:
         count = os.preadv(descriptor, [memoryview(buffer)[: stop - start]], start)
         if not count:
             return

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from narcore.errors import CacheFailure
-from narserve.server import iopool
+from narserve.server import filesender, iopool
 from narserve.server.filesender import FileSender, SendState
 from narserve.server.iopool import BLOCK_SIZE, IoPool
 from narserve.server.progress import STALL_CHECK_SECONDS, STALL_SECONDS, abort, unacknowledged
@@ -158,6 +158,13 @@ def drop_from_memory(descriptor: int) -> None:
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def replace_disk(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let nothing be in the page cache, and let each read take this long."""
+    for module in (filesender, iopool):
+        monkeypatch.setattr(module, "are_cached", lambda *_: False)
+    monkeypatch.setattr(iopool, "read_pages", lambda *_: time.sleep(seconds))
+
+
 def drain(client: socket.socket) -> bytes:
     """Receive what has arrived."""
     received = b""
@@ -209,7 +216,7 @@ def test_a_turn_sends_at_most_a_block_and_reads_first_what_is_not_in_memory(
     ends: Ends, loop: Loop, own_file: tuple[Path, int], in_memory: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, client = ends
-    monkeypatch.setattr("narserve.server.filesender.are_cached", lambda *_: in_memory)
+    monkeypatch.setattr(filesender, "are_cached", lambda *_: in_memory)
     body = Body(own_file[1], 100, 100 + 3 * BLOCK_SIZE)
     sender = loop.sender(server, body)
     positions = [body.position]
@@ -231,7 +238,7 @@ def test_a_turn_sends_at_most_a_block_and_reads_first_what_is_not_in_memory(
 def test_pages_count_as_cached_only_for_a_moment(
     ends: Ends, loop: Loop, file: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("narserve.server.filesender.are_cached", lambda *_: False)
+    monkeypatch.setattr(filesender, "are_cached", lambda *_: False)
     server, client = ends
     server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
     sender = loop.sender(server, Body(file, 0, SIZE))
@@ -301,8 +308,7 @@ def test_a_slow_but_steady_client_is_never_cut(ends: Ends, loop: Loop, file: int
 def test_a_slow_disk_is_not_blamed_on_the_client(
     ends: Ends, loop: Loop, file: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("narserve.server.filesender.are_cached", lambda *_: False)
-    monkeypatch.setattr(iopool, "read_pages", lambda *_: time.sleep(0.2))
+    replace_disk(monkeypatch, seconds=0.2)
     sender = loop.sender(ends[0], Body(file, 0, SIZE))
     assert sender.on_writable() is SendState.READING
     for _ in range(5):
@@ -313,12 +319,10 @@ def test_a_slow_disk_is_not_blamed_on_the_client(
     assert sender.on_writable() is SendState.BLOCKED
 
 
-@pytest.mark.parametrize("waits", [True, False])
 def test_a_response_that_is_closed_during_a_read_ends_when_the_descriptor_is_free(
-    ends: Ends, loop: Loop, file: int, waits: bool, monkeypatch: pytest.MonkeyPatch
+    ends: Ends, loop: Loop, file: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("narserve.server.filesender.are_cached", lambda *_: False)
-    monkeypatch.setattr(iopool, "read_pages", lambda *_: time.sleep(0.1))
+    replace_disk(monkeypatch, seconds=0.1)
     bodies = [Body(file, 0, SIZE), Body(file, 0, SIZE)]
     senders = [loop.sender(sock, body) for sock, body in zip(ends, bodies, strict=True)]
     assert [sender.on_writable() for sender in senders] == [SendState.READING, SendState.READING]
