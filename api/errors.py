@@ -106,6 +106,9 @@ ROWS: dict[type[Exception], ErrorRow] = {
     ),
     errors.RangeNotSupported: _UNAVAILABLE,
     errors.StoreUnavailable: _UNAVAILABLE,
+    errors.StoreUnresponsive: ErrorRow(
+        503, "The binary cache does not respond", "Other requests already wait for it. Try again in a moment."
+    ),
     errors.StoreTimeout: ErrorRow(504, "The binary cache timed out", _LATER),
     errors.StoresUnavailable: ErrorRow(
         502, "Some caches are unavailable", f"The caches that could be reached don't have this store path. {_LATER}"
@@ -190,7 +193,7 @@ def _message(error: Exception, row: ErrorRow) -> str:
 
 
 def _special_headers(error: Exception) -> Iterable[tuple[str, str]]:
-    if isinstance(error, errors.CapacityError):
+    if isinstance(error, errors.CapacityError | errors.StoreUnresponsive):
         yield "Retry-After", str(error.retry_after)
     if isinstance(error, http.MethodNotAllowed):
         yield "Allow", ", ".join(error.valid_methods or ()) or ALLOWED_METHODS

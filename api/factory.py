@@ -46,7 +46,7 @@ def create_app(
     if cache is None and not settings.trusted_public_keys:
         log.warning("NAR_TRUSTED_PUBLIC_KEYS is not set: signatures are not checked")
     instruments = Instruments(settings, access_log=access_log)
-    cache = cache or BinaryCache.from_settings(settings, trace=instruments.trace)
+    cache = cache or BinaryCache.from_settings(settings, trace=instruments.trace, threads=settings.threads)
     app = Flask("nar-serve", static_folder=None, template_folder=None, root_path=".")
     app.response_class = Response
     recent = RecentPaths()
@@ -87,7 +87,9 @@ def _add_store_path_route(app: Flask, stores: StoreHandler) -> None:
 def _large_responses(settings: Settings, trace: Trace) -> LargeResponses | None:
     if not settings.offload_url:
         return None
-    strict = BinaryCache.from_settings(replace(settings, verify="strict"), trace=trace)  # uses the same cache directory
+    strict = BinaryCache.from_settings(  # uses the same cache directory
+        replace(settings, verify="strict"), trace=trace, threads=settings.threads
+    )
     return LargeResponses(Offload(Bucket.open(settings.offload_url)), strict)
 
 

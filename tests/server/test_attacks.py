@@ -1,4 +1,7 @@
-"""Slow clients, unresponsive stores and signals under load do not stop the server. Longer: ``python -m tests.server.attack``."""
+"""Slow clients and signals under load do not stop the server. ``python -m tests.server.attack`` is longer.
+
+``test_unresponsive.py`` tests unresponsive and slow stores.
+"""
 
 from collections.abc import Iterable
 
@@ -10,7 +13,7 @@ from tests.server.attack.crowd import crowd
 from tests.server.attack.site import Site
 from tests.server.attack.slowclients import ATTACKS, FORMS, attack
 from tests.server.attack.stopping import sighup, sigterm
-from tests.server.attack.stores import merging, slow_store, unresponsive_store
+from tests.server.attack.stores import merging
 
 WINDOWS = 3  # a measurement that other tests disturb is repeated
 
@@ -49,14 +52,6 @@ def test_other_clients_are_answered_during_all_attacks_at_once(site: Site, secon
 @pytest.mark.parametrize("cached_pages", [True, False], ids=["page-cache", "disk"])
 def test_slow_readers_do_not_slow_down_a_download(site: Site, seconds: float, cached_pages: bool) -> None:
     check(crowd(site, seconds, readers=proofs.length(1000, 10_000), cached_pages=cached_pages))
-
-
-def test_an_unresponsive_store_does_not_slow_down_cached_files(site: Site, seconds: float) -> None:
-    check(unresponsive_store(site, seconds, windows=WINDOWS))
-
-
-def test_concurrent_requests_to_a_slow_store_all_succeed(site: Site, seconds: float) -> None:
-    check(slow_store(site, seconds))
 
 
 def test_concurrent_requests_for_one_path_share_one_request_to_the_store(site: Site, seconds: float) -> None:

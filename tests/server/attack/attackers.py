@@ -23,9 +23,8 @@ from tests import ROOT
 
 OPENING = 200  # connections that may be opened, but not established or answered, at the same time
 ADDRESSES = 8  # loopback source addresses, since one address has only 28,000 ports, which stay in use for a minute
-REOPEN_SECONDS = (
-    1.0  # after the end of a connection; a client that returns faster would be a flood, and not a slow client
-)
+# Mean delay after the end of a connection. 200 clients that return faster, or all at once, would be a flood, and not slow clients.
+REOPEN_SECONDS = 3.0
 TICK_SECONDS = 0.02
 STATUS_LINE = len("HTTP/1.1 200")
 STANDING_SECONDS = 90.0
