@@ -44,14 +44,14 @@ class Limits:
     stopping: float = 2.0  # how long a stopping worker waits for a request that a client may be sending
     # A client sends its request together with the packet that completes the connection. Until then, the connection counts as if it
     # occupied a thread, so that a worker does not accept more connections than it can answer at once.
-    young: float = 0.01
+    young: float = 0.005
 
 
 class Connections:
     """The open connections. ``where`` returns the threads that answer a request, or None for the loop itself.
 
     All methods belong to the thread of the loop. ``threads``, one of the results of ``where``, has ``limits.threads`` threads.
-    ``on_free_thread`` is called when one of them has become free.
+    ``on_free_thread`` is called when one of them is free again, or no longer counts as occupied by a new connection.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Connections:
         self.files = loop.timeouts(STALL_CHECK_SECONDS, Connection.expired)
         self._in_threads = loop.timeouts(THREAD_CHECK_SECONDS, Connection.expired)
         self._in_other_threads = loop.timeouts(THREAD_CHECK_SECONDS, Connection.expired)
-        self._young: Timeouts[Connection] = loop.timeouts(limits.young, lambda connection: None)
+        self._young: Timeouts[Connection] = loop.timeouts(limits.young, self._not_young)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -122,6 +122,9 @@ class Connections:
         """Reset all connections, so that no client takes a partial response for a complete one."""
         for connection in list(self._open):
             connection.abort()
+
+    def _not_young(self, _connection: Connection) -> None:
+        self.on_free_thread()
 
     def closed(self, connection: Connection) -> None:
         self._open.discard(connection)

@@ -28,9 +28,7 @@ CACHED_SECONDS = 1.0
 UNSENT_SIZE = 64 * 1024
 FAST_UNSENT_SIZE = 1024 * 1024
 FAST_SIZE = 1024 * 1024  # the first part
-FAST_READ_AHEAD = (
-    3 * BLOCK_SIZE
-)  # how much more than a block the pool reads for a fast client, so that it waits less often
+FAST_READ_AHEAD = 3 * BLOCK_SIZE  # what the pool reads after a block for such a client, so that it waits less often
 _UNSENT_OPTION = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # on Linux and macOS
 
 _MORE = getattr(socket, "MSG_MORE", 0)  # on Linux: the head and the first bytes of the file share a packet
@@ -70,7 +68,8 @@ class FileSender:
     """Sends ``head`` and then the window of ``body`` over a non-blocking socket, at most a block per call of ``on_writable``.
 
     All methods belong to the thread of the event loop. Nothing is read into the memory of the process. The last block is sent only
-    if the file is unchanged, so that a changed file never becomes a complete response.
+    if the file is unchanged at that moment, so that a file that was changed never becomes a complete response. The kernel sends
+    from the page cache: a later write can still change bytes that it has queued, and closing the body detects only an earlier one.
 
     ``on_readable`` is called in the loop when the state READING has ended; the loop then calls ``on_writable``. ``clock`` returns
     seconds. The sender does not close the socket.
@@ -122,17 +121,14 @@ class FileSender:
             return SendState.CUT
 
     def expired(self, now: float) -> bool:
-        """Return whether the client has stalled, and log it. To be called every ``STALL_CHECK_SECONDS`` seconds."""
+        """Return whether the client, or the disk, has stalled, and log it. To be called every ``STALL_CHECK_SECONDS`` seconds."""
         if self._body is None:
-            return False
-        if self._read is not None:
-            self._stall.restart(now)
             return False
         sent = self._body.filelike.position - len(self._head)
         if not self._stall.is_over(now, sent - unacknowledged(self._sock)):
             return False
-        seconds = f"{STALL_SECONDS:.0f} s"
-        log.warning("cutting a response to %s: the client has acknowledged no byte for %s", self._client(), seconds)
+        reason = "the client has acknowledged no byte" if self._read is None else "the disk has read no byte"
+        log.warning("cutting a response to %s: %s for %.0f s", self._client(), reason, STALL_SECONDS)
         return True
 
     def close(self) -> None:

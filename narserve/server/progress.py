@@ -63,10 +63,6 @@ class Stall:
         self._acknowledged = 0
         self._since = now
 
-    def restart(self, now: float) -> None:
-        """Count from ``now`` on, because it was not the client that had to be waited for."""
-        self._since = now
-
     def is_over(self, now: float, acknowledged: int) -> bool:
         """Return whether the client has stalled for too long. ``acknowledged`` is a number of bytes; only its changes matter."""
         if acknowledged != self._acknowledged:

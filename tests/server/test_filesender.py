@@ -305,18 +305,21 @@ def test_a_slow_but_steady_client_is_never_cut(ends: Ends, loop: Loop, file: int
         loop.turn(server, sender)
 
 
-def test_a_slow_disk_is_not_blamed_on_the_client(
-    ends: Ends, loop: Loop, file: int, monkeypatch: pytest.MonkeyPatch
+def test_a_disk_that_does_not_answer_is_named_as_the_reason(
+    ends: Ends, loop: Loop, file: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    replace_disk(monkeypatch, seconds=0.2)
-    sender = loop.sender(ends[0], Body(file, 0, SIZE))
+    replace_disk(monkeypatch, seconds=0.5)
+    body = Body(file, 0, SIZE)
+    sender = loop.sender(ends[0], body)
     assert sender.on_writable() is SendState.READING
-    for _ in range(5):
-        loop.clock.now += STALL_SECONDS
-        assert not sender.expired(loop.clock.now)
     assert sender.on_writable() is SendState.READING, "the loop may ask at any time"
+    assert not sender.expired(loop.clock.now + 100)
+    sender.expired(loop.clock.now + 200)  # the client may acknowledge the head in between
+    assert sender.expired(loop.clock.now + 200 + STALL_SECONDS)
+    assert "127.0.0.1: the disk has read no byte for 300 s" in caplog.text
+    sender.close()
     loop.finish_read()
-    assert sender.on_writable() is SendState.BLOCKED
+    assert body.closed == 1
 
 
 def test_a_response_that_is_closed_during_a_read_ends_when_the_descriptor_is_free(
