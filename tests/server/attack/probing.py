@@ -10,22 +10,19 @@ from dataclasses import dataclass
 
 INTERVAL = 0.02  # seconds between two requests for one URL; a slow response does not delay the next request
 TIMEOUT = 2.0  # seconds; a request that takes longer counts as one that took this long
-CLOSE = "Connection: close"
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A URL path and its correct body. ``version`` is that of HTTP; a probe sends ``pipelined`` equal requests at once."""
+    """A URL path and its correct body. ``version`` is that of HTTP."""
 
     path: str
     body: bytes
     version: str = "1.1"
-    pipelined: int = 1
 
     def request(self) -> bytes:
         """Return the bytes to send."""
-        head = f"GET {self.path} HTTP/{self.version}\r\nHost: probe\r\n"
-        return (f"{head}\r\n" * (self.pipelined - 1) + f"{head}{CLOSE}\r\n\r\n").encode()
+        return f"GET {self.path} HTTP/{self.version}\r\nHost: probe\r\nConnection: close\r\n\r\n".encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +100,7 @@ async def _exchange(port: int, what: Probe) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(what.request())
-        for _ in range(what.pipelined):
-            await _read_response(reader, what.body)
+        await _read_response(reader, what.body)
     finally:
         writer.close()
         with suppress(OSError):

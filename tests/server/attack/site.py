@@ -66,11 +66,11 @@ class Site:
         return max((self.directory / "server" / "nars").glob("*.nar"), key=lambda path: path.stat().st_size)
 
 
-def probes(version: str = "1.1", pipelined: int = 1) -> list[Probe]:
+def probes(version: str = "1.1") -> list[Probe]:
     """Return the two requests that must be answered during every attack: /healthz, and a cached file of 4 KB."""
     return [
-        Probe(HEALTHZ, HEALTHZ_BODY, version, pipelined),
-        Probe(SMALL_FILE, SMALL_DATA, version, pipelined),
+        Probe(HEALTHZ, HEALTHZ_BODY, version),
+        Probe(SMALL_FILE, SMALL_DATA, version),
     ]
 
 

@@ -17,7 +17,7 @@ SMALL_BUFFER = 16 * 1024  # of a reader, so that the kernel does not receive meg
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The form in which all clients send their requests."""
+    """The form in which clients send requests. With ``pipelined``, attackers send a complete request before each other request."""
 
     version: str = "1.1"
     pipelined: bool = False
@@ -51,9 +51,9 @@ def _missing_bodies(form: Form) -> Plan:
     framing = ["Content-Length: 1000000", "Content-Length: 10\r\nExpect: 100-continue"]
     if form.version != "1.0":
         framing.append("Transfer-Encoding: chunked")
-    return Plan(
-        tuple(form.head(method, SMALL_FILE, each) for method in ("GET", "HEAD", "POST") for each in framing), 200
-    )
+    requests = tuple(form.head(method, SMALL_FILE, each) for method in ("GET", "HEAD", "POST") for each in framing)
+    # nginx waits for the body before it passes the request on.
+    return Plan(requests, 200, expect_answer=not form.nginx)
 
 
 def _silent(form: Form) -> Plan:
@@ -69,7 +69,7 @@ def _slow_readers(form: Form) -> Plan:
 
 
 def _open_after_close(form: Form) -> Plan:
-    return Plan((form.head("GET", SMALL_FILE, "Connection: close"),), 200, hold_seconds=3.0)
+    return Plan((form.head("GET", SMALL_FILE, "Connection: close"),), 200, hold_seconds=3.0, expect_answer=True)
 
 
 ATTACKS = {
@@ -104,7 +104,7 @@ def attack(site: Site, names: list[str], form: Form, seconds: float, *, windows:
         port = stack.enter_context(site.server()).port
         if form.nginx:
             port = stack.enter_context(site.behind_nginx(port))
-        asked = probes(form.version, 2 if form.pipelined else 1)
+        asked = probes(form.version)
         for answers in probe(
             port, asked, 0.5
         ):  # also the listing, the narinfo and nginx's cache are warm in all workers
