@@ -30,7 +30,7 @@ def server(cache_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         (b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 200, False),
         (b"GET /healthz HTTP/1.0\r\n\r\n", 200, False),
         (b"GET /healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", 200, True),
-        (b"OPTIONS /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 200, True),
+        (b"OPTIONS /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 204, True),
         (b"GET /" + b"x" * 8000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 404, True),
         # invalid heads
         (b"nonsense\r\n\r\n", 400, False),

@@ -91,7 +91,8 @@ def _store(site: Site, name: str, names: list[str]) -> Iterator[tuple[Upstream, 
     write_cache(directory / "store", binary_cache({each: {"file": _data(each)} for each in names}))
     with Upstream() as upstream, usual_descriptor_limit():
         url = upstream.mount("store", directory / "store")
-        with serving(directory, url, NAR_WORKERS="2", NAR_THREADS="32", NAR_STOP_SECONDS="2") as server:
+        settings = {"NAR_WORKERS": "2", "NAR_THREADS": "32", "NAR_STOP_SECONDS": "2"}
+        with serving(directory, url, settings=settings) as server:
             server.workers()
             yield upstream, server
 
