@@ -16,11 +16,12 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.wrappers import Request
 
+from api.http.basis import PAGE
 from api.http.negotiation import HTML, JSON, TEXT, negotiate
 from api.http.text import display
 from api.offload.bucket import OffloadError
-from api.responses.base import ALLOWED_METHODS, Response, cache_forever, safe_headers
-from api.responses.templates import render, streamed
+from api.responses.base import ALLOWED_METHODS, Response, cache_forever
+from api.responses.templates import page_headers, render, streamed
 from narcore import errors
 
 _MESSAGE_LIMIT = 1000
@@ -158,7 +159,7 @@ ROWS: dict[type[Exception], ErrorRow] = {
 def error_response(request: Request, error: Exception) -> Response:
     """Make the response for any exception: JSON, HTML or one line of text, depending on Accept."""
     row = _row_for(error)
-    headers = safe_headers()
+    headers = page_headers(request)
     headers["Vary"] = "Accept"
     if row.caching is Caching.FOREVER:
         cache_forever(headers)
@@ -205,6 +206,9 @@ def _response(request: Request, row: ErrorRow, detail: str, headers: Headers) ->
     media_type = negotiate(request.headers.get("Accept"), (HTML, JSON, TEXT), TEXT)
     headers["Content-Type"] = media_type if media_type == JSON else f"{media_type}; charset=utf-8"
     if media_type == HTML:
+        if row.caching is Caching.FOREVER:
+            headers["Cache-Control"] = PAGE
+            del headers["Expires"]
         page = render(request, "error.html", status=row.status, error=row.error, detail=detail)
         return streamed(page, headers, row.status)
     text = json.dumps({"error": row.error, "detail": detail}) if media_type == JSON else f"{row.error}: {detail}"

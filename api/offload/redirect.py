@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from werkzeug.datastructures import Headers
 
 from api.offload.bucket import Bucket
-from api.responses.base import YEAR, Response, safe_headers
+from api.responses.base import Response, safe_headers
 from narcore.concurrency.singleflight import SingleFlight
 from narcore.errors import CapacityError
 
@@ -72,4 +72,4 @@ class Offload:
 
 
 def _attributes(headers: Headers) -> "Attributes":
-    return {"Content-Type": headers["Content-Type"], "Cache-Control": f"public, max-age={YEAR}, immutable"}
+    return {"Content-Type": headers["Content-Type"], "Cache-Control": headers["Cache-Control"]}

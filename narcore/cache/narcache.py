@@ -304,9 +304,11 @@ def _has_other_size(digits: str, fd: int) -> bool:
 
 
 def check_private(directory: Path) -> None:
-    """Raise CacheFailure if other users may write to the directory: in /tmp, any user could have created it before."""
+    """Raise CacheFailure if other users or a group may write to the directory: in /tmp, any user could have created it before."""
     for status in (directory.lstat(), directory.stat()):  # a symlink has an owner, too
         if status.st_uid not in (os.geteuid(), 0):
             raise CacheFailure("the cache directory belongs to another user; use a directory of your own")
     if status.st_mode & stat.S_IWOTH:
-        raise CacheFailure("all users may write to the cache directory; run chmod o-w on it")
+        raise CacheFailure("all users may write to the cache directory; run chmod go-w on it")
+    if status.st_mode & stat.S_IWGRP:
+        raise CacheFailure("a group may write to the cache directory; run chmod g-w on it")

@@ -103,7 +103,7 @@ def nar_serve(directory: Path, url: str, *, threads: int = 16, cache_dir: Path |
     """Run ``nar-serve serve``, with its cache in ``directory``."""
     settings = {"NAR_CACHE_DIR": str(cache_dir or directory / "cache"), "NAR_CACHE_SIZE": "20G"}
     settings |= {"NAR_WORKERS": str(PROCESSES), "NAR_THREADS": str(threads)}
-    with serving(directory / "serve", url, **settings) as running:
+    with serving(directory / "serve", url, settings=settings) as running:
         running.workers()
         yield Server(running.port, running.process.pid)
 

@@ -31,7 +31,7 @@ def slowclients(setup: Setup) -> Iterator[Row]:
     write_file(tree / "large.bin", setup.size)
     upstream = CacheDirectory(setup.directory / "upstream")
     path = upstream.add("site", write_tree(tree, setup.directory / "site.nar"), "zstd").store_path
-    with serving(setup.directory / "ours", upstream.url, NAR_METRICS="on") as ours:
+    with serving(setup.directory / "ours", upstream.url, settings={"NAR_METRICS": "on"}) as ours:
         yield from _measure(
             "nar-serve serve", ours.port, [ours.process.pid, *ours.workers()], f"{path}/large.bin", goal=True
         )
@@ -43,7 +43,7 @@ def slowclients(setup: Setup) -> Iterator[Row]:
 
 def _measure(what: str, port: int, processes: list[int], path: str, *, goal: bool) -> Iterator[Row]:
     with _slow_clients(port, path) as unanswered:
-        probes = sorted(_probe(port) for _ in range(PROBES))
+        probes = sorted(probe(port) for _ in range(PROBES))
         rss = sum(status_of(pid, "VmRSS") for pid in processes)
     yield at_most(
         f"{what}: of {CLIENTS} slow clients, without a response after {START_TIMEOUT:g} s",
@@ -61,7 +61,7 @@ def _measure(what: str, port: int, processes: list[int], path: str, *, goal: boo
     yield at_most(f"{what}: total PSS", sum(map(_pss, processes)) / MB, "MB")
 
 
-def _probe(port: int) -> float:
+def probe(port: int) -> float:
     """Return the seconds for a request on a new connection, which times out after 1 second."""
     started = time.perf_counter()
     try:

@@ -15,11 +15,11 @@ def test_cached_files_stay_fast_while_the_store_does_not_answer(tmp_path: Path, 
     """
     result = measure(tmp_path, silence, seconds=4)
     for path, times in result.seconds.items():
-        assert len(times) >= 50
+        assert len(times) >= 20
         assert sorted(times)[-2] < 2
-        assert result.percentile(path, 0.9) < 0.1
+        assert result.percentile(path, 0.9) < 0.25
     assert set(result.seconds) == {CACHED_FILE, "/healthz"}
-    assert result.statuses[503] > 70
+    assert result.statuses[503] >= 30  # of 70 clients, at most 32 wait
     assert result.statuses[200] == 0
 
 

@@ -41,7 +41,7 @@ class Site:
         settings = {"NAR_CACHE_SIZE": "2G", "NAR_WORKERS": "2", "NAR_THREADS": "32", "NAR_STOP_SECONDS": "5"} | settings
         with ExitStack() as stack:
             with usual_descriptor_limit():
-                server = stack.enter_context(serving(self.directory / "server", self.store_url, **settings))
+                server = stack.enter_context(serving(self.directory / "server", self.store_url, settings=settings))
             server.workers()
             yield server
 
