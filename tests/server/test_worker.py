@@ -94,8 +94,7 @@ def test_files_of_a_store_path_with_its_own_host_may_be_named_like_a_health_chec
     for name, content in binary_cache({"site-1": {"healthz": b"a file\n", "metrics": b"a file\n"}}).items():
         (store / name).parent.mkdir(exist_ok=True)
         (store / name).write_bytes(content)
-    settings = {"DOMAIN": "nar.test", "NAR_METRICS": "on"}
-    with serving(tmp_path / "server", str(store), settings=settings) as server:
+    with serving(tmp_path / "server", str(store), settings={"DOMAIN": "nar.test", "NAR_METRICS": "on"}) as server:
         host = f"{hash_part('site-1')}.nar.test"
         for path in ("/healthz", "/metrics"):
             assert fetch(server.port, path, {"Host": host}).body == b"a file\n"

@@ -23,6 +23,7 @@ ANSWER_SECONDS = 1.0  # of the slow store
 HONEST_TIMEOUT = 120.0
 MERGED = 100  # clients that request one path; more than the threads of the server
 COLD_SIZE = 10_000
+SETTINGS = {"NAR_WORKERS": "2", "NAR_THREADS": "32", "NAR_STOP_SECONDS": "2"}
 
 
 def unresponsive_store(site: Site, seconds: float, *, windows: int = 1) -> Iterator[Row]:
@@ -91,8 +92,7 @@ def _store(site: Site, name: str, names: list[str]) -> Iterator[tuple[Upstream, 
     write_cache(directory / "store", binary_cache({each: {"file": _data(each)} for each in names}))
     with Upstream() as upstream, usual_descriptor_limit():
         url = upstream.mount("store", directory / "store")
-        settings = {"NAR_WORKERS": "2", "NAR_THREADS": "32", "NAR_STOP_SECONDS": "2"}
-        with serving(directory, url, settings=settings) as server:
+        with serving(directory, url, settings=SETTINGS) as server:
             server.workers()
             yield upstream, server
 
