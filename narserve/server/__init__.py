@@ -5,6 +5,7 @@
     listener     the listening socket, also used by the development server
     openfiles    the limit of open files, and how many connections fit into it
     master       the parent process of the workers: configuration, signals, log
+    preload      imports before the workers are forked
     worker       the processes that answer requests
     acceptor     when a worker accepts connections
     connections  the connections of a worker, and the threads that answer their requests

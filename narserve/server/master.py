@@ -23,6 +23,7 @@ from narcore.errors import NarcoreError
 from narcore.settings import Settings
 from narserve.server.listener import refuse_new_connections
 from narserve.server.openfiles import max_connections, raise_limit
+from narserve.server.preload import preload
 from narserve.server.requesthead import MAX_REQUEST_LINE
 from narserve.server.worker import WORKER_SIGNALS, GunicornWorker
 
@@ -38,6 +39,7 @@ SAME_SIGNAL_SECONDS = 0.3
 def run(settings: Settings, listener: socket.socket) -> NoReturn:
     """Serve until a signal stops the server, then exit the process. Takes over the listener."""
     _share_arenas()
+    preload(settings)
     master = Master(_Application(settings, listener))
     gc.freeze()  # workers share the memory of existing objects until it is written to, which the garbage collector would do
     master.run()
