@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 from flask import Flask, request
 from werkzeug.exceptions import HTTPException
@@ -29,6 +30,15 @@ from narcore.trace import Trace
 
 log = logging.getLogger("api")
 
+T = TypeVar("T")
+
+
+class _App(Flask):
+    """A Flask app without asynchronous functions. Looking for them takes 4% of the time of a small response."""
+
+    def ensure_sync(self, func: T) -> T:
+        return func
+
 
 def create_app(
     settings: Settings,
@@ -48,7 +58,7 @@ def create_app(
         log.warning("NAR_TRUSTED_PUBLIC_KEYS is not set: signatures are not checked")
     instruments = Instruments(settings, access_log=access_log)
     cache = cache or BinaryCache.from_settings(settings, trace=instruments.trace, threads=settings.threads)
-    app = Flask("nar-serve", static_folder=None, template_folder=None, root_path=".")
+    app = _App("nar-serve", static_folder=None, template_folder=None, root_path=".")
     app.response_class = Response
     recent = RecentPaths()
     pages = Pages(cache, examples, recent)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 
 from werkzeug.datastructures import Headers
@@ -73,7 +74,7 @@ def file_response(
         return _head_only(headers, file, is_cached=is_cached)
     parts = _requested_parts(request, validators, node.size)
     length = sum(part.length for part in parts) if parts else node.size
-    limit.check_length(request, length, _with_file_name(headers, ref))
+    limit.check_length(request, length, partial(_with_file_name, headers, ref))
     if parts is not None and len(parts) > 1:
         return _many_parts(headers, file, parts)
     return _one_part(request, headers, file, parts[0] if parts else None)

@@ -1,6 +1,6 @@
 """The size limit of a response, checked before the response is sent if possible."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from urllib.parse import quote, quote_from_bytes
 
@@ -38,10 +38,10 @@ class Limit:
     def __init__(self, size: int | None = None) -> None:
         self.size = size
 
-    def check_length(self, request: Request, length: int, headers: Headers) -> None:
+    def check_length(self, request: Request, length: int, headers: Callable[[], Headers]) -> None:
         """Raise ResponseTooLarge if ``length``, the size of a file or of its requested ranges, exceeds the limit.
 
-        This check needs no bytes of the file. ``headers`` are the headers of the whole response.
+        This check needs no bytes of the file. ``headers`` returns the headers of the whole response.
         """
         if self.size is not None and length > self.size:
             # The last byte of a range is inclusive. The URL is the requested URL, so that the command can be pasted.
@@ -49,7 +49,7 @@ class Limit:
             raise ResponseTooLarge(
                 f"The response would have {length} bytes; this server sends at most {self.size} bytes in one response. "
                 f"Request the file in parts, beginning with: {example}",
-                headers,
+                headers(),
             )
 
     def check(self, request: Request, response: Response) -> Response:

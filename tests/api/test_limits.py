@@ -104,9 +104,9 @@ def test_the_example_command_is_safe_in_a_shell() -> None:
     environ = {"SCRIPT_NAME": "/prod", "HTTP_HOST": "a.example:80';id;'", "SERVER_NAME": "own.example"}
     req = request("/nix/store/x/caf%C3%A9%20'$(id)'", environ=environ)
     with pytest.raises(ResponseTooLarge) as caught:
-        Limit(100).check_length(req, 101, Headers())
+        Limit(100).check_length(req, 101, Headers)
     text = str(caught.value.description)
     assert "curl -r 0-99 'http://own.example/prod/nix/store/x/caf%C3%A9%20%27$(id)%27'" in text
     assert "101" in text
-    Limit(101).check_length(req, 101, Headers())
-    Limit().check_length(req, 101, Headers())
+    Limit(101).check_length(req, 101, Headers)
+    Limit().check_length(req, 101, Headers)
