@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.bench.memory import status_of
 from tests.e2e.fronts import Shape, gunicorn
+from tests.server import nginxfront
 from tests.server.serving import serving
 
 # The number of worker processes of gunicorn and of nginx.
@@ -123,6 +124,16 @@ def bare_wsgi(size: int, *, threads: int = 16) -> Iterator[Server]:
     finally:
         process.terminate()
         process.wait()
+
+
+@contextmanager
+def behind_nginx(directory: Path, server: Server) -> Iterator[Server]:
+    """Run nginx with deploy/nginx.conf in front of ``server``."""
+    port = nginxfront.free_port()
+    config = nginxfront.deployed_config(port, server.port, directory / "cache")
+    keep = "keepalive_requests 1000000;"  # the client in Python does not reconnect after the default of 1000
+    with nginxfront.nginx(directory, f"{keep}\n{config}", port, connections=512):
+        yield Server(port, server.pid)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.bench.material import CacheDirectory, Packed, settle_disk, write_file, write_tree
 from tests.bench.report import MB, MIB, Row, against, alternate, at_most
-from tests.bench.servers import Server, bare_wsgi, nar_serve, nginx
+from tests.bench.servers import Server, bare_wsgi, behind_nginx, nar_serve, nginx
 from tests.bench.setup import Setup
 
 SMALL = 4096
@@ -80,12 +80,13 @@ def _throughput(server: Server, path: str) -> float:
 
 def _small(setup: Setup, site: _Site, ours: Server, peer: Server) -> Iterator[Row]:
     path = site.path("small.txt")
-    with bare_wsgi(SMALL) as bare:
-        own, empty, theirs = alternate(
-            setup.runs, *(partial(server.requests_a_second, path) for server in (ours, bare, peer))
+    with bare_wsgi(SMALL) as bare, behind_nginx(setup.directory / "front", ours) as front:
+        own, empty, theirs, cached = alternate(
+            setup.runs, *(partial(server.requests_a_second, path) for server in (ours, bare, peer, front))
         )
     yield against("4 KB file from the cache", own, theirs, "requests/s", peer_name="nginx", at_least=0.25)
     yield against("4 KB file from the cache", own, empty, "requests/s", peer_name="gunicorn with an empty app")
+    yield against("4 KB file from the cache of deploy/nginx.conf", cached, theirs, "requests/s", peer_name="nginx")
 
 
 def readers(setup: Setup) -> Iterator[Row]:

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests import needs
+from tests import ROOT, needs
 from tests.server.serving import eventually
 
 _MAIN = """\
@@ -30,6 +30,19 @@ http {{
     {http}
 }}
 """
+
+
+def deployed_config(port: int, server_port: int, cache: Path) -> str:
+    """Return deploy/nginx.conf with other ports and another directory for the cache."""
+    config = (ROOT / "deploy" / "nginx.conf").read_text()
+    for old, new in (
+        ("listen 80;", f"listen 127.0.0.1:{port} backlog=2048;"),
+        ("127.0.0.1:8383", f"127.0.0.1:{server_port}"),
+        ("/var/cache/nginx/nar-serve", str(cache)),
+    ):
+        assert old in config
+        config = config.replace(old, new)
+    return config
 
 
 def free_port() -> int:

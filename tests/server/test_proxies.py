@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from api.proxies import TrustedProxies, parse_address
 from narcore.errors import SettingsError
 from narcore.settings import Settings
-from tests import ROOT
 from tests.server.conftest import BIG_DATA, BIG_FILE, HELLO_HASH, HELLO_PATH, README, Start
-from tests.server.nginxfront import free_port, nginx
+from tests.server.nginxfront import deployed_config, free_port, nginx
 from tests.server.serving import Reply, Serving, eventually, fetch
 
 TRUSTED = [ip_network(text) for text in ("10.0.0.0/8", "127.0.0.1", "2001:db8::/32")]
@@ -189,15 +188,8 @@ def _clients(server: Serving, count: int) -> list[str]:
 def test_the_nginx_conf_caches_as_cache_control_allows(start: Start, tmp_path: Path) -> None:
     """Tests deploy/nginx.conf itself, with other ports and another directory."""
     port = free_port()
-    config = (ROOT / "deploy" / "nginx.conf").read_text()
     with start("--workers", "1", NAR_METRICS="on", NAR_TRUSTED_PROXIES="127.0.0.1") as server:
-        for old, new in (
-            ("listen 80;", f"listen 127.0.0.1:{port};"),
-            ("127.0.0.1:8383", f"127.0.0.1:{server.port}"),
-            ("/var/cache/nginx/nar-serve", f"{tmp_path}/nginx/cache"),
-        ):
-            assert old in config
-            config = config.replace(old, new)
+        config = deployed_config(port, server.port, tmp_path / "nginx" / "cache")
         with nginx(tmp_path / "nginx", config, port):
             _check_caching(server, port)
 

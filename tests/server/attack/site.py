@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests import ROOT
 from tests.bench.memory import status_of
 from tests.builders import binary_cache, store_path
 from tests.server.attack.probing import Probe
-from tests.server.nginxfront import free_port, nginx
+from tests.server.nginxfront import deployed_config, free_port, nginx
 from tests.server.serving import Serving, eventually, serving
 
 SMALL_FILE = f"{store_path('small-1')}/small.txt"
@@ -49,15 +48,8 @@ class Site:
     def behind_nginx(self, port: int) -> Iterator[int]:
         """Run nginx with deploy/nginx.conf before the server at ``port``; returns the port of nginx."""
         front = free_port()
-        config = (ROOT / "deploy" / "nginx.conf").read_text()
         directory = self.directory / f"nginx-{front}"
-        for old, new in (
-            ("listen 80;", f"listen 127.0.0.1:{front} backlog=2048;"),
-            ("127.0.0.1:8383", f"127.0.0.1:{port}"),
-            ("/var/cache/nginx/nar-serve", f"{directory}/cache"),
-        ):
-            assert old in config
-            config = config.replace(old, new)
+        config = deployed_config(front, port, directory / "cache")
         with nginx(directory, config, front, connections=8192):
             yield front
 
