@@ -112,9 +112,9 @@ class BinaryCache:
         """Create a BinaryCache from the settings.
 
         ``strict`` overrides NAR_VERIFY; ``patience`` is how many seconds a fill waits for its turn. ``threads`` is how many
-        threads serve requests: at most half of them wait for one store that sends nothing, and the others raise StoreUnresponsive.
-        Without it, any number may wait. Raises SettingsError if a URL is not the URL of a store, or if strict is set and there is
-        no cache directory to serve from.
+        threads serve requests: at most half of them wait for one store that sends nothing, at most three quarters for all such
+        stores, and the others raise StoreUnresponsive. Without it, any number may wait. Raises SettingsError if a URL is not the
+        URL of a store, or if strict is set and there is no cache directory to serve from.
         """
         waits = StoreWaits(max(1, threads // 2)) if threads is not None else None
         strict = settings.verify == "strict" if strict is None else strict

@@ -5,7 +5,8 @@
     <narhash>.nar              a complete NAR, decompressed            (the layout of Nix's own local-nar-cache)
     <narhash>.ls               the listing of the NAR, with every narOffset
     <narhash>.<size>.part      a NAR that is being fetched: grows as bytes arrive; locked by the process that writes it
-    <narhash>.<size>.readers   locked (shared) by every process that reads from the part file
+    <narhash>.<size>.readers   locked (shared) by every process that reads from the part file; contains the URL of the store that
+                               the NAR is fetched from
     <narhash>.<size>.error     the error of the last fill; valid for a few seconds
     <narhash>.<start>.<size>.file   an unpacked file: <size> bytes of the NAR, from <start> on
     .lock                      locked while entries are evicted

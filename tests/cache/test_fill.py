@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from narcore.errors import (
     StoreTimeout,
     StoreUnavailable,
 )
+from narcore.stores.waits import StoreWaits
 from tests.cache.conftest import MakeCache, descriptors
 from tests.cache.support import (
     Source,
@@ -603,3 +605,23 @@ def test_removed_cache_directory_is_created_again(cache: NarCache, directory: Pa
     directory.rmdir()
     add_to_cache(cache, NAR)
     assert directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_wait_for_another_process_counts_for_the_store_of_that_process(tmp_path: Path) -> None:
+    source = Source(nar_of(300_000), gated=True)
+    waits = StoreWaits(1, clock=count(0, 0.1).__next__)  # 0.1 s pass at each look at the clock
+    leading = NarCache(tmp_path, size=lambda _: 1 << 30, max_fills=1)
+    following = NarCache(tmp_path, size=lambda _: 1 << 30, max_fills=1, waits=waits)
+    first = leading.fill(source.key, source, source="a", store="memory://a")
+    until(lambda: source.fetched == 1)
+    second = following.fill(source.key, source, source="b", store="memory://b")
+    with ThreadPoolExecutor(1) as pool:
+        listing = pool.submit(second.wait)
+        until(lambda: waits.is_full("memory://a"))
+        assert not waits.is_full("memory://b")
+        source.allow()
+        assert len(listing.result(10)) == 2
+    first.leave()
+    second.leave()
+    leading.close()
+    following.close()
