@@ -18,7 +18,6 @@ from werkzeug.wrappers import Request
 
 from api.http.negotiation import HTML, JSON, TEXT, negotiate
 from api.http.text import display
-from api.offload.bucket import OffloadError
 from api.responses.base import ALLOWED_METHODS, Response, cache_forever, safe_headers
 from api.responses.templates import render, streamed
 from narcore import errors
@@ -140,7 +139,7 @@ ROWS: dict[type[Exception], ErrorRow] = {
     http.PreconditionFailed: ErrorRow(
         412, "Precondition failed", "The current version does not match If-Match or If-Unmodified-Since."
     ),
-    OffloadError: ErrorRow(
+    errors.WriteError: ErrorRow(
         502, "Large files are unavailable", f"The bucket to which this server copies them is unavailable. {_LATER}"
     ),
     http.RequestedRangeNotSatisfiable: ErrorRow(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from api.offload.bucket import CLAIM_SECONDS
+from narcore.stores.writer import CLAIM_SECONDS
 from tests import ROOT, tools
 from tests.builders import binary_cache, store_path
 from tests.e2e import fronts, s3
