@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
+from typing import Self
 
 from narcore.concurrency.closing import Stage, close, stage
 from narcore.concurrency.lru import LruMemory
@@ -27,11 +28,14 @@ from narcore.formats.listing import NarListing
 from narcore.formats.signature import PublicKey
 from narcore.lookup.pathinfo import PathInfo
 from narcore.sizes import CHUNK_SIZE
+from narcore.stores import open_store
 from narcore.stores.base import BinaryCacheStore, StoreFile, read_file
+from narcore.stores.traced import TracedStore
 from narcore.streams.slicing import skip_and_drain
 from narcore.tier.index import INDEX_LIMIT, TierIndex
 from narcore.tier.layout import index_name, nar_name
 from narcore.tier.seekable import FRAME_SIZE
+from narcore.trace import Trace, silent
 
 log = logging.getLogger("narcore.tier")
 
@@ -70,6 +74,11 @@ class TierReader:
         self._skipped: LruMemory[str, bool] = LruMemory(10_000, clock=clock)
         self._flights: SingleFlight[str, TierIndex | None] = SingleFlight()
         self._paused_until = 0.0
+
+    @classmethod
+    def open(cls, url: str, keys: Sequence[PublicKey], *, trace: Trace = silent) -> Self:
+        """Open the tier at a store URL, without connecting to it. Raises SettingsError if it is not the URL of a store."""
+        return cls(TracedStore(open_store(url), trace), keys)
 
     def close(self) -> None:
         self.store.close()
