@@ -124,6 +124,8 @@ def _check_signature(body: memoryview, signature: bytes, keys: Iterable[PublicKe
         parsed = Signature.parse(signature.decode())
     except ValueError as error:  # a FormatError is a ValueError, too
         raise FormatError("no signature", where=_WHERE) from error
+    if str(parsed).encode() != signature:  # base64 has several spellings of the same bytes
+        raise FormatError("the signature is not in its usual form", where=_WHERE)
     message = _message(body)
     if not any(key.verify(message, parsed) for key in keys):
         raise UntrustedSignature(f"no key of NAR_TIER_PUBLIC_KEYS has signed the {_WHERE} (key name: {parsed.name!r})")

@@ -26,7 +26,7 @@ OWN_FRAMES_SIZE = 256 << 10
 """A file larger than this begins a frame, and its last frame ends with it, so that reading it unpacks nothing else."""
 
 FRAMES_MAX = 1 << 20
-"""The limit of frames in one table: at least 128 GiB, because two adjacent frames have more than OWN_FRAMES_SIZE bytes."""
+"""The limit of frames in one table: at least 85 GiB, because three adjacent frames have more than OWN_FRAMES_SIZE bytes."""
 
 LEVEL = 3
 
