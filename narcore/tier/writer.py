@@ -65,19 +65,20 @@ class TierWriter:
         if self.has(info) and not force:
             return False
         digits = info.narinfo.nar_hash.nix32
-        index = None if force else self._index(digits)
-        if index is None:
-            if not self.writer.claim(digits):
-                return False
-            try:
-                index = self._add_nar(info.narinfo, open_nar)
-            finally:
-                self.writer.release(digits)
-        self._add_narinfo(info.narinfo, index)
+        if not self.writer.claim(digits):
+            return False
+        try:
+            # Checked after the claim: another process may have added the NAR just before.
+            index = (None if force else self._index(digits)) or self._add_nar(info.narinfo, open_nar)
+            self._add_narinfo(info.narinfo, index)
+        finally:
+            self.writer.release(digits)
         return True
 
     def _index(self, digits: str) -> TierIndex | None:
         """Return the valid index of a NAR that the tier has; None if it has to be added."""
+        if not self.writer.has(index_name(digits)):
+            return None
         try:
             return read_index(self._store, digits, self._keys)
         except (FileNotInStore, FormatError, IntegrityError):

@@ -99,17 +99,20 @@ def test_no_wrong_byte_is_returned_from_a_damaged_file(files: dict[str, bytes]) 
     places = random.Random(4)
     for place in [0, *places.sample(range(len(files[NAR_FILE]) - 100), 40)]:
         reader = Reader(files | {NAR_FILE: flipped(files[NAR_FILE], place)})
-        found = reader.tier.read(INFO, 0, len(NAR))
-        sent = b""
+        sent = bytearray()
         with pytest.raises(NarcoreError):
-            for chunk in found if found is not None else _raise():
-                sent += chunk
+            receive(reader.tier, sent)
         assert NAR.startswith(sent)
         assert reader.tier.read(INFO, 0, 1) is None, "the tier is used again for a damaged NAR"
 
 
-def _raise() -> list[bytes]:
-    raise NarcoreError("the first frame is damaged")
+def receive(tier: TierReader, sent: bytearray) -> None:
+    """Read the whole NAR into ``sent``; raises NarcoreError if the tier can't be used."""
+    found = tier.read(INFO, 0, len(NAR))
+    if found is None:
+        raise NarcoreError("the first frame is damaged")
+    for chunk in found:
+        sent += chunk
 
 
 @pytest.mark.parametrize("name", [INDEX_FILE, NAR_FILE])

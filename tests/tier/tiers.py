@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
 from narcore.formats.listing import NarListing, Node
@@ -23,9 +23,14 @@ OTHER_KEY = SecretKey("tier-1", hashlib.sha256(b"other").digest())
 KEYS = (TIER_KEY.public_key,)
 
 NAME = "big-1.0"
+LIB: Mapping[str, builders.Tree] = {
+    "big": random.Random(1).randbytes(2_500_000),
+    "link": builders.link("big"),
+    "medium": bytes(300_000),
+}
 TREE: builders.Tree = {
     "a": b"small",
-    "lib": {"big": random.Random(1).randbytes(2_500_000), "link": builders.link("big"), "medium": bytes(300_000)},
+    "lib": LIB,
     "z": random.Random(2).randbytes(200_000),
 }
 NAR = builders.nar(TREE)
@@ -78,10 +83,11 @@ class CountedStore:
         file = self._inner.get_file(path, start, stop)
         return StoreFile(self._count(file), size=file.size)
 
-    def _count(self, file: StoreFile) -> Iterator[bytes]:  # type: ignore[misc]
-        for chunk in file:
-            self.bytes += len(chunk)
-            yield chunk
+    def _count(self, file: StoreFile) -> Generator[bytes]:
+        with file:
+            for chunk in file:
+                self.bytes += len(chunk)
+                yield chunk
 
     def check(self) -> None:
         self._inner.check()
