@@ -18,8 +18,8 @@ from werkzeug.wrappers import Request
 
 from api.http.negotiation import HTML, JSON, TEXT, negotiate
 from api.http.text import display
-from api.responses.base import ALLOWED_METHODS, Response, cache_forever, safe_headers
-from api.responses.templates import render, streamed
+from api.responses.base import ALLOWED_METHODS, Response, cache_forever
+from api.responses.templates import page_headers, render, streamed
 from narcore import errors
 
 _MESSAGE_LIMIT = 1000
@@ -105,6 +105,9 @@ ROWS: dict[type[Exception], ErrorRow] = {
     ),
     errors.RangeNotSupported: _UNAVAILABLE,
     errors.StoreUnavailable: _UNAVAILABLE,
+    errors.StoreUnresponsive: ErrorRow(
+        503, "The binary cache does not respond", "Other requests already wait for it. Try again in a moment."
+    ),
     errors.StoreTimeout: ErrorRow(504, "The binary cache timed out", _LATER),
     errors.StoresUnavailable: ErrorRow(
         502, "Some caches are unavailable", f"The caches that could be reached don't have this store path. {_LATER}"
@@ -154,7 +157,7 @@ ROWS: dict[type[Exception], ErrorRow] = {
 def error_response(request: Request, error: Exception) -> Response:
     """Make the response for any exception: JSON, HTML or one line of text, depending on Accept."""
     row = _row_for(error)
-    headers = safe_headers()
+    headers = page_headers(request)
     headers["Vary"] = "Accept"
     if row.caching is Caching.FOREVER:
         cache_forever(headers)
@@ -189,7 +192,7 @@ def _message(error: Exception, row: ErrorRow) -> str:
 
 
 def _special_headers(error: Exception) -> Iterable[tuple[str, str]]:
-    if isinstance(error, errors.CapacityError):
+    if isinstance(error, errors.CapacityError | errors.StoreUnresponsive):
         yield "Retry-After", str(error.retry_after)
     if isinstance(error, http.MethodNotAllowed):
         yield "Allow", ", ".join(error.valid_methods or ()) or ALLOWED_METHODS

@@ -17,10 +17,11 @@ from api.handlers.store import StoreHandler
 from api.offload.bucket import Bucket
 from api.offload.redirect import Offload
 from api.proxies import TrustedProxies
-from api.responses.base import Response
+from api.responses.base import Response, options_response
 from api.responses.limits import Limit
 from api.responses.redirects import redirect_response
 from api.telemetry.instruments import Instruments
+from api.view.highlighter import Highlighter
 from api.view.recent import RecentPaths
 from narcore.binarycache import BinaryCache
 from narcore.settings import Settings
@@ -46,7 +47,7 @@ def create_app(
     if cache is None and not settings.trusted_public_keys:
         log.warning("NAR_TRUSTED_PUBLIC_KEYS is not set: signatures are not checked")
     instruments = Instruments(settings, access_log=access_log)
-    cache = cache or BinaryCache.from_settings(settings, trace=instruments.trace)
+    cache = cache or BinaryCache.from_settings(settings, trace=instruments.trace, threads=settings.threads)
     app = Flask("nar-serve", static_folder=None, template_folder=None, root_path=".")
     app.response_class = Response
     recent = RecentPaths()
@@ -59,6 +60,7 @@ def create_app(
     app.add_url_rule("/-/static/<name>", view_func=pages.static, methods=["GET"])
     stores = StoreHandler(
         cache,
+        highlighter=Highlighter(settings.threads),
         domain=settings.domain,
         limit=Limit(settings.max_response),
         large=_large_responses(settings, instruments.trace),
@@ -66,6 +68,7 @@ def create_app(
     )
     _add_store_path_route(app, stores)
     app.before_request(_redirect_to_root)
+    app.before_request(_options)
     app.register_error_handler(Exception, _handle_error)
     instruments.attach(app)
     if settings.trusted_proxies:
@@ -87,7 +90,9 @@ def _add_store_path_route(app: Flask, stores: StoreHandler) -> None:
 def _large_responses(settings: Settings, trace: Trace) -> LargeResponses | None:
     if not settings.offload_url:
         return None
-    strict = BinaryCache.from_settings(replace(settings, verify="strict"), trace=trace)  # uses the same cache directory
+    strict = BinaryCache.from_settings(  # uses the same cache directory
+        replace(settings, verify="strict"), trace=trace, threads=settings.threads
+    )
     return LargeResponses(Offload(Bucket.open(settings.offload_url)), strict)
 
 
@@ -99,6 +104,11 @@ def _redirect_to_root() -> Response | None:
     if isinstance(request.routing_exception, RequestRedirect):
         return redirect_response(request, "/", immutable=False)
     return None
+
+
+def _options() -> Response | None:
+    """Answer OPTIONS for a URL that is not in a store path. Flask's own response lacks the headers for security."""
+    return options_response() if request.method == "OPTIONS" and request.url_rule is not None else None
 
 
 def _handle_error(error: Exception) -> Response:

@@ -11,11 +11,11 @@ from typing import Self
 from flask import Request
 from werkzeug.exceptions import NotFound
 
+from api.responses.templates import SITE
 from narcore.formats.storepath import is_hash_part
 
-# A name, and the port if the client sent one. A header that does not match (an IPv6 address, an invalid port) is not the host of
-# a store path; the request is answered like a request to any other host name.
-_HOST = re.compile(r"([a-z0-9.-]+)(?::([0-9]*))?")
+# A name of any characters, and the port if the client sent one. With an invalid port, the name is not below a domain.
+_HOST = re.compile(r"(.*?)(?::([0-9]*))?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +27,20 @@ class OwnHost:
 
     @classmethod
     def of(cls, request: Request, domain: str) -> Self | None:
-        """Parse the Host header. Returns None if the host is not below ``domain``.
+        """Parse the Host header. Returns None if the host is not below ``domain``, else sets SITE in the environ of the request.
 
         Raises NotFound if the host is below ``domain`` but not the host of a store path.
         """
         match = _HOST.fullmatch(request.environ.get("HTTP_HOST", "").strip().lower())
-        name = match[1].rstrip(".") if match else ""
+        name = match[1].removesuffix(".") if match else ""
         if match is None or not domain or not name.endswith(f".{domain}"):
             return None
+        site = f"{domain}:{match[2]}" if match[2] else domain
+        request.environ[SITE] = site
         label = name.removesuffix(f".{domain}")
         if not is_hash_part(label):
             raise NotFound(f"The host name of a store path is <hash>.{domain}, where <hash> is its 32-character hash.")
-        return cls(label, f"{domain}:{match[2]}" if match[2] else domain)
+        return cls(label, site)
 
     # The URLs below have no scheme (RFC 3986 4.2), so the client uses the scheme of its request, even if a proxy changed it.
 

@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 # A name or an IPv4 address, or an IPv6 address in brackets; and a port.
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
-# Exactly one slash at the beginning: with two, a redirect below the prefix would lead to another host (RFC 3986 4.2).
-_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+/?")
+# The characters of a path (RFC 3986 3.3).
+_PREFIX = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]*")
+
+# A decoded prefix has exactly one slash at the beginning: with two, a redirect below the prefix would lead to another host
+# (RFC 3986 4.2). Browsers read a backslash as a slash.
+_DECODED_PREFIX = re.compile(rb"(?:/[^/\\\x00-\x1f\x7f]+)+")
 
 # Some proxies append the port to the address.
 _V4_PORT = re.compile(r"([0-9.]+):[0-9]+")
@@ -65,9 +69,9 @@ class TrustedProxies:
         host = _value(environ, "HOST", hops)
         if _HOST.fullmatch(host):
             environ["HTTP_HOST"] = host
-        prefix = _value(environ, "PREFIX", hops)
-        if _PREFIX.fullmatch(prefix):
-            environ["SCRIPT_NAME"] = unquote_to_bytes(prefix.rstrip("/")).decode("latin-1")
+        prefix = _decoded_prefix(_value(environ, "PREFIX", hops))
+        if prefix:
+            environ["SCRIPT_NAME"] = prefix
 
 
 def parse_address(text: str) -> Address | None:
@@ -82,6 +86,12 @@ def parse_address(text: str) -> Address | None:
         return None
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return mapped or address
+
+
+def _decoded_prefix(text: str) -> str:
+    """Return the prefix as SCRIPT_NAME has it, without a final slash; "" if it is malformed or empty."""
+    decoded = unquote_to_bytes(text).removesuffix(b"/")
+    return decoded.decode("latin-1") if _PREFIX.fullmatch(text) and _DECODED_PREFIX.fullmatch(decoded) else ""
 
 
 def _values(environ: "WSGIEnvironment", name: str) -> list[str]:

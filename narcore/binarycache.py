@@ -25,6 +25,7 @@ from narcore.errors import (
     SettingsError,
     StoreError,
     StorePathError,
+    StoreUnresponsive,
 )
 from narcore.formats.listing import Kind, NarListing
 from narcore.formats.narinfo import NarInfo
@@ -40,6 +41,7 @@ from narcore.nars.source import KnownListing, NarSource
 from narcore.nars.wholenar import NarStreams
 from narcore.settings import Settings
 from narcore.stores.base import BinaryCacheStore, read_file
+from narcore.stores.waits import StoreWaits
 from narcore.streams.compression import unpack_small
 from narcore.trace import Trace, silent
 
@@ -71,7 +73,10 @@ class BinaryCache:
         max_nar_size: int | None = None,
         trace: Trace = silent,
         clock: Callable[[], float] = time.monotonic,
+        waits: StoreWaits | None = None,
     ) -> None:
+        """Create a BinaryCache. ``waits`` is that of the substituters and of the cache."""
+        self._waits = waits or StoreWaits()
         self.substituters = tuple(
             store if isinstance(store, Substituter) else Substituter(store, clock=clock) for store in stores
         )
@@ -80,26 +85,39 @@ class BinaryCache:
         # Strict mode serves only cached NARs, so no NAR may be larger than the cache. The keys are the names of the settings.
         limits = {"NAR_MAX_NAR_SIZE": max_nar_size, "NAR_CACHE_SIZE": cache.limit if cache and strict else None}
         self._limits = [(limit, name) for name, limit in limits.items() if limit is not None]
-        self._lookup = Lookup(self.substituters, strategy=strategy, trusted_keys=trusted_keys, trace=trace, clock=clock)
+        self._lookup = Lookup(
+            self.substituters, strategy=strategy, trusted_keys=trusted_keys, trace=trace, clock=clock, waits=self._waits
+        )
         self._streams = NarStreams(sources=self._lookup.sources, on_failure=self._lookup.demote)
-        self._source = NarSource(self._streams, cache, strict=strict, trace=trace, on_other_listing=self._learn_listing)
-        self._proof = AddressProof(self._source.whole, on_mismatch=self._lookup.demote)
+        self._source = NarSource(
+            self._streams, cache, strict=strict, trace=trace, on_other_listing=self._learn_listing, waits=self._waits
+        )
+        self._proof = AddressProof(self._source.whole, on_mismatch=self._lookup.demote, waits=self._waits)
         self._trace = trace
         self._listings: LruMemory[tuple[str, str], KnownListing] = LruMemory(LISTING_MEMORY, clock=clock)
-        self._listing_flights: SingleFlight[tuple[str, str], KnownListing] = SingleFlight()
+        self._listing_flights: SingleFlight[str, KnownListing] = SingleFlight(wait=self._waits.wait)
 
     @classmethod
     def from_settings(
-        cls, settings: Settings, *, trace: Trace = silent, strict: bool | None = None, patience: float | None = None
+        cls,
+        settings: Settings,
+        *,
+        trace: Trace = silent,
+        strict: bool | None = None,
+        patience: float | None = None,
+        threads: int | None = None,
     ) -> Self:
         """Create a BinaryCache from the settings.
 
-        ``strict`` overrides NAR_VERIFY; ``patience`` is how many seconds a fill waits for its turn. Raises SettingsError if a
-        URL is not the URL of a store, or if strict is set and there is no cache directory to serve from.
+        ``strict`` overrides NAR_VERIFY; ``patience`` is how many seconds a fill waits for its turn. ``threads`` is how many
+        threads serve requests: at most half of them wait for one store that sends nothing, and the others raise StoreUnresponsive.
+        Without it, any number may wait. Raises SettingsError if a URL is not the URL of a store, or if strict is set and there is
+        no cache directory to serve from.
         """
+        waits = StoreWaits(max(1, threads // 2)) if threads is not None else None
         strict = settings.verify == "strict" if strict is None else strict
         try:
-            substituters = [Substituter.open(url, trace=trace) for url in settings.cache_urls]
+            substituters = [Substituter.open(url, trace=trace, waits=waits) for url in settings.cache_urls]
         except SettingsError as error:
             raise SettingsError(f"NAR_CACHE_URL: {error}") from error
         return cls(
@@ -107,11 +125,16 @@ class BinaryCache:
             strategy=settings.cache_strategy,
             trusted_keys=settings.trusted_public_keys,
             cache=_open_cache(
-                settings, strict=strict, patience=FILL_PATIENCE if patience is None else patience, trace=trace
+                settings,
+                strict=strict,
+                patience=FILL_PATIENCE if patience is None else patience,
+                trace=trace,
+                waits=waits,
             ),
             strict=strict,
             max_nar_size=settings.max_nar_size,
             trace=trace,
+            waits=waits,
         )
 
     @classmethod
@@ -338,7 +361,12 @@ class BinaryCache:
             if cached is not None:
                 known = KnownListing(cached, verified=True)
                 self._remember_listing(key, known)
-        return known or self._listing_flights.do(key, partial(self._find_listing, info, key))
+        if known is not None:
+            return known
+        try:
+            return self._listing_flights.do(info.nar_source, partial(self._find_listing, info, key))
+        except StoreUnresponsive:  # what others wait for; another store may have the NAR
+            return self._find_listing(info, key)
 
     def _find_listing(self, info: PathInfo, key: tuple[str, str]) -> KnownListing:
         listing = None if self._strict else self._stored_listing(info)
@@ -362,13 +390,16 @@ class BinaryCache:
         if self._lookup.is_paused(info):
             return None
         try:
-            packed = read_file(info.store, f"{narinfo.store_path.hash_part}.ls", LISTING_LIMIT)
+            read = partial(read_file, info.store, f"{narinfo.store_path.hash_part}.ls", LISTING_LIMIT)
+            packed = self._waits.call(info.store.url, read)
             return NarListing.parse(unpack_small(packed, LISTING_LIMIT), nar_size=narinfo.nar_size)
         except (StoreError, ListingError, CompressionError):
             return None
 
 
-def _open_cache(settings: Settings, *, strict: bool, patience: float, trace: Trace) -> NarCache | None:
+def _open_cache(
+    settings: Settings, *, strict: bool, patience: float, trace: Trace, waits: StoreWaits | None
+) -> NarCache | None:
     """Return the disk cache; None if it is off, or if it is unusable and not required. Raises SettingsError if it is required."""
     directory = settings.cache_dir
     if directory is None:
@@ -377,7 +408,7 @@ def _open_cache(settings: Settings, *, strict: bool, patience: float, trace: Tra
         return None
     size, max_fills = settings.cache_size.in_bytes, settings.max_fills
     try:
-        return NarCache(directory, size=size, max_fills=max_fills, patience=patience, trace=trace)
+        return NarCache(directory, size=size, max_fills=max_fills, patience=patience, trace=trace, waits=waits)
     except CacheFailure as error:
         if strict:
             requester = "NAR_VERIFY=strict" if settings.verify == "strict" else "a mount"  # a mount sets ``strict``

@@ -14,6 +14,7 @@ exit codes.
     │  ├ FileNotInStore  ├ StoreForbidden  ├ RangeNotSupported  ├ WriteError
     │  └ StoreUnavailable
     │     ├ StoresUnavailable      several stores: some could not be asked, and the others don't have the path
+    │     ├ StoreUnresponsive      enough requests wait for it already: try again later
     │     └ StoreTimeout           └ StoresTimeout
     ├ PathError                    the store path exists, but the path inside it can't be served
     │  ├ NoSuchNode  ├ NotADirectory  ├ SymlinkLoop  ├ OutsideStore  └ InOtherStorePath
@@ -120,11 +121,26 @@ class WriteError(StoreError):
 
 
 class StoreUnavailable(StoreError):
-    """The store can't be reached, fails, or breaks off its response; trying later may help."""
+    """The store can't be reached, fails, or breaks off its response; trying later may help.
+
+    ``is_unreachable``: no connection to the store was possible, so the error does not depend on the requested file.
+    """
+
+    def __init__(self, message: str, *, is_unreachable: bool = False) -> None:
+        super().__init__(message)
+        self.is_unreachable = is_unreachable
 
 
 class StoreTimeout(StoreUnavailable):
     """The store timed out."""
+
+
+class StoreUnresponsive(StoreUnavailable):
+    """The store sends nothing, and as many requests as allowed wait for it; try again after ``retry_after`` seconds."""
+
+    def __init__(self, message: str, *, retry_after: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class StoresUnavailable(StoreUnavailable):

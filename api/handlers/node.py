@@ -16,6 +16,7 @@ from api.responses.fileview import view_response
 from api.responses.limits import Limit
 from api.responses.listing import Extras, listing_response, prefers_json
 from api.responses.redirects import redirect_response, script_root
+from api.view.highlighter import Highlighter
 from narcore.binarycache import BinaryCache
 from narcore.errors import PathError
 from narcore.formats.listing import Kind, Node
@@ -39,6 +40,7 @@ class NodeRequest:
     accessor: NarAccessor
     limit: Limit
     format: str | None  # one of FORMATS, as requested_format returns it
+    highlighter: Highlighter
 
     @property
     def store_path(self) -> StorePath:
@@ -109,9 +111,8 @@ class NodeRequest:
         return response
 
     def _view(self, node: Node, path: str) -> Response:
-        return view_response(
-            self.request, node, self._ref(path), partial(self.accessor.read, node), prefix=self._prefix
-        )
+        read = partial(self.accessor.read, node)
+        return view_response(self.request, node, self._ref(path), read, self.highlighter, prefix=self._prefix)
 
     def _file(self, node: Node, path: str) -> Response:
         return file_response(

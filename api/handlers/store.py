@@ -15,6 +15,7 @@ from api.responses.formats import NARINFO, requested_format
 from api.responses.limits import Limit, ResponseTooLarge
 from api.responses.redirects import redirect_response
 from api.responses.values import json_response
+from api.view.highlighter import Highlighter
 from api.view.recent import RecentPaths
 from narcore.binarycache import BinaryCache
 from narcore.errors import CacheFailure
@@ -31,6 +32,7 @@ class StoreHandler:
         self,
         cache: BinaryCache,
         *,
+        highlighter: Highlighter,
         domain: str = "",
         limit: Limit = _NO_LIMIT,
         large: LargeResponses | None = None,
@@ -41,6 +43,7 @@ class StoreHandler:
         self._limit = limit
         self._large = large
         self._recent = recent or RecentPaths()
+        self._highlighter = highlighter
 
     def answer(self, request: Request) -> Response | None:
         """Return the response, or None for a URL that is not below a store dir. Raises NarcoreError and HTTPException."""
@@ -76,7 +79,7 @@ class StoreHandler:
         """Return the response, and whether it comes from a NAR whose hash was verified as a whole."""
         with timing.of("listing"):
             accessor = self._cache.open(info)
-        node_request = NodeRequest(self._cache, request, url, info, accessor, self._limit, requested)
+        node_request = NodeRequest(self._cache, request, url, info, accessor, self._limit, requested, self._highlighter)
         outcome = node_request.outcome()
         with timing.of("fetch"):
             response = self._within_limit(node_request, outcome)

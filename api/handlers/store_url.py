@@ -50,11 +50,11 @@ def parse_store_url(request: Request, cache: BinaryCache, domain: str) -> StoreP
     is not the host of a store path.
     """
     path = _decoded_path(request)
-    if path.startswith(STATIC_PREFIX):  # pages need the static files on every host
-        return None
     host = OwnHost.of(request, domain)
     if host is not None:
         return StorePathUrl("", None, host.hash_part, path, host)
+    if path.startswith(STATIC_PREFIX):
+        return None
     return None if request.url_rule is not None else _parse_path(path, cache)
 
 

@@ -15,15 +15,16 @@ from api.http.mediatypes import PLAIN, SNIFF_LENGTH, type_by_content, type_by_na
 from api.http.negotiation import HTML
 from api.http.noderef import NodeRef
 from api.http.text import quote_path
-from api.responses.base import Response, cache_forever, not_modified, safe_headers, set_validators
+from api.responses.base import Response, cache_forever, not_modified, set_validators, text_response
 from api.responses.body import Read
-from api.responses.templates import PAGE_CSP, render, streamed, templates_version
+from api.responses.templates import PAGE_CSP, page_headers, render, streamed, templates_version
 from api.view.elf import MAGIC, ElfFacts, elf_facts
 from api.view.filepage import FilePage
 from api.view.hexdump import hex_lines
-from api.view.rows import Link, exact_size, file_breadcrumbs
-from api.view.source import highlighter, lines_of
-from api.view.storelinks import StoreLinks
+from api.view.highlighter import Highlighter
+from api.view.rows import exact_size, file_breadcrumbs
+from api.view.source import highlighter_version, language_of, line_blocks, normalized
+from api.view.storelinks import Link, StoreLinks
 from narcore.errors import FormatError
 from narcore.formats.derivation import Derivation
 from narcore.formats.listing import Node
@@ -53,27 +54,37 @@ _NOT_EMBEDDED = (
 )
 
 
-def view_response(request: Request, node: Node, ref: NodeRef, read: Read, *, prefix: str = "") -> Response:
+def view_response(
+    request: Request, node: Node, ref: NodeRef, read: Read, highlighter: Highlighter, *, prefix: str = ""
+) -> Response:
     """Make the page of a regular file. ``prefix`` is the percent-encoded prefix of links to other store paths.
+
+    If the page would take too much time, the response is plain text, which HTTP caches do not store.
 
     Raises the exceptions of ``read``: all bytes are read before the response begins.
     """
-    view = _View(request, node, ref, read, prefix)
-    version = f"{templates_version()} {_ETAG_VERSION} {highlighter()}"
+    view = _View(request, node, ref, read, highlighter, prefix)
+    version = f"{templates_version()} {_ETAG_VERSION} {highlighter_version()}"
     validators = ref.validators(f"view {version} {view.mode} {view.requested_page}")
-    headers = safe_headers(PAGE_CSP)
+    headers = page_headers(request, PAGE_CSP)
     cache_forever(headers)
     set_validators(headers, validators)
     unchanged = not_modified(request, validators, headers)
     if unchanged:
         return unchanged
+    shown = view.shown()
+    if shown.kind == "plain":
+        return text_response(str(shown.values["text"]))
     headers["Content-Type"] = f"{HTML}; charset=utf-8"
-    return streamed(view.render(), headers)
+    return streamed(view.render(shown), headers)
 
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """The contents to show: the kind selects the part of the template that gets ``values``."""
+    """The contents to show: the kind selects the part of the template that gets ``values``.
+
+    The kind ``plain`` is not a page, but the ``text`` itself.
+    """
 
     kind: str
     page: FilePage | None = None
@@ -88,6 +99,7 @@ class _View:
     node: Node
     ref: NodeRef
     read: Read
+    highlighter: Highlighter
     prefix: str
 
     @property
@@ -99,10 +111,9 @@ class _View:
     def requested_page(self) -> str | None:
         return self.request.args.get("page")
 
-    def render(self) -> Iterator[bytes]:
-        shown = self._shown()
+    def render(self, shown: _Shown) -> Iterator[bytes]:
         href = _own_href(self.request)
-        values = {"lines": [], "hex": [], "elf": None, "derivation": None, "paths": [], **shown.values}
+        values = {"blocks": (), "hex": [], "elf": None, "derivation": None, "paths": [], **shown.values}
         return render(
             self.request,
             "file.html",
@@ -122,7 +133,8 @@ class _View:
             **values,
         )
 
-    def _shown(self) -> _Shown:
+    def shown(self) -> _Shown:
+        """Read what the page shows."""
         media_type = type_by_name(self.ref.name) or ""
         embedded = _EMBEDDED.get(media_type) or _EMBEDDED.get(media_type.partition("/")[0])
         if embedded and media_type not in _NOT_EMBEDDED and not self.mode:
@@ -146,11 +158,14 @@ class _View:
         )
 
     def _text(self, data: bytes, page: FilePage) -> _Shown:
-        text = _page_text(data, page)
+        text = normalized(_page_text(data, page))
         links = self._links()
-        lines = lines_of(text, links, self.ref.name if page.is_all else "")
-        lists_paths = "/nix-support/" in f"/{self.ref.path}"
-        return _Shown("text", page, {"lines": lines, "paths": links.paths(text) if lists_paths else []})
+        language = language_of(self.ref.name, text) if page.is_all else None
+        lines = self.highlighter.lines(text, links, language)
+        if lines is None:
+            return _Shown("plain", page, {"text": text})
+        paths = links.paths(text) if "/nix-support/" in f"/{self.ref.path}" else []
+        return _Shown("text", page, {"blocks": line_blocks(lines, numbered=page.number == 1), "paths": paths})
 
     def _derivation(self) -> _Shown | None:
         """Return the contents of a derivation, or None if the file is not a derivation or is longer than DERIVATION_LIMIT."""
@@ -191,7 +206,7 @@ class _View:
 
 
 def _shown_value(value: str, links: StoreLinks) -> list[Markup]:
-    return lines_of(value, links)
+    return links.linked(normalized(value)).split("\n")
 
 
 def _page_text(data: bytes, page: FilePage) -> str:

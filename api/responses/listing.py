@@ -10,7 +10,7 @@ from api.http.noderef import NodeRef
 from api.responses.base import Response, cache_forever, not_modified, safe_headers, set_validators
 from api.responses.formats import LISTING, requested_format
 from api.responses.redirects import script_root
-from api.responses.templates import PAGE_CSP, page_url, render, streamed, templates_version
+from api.responses.templates import PAGE_CSP, page_headers, page_url, render, streamed, templates_version
 from api.view.panel import Panel, panel_of
 from api.view.readme import Readme, find_readme, readme_of
 from api.view.rows import Order, Switch, breadcrumbs, exact_size, grouped, rows
@@ -94,7 +94,7 @@ class _Page:
         readme = find_readme(self.listing, self.node) if self.extras.read is not None else None
         version = f"html {templates_version()} {_ETAG_VERSION}"
         validators = self.ref.validators(f"{version} {order} {self._extras_version(readme)}")
-        headers = safe_headers(PAGE_CSP)
+        headers = page_headers(self.request, PAGE_CSP)
         headers["Vary"] = "Accept"
         cache_forever(headers)
         set_validators(headers, validators)

@@ -40,6 +40,10 @@ _STATIC = {
 # the same host.
 PAGE_CSP = f"{OWN_CSP}; script-src 'self'; media-src 'self'; frame-src 'self'; object-src 'self'"
 
+# Set in the environ of a request for the host name of a store path: the host name, with its port, that serves all store paths.
+# Pages take their static files from there, since every URL of the other host is in the store path.
+SITE = "nar_serve.site"
+
 # Set in the environ of a request whose response will be served by another host, a bucket.
 MOVED = "nar_serve.moved"
 
@@ -107,12 +111,22 @@ def static_response(request: Request, name: str) -> Response:
     return not_modified(request, validators, headers) or Response(file.content, headers=headers)
 
 
+def page_headers(request: Request, csp: str = OWN_CSP) -> Headers:
+    """Return the headers of a page of this server. The policy ``csp`` allows the page's static files."""
+    site = request.environ.get(SITE)
+    return safe_headers(csp.replace("'self'", f"'self' {site}") if site else csp)
+
+
 def render(request: Request, template: str, **values: object) -> Iterator[bytes]:
     """Render a page in chunks, so that a long page is never completely in memory."""
-    root = script_root(request)
+    site = request.environ.get(SITE)
+    root = f"//{site}{script_root(request)}" if site else script_root(request)
     # A copy on another host needs a base URL for its links, and a policy in the page, since its headers are lost.
     base = page_url(request) if request.environ.get(MOVED) else ""
-    values |= {"base": base, "origin": f"{request.scheme}://{request.host}"}
+    values |= {
+        "base": base,
+        "origins": " ".join(f"{request.scheme}://{host}" for host in (request.host, site) if host),
+    }
     static = {name.partition(".")[0]: f"{root}{STATIC_PREFIX}{_versioned(name)}" for name in _STATIC}
     stream = _environment().get_template(template).generate(root=root, static=static, **values)
     return joined((text.encode() for text in stream), _CHUNK)

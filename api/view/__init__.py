@@ -5,7 +5,8 @@ rows            the entries of a directory, in the requested order
 panel           the narinfo of a store path, and commands to copy
 readme          a README as safe HTML
 filepage        one page of a long file
-source          highlighted lines of text
+source          lines of text, highlighted
+highlighter     highlights source text in a process of its own
 storelinks      turns store paths in a text into links
 typed           parses the text that a user typed or pasted into the landing page
 recent          the store paths that were opened last

@@ -4,7 +4,8 @@ import shlex
 from typing import NamedTuple
 
 from api.http.text import quote_path
-from api.view.rows import Link, exact_size
+from api.view.rows import exact_size
+from api.view.storelinks import Link
 from narcore.lookup.pathinfo import PathInfo
 from narcore.sizes import human_size
 

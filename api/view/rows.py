@@ -6,17 +6,13 @@ from typing import NamedTuple
 
 from api.http.noderef import NodeRef
 from api.http.text import quote_path
+from api.view.storelinks import Link
 from narcore.formats.listing import Kind, NarListing, Node
 from narcore.formats.storepath import is_base_name
 from narcore.sizes import human_size
 
 # Number of rows in one <tbody>. A browser lays out only the groups that are visible.
 _GROUP = 200
-
-
-class Link(NamedTuple):
-    label: str
-    href: str
 
 
 class Switch(NamedTuple):

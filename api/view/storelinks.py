@@ -3,16 +3,21 @@
 import re
 import unicodedata
 from functools import lru_cache
+from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
 from api.http.text import quote_path
-from api.view.rows import Link
 from narcore.formats.nixbase32 import ALPHABET
 
 # Characters that are invisible or change the displayed order of other characters ("Trojan Source"), and other control characters.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 _PUNCTUATION = ".,:;!?"  # not part of a path at its end
+
+
+class Link(NamedTuple):
+    label: str
+    href: str
 
 
 def visible(text: str) -> str:
@@ -29,13 +34,13 @@ class StoreLinks:
     """Makes links to the store paths of one store dir. ``prefix`` is the percent-encoded prefix of their URLs."""
 
     def __init__(self, store_dir: str, prefix: str) -> None:
-        self._prefix = prefix
-        self._store_dir = store_dir
+        self.prefix = prefix
+        self.store_dir = store_dir
         self._path = _pattern(store_dir)
 
     def linked(self, text: str) -> Markup:
         """Return ``text``, escaped, with a link to the page of each path in it."""
-        if self._store_dir not in text:
+        if self.store_dir not in text:
             return escape(text)
         parts: list[str] = []
         end = 0
@@ -51,7 +56,7 @@ class StoreLinks:
         return [Link(path, self.href(path)) for path in found]
 
     def href(self, path: str) -> str:
-        return f"{self._prefix}{quote_path(path)}?view"
+        return f"{self.prefix}{quote_path(path)}?view"
 
     def _anchor(self, path: str) -> Markup:
         return Markup('<a href="{}">{}</a>').format(self.href(path), path)

@@ -12,6 +12,7 @@
     eviction    removes the least recently used entries to make room
     reserve     Reserve: space that a process reserves for small unpacked files
     slots       Slots: the limit on concurrent fills
+    pace        Pace: whether a fill is slow
     upkeep      removes the files that dead processes left, and verifies all entries
     counters    hits, misses and other events, summed over all processes
     layout      the file names in the directory, and the marks of verified files

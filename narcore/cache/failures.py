@@ -1,6 +1,6 @@
 """Remembers the error of a failed fill for a few seconds, for all processes, so that not every waiting client tries again.
 
-The error is only valid for the store that the bytes came from: another store may have the correct NAR.
+The error is only valid for the file that was fetched: another file, in this store or in another one, may have the correct NAR.
 """
 
 import json

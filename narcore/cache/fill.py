@@ -14,13 +14,16 @@ import heapq
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 
 from narcore.cache.errors import LeaderGaveUp, NoReadersLeft
 from narcore.cache.part import Fetch, PartFile
+from narcore.concurrency.background import BackgroundThread
+from narcore.concurrency.closing import Stage
 from narcore.errors import CacheFailure, CapacityError, StoreTimeout
 from narcore.formats.listing import NarListing
 from narcore.sizes import CHUNK_SIZE
+from narcore.stores.waits import StoreWaits
 
 POLL_SECONDS = 0.005  # how often to look for bytes that another process has written
 STALL_SECONDS = 120.0  # readers time out after this time without a byte; longer than a store with all its retries takes
@@ -31,9 +34,21 @@ Check = Callable[[NarListing], None]
 class Fill:
     """One NAR that is being fetched. ``NarCache.fill`` creates or finds the fill, and joins it for the caller. Thread-safe."""
 
-    def __init__(self, part: PartFile, fetch: Fetch, *, on_end: Callable[["Fill", BaseException | None], None]) -> None:
+    def __init__(
+        self,
+        part: PartFile,
+        fetch: Fetch,
+        *,
+        store: str,
+        waits: StoreWaits,
+        on_end: Callable[["Fill", BaseException | None], None],
+    ) -> None:
+        """Create a fill. ``waits`` counts its readers while the store, with the URL ``store``, sends nothing."""
         self.part = part
         self._fetch = fetch
+        self._store = store
+        self._waits = waits
+        self._fetching: int | None = None  # the thread that reads from the store
         self._on_end = on_end
         self._lock = threading.Lock()
         # A heap, ordered by the number of bytes that each reader waits for.
@@ -41,12 +56,13 @@ class Fill:
         self._last_progress = time.monotonic()
         self._readers = 0
         self._available = 0
+        self._is_read = False  # whether readers may have read from the part file
         self._listing: NarListing | None = None
         self._error: BaseException | None = None
         self._closed = False  # new readers can't join, unless the NAR is complete and its file is still open
         self._ended = False  # the thread does not use the part file any more
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name=f"fill-{part.key.digits[:8]}", daemon=True)
+        self._thread = BackgroundThread(self._run, name=f"fill-{part.key.digits[:8]}")
 
     # --- for readers
 
@@ -84,11 +100,14 @@ class Fill:
         """The number of bytes that have arrived so far. They are not verified."""
         return self._available
 
-    def wait(self) -> NarListing:
-        """Wait until the NAR is complete and verified, and return its listing. Raises the error of the fill if it fails."""
+    def wait(self, *, may_refuse: bool = True) -> NarListing:
+        """Wait until the NAR is complete and verified, and return its listing. Raises the error of the fill if it fails.
+
+        Raises StoreUnresponsive if the store sends nothing and too many requests wait for it, unless ``may_refuse`` is False.
+        """
         with self._lock:
             while self._listing is None:
-                self._wait_for(sys.maxsize)
+                self._wait_for(sys.maxsize, may_refuse=may_refuse)
             return self._listing
 
     def wait_until(self, stop: int) -> int:
@@ -98,7 +117,8 @@ class Fill:
         """
         with self._lock:
             while self._listing is None and (self._error is not None or self._available < stop):
-                self._wait_for(stop)
+                self._wait_for(stop, may_refuse=False)
+            self._is_read = True
             return self.part.key.size if self._listing is not None else self._available
 
     def read_now(self, start: int, stop: int) -> bytes:
@@ -126,16 +146,17 @@ class Fill:
             self.wait()
         position = start
         while position < stop:
-            ready = self._wait_beyond(position, stop)
+            # A response that has begun is not cut: only a new request is refused.
+            ready = self._wait_beyond(position, stop, may_refuse=position == start)
             if ready == stop:
-                check(self.wait())
+                check(self.wait(may_refuse=False))
             data = self.part.read(position, min(ready, position + CHUNK_SIZE))
             if not data:
                 raise CacheFailure("the part file of a NAR was truncated while it was read")
             position += len(data)
             yield data
 
-    def _wait_beyond(self, position: int, stop: int) -> int:
+    def _wait_beyond(self, position: int, stop: int, *, may_refuse: bool) -> int:
         """Wait until there are bytes to read at ``position``; return the offset where the readable bytes end."""
         with self._lock:
             while True:
@@ -143,12 +164,15 @@ class Fill:
                     return stop
                 ready = min(self._available, stop - 1)
                 if ready > position:
+                    self._is_read = True
                     return ready
                 # The last requested byte is withheld until the fill has ended.
-                self._wait_for(position + 1 if position + 1 < stop else sys.maxsize)
+                self._wait_for(position + 1 if position + 1 < stop else sys.maxsize, may_refuse=may_refuse)
 
-    def _wait_for(self, available: int) -> None:
+    def _wait_for(self, available: int, *, may_refuse: bool) -> None:
         """Wait, with the lock held, until ``available`` bytes have arrived or the fill has ended. Raises the error of the fill.
+
+        With ``may_refuse``, raises StoreUnresponsive if too many requests wait for the store.
 
         Each reader has its own condition: waking all readers for each chunk costs more than decompressing the chunk.
         """
@@ -157,11 +181,18 @@ class Fill:
         condition = threading.Condition(self._lock)
         entry = (available, id(condition), condition)
         heapq.heappush(self._waiting, entry)
-        while not condition.wait(STALL_SECONDS) and entry in self._waiting:
-            if time.monotonic() - self._last_progress >= STALL_SECONDS:
+        seconds = min(STALL_SECONDS, self._waits.check_seconds if may_refuse else STALL_SECONDS)
+        try:
+            with self._waits.following(lambda: self._fetching, may_refuse=may_refuse):
+                while not condition.wait(seconds) and entry in self._waiting:
+                    if time.monotonic() - self._last_progress >= STALL_SECONDS:
+                        raise StoreTimeout("no byte of the NAR arrived for two minutes")
+                    if may_refuse:
+                        self._waits.check()
+        finally:
+            if entry in self._waiting:
                 self._waiting.remove(entry)
                 heapq.heapify(self._waiting)
-                raise StoreTimeout("no byte of the NAR arrived for two minutes")
 
     def _wake(self, available: int) -> None:
         while self._waiting and self._waiting[0][0] <= available:
@@ -195,22 +226,49 @@ class Fill:
             self._follow()
             try:
                 return self.part.finished_elsewhere() or self.part.lead(
-                    self._fetch, publish=self._publish, give_up=self._give_up
+                    self._fetched, publish=self._publish, give_up=self._give_up
                 )
             except LeaderGaveUp:
-                if self._available:  # readers may have read from the file that was removed
+                if not self._starts_over():
                     raise
                 self.part.close()
 
+    def _starts_over(self) -> bool:
+        """Forget the bytes of a part file that was removed; return False if readers may have read some of them."""
+        with self._lock:
+            if not self._is_read:
+                self._available = 0
+            return not self._is_read
+
     def _follow(self) -> None:
         """Watch the file grow until this process gets its lock. Raises NoReadersLeft."""
+        self._fetching = threading.get_ident()
         while not self.part.try_lead():
-            size = self.part.size()
-            if size > self._available:
-                self._publish(size)
+            state = self.part.state()
+            if state[0] > self._available:
+                self._publish(state[0])
+            with self._waits.watching(self._store):
+                self._wait_for_change(state)
+
+    def _wait_for_change(self, state: tuple[int, int]) -> None:
+        """Wait until the part file has another state, or its lock is free."""
+        while self.part.state() == state and not self.part.try_lead():
             if self._give_up(lambda: True):
                 raise NoReadersLeft("no reader is left in this process")
             time.sleep(POLL_SECONDS)
+
+    def _fetched(self) -> Iterator[bytes]:
+        """Return the chunks of the NAR; reading them notes which thread reads from the store."""
+        chunks = self._fetch()
+        return Stage(self._noted(chunks), chunks)
+
+    def _noted(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        while True:
+            self._fetching = threading.get_ident()
+            chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
 
     def _publish(self, available: int) -> None:
         with self._lock:

@@ -10,6 +10,7 @@
     <narhash>.<start>.<size>.file   an unpacked file: <size> bytes of the NAR, from <start> on
     .lock                      locked while entries are evicted
     .slot-<n>                  locked by a fill; contains the name of the part file that space is reserved for
+    .slot-slow-<n>             the same, of a slow fill that gave its slot to another fill
     .counters                  counts of events
     .spare.<owner>.new         a sparse file, as large as the space that a process reserves for files to unpack; locked
     .<name>.<owner>.new        becomes <name> when it is complete; locked while it is written
@@ -50,7 +51,7 @@ _ERROR_NAME = re.compile(rf"{_DIGITS}\.[0-9]{{1,19}}\.error")
 _NEW_NAME = re.compile(rf"\.(\.counters|{_DIGITS}\.ls|{_DIGITS}\.[0-9]{{1,19}}\.error)\.[0-9]+-[0-9]+\.new")
 _FILE_NAME = re.compile(rf"({_DIGITS})\.([0-9]{{1,19}})\.([0-9]{{1,19}})\.file")
 _NEW_FILE_NAME = re.compile(rf"\.(spare|{_FILE_NAME.pattern})\.[0-9]+-[0-9]+\.new")
-_SLOT_NAME = re.compile(r"\.slot-[0-9]+")
+_SLOT_NAME = re.compile(r"\.slot-(slow-)?[0-9]+")
 
 DURABLE = 1  # seconds since the epoch
 
@@ -100,6 +101,9 @@ class Layout:
 
     def slot(self, number: int) -> Path:
         return self.directory / f".slot-{number}"
+
+    def slow_slot(self, number: int) -> Path:
+        return self.directory / f".slot-slow-{number}"
 
     def reserve(self, number: int) -> Path:
         return self.directory / f".spare.{os.getpid()}-{number}.new"

@@ -28,6 +28,7 @@ from narcore.concurrency.lru import LruMemory
 from narcore.concurrency.singleflight import SingleFlight
 from narcore.errors import CacheFailure, CapacityError, NarcoreError
 from narcore.formats.listing import NarListing
+from narcore.stores.waits import StoreWaits
 from narcore.trace import Trace, silent
 
 log = logging.getLogger("narcore.cache")
@@ -43,8 +44,9 @@ UNPACK_TRIES = 3  # how often to unpack a file that is evicted before it can be 
 class NarCache:
     """NARs by their hash. Thread-safe, and safe to use from several processes.
 
-    ``size`` is called with the directory, after it was created, and returns its limit in bytes. The constructor and all methods
-    raise CacheFailure if the directory can't be used.
+    ``size`` is called with the directory, after it was created, and returns its limit in bytes. ``waits`` limits how many readers
+    wait for a store that sends nothing; further readers get StoreUnresponsive. The constructor and all methods raise CacheFailure
+    if the directory can't be used.
     """
 
     def __init__(
@@ -55,14 +57,17 @@ class NarCache:
         max_fills: int,
         patience: float = FILL_PATIENCE,
         trace: Trace = silent,
+        waits: StoreWaits | None = None,
     ) -> None:
+        self._waits = waits or StoreWaits()
         self.layout = Layout(directory)
         self.counters = Counters(self.layout)
         self._trace = trace
         self._slots = Slots(self.layout, max_fills, patience=patience)
         self._verifier = Verifier()
         self._lock = threading.Lock()
-        self._fills: dict[NarKey, Fill] = {}
+        # By NAR and source. Fills of one NAR from several sources use one part file, as if they were in several processes.
+        self._fills: dict[tuple[NarKey, str], Fill] = {}
         # All running fills. If new readers can't join a fill any more, a second fill of the same NAR may run at the same time.
         self._running: set[Fill] = set()
         self._fetched = 0  # bytes, by fills that have ended
@@ -169,20 +174,21 @@ class NarCache:
 
     # --- fills
 
-    def joinable(self, key: NarKey) -> Fill | None:
-        """Return the running fill of a NAR in this process, or None. Joins it: the caller must ``leave`` it."""
+    def joinable(self, key: NarKey, *, source: str = "") -> Fill | None:
+        """Return the running fill of a NAR from ``source`` in this process, or None. Joins it: the caller must ``leave`` it."""
         with self._lock:
-            fill = self._fills.get(key)
+            fill = self._fills.get((key, source))
             if fill is None or not fill.join():
                 return None
         self._note("join", key)
         return fill
 
-    def fill(self, key: NarKey, fetch: Fetch, *, source: str = "") -> Fill:
+    def fill(self, key: NarKey, fetch: Fetch, *, source: str = "", store: str = "") -> Fill:
         """Return the fill of a NAR; starts one with ``fetch`` if there is none. Joins it: the caller must ``leave`` it.
 
-        ``source`` is the URL of the store. Raises CacheFailure if the NAR is larger than the whole cache. If a fill from the same
-        source failed a few seconds ago, raises the error of that fill.
+        ``source`` names the file that ``fetch`` reads, ``store`` is the URL of its store. A fill from another source does not fail
+        because this file is damaged. Raises CacheFailure if the NAR is larger than the whole cache. If a fill from the same source
+        failed a few seconds ago, raises the error of that fill.
         """
         if key.size > self.limit:
             raise CacheFailure(f"a NAR of {key.size} bytes is larger than the cache")
@@ -190,7 +196,7 @@ class NarCache:
         if remembered is not None:
             raise copy.copy(remembered)
         self._reserve.release_for(key.size)
-        fill, begun = self._join_or_make(key, fetch, source)
+        fill, begun = self._join_or_make(key, fetch, source, store)
         self._note("miss" if begun else "join", key)
         if begun:
             fill.start()
@@ -199,23 +205,22 @@ class NarCache:
     def bytes_fetched(self, key: NarKey) -> int:
         """Return how many bytes of a NAR this or another process has fetched; 0 if no fill of it runs in this process."""
         with self._lock:
-            fill = self._fills.get(key)
-            return fill.available if fill is not None else 0
+            return max((fill.available for (nar, _source), fill in self._fills.items() if nar == key), default=0)
 
     def total_bytes_fetched(self) -> int:
         """Return how many bytes all fills of this process have received. It grows as long as bytes arrive."""
         with self._lock:
             return self._fetched + sum(fill.available for fill in self._running)
 
-    def _join_or_make(self, key: NarKey, fetch: Fetch, source: str) -> tuple[Fill, bool]:
+    def _join_or_make(self, key: NarKey, fetch: Fetch, source: str, store: str) -> tuple[Fill, bool]:
         with self._lock:
-            fill = self._fills.get(key)
+            fill = self._fills.get((key, source))
             if fill is not None and fill.join():
                 return fill, False
             part = PartFile(
                 self.layout, key, source=source, limit=self.limit, slots=self._slots, on_evict=self._evicted
             )
-            fill = self._fills[key] = Fill(part, fetch, on_end=self._ended)
+            fill = self._fills[key, source] = Fill(part, fetch, store=store, waits=self._waits, on_end=self._ended)
             self._running.add(fill)
             fill.join()
             return fill, True
@@ -228,8 +233,8 @@ class NarCache:
         with self._lock:
             self._running.discard(fill)
             self._fetched += fill.available
-            if self._fills.get(key) is fill:
-                del self._fills[key]
+            if self._fills.get((key, fill.part.source)) is fill:
+                del self._fills[key, fill.part.source]
         if isinstance(error, CacheFailure) and not isinstance(error, NoReadersLeft | LeaderGaveUp):
             self._warn_once(str(error))
         if not isinstance(error, NoReadersLeft):
@@ -292,9 +297,11 @@ def _has_other_size(digits: str, fd: int) -> bool:
 
 
 def check_private(directory: Path) -> None:
-    """Raise CacheFailure if other users may write to the directory: in /tmp, any user could have created it before."""
+    """Raise CacheFailure if other users or a group may write to the directory: in /tmp, any user could have created it before."""
     for status in (directory.lstat(), directory.stat()):  # a symlink has an owner, too
         if status.st_uid not in (os.geteuid(), 0):
             raise CacheFailure("the cache directory belongs to another user; use a directory of your own")
     if status.st_mode & stat.S_IWOTH:
-        raise CacheFailure("all users may write to the cache directory; run chmod o-w on it")
+        raise CacheFailure("all users may write to the cache directory; run chmod go-w on it")
+    if status.st_mode & stat.S_IWGRP:
+        raise CacheFailure("a group may write to the cache directory; run chmod g-w on it")

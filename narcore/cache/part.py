@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 
 from narcore.cache import failures
 from narcore.cache.errors import LeaderGaveUp, NoReadersLeft, as_cache_failure
@@ -12,7 +13,9 @@ from narcore.cache.eviction import Entry, RecentEvictions, make_room
 from narcore.cache.layout import DURABLE, THIS_BOOT, Layout, NarKey, is_verified, mark
 from narcore.cache.listings import load_listing, new_listing
 from narcore.cache.locks import OPEN_FLAGS, READ_FLAGS, is_still_at, try_lock, unlock
+from narcore.cache.pace import Pace
 from narcore.cache.slots import Slot, Slots
+from narcore.concurrency.closing import Stage, close
 from narcore.concurrency.readahead import ReadAhead
 from narcore.errors import CapacityError, IntegrityError, NarcoreError
 from narcore.formats.listing import ListingBuilder, NarListing
@@ -21,13 +24,15 @@ from narcore.formats.nar.parser import NarParser
 # A fill without readers continues if at most this many bytes are left: a reader may come soon.
 NEARLY_DONE = 8 << 20
 
+TICK_SECONDS = 1.0  # how often a fill that receives nothing checks whether it is slow
+
 Fetch = Callable[[], Iterator[bytes]]
 Publish = Callable[[int], None]
 GiveUp = Callable[[Callable[[], bool]], bool]
 
 
 class PartFile:
-    """A part file, open in this process. Only ``read`` is thread-safe. ``source``: the URL of the store to fetch the NAR from."""
+    """A part file, open in this process. Only ``read`` is thread-safe. ``source`` names the file that the NAR is fetched from."""
 
     def __init__(
         self,
@@ -74,6 +79,14 @@ class PartFile:
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size
+
+    def state(self) -> tuple[int, int]:
+        """Return the size, and a number that changes with each write and while the process that writes it waits for a slot."""
+        status = os.fstat(self._fd)
+        return status.st_size, status.st_mtime_ns
+
+    def _touch(self) -> None:
+        os.utime(self._fd)
 
     def read(self, start: int, stop: int) -> bytes:
         with as_cache_failure():
@@ -124,9 +137,16 @@ class PartFile:
         Raises CapacityError, CacheFailure or NoReadersLeft, and the errors of ``fetch``.
         """
         try:
-            with as_cache_failure(), self._slots.hold(partial(self._find_room, give_up, RecentEvictions())):
-                listing = self._download(fetch, publish, give_up)
-                self._add_to_cache(listing)
+            with as_cache_failure():
+                self._check_has_readers(give_up, 0)
+                chunks = _begun(fetch())
+                try:
+                    find_room = partial(self._find_room, give_up, RecentEvictions())
+                    with self._slots.hold(find_room, on_wait=self._touch) as slot:
+                        listing = self._download(chunks, slot, publish, give_up)
+                        self._add_to_cache(listing)
+                finally:
+                    chunks.close()
         except BaseException as error:
             self._discard(error)
             raise
@@ -139,25 +159,35 @@ class PartFile:
         self._on_evict(evicted or recent.take_unreported())
         return evicted is not None
 
-    def _download(self, fetch: Fetch, publish: Publish, give_up: GiveUp) -> NarListing:
+    def _download(self, source: Iterator[bytes], slot: Slot, publish: Publish, give_up: GiveUp) -> NarListing:
         if self.size() > self.key.size:  # not written by a fill of this NAR
             os.ftruncate(self._fd, 0)
         parser, builder = NarParser(contents=False), ListingBuilder()
         position, present = 0, self.size()
-        chunks = ReadAhead(fetch())
+        chunks, pace = ReadAhead(source), Pace()
         try:
-            for chunk in chunks:
+            while True:
+                while not chunks.is_ready(TICK_SECONDS):
+                    self._check_pace(pace, position, slot)
+                chunk = next(chunks, None)
+                if chunk is None:
+                    break
                 parser.receive_data(chunk)
                 builder.add_all(parser.events())
                 self._write(chunk, position, present)
                 position += len(chunk)
                 publish(position)
                 self._check_has_readers(give_up, position)
+                self._check_pace(pace, position, slot)
         finally:
             chunks.close()
         parser.receive_eof()
         builder.add_all(parser.events())
         return builder.finish()
+
+    def _check_pace(self, pace: Pace, position: int, slot: Slot) -> None:
+        if pace.is_slow(position):
+            self._slots.release_slow(slot)
 
     def _write(self, chunk: bytes, position: int, present: int) -> None:
         """Write a chunk. Bytes that a previous, failed fill has written must be the same: readers may have received them."""
@@ -222,6 +252,20 @@ class PartFile:
                     _make_durable(fd)
                 finally:
                     os.close(fd)
+
+
+def _begun(chunks: Iterator[bytes]) -> Stage:
+    """Wait for the first chunk, and return all chunks.
+
+    A fill takes a slot only then: a store that does not answer must not keep the slots from NARs of other stores. Each waiting fill
+    has one chunk in memory.
+    """
+    try:
+        first = next(chunks, b"")
+    except BaseException:
+        close(chunks)
+        raise
+    return Stage(chain([first] if first else [], chunks), chunks)
 
 
 def _make_durable(fd: int) -> None:

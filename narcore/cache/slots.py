@@ -4,9 +4,10 @@ import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 from narcore.cache.layout import Layout
-from narcore.cache.locks import OPEN_FLAGS, READ_FLAGS, try_lock
+from narcore.cache.locks import OPEN_FLAGS, READ_FLAGS, locked, try_lock
 from narcore.errors import CacheFailure, CapacityError
 
 POLL_SECONDS = 0.02
@@ -18,10 +19,18 @@ class Slot:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self.is_slow = False
 
     def reserve(self, part_name: str) -> None:
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, part_name.encode("ascii"), 0)
+
+    def become_slow(self, fd: int) -> None:
+        """Hold the slot file ``fd`` of a slow fill, which is locked, instead of this one."""
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, os.pread(self._fd, 200, 0), 0)
+        self.close()
+        self._fd, self.is_slow = fd, True
 
     def close(self) -> None:
         try:
@@ -31,7 +40,10 @@ class Slot:
 
 
 class Slots:
-    """``count`` lock files. Each fill holds one, and fails if it does not get one within ``patience`` seconds."""
+    """``count`` lock files. Each fill holds one, and fails if it does not get one within ``patience`` seconds.
+
+    At most ``count`` slow fills go on beside them, each with a lock file of its own.
+    """
 
     def __init__(self, layout: Layout, count: int, *, patience: float = 10.0) -> None:
         self._layout = layout
@@ -39,19 +51,30 @@ class Slots:
         self._patience = patience
 
     @contextmanager
-    def hold(self, find_room: Callable[[Slot], bool]) -> Generator[None]:
+    def hold(self, find_room: Callable[[Slot], bool], *, on_wait: Callable[[], None] = lambda: None) -> Generator[Slot]:
         """Hold a slot for which ``find_room`` has found and reserved room. Waits for a slot and for room.
+
+        While it waits, it calls ``on_wait`` several times per second.
 
         Raises CapacityError if there is no slot in time, CacheFailure if there is no room in time, and OSError if the directory
         can't be written to.
         """
-        slot = self._take(find_room)
+        slot = self._take(find_room, on_wait)
         try:
-            yield
+            yield slot
         finally:
             slot.close()
 
-    def _take(self, find_room: Callable[[Slot], bool]) -> Slot:
+    def release_slow(self, slot: Slot) -> None:
+        """Give the slot of a slow fill, which goes on without it, to another fill. No effect if too many slow fills go on."""
+        if slot.is_slow:
+            return
+        fd = self._lock_one(self._layout.slow_slot)
+        if fd is not None:
+            with locked(self._layout.lock):  # while other fills look for room, the reservation must not disappear
+                slot.become_slow(fd)
+
+    def _take(self, find_room: Callable[[Slot], bool], on_wait: Callable[[], None]) -> Slot:
         deadline = time.monotonic() + self._patience
         while True:
             slot = self._try_take()
@@ -63,13 +86,19 @@ class Slots:
                         "running downloads, or evicted files that are still open, leave no room in the cache"
                     )
                 raise CapacityError(f"{self._count} downloads are running, which is the limit", retry_after=10)
+            on_wait()
             time.sleep(NO_ROOM_POLL_SECONDS if slot else POLL_SECONDS)
 
     def _try_take(self) -> Slot | None:
+        fd = self._lock_one(self._layout.slot)
+        return Slot(fd) if fd is not None else None
+
+    def _lock_one(self, path: Callable[[int], Path]) -> int | None:
+        """Return the descriptor of the first slot file that is free, locked; None if there is none."""
         for number in range(self._count):
-            fd = os.open(self._layout.slot(number), OPEN_FLAGS, 0o600)
+            fd = os.open(path(number), OPEN_FLAGS, 0o600)
             if try_lock(fd):
-                return Slot(fd)
+                return fd
             os.close(fd)
         return None
 

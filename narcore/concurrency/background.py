@@ -9,6 +9,13 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+class BackgroundThread(threading.Thread):
+    """A thread of this library, which does not keep the process alive. No request of a client runs in it."""
+
+    def __init__(self, target: Callable[[], object], *, name: str) -> None:
+        super().__init__(target=target, name=name, daemon=True)
+
+
 class WorkQueue(Generic[T]):
     """Passes items to ``work``, one after the other, in a thread that ends when the queue is empty. Thread-safe.
 
@@ -31,7 +38,7 @@ class WorkQueue(Generic[T]):
             self._waiting.append(item)
             if not self._is_running:
                 self._is_running = True
-                threading.Thread(target=self._run, name=self._name, daemon=True).start()
+                BackgroundThread(self._run, name=self._name).start()
 
     def _run(self) -> None:
         while True:
@@ -44,7 +51,7 @@ class WorkQueue(Generic[T]):
 
 
 def call_in_background(call: Callable[[], T]) -> Future[T]:
-    """Run ``call`` in a new daemon thread, which does not keep the process alive; the Future gets its result or error.
+    """Run ``call`` in a new BackgroundThread; the Future gets its result or error.
 
     Raises RuntimeError if the system can't start another thread.
     """
@@ -58,5 +65,5 @@ def call_in_background(call: Callable[[], T]) -> Future[T]:
         else:
             future.set_result(result)
 
-    threading.Thread(target=run, name="background-call", daemon=True).start()
+    BackgroundThread(run, name="background-call").start()
     return future

@@ -6,7 +6,8 @@ in parallel.
 
 import hashlib
 import queue
-import threading
+
+from narcore.concurrency.background import BackgroundThread
 
 # At most this many chunks wait for the hashing thread. With chunks of 256 KiB this limits the memory to 2 MiB per stream.
 QUEUE_LENGTH = 8
@@ -18,11 +19,11 @@ class BackgroundSha256:
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
         self._queue: queue.Queue[bytes | None] = queue.Queue(QUEUE_LENGTH)
-        self._thread: threading.Thread | None = None
+        self._thread: BackgroundThread | None = None
 
     def update(self, data: bytes) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="sha256", daemon=True)
+            self._thread = BackgroundThread(self._run, name="sha256")
             self._thread.start()
         self._queue.put(data)
 

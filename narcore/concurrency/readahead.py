@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Iterator
 
+from narcore.concurrency.background import BackgroundThread
 from narcore.concurrency.closing import close
 
 # With chunks of 256 KiB this limits the memory to 1 MiB per stream.
@@ -23,22 +24,36 @@ class ReadAhead(Iterator[bytes]):
         self._source = source
         self._queue: queue.Queue[bytes | BaseException] = queue.Queue(QUEUE_LENGTH)
         self._thread: threading.Thread | None = None
+        self._next: bytes | BaseException | None = None  # taken from the queue by ``is_ready``
         self._end: BaseException | None = None
         self._stop = False
 
+    def is_ready(self, seconds: float) -> bool:
+        """Wait at most ``seconds`` for the next chunk or the end; return whether ``next`` will not block."""
+        self._start()
+        if self._next is None and self._end is None:
+            try:
+                self._next = self._queue.get(timeout=seconds)
+            except queue.Empty:
+                return False
+        return True
+
     def __next__(self) -> bytes:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="readahead", daemon=True)
-            self._thread.start()
+        self._start()
         chunk = self._take()
         if chunk is None:
             raise self._end or StopIteration
         return chunk
 
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = BackgroundThread(self._run, name="readahead")
+            self._thread.start()
+
     def _take(self) -> bytes | None:
         """Return the next chunk; None at the end."""
         if self._end is None:
-            item = self._queue.get()
+            item, self._next = self._queue.get() if self._next is None else self._next, None
             if isinstance(item, bytes):
                 return item
             self._end = item

@@ -10,23 +10,30 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class SingleFlight(Generic[K, V]):
-    """Shares one call among concurrent calls with the same key. Results are not cached."""
+Wait = Callable[[Future[V], Callable[[], int | None]], object]
 
-    def __init__(self) -> None:
+
+class SingleFlight(Generic[K, V]):
+    """Shares one call among concurrent calls with the same key. Results are not cached.
+
+    ``wait`` waits for a Future, which the thread with the returned ID works on. It may raise an error instead, which only its own
+    caller gets.
+    """
+
+    def __init__(self, *, wait: Wait[V] = lambda future, _thread: future.exception()) -> None:
+        self._wait = wait
         self._lock = threading.Lock()
-        self._calls: dict[K, Future[V]] = {}
+        self._calls: dict[K, tuple[Future[V], int]] = {}
 
     def do(self, key: K, call: Callable[[], V]) -> V:
         """Return the result of ``call``, or of the running call for ``key``. An error is raised in all callers."""
         with self._lock:
-            future = self._calls.get(key)
-            is_first = future is None
-            if future is None:
-                future = self._calls[key] = Future()
-        if is_first:
+            running = self._calls.get(key)
+            future, thread = self._calls[key] = running or (Future(), threading.get_ident())
+        if running is None:
             self._run(key, future, call)
             return future.result()
+        self._wait(future, lambda: thread)
         error = future.exception()
         if error is not None:
             raise copy.copy(error)  # a copy per caller: a shared error would collect the tracebacks of all callers

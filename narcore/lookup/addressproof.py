@@ -8,6 +8,7 @@ from narcore.concurrency.singleflight import SingleFlight
 from narcore.errors import IntegrityError, NarError
 from narcore.formats.contentaddress import ContentAddress, contents_unproved, refers_to_itself
 from narcore.lookup.pathinfo import OnFailure, PathInfo, Trust
+from narcore.stores.waits import StoreWaits
 from narcore.streams.contentcheck import addressed
 
 
@@ -18,11 +19,17 @@ class AddressProof:
     into an unsigned narinfo. ``read`` returns a whole NAR; ``on_mismatch`` is called if a NAR does not match its address.
     """
 
-    def __init__(self, read: Callable[[PathInfo], Iterator[bytes]], *, on_mismatch: OnFailure) -> None:
+    def __init__(
+        self,
+        read: Callable[[PathInfo], Iterator[bytes]],
+        *,
+        on_mismatch: OnFailure,
+        waits: StoreWaits | None = None,
+    ) -> None:
         self._read = read
         self._on_mismatch = on_mismatch
         self._proved: LruMemory[tuple[str, str], bool] = LruMemory(100_000)
-        self._flights: SingleFlight[tuple[str, str], None] = SingleFlight()
+        self._flights: SingleFlight[tuple[str, str], None] = SingleFlight(wait=(waits or StoreWaits()).wait)
 
     def check(self, info: PathInfo) -> None:
         """Raise HashMismatch or NarError if the contents do not match the address. Also raises the errors of ``read``."""

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 log = logging.getLogger("narcore.lookup")
 
-# The circuit breaker opens after this many failures in a row. Each failed attempt after a pause doubles the next pause.
+# The store is checked after failures of this many different files in a row. If the check fails, the circuit breaker opens. Each
+# failed attempt after a pause doubles the next pause.
 FAILURES = 3
 PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 300.0
@@ -15,6 +16,7 @@ LONGEST_PAUSE_SECONDS = 300.0
 class CircuitBreaker:
     """Decides whether a store may be asked, so that requests do not all wait for the timeout of a failing store. Thread-safe.
 
+    One broken file does not open it: it counts different files, and the caller checks the store itself before it opens.
     ``url`` names the store in the log, which gets a line when the breaker opens and when it closes. ``clock`` returns seconds.
     """
 
@@ -22,21 +24,24 @@ class CircuitBreaker:
         self._url = url
         self._clock = clock
         self._lock = threading.Lock()
-        self._failures = 0
+        self._failed_files: set[str] = set()  # at most FAILURES
+        self._unreached = 0
+        self._has_opened = False
         self._pause = PAUSE_SECONDS
         self._open_until = 0.0
         self._on_trial = False
+        self._is_checking = False
 
     @property
     def is_open(self) -> bool:
         """Whether the store must not be asked now."""
         with self._lock:
-            return self._failures >= FAILURES and self._clock() < self._open_until
+            return self._has_opened and self._clock() < self._open_until
 
     def allows_call(self) -> bool:
         """Whether to ask the store. After the pause one caller is allowed, as a trial."""
         with self._lock:
-            if self._failures < FAILURES:
+            if not self._has_opened:
                 return True
             if self._clock() < self._open_until:
                 return False
@@ -45,22 +50,44 @@ class CircuitBreaker:
             return True
 
     def succeeded(self) -> None:
-        """Report a call that the store answered: the breaker closes."""
+        """Report a call, or a check, that the store answered: the breaker closes."""
         with self._lock:
-            was_open = self._failures >= FAILURES
-            self._failures, self._pause, self._on_trial = 0, PAUSE_SECONDS, False
+            was_open = self._has_opened
+            self._failed_files.clear()
+            self._unreached, self._pause = 0, PAUSE_SECONDS
+            self._has_opened = self._on_trial = self._is_checking = False
         if was_open:
             log.info("%s answers again: circuit breaker closes", self._url)
 
-    def failed(self) -> None:
-        """Report a failed call: the breaker opens after FAILURES in a row, and after each failed trial."""
+    def failed(self, file: str | None) -> bool:
+        """Report a failed call for a file, or None if no connection to the store was possible, whatever the file.
+
+        Returns whether to check the store now, and then to call `succeeded` or `check_failed`: after FAILURES in a row, and after a
+        failed trial.
+        """
         with self._lock:
-            was_open = self._failures >= FAILURES
-            self._failures += 1
-            # Calls that began before the breaker opened may still fail: they must not extend the pause.
-            if self._failures < FAILURES or (was_open and not self._on_trial):
+            if self._is_checking or not self._is_suspect(file):
+                return False
+            self._is_checking = True
+            return True
+
+    def _is_suspect(self, file: str | None) -> bool:
+        if self._has_opened:
+            # Calls that began before the breaker opened may still fail: only the trial counts.
+            is_trial, self._on_trial = self._on_trial, False
+            return is_trial
+        if file is None:
+            self._unreached += 1
+        elif len(self._failed_files) < FAILURES:
+            self._failed_files.add(file)
+        return self._unreached + len(self._failed_files) >= FAILURES
+
+    def check_failed(self) -> None:
+        """Report that the check failed: the breaker opens, unless a call has succeeded since the check began."""
+        with self._lock:
+            if not self._is_checking:
                 return
             pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE_SECONDS)
             self._open_until = self._clock() + pause
-            self._on_trial = False
+            self._has_opened, self._is_checking = True, False
         log.warning("%s keeps failing: circuit breaker opens; not asking it for %g s", self._url, pause)

@@ -21,6 +21,7 @@ from narcore.errors import (
     StoresTimeout,
     StoresUnavailable,
     StoreTimeout,
+    StoreUnresponsive,
     UntrustedSignature,
 )
 from narcore.formats.contentaddress import is_address_of
@@ -28,6 +29,7 @@ from narcore.formats.narinfo import NarInfo
 from narcore.formats.signature import PublicKey
 from narcore.lookup.pathinfo import PathInfo, Trust
 from narcore.lookup.substituter import Substituter
+from narcore.stores.waits import StoreWaits
 from narcore.streams.compression import unpack_small
 from narcore.trace import Trace
 
@@ -59,22 +61,27 @@ class Lookup:
         trusted_keys: Sequence[PublicKey],
         trace: Trace,
         clock: Callable[[], float] = time.monotonic,
+        waits: StoreWaits | None = None,
     ) -> None:
+        self._waits = waits or StoreWaits()
         self._substituters = tuple(substituters)
+        for substituter in self._substituters:
+            substituter.is_only = len(self._substituters) == 1
         self._strategy = strategy
         self._trusted_keys = tuple(trusted_keys)
         self._trace = trace
         self._found: LruMemory[tuple[str, str], PathInfo] = LruMemory(NARINFO_MEMORY, clock=clock)
         self._missing: LruMemory[tuple[str, str], str] = LruMemory(10_000, clock=clock)
         self._demoted: LruMemory[tuple[str, str], bool] = LruMemory(10_000, clock=clock)
-        self._flights: SingleFlight[tuple[str, str], PathInfo] = SingleFlight()
+        self._flights: SingleFlight[tuple[str, str, frozenset[str]], PathInfo] = SingleFlight(wait=self._waits.wait)
 
     def find(self, hash_part: str, store_dir: str) -> PathInfo:
         """Return the narinfo of a path. It comes from the first substituter, in their order, that has a valid and trusted narinfo.
 
         Raises FileNotInStore only if all substituters with this store dir answered that they do not have the path. Otherwise, with
         one substituter, raises its error (StoreError, NarInfoError, UntrustedSignature); with several, raises StoresUnavailable or
-        StoresTimeout if some could not be asked, else the first error.
+        StoresTimeout if some could not be asked, else the first error. Raises StoreUnresponsive if too many requests wait for a
+        store that sends nothing.
         """
         key = (store_dir, hash_part)
         known = self._found.get(key)
@@ -84,14 +91,32 @@ class Lookup:
         missing = self._missing.get(key)
         if missing is not None:
             raise FileNotInStore(missing)
-        return self._flights.do(key, partial(self._ask_all, hash_part, store_dir))
+        return self._ask_responsive(hash_part, store_dir)
+
+    def _ask_responsive(self, hash_part: str, store_dir: str) -> PathInfo:
+        """Ask the stores, together with all requests for the same path, except those that wait for a store that sends nothing."""
+        unresponsive = self._unresponsive()
+        while True:
+            try:
+                return self._flights.do(
+                    (store_dir, hash_part, unresponsive), partial(self._ask_all, hash_part, store_dir)
+                )
+            except StoreUnresponsive:
+                before, unresponsive = unresponsive, self._unresponsive()
+                if not unresponsive > before or len(unresponsive) == len(self._substituters):
+                    raise
+
+    def _unresponsive(self) -> frozenset[str]:
+        return frozenset(each.url for each in self._substituters if self._waits.is_full(each.url))
 
     def sources(self, info: PathInfo) -> Iterator[PathInfo]:
         """Yield a PathInfo for each store that can send the NAR: ``info`` itself, then those of other stores with the same NAR.
 
-        ``info`` comes last if its store is paused, or if the NAR from its store was wrong or missing recently.
+        ``info`` comes last if its store is paused or unresponsive, or if the NAR from its store was wrong or missing recently.
         """
-        own_last = self.is_paused(info) or self._is_demoted(info.store.url, info.narinfo.store_path.hash_part)
+        url = info.store.url
+        is_demoted = self._is_demoted(url, info.narinfo.store_path.hash_part)
+        own_last = self.is_paused(info) or self._waits.is_full(url) or is_demoted
         if not own_last:
             yield info
         yield from self._others(info)
@@ -111,7 +136,12 @@ class Lookup:
                 yield other
 
     def demote(self, info: PathInfo, failure: NarcoreError) -> None:
-        """Note that the NAR could not be read, or does not match its narinfo: other substituters are asked first for a while."""
+        """Note that the NAR could not be read, or does not match its narinfo: other substituters are asked first for a while.
+
+        Ignores StoreUnresponsive: the NAR was not requested.
+        """
+        if isinstance(failure, StoreUnresponsive):
+            return
         store_path = info.narinfo.store_path
         is_wrong = isinstance(failure, IntegrityError)
         seconds = WRONG_NAR_SECONDS if is_wrong else FAILED_NAR_SECONDS
@@ -186,6 +216,9 @@ class Lookup:
 
     def _combined_error(self, failures: list[NarcoreError]) -> NarcoreError:
         """Return the error to raise if no substituter has the path and some failed."""
+        refused = next((failure for failure in failures if isinstance(failure, StoreUnresponsive)), None)
+        if refused is not None:
+            return refused
         store_errors = [failure for failure in failures if isinstance(failure, StoreError)]
         if len(self._substituters) == 1 or not store_errors:
             return failures[0]

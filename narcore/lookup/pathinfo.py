@@ -76,6 +76,11 @@ class PathInfo:
         """The key of the NAR in the disk cache."""
         return NarKey(self.narinfo.nar_hash.nix32, self.narinfo.nar_size)
 
+    @property
+    def nar_source(self) -> str:
+        """What is fetched to get the NAR. If it is damaged, another file with the same NAR may still be correct."""
+        return f"{self.store.url} {self.narinfo.url} {self.narinfo.compression}"
+
     def to_json(self) -> dict[str, object]:
         """Return the fields of nix path-info --json (see narinfo_json), and three fields about its source and trust.
 

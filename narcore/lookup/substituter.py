@@ -6,16 +6,25 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from functools import partial
 from typing import Self, TypeVar
 from urllib.parse import parse_qs
 
 from narcore.concurrency.background import call_in_background
-from narcore.errors import FileNotInStore, NarcoreError, SettingsError, StoreError, StoreUnavailable
+from narcore.errors import (
+    FileNotInStore,
+    NarcoreError,
+    SettingsError,
+    StoreError,
+    StoreUnavailable,
+    StoreUnresponsive,
+)
 from narcore.formats.cacheinfo import CacheInfo
 from narcore.lookup.breaker import CircuitBreaker
 from narcore.stores import open_store
 from narcore.stores.base import BinaryCacheStore, read_file
 from narcore.stores.traced import TracedStore
+from narcore.stores.waits import CountedStore, StoreWaits
 from narcore.trace import Trace, silent
 
 log = logging.getLogger("narcore.lookup")
@@ -45,12 +54,21 @@ class Substituter:
         priority: int | None = None,
         trusted: bool = False,
         clock: Callable[[], float] = time.monotonic,
+        run_check: Callable[[Callable[[], None]], object] = call_in_background,
+        waits: StoreWaits | None = None,
     ) -> None:
-        self.store = store
+        """Create a substituter. ``run_check`` runs the check of a store that keeps failing, without delaying the request.
+
+        ``waits`` limits how many requests wait for the store while it sends nothing.
+        """
+        self._waits = waits or StoreWaits()
+        self.store = store if waits is None else CountedStore(store, waits)
         self.trusted = trusted
+        self.is_only = False  # whether there is no other store to ask instead; set by Lookup
         self._priority = priority
         self._clock = clock
         self._breaker = CircuitBreaker(store.url, clock)
+        self._run_check = run_check
         self._last_failure: StoreError | None = None
         self._calls = threading.BoundedSemaphore(CALLS_AT_ONCE)
         self._lock = threading.Lock()
@@ -60,13 +78,13 @@ class Substituter:
         self._info_requested_at = self._ask_again_at = 0.0
 
     @classmethod
-    def open(cls, url: str, *, trace: Trace = silent) -> Self:
+    def open(cls, url: str, *, trace: Trace = silent, waits: StoreWaits | None = None) -> Self:
         """Open the store at ``url``, whose query parameters ``priority`` and ``trusted`` are read here. Raises SettingsError."""
         parameters = parse_qs(url.partition("?")[2], keep_blank_values=True)
         store = open_store(url)
         if trace is not silent:
             store = TracedStore(store, trace)
-        return cls(store, priority=_priority(parameters), trusted=_flag(parameters, "trusted"))
+        return cls(store, priority=_priority(parameters), trusted=_flag(parameters, "trusted"), waits=waits)
 
     @property
     def url(self) -> str:
@@ -152,7 +170,7 @@ class Substituter:
         return self._breaker.is_open
 
     def read(self, path: str, limit: int) -> bytes:
-        """Return the contents of a small file. Raises StoreError.
+        """Return the contents of a small file. Raises StoreError, and StoreUnresponsive if too many requests wait for the store.
 
         While the circuit breaker is open, the exception has the class of the store's last error.
         """
@@ -160,12 +178,14 @@ class Substituter:
             kind = type(self._last_failure) if self._last_failure else StoreUnavailable
             raise kind(f"circuit breaker is open; not asking {self.url}; last error: {self._last_failure}")
         try:
-            content = read_file(self.store, path, limit)
+            content = self._waits.call(self.url, partial(read_file, self.store, path, limit))
+        except StoreUnresponsive:
+            raise  # the store has not failed yet: another request waits for it, and will report how that ends
         except StoreUnavailable as failure:
             # A copy has no traceback, which would keep the data that was being read.
             self._last_failure = copy.copy(failure)
             log.warning("%s", failure)
-            self._breaker.failed()
+            self._count_failure(failure, path)
             raise
         except FileNotInStore:
             self._breaker.succeeded()
@@ -173,20 +193,60 @@ class Substituter:
         self._breaker.succeeded()
         return content
 
+    def _count_failure(self, failure: StoreUnavailable, path: str) -> None:
+        if not self._is_failure_of_store(failure):
+            self._breaker.succeeded()
+        elif self._breaker.failed(None if failure.is_unreachable else path):
+            try:
+                self._run_check(self._check_store)
+            except RuntimeError:  # the system allows no more threads
+                self._check_store()
+
+    def _is_failure_of_store(self, failure: StoreUnavailable) -> bool:
+        """Return whether the failure may open the circuit breaker.
+
+        An only store is asked as long as it can be reached: to pause it would also refuse the files that it can send.
+        """
+        return failure.is_unreachable or not self.is_only
+
+    def _check_store(self) -> None:
+        """Request nix-cache-info, to distinguish a failing store from failing files."""
+        try:
+            read_file(self.store, "nix-cache-info", CACHE_INFO_LIMIT)
+        except StoreUnavailable as failure:
+            if self._is_failure_of_store(failure):
+                self._breaker.check_failed()
+                return
+        except StoreError:  # for example FileNotInStore: any other answer shows that the store works
+            pass
+        self._breaker.succeeded()
+
     def soon(self, call: Callable[[], T]) -> Callable[[], T]:
         """Begin a call to the store in a background thread. Returns a function that waits for it and returns its result.
 
-        If too many calls to this store are running, the call begins only when its result is requested.
+        If too many calls to this store are running, or too many requests wait for it, the call begins only when its result is
+        requested.
         """
-        if not self._calls.acquire(blocking=False):
+        if self._waits.is_full(self.url) or not self._calls.acquire(blocking=False):
             return call
+        thread: list[int] = []
+
+        def run() -> T:
+            thread.append(threading.get_ident())
+            return call()
+
         try:
-            flight = call_in_background(call)
+            flight = call_in_background(run)
         except RuntimeError:  # the system allows no more threads
             self._calls.release()
             return call
         flight.add_done_callback(lambda _flight: self._calls.release())
-        return flight.result
+
+        def result() -> T:
+            self._waits.wait(flight, lambda: thread[0] if thread else None)
+            return flight.result()
+
+        return result
 
 
 def _priority(parameters: dict[str, list[str]]) -> int | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from narcore.cache.cached import CachedBytes
 from narcore.cache.fill import FillBytes
 from narcore.concurrency.closing import close, stage
-from narcore.errors import CacheFailure, CompressionError, IntegrityError, NarcoreError, StoreError
+from narcore.errors import CacheFailure, CompressionError, IntegrityError, NarcoreError, StoreError, StoreUnresponsive
 from narcore.formats.listing import ListingBuilder, NarListing, Node, contents_prefix
 from narcore.formats.nar.parser import NarParser
 from narcore.nars.accessor import NarBytes
@@ -124,7 +124,7 @@ class CachedOrStreamed:
             for chunk in self._cached:
                 yield chunk
                 sent += len(chunk)
-        except CacheFailure:
+        except (CacheFailure, StoreUnresponsive):  # a stream may come from another store
             if self._strict:
                 raise
             yield from self._stream(start, sent, stop)

@@ -15,7 +15,7 @@ from functools import partial
 from narcore.cache.cached import CachedBytes
 from narcore.cache.fill import Fill, FillBytes
 from narcore.cache.narcache import NarCache
-from narcore.errors import CacheFailure, NarcoreError
+from narcore.errors import CacheFailure, NarcoreError, StoreUnresponsive
 from narcore.formats.listing import NarListing, Node
 from narcore.formats.nar.parser import parse_nar
 from narcore.lookup.pathinfo import PathInfo
@@ -24,6 +24,7 @@ from narcore.nars.fallbacks import CachedOrStreamed, PartOrElsewhere, Streamed, 
 from narcore.nars.opennar import ArrivingNar
 from narcore.nars.remoteparts import RemoteParts
 from narcore.nars.wholenar import NarStreams
+from narcore.stores.waits import StoreWaits
 from narcore.trace import Trace
 
 OnListing = Callable[[PathInfo, NarListing], None]
@@ -46,7 +47,14 @@ class NarSource:
     """Bytes and listings of NARs, for ``BinaryCache``. With ``strict``, only bytes of completely verified NARs are returned."""
 
     def __init__(
-        self, streams: NarStreams, cache: NarCache | None, *, strict: bool, trace: Trace, on_other_listing: OnListing
+        self,
+        streams: NarStreams,
+        cache: NarCache | None,
+        *,
+        strict: bool,
+        trace: Trace,
+        on_other_listing: OnListing,
+        waits: StoreWaits,
     ) -> None:
         """``on_other_listing`` is called with the listing of a NAR if the listing that its store sent is wrong."""
         self._on_other_listing = on_other_listing
@@ -54,6 +62,7 @@ class NarSource:
         self._cache = cache
         self._strict = strict
         self._trace = trace
+        self._waits = waits
         self._remote = RemoteParts()
 
     # --- listings
@@ -63,7 +72,7 @@ class NarSource:
         if self._cache:
             try:
                 return self._filled_listing(self._cache, info)
-            except CacheFailure:
+            except (CacheFailure, StoreUnresponsive):
                 if self._strict:
                     raise
         return NarListing.from_events(parse_nar(self._streams.open(info), contents=False))
@@ -90,10 +99,16 @@ class NarSource:
             fill.leave()
 
     def _fill(self, cache: NarCache, info: PathInfo) -> Fill:
-        """Join the running fill, or start a new one."""
-        return cache.joinable(info.nar_key) or cache.fill(
-            info.nar_key, partial(self._streams.open, info), source=info.store.url
-        )
+        """Join the running fill, or start a new one. Raises StoreUnresponsive if too many requests wait for the store."""
+        fill = self._joinable(cache, info)
+        if fill is None:
+            self._waits.check_store(info.store.url)
+            fetch = partial(self._streams.open, info)
+            fill = cache.fill(info.nar_key, fetch, source=info.nar_source, store=info.store.url)
+        return fill
+
+    def _joinable(self, cache: NarCache, info: PathInfo) -> Fill | None:
+        return cache.joinable(info.nar_key, source=info.nar_source)
 
     # --- NARs held open
 
@@ -122,7 +137,7 @@ class NarSource:
         if self._cache is None:
             return self._uncached(info, known, node, start, stop)
         # Look for a fill first, and then on the disk: if a fill ends between the two checks, the NAR is on the disk.
-        fill = self._cache.joinable(info.nar_key)
+        fill = self._joinable(self._cache, info)
         if fill is None:
             cached = self._cached(self._cache, info, known, start, stop)
             if cached is not None:
@@ -133,7 +148,7 @@ class NarSource:
                 return "range", self._part(part, info, known, node, start, stop)
         try:
             fill = fill or self._fill(self._cache, info)
-        except CacheFailure:
+        except (CacheFailure, StoreUnresponsive):  # a stream may come from another store
             if self._strict:
                 raise
             return self._uncached(info, known, node, start, stop)

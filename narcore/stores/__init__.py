@@ -8,6 +8,7 @@
     local      a directory
     memory     in memory, for tests and demonstrations
     traced     TracedStore: emits a trace event for each file
+    waits      StoreWaits: limits how many threads wait for a store that sends nothing
     names      converts the path in a narinfo to file names
     cafile     the certificate authorities that are trusted
 """

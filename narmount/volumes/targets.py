@@ -12,15 +12,17 @@ from narmount.volumes.errors import VolumeRefused
 # the options of overlayfs, which must fit into a page. Docker's names of anonymous volumes have 64.
 ID_MAX = 200
 
-_ID = re.compile(r"[A-Za-z0-9._-]+")
+# The first character: a name like -rf could be taken for an option by other programs, and a hidden directory is easily overlooked.
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _PATH_MAX = 4095  # path_resolution(7), without the NUL
 
 
 def check_id(volume_id: str) -> str:
     """Return a valid volume id. Raises VolumeRefused."""
-    if not _ID.fullmatch(volume_id) or len(volume_id) > ID_MAX or volume_id in (".", ".."):
+    if not _ID.fullmatch(volume_id) or len(volume_id) > ID_MAX:
         raise VolumeRefused(
-            f"{shown(volume_id)} can't be the id of a volume; use at most {ID_MAX} letters, digits, . _ and -"
+            f"{shown(volume_id)} can't be the id of a volume; use at most {ID_MAX} letters, digits, . _ and -, "
+            "and begin with a letter, a digit or _"
         )
     return volume_id
 

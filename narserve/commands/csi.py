@@ -18,6 +18,7 @@ from narmount.fuse.mountinfo import mounts
 from narmount.metrics import check_metrics, serve_metrics, volume_metrics
 from narmount.volumes import OverlayFlusher, Volume, Volumes
 from narmount.volumes.caches import parse_caches
+from narserve.session.pluginoptions import cache_option, json_option, metrics_option, run_dir_option
 from narserve.session.session import read_settings
 from narserve.terminal.exits import NO, TROUBLE
 from narserve.terminal.statusoutput import STATUS_SECONDS, cache_statuses, plugin_text, print_status
@@ -55,7 +56,7 @@ when the plugin stops or restarts.
 
 
 @click.command(short_help="Run the CSI plugin for Kubernetes, or show its status.", help=HELP)
-@click.option("--cache", "caches", multiple=True, metavar="NAME=DIR", help="A mount that volumes can show; repeatable.")
+@cache_option
 @click.option("--driver-name", default=DRIVER_NAME, show_default=True, help="The name of the CSIDriver object.")
 @click.option(
     "--endpoint",
@@ -88,16 +89,14 @@ when the plugin stops or restarts.
     show_default=True,
     help="The directory for the state of volumes and for the files that pods write. It must be on ext4, xfs or similar.",
 )
-@click.option("--run-dir", metavar="DIR", help="The directory of the control sockets of mounts.  [env: NAR_RUN_DIR]")
-@click.option(
-    "--metrics", metavar="[HOST]:PORT", default="", help="Serve Prometheus metrics on this address, at /metrics."
-)
+@run_dir_option
+@metrics_option
 @click.option(
     "--status",
     is_flag=True,
     help="Show the status of the running plugin; the exit code is 1 if it is not ready, and 3 if it does not answer.",
 )
-@click.option("--json", "as_json", is_flag=True, help="With --status: print a JSON object.")
+@json_option
 def csi(
     caches: tuple[str, ...],
     driver_name: str,

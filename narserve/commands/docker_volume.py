@@ -19,6 +19,7 @@ from narmount.docker.service import Service, ask, block_signals, sole_owner, wai
 from narmount.metrics import check_metrics, serve_metrics, volume_metrics
 from narmount.volumes import OverlayFlusher, Volumes
 from narmount.volumes.caches import parse_caches
+from narserve.session.pluginoptions import cache_option, json_option, metrics_option, run_dir_option
 from narserve.session.session import read_settings
 from narserve.terminal.statusoutput import STATUS_SECONDS, cache_statuses, local_time, plugin_text, print_status
 
@@ -48,7 +49,7 @@ in {STATE_DIR}. Running containers are not affected when the plugin stops or res
 
 
 @click.command("docker-volume", short_help="Run the Docker volume plugin, or show its status.", help=HELP)
-@click.option("--cache", "caches", multiple=True, metavar="NAME=DIR", help="A mount that volumes can show; repeatable.")
+@cache_option
 @click.option(
     "--socket",
     "path",
@@ -64,12 +65,10 @@ in {STATE_DIR}. Running containers are not affected when the plugin stops or res
     show_default=True,
     help="The directory of the volumes.",
 )
-@click.option("--run-dir", metavar="DIR", help="The directory of the control sockets of mounts.  [env: NAR_RUN_DIR]")
-@click.option(
-    "--metrics", metavar="[HOST]:PORT", default="", help="Serve Prometheus metrics on this address, at /metrics."
-)
+@run_dir_option
+@metrics_option
 @click.option("--status", is_flag=True, help="Show the caches and volumes of the running plugin.")
-@click.option("--json", "as_json", is_flag=True, help="With --status: print a JSON object.")
+@json_option
 def docker_volume(
     caches: tuple[str, ...],
     path: Path,

@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes, urlsplit
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
@@ -113,6 +114,19 @@ class LoggedRequestHandler(WSGIRequestHandler):
     # HTTP/1.1 for chunked bodies: with HTTP/1.0, a truncated response without a length looks complete. Werkzeug closes the
     # connection after each response, so after a reload no client is still connected to the old code.
     protocol_version = "HTTP/1.1"
+
+    def run_wsgi(self) -> None:
+        if self.request_version < "HTTP/1.1":  # RFC 9112 7.1: such a client can't read chunks
+            self.protocol_version = "HTTP/1.0"
+        super().run_wsgi()
+
+    def make_environ(self) -> WSGIEnvironment:
+        """Decode the path to bytes, as PEP 3333 requires. Werkzeug decodes it to text, and replaces what is not UTF-8."""
+        environ = super().make_environ()
+        url = urlsplit(self.path)
+        path = url.path if url.scheme or not url.netloc else f"/{url.netloc}{url.path}"
+        environ["PATH_INFO"] = unquote_to_bytes(path.encode("latin-1")).decode("latin-1")
+        return environ
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Do nothing: RequestLog prints the line when the response has ended."""

@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from narcore.errors import CapacityError, CorruptStream, FormatError, IntegrityError, SettingsError
@@ -63,15 +63,21 @@ class Destination:
                     errno.EEXIST, "was created by another program meanwhile; remove it first", self.path
                 )
             os.rename(ROOT, self.name, src_dir_fd=fd, dst_dir_fd=self.parent_fd)
-            os.rmdir(staging, dir_fd=self.parent_fd)
+            self._remove(staging)
         except _BAD:
-            shutil.rmtree(staging, dir_fd=self.parent_fd)
+            shutil.rmtree(ROOT, ignore_errors=True, dir_fd=fd)
+            self._remove(staging)
             raise
         except BaseException:
             print_message(f"the partial copy is kept in {self._shown(staging)}; run the same command to continue")
             raise
         finally:
             os.close(fd)
+
+    def _remove(self, staging: bytes) -> None:
+        """Remove the empty staging directory. Something that another program has put in its place is left alone."""
+        with suppress(OSError):
+            os.rmdir(staging, dir_fd=self.parent_fd)
 
     def _open(self, staging: bytes) -> int:
         while True:

@@ -4,6 +4,7 @@ import errno
 import socket
 from collections.abc import Mapping
 
+MAX_PORT = 65535
 BACKLOG = 2048  # connections that wait to be accepted; the kernel may lower it
 
 
@@ -30,7 +31,7 @@ def address_setting(environ: Mapping[str, str]) -> str:
 def explain(error: OSError, host: str, port: int, setting: str) -> str:
     """Return a message for an error of ``listen``, with advice that uses ``setting``: "PORT", "HTTP_ADDR" or "--listen"."""
     if error.errno == errno.EADDRINUSE:
-        advice = _assignment(setting, host, port + 1)
+        advice = _assignment(setting, host, port + 1 if port < MAX_PORT else port - 1)
         return f"port {port} is already in use; stop the program that uses it, or choose another port: {advice}"
     if error.errno == errno.EACCES:
         return f"no permission to listen on port {port}; choose a port above 1023: {_assignment(setting, host, 8383)}"

@@ -1,9 +1,10 @@
-"""The sources that a command reads: the stores of ``--store``, or a running nar-serve (an *instance*).
+"""The options that commands share, and the sources that they read: the stores of ``--store``, or an *instance* (a running nar-serve).
 
 ::
 
     target           parses the PATH argument
     session          opens the stores and instances that options and targets name
     instance         HTTP client of a running nar-serve
+    pluginoptions    options of the volume plugins
     instancestore    a running nar-serve as a store
 """

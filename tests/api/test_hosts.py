@@ -28,6 +28,7 @@ SITE: dict[str, Tree] = {
     "itself": link(f"{store_path('site')}/docs"),
     "etc": link("/etc/passwd"),
     "healthz": b"not ours",
+    "-": {"static": {"style.css": b"of the NAR"}},
     "nix": {"store": {"x": b"deep"}},
 }
 SITE_HOST, OTHER_HOST = f"{hash_part('site')}.{DOMAIN}", f"{hash_part('other')}.{DOMAIN}"
@@ -54,6 +55,8 @@ def test_a_host_serves_the_files_of_its_store_path(wire: Wire) -> None:
     assert wire.get("/docs/a%20b%25.txt", SITE_HOST).body == b"text"
     assert wire.get("/healthz", SITE_HOST).body == b"not ours"
     assert wire.get("/nix/store/x", SITE_HOST).body == b"deep"
+    assert wire.get("/-/static/style.css", SITE_HOST).body == b"of the NAR"
+    assert wire.get("/-/static/script.js", SITE_HOST).status == 404
     assert wire.get("/", SITE_HOST).body == b"<!doctype html><p>home"
     assert wire.get("/", f"{hash_part('file')}.{DOMAIN}").body == b"one"
     assert wire.get("/bin/hello", SITE_HOST, Range="bytes=2-4").body == b"/bi"
@@ -115,7 +118,10 @@ def test_the_links_of_a_page_work(wire: Wire) -> None:
     statics = {href for href in hrefs if "/-/static/" in href}
     assert len(statics) == 3, "style sheet, script and icon"
     for href in statics:
-        assert wire.get(href, SITE_HOST).status == 200
+        assert wire.get(href.removeprefix(f"//{DOMAIN}"), DOMAIN).status == 200
+    policy = page.headers["Content-Security-Policy"]
+    for kind in ("style", "script", "img"):
+        assert f"{kind}-src 'self' {DOMAIN};" in policy
     for href in hrefs - statics:
         url = urljoin(f"http://{SITE_HOST}/", href)
         host, _, path = url.removeprefix("http://").partition("/")
@@ -134,15 +140,30 @@ def test_the_links_of_a_page_work(wire: Wire) -> None:
         "",
         "-",
         "\u00e9".encode().decode("latin-1"),
+        "foo_bar",
+        "%00",
+        "a b",
+        f"user@{hash_part('site')}",
+        f"{hash_part('site')}_",
     ],
 )
 def test_a_host_that_is_not_a_hash_is_not_found(wire: Wire, label: str) -> None:
     got = wire.get("/bin/hello", f"{label}.{DOMAIN}", Accept="text/html")
     assert got.status == 404
     assert "#!/bin/sh" not in got.text
-    for href in re.findall(r'"(/-/static/[^"]+)"', got.text):
-        # Flask has no routes for an invalid host name.
-        assert not label or wire.get(href, f"{label}.{DOMAIN}").status == 200
+    statics = re.findall(rf'"//{DOMAIN}(/-/static/[^"]+)"', got.text)
+    assert len(statics) == 3
+    for href in statics:
+        assert wire.get(href, DOMAIN).status == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/healthz", "/readyz", "/robots.txt", "/openapi.json", "/-/static/style.css", str(store_path("site"))]
+)
+def test_every_url_answers_options_with_nosniff(wire: Wire, path: str) -> None:
+    got = wire.get(path, DOMAIN, "OPTIONS")
+    assert (got.status, got.headers["Allow"]) == (204, "GET, HEAD, OPTIONS")
+    assert got.headers["X-Content-Type-Options"] == "nosniff"
 
 
 def test_the_host_of_a_missing_store_path_is_not_found(wire: Wire) -> None:
@@ -168,7 +189,7 @@ def test_the_host_of_a_missing_store_path_is_not_found(wire: Wire) -> None:
         f"{SITE_HOST}:x",
         f"{SITE_HOST}/x",
         f"{SITE_HOST}@evil",
-        f"user@{SITE_HOST}",
+        f"{SITE_HOST}..",
         "..",
         ":",
         "",
@@ -180,7 +201,7 @@ def test_every_other_host_is_the_shared_host(wire: Wire, host: str | None) -> No
     """No response repeats the Host header, and every store path has its sandbox."""
     health = wire.get("/healthz", host)
     if health.status == 400:  # Werkzeug rejects an invalid host name
-        assert host in ("..", "a" * 3000)
+        assert host in ("..", f"{SITE_HOST}..", "a" * 3000)
         return
     assert health.body == b"OK\n"
     assert wire.get("/bin/hello", host).status == 404
@@ -205,8 +226,8 @@ def test_links_to_all_hosts_have_script_name(app: "WSGIApplication") -> None:
         assert wire.get("/prod/other/x", SITE_HOST).location == f"//{OTHER_HOST}/prod/share/x"
         page = wire.get("/prod/?list", SITE_HOST).text
         assert f'"//{DOMAIN}/prod{store_path("other")}/share"' in page
-        (style,) = re.findall(r'"(/prod/-/static/style.css[^"]*)"', page)
-        assert wire.get(style, SITE_HOST).status == 200
+        (style,) = re.findall(rf'"//{DOMAIN}(/prod/-/static/style.css[^"]*)"', page)
+        assert wire.get(style, DOMAIN).status == 200
         for host in (
             "evil.example",
             SITE_HOST,

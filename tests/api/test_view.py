@@ -1,22 +1,32 @@
 """The page of a file: what it shows of each kind of file, how much of the file it reads, and that nothing in it is executed."""
 
 import re
+import resource
 import struct
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import Markup
 
 from api.responses.fileview import DERIVATION_LIMIT, HEX_PAGE, TEXT_PAGE, view_response
 from api.view.elf import elf_facts
 from api.view.filepage import FilePage
-from api.view.source import lines_of
-from api.view.storelinks import StoreLinks, visible
+from api.view.highlighter import Highlighter
+from api.view.source import highlighted_lines, language_of, normalized
+from api.view.storelinks import StoreLinks
 from narcore.errors import TruncatedStream
 from tests.api.support import Answer, Headers, Source, answer, file_node, ref, request
 from tests.api.test_listings import HOSTILE, Page
+
+HIGHLIGHTER = Highlighter(threads=32)
+
+# Highlighting it takes 20 s of CPU time.
+SLOW = b"<!--\n" * 24_000
 
 BASH = f"/nix/store/{'1' * 32}-bash-5.2"
 DRV = (
@@ -31,12 +41,13 @@ def view(
     query: str = "?view",
     headers: Headers | None = None,
     source: Source | None = None,
+    highlighter: Highlighter = HIGHLIGHTER,
 ) -> Answer:
     source = source or Source(data, piece=10_000)
     path = name.replace("?", "%3F").replace("#", "%23").encode("utf-8", "surrogateescape").decode("latin-1")
     result = answer(
         request(f"/nix/store/x/{query}", headers=headers, environ={"PATH_INFO": f"/nix/store/x/{path}"}),
-        lambda req: view_response(req, file_node(name, len(data)), ref(name), source.read, prefix="/prod"),
+        lambda req: view_response(req, file_node(name, len(data)), ref(name), source.read, highlighter, prefix="/prod"),
     )
     assert source.open == 0
     return result
@@ -83,13 +94,14 @@ def test_invisible_characters_are_named() -> None:
     assert shown("a\u202eb\x1b[1m\tc\n".encode()) == ["a⟨U+202E RIGHT-TO-LEFT OVERRIDE⟩b⟨1B⟩[1m\tc"]
 
 
-@given(st.text(max_size=40), st.sampled_from(["a.py", "a.c", "a.html", "a.nix", "a.sh", "a.md", "a.diff", ""]))
+@given(st.text(max_size=40), st.sampled_from(["a.py", "a.c", "a.html", "a.nix", "a.sh", "a.md", "a.diff"]))
 def test_highlighting_loses_no_line_and_adds_no_tag_from_the_text(text: str, name: str) -> None:
-    lines = lines_of(text, StoreLinks("/nix/store", ""), name)
+    text = normalized(text)
+    language = language_of(name, text)
+    assert language is not None
+    lines = highlighted_lines(text, StoreLinks("/nix/store", ""), language)
     plain = [re.sub("<[^>]*>", "", line) for line in lines]
-    expected = visible(text.replace("\r\n", "\n").replace("\r", "\n")).removesuffix("\n").split("\n")
-    unescaped = [line.unescape() for line in map(type(lines[0]), plain)]
-    assert unescaped == expected
+    assert [Markup(line).unescape() for line in plain] == text.split("\n")
     assert set(re.findall("<[^>]*>", "".join(lines))) <= {f'<span class="{c}">' for c in "cksmdft"} | {"</span>"}
 
 
@@ -179,10 +191,55 @@ def test_a_long_derivation_is_shown_as_text() -> None:
     assert sum(stop - start for start, stop in source.reads) <= TEXT_PAGE
 
 
-def test_the_first_line_is_parsed_in_linear_time() -> None:
-    start = time.monotonic()
-    lines_of("#!" + "/" * 100_000 + " ", StoreLinks("/nix/store", ""), "run")
-    assert time.monotonic() - start < 1, "the regular expression backtracks quadratically"
+def test_a_page_that_takes_too_long_is_plain_text_and_not_stored() -> None:
+    highlighter = Highlighter(threads=1, seconds=0.3)
+    for _ in range(2):  # not remembered
+        before = cpu_time_of_children()
+        result = view(SLOW, "a.html", highlighter=highlighter)
+        assert 0.2 < cpu_time_of_children() - before < 1
+        assert (result.status, result.body) == (200, SLOW.removesuffix(b"\n"))
+        assert result.headers["Content-Type"] == "text/plain; charset=utf-8"
+        assert result.headers["Cache-Control"] == "no-store"
+        assert result.headers["X-Content-Type-Options"] == "nosniff"
+        assert not {"ETag", "Expires", "Last-Modified"} & set(result.headers.keys())
+    assert "<span" in view(b"<a>", "a.html", highlighter=Highlighter(threads=1)).text
+
+
+def test_a_text_is_highlighted_once() -> None:
+    highlighter = Highlighter(threads=1)
+    first = view(b"import x\n", "a.py", highlighter=highlighter)
+    before = cpu_time_of_children()
+    assert view(b"import x\n", "a.py", highlighter=highlighter).text == first.text
+    assert cpu_time_of_children() == before
+    other = view(b"import y\n", "a.py", highlighter=highlighter)
+    assert "y" in other.text, "other bytes under the same URL and ETag"
+    assert other.headers["ETag"] == first.headers["ETag"]
+
+
+def test_a_page_of_line_breaks_is_made_quickly() -> None:
+    before = time.process_time()
+    assert view(b"\n" * TEXT_PAGE).text.count("<code>") == TEXT_PAGE
+    assert time.process_time() - before < 0.8
+
+
+def test_highlighting_uses_at_most_a_quarter_of_the_threads() -> None:
+    highlighter = Highlighter(threads=8, seconds=0.5)
+    start = threading.Barrier(12)
+
+    def visit(number: int) -> Answer:
+        start.wait()
+        return view(SLOW + b"%d" % number, "a.html", highlighter=highlighter)
+
+    before = cpu_time_of_children()
+    with ThreadPoolExecutor(12) as pool:
+        results = list(pool.map(visit, range(12)))
+    assert {result.headers["Cache-Control"] for result in results} == {"no-store"}
+    assert cpu_time_of_children() - before < 1.5, "more than two children of 0.5 s"
+
+
+def cpu_time_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def test_a_file_in_nix_support_lists_its_store_paths() -> None:

@@ -20,6 +20,7 @@ from tests.bench.serving import readers, warm
 from tests.bench.setup import Setup
 from tests.bench.slowclients import slowclients
 from tests.bench.unpack import unpack
+from tests.bench.viewing import viewing
 
 BENCHES: Mapping[str, Callable[[Setup], Iterator[Row]]] = {
     bench.__name__: bench
@@ -36,13 +37,14 @@ BENCHES: Mapping[str, Callable[[Setup], Iterator[Row]]] = {
         readers,
         fill,
         slowclients,
+        viewing,
         mount,
     )
 }
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "main": ("unpack", "archives", "directory", "parser", "memory", "imports", "firstbyte"),
     "cache": ("warm", "readers", "fill"),
-    "server": ("slowclients",),
+    "server": ("slowclients", "viewing"),
     "lambda": ("coldstart",),
     "volume": ("mount",),
 }

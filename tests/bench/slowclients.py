@@ -43,7 +43,7 @@ def slowclients(setup: Setup) -> Iterator[Row]:
 
 def _measure(what: str, port: int, processes: list[int], path: str, *, goal: bool) -> Iterator[Row]:
     with _slow_clients(port, path) as unanswered:
-        probes = sorted(_probe(port) for _ in range(PROBES))
+        probes = sorted(probe(port) for _ in range(PROBES))
         rss = sum(status_of(pid, "VmRSS") for pid in processes)
     yield at_most(
         f"{what}: of {CLIENTS} slow clients, without a response after {START_TIMEOUT:g} s",
@@ -61,7 +61,7 @@ def _measure(what: str, port: int, processes: list[int], path: str, *, goal: boo
     yield at_most(f"{what}: total PSS", sum(map(_pss, processes)) / MB, "MB")
 
 
-def _probe(port: int) -> float:
+def probe(port: int) -> float:
     """Return the seconds for a request on a new connection, which times out after 1 second."""
     started = time.perf_counter()
     try:

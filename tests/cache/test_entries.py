@@ -221,8 +221,13 @@ def as_nobody() -> Iterator[Path]:
 
 
 class TestPrivacy:
-    @pytest.mark.parametrize(("mode", "accepted"), [(0o700, True), (0o755, True), (0o777, False), (0o1777, False)])
-    def test_directory_that_all_users_may_write_to_is_rejected(self, tmp_path: Path, mode: int, accepted: bool) -> None:
+    @pytest.mark.parametrize(
+        ("mode", "accepted"),
+        [(0o700, True), (0o755, True), (0o777, False), (0o1777, False), (0o775, False), (0o2770, False)],
+    )
+    def test_directory_that_others_or_a_group_may_write_to_is_rejected(
+        self, tmp_path: Path, mode: int, accepted: bool
+    ) -> None:
         tmp_path.chmod(mode)
         if accepted:
             check_private(tmp_path)

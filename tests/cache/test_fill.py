@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from narcore.cache import failures, narcache, part
+from narcore.cache import failures, narcache, pace, part
 from narcore.cache import fill as fill_module
 from narcore.cache.errors import LeaderGaveUp
 from narcore.cache.fill import Fill
@@ -53,6 +53,12 @@ def small_scale(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def available(fill: Fill) -> int:
     return fill._available
+
+
+def take_slot(fill: Fill, source: Source) -> None:
+    """Let the first chunk of a gated source arrive, and wait until the fill has a slot."""
+    source.allow(source.chunk)
+    until(lambda: available(fill) == source.chunk)
 
 
 class TestReading:
@@ -173,19 +179,19 @@ class TestJoiningAndLeaving:
         assert continues or names(directory) == set()
         assert cache.counters._pending["failure"] == 0
 
-    def test_fill_without_readers_does_not_start_when_it_gets_a_slot(
-        self, make_cache: MakeCache, directory: Path
-    ) -> None:
+    def test_fill_without_readers_ends_when_it_gets_a_slot(self, make_cache: MakeCache, directory: Path) -> None:
         """Its readers left while it waited for a slot."""
         cache = make_cache(max_fills=1)
         first, second = Source(NAR, gated=True), Source(nar_of(NEARLY_DONE * 3))
         fill = cache.fill(first.key, first)
-        until(lambda: first.fetched == 1)
-        cache.fill(second.key, second).leave()
+        take_slot(fill, first)
+        waiting = cache.fill(second.key, second)
+        until(lambda: second.fetched == 1)
+        waiting.leave()
         first.allow()
         assert read_all(fill) == NAR
         until(lambda: descriptors(directory) == [])
-        assert (second.fetched, cache.is_cached(second.key)) == (0, False)
+        assert (second.closed, cache.is_cached(second.key)) == (1, False)
 
     def test_new_reader_after_a_fill_was_given_up_starts_another(self, cache: NarCache) -> None:
         source = Source(nar_of(NEARLY_DONE * 3), gated=True)
@@ -371,7 +377,7 @@ class TestFailure:
         one, two = make_cache(max_fills=1, patience=0.05), make_cache(max_fills=1, patience=0.05)
         first, second = Source(NAR, gated=True), Source(nar_of(1000, 1))
         fill = one.fill(first.key, first)
-        until(lambda: first.fetched == 1)
+        take_slot(fill, first)
         with pytest.raises(CapacityError) as raised:
             read_all(two.fill(second.key, second))
         assert not isinstance(raised.value, CacheFailure)
@@ -387,6 +393,45 @@ class TestFailure:
         for fill, source in zip(fills, sources, strict=True):
             assert read_all(fill) == source.nar
         assert [source.fetched for source in sources] == [1] * 6
+
+
+class TestSlowStores:
+    def test_fill_needs_no_slot_before_its_first_byte_arrives(self, make_cache: MakeCache) -> None:
+        cache = make_cache(max_fills=1, patience=0)
+        silent = [Source(nar_of(400_000, seed), gated=True) for seed in range(1, 5)]
+        waiting = [cache.fill(source.key, source) for source in silent]
+        until(lambda: all(source.fetched for source in silent))
+        quick = Source(NAR)
+        assert read_all(cache.fill(quick.key, quick)) == NAR
+        for fill, source in zip(waiting, silent, strict=True):
+            source.allow()
+            assert read_all(fill) == source.nar
+
+    @pytest.mark.parametrize("max_fills", [1, 2])
+    @pytest.mark.parametrize("drips", [True, False])
+    def test_slow_fills_give_their_slots_to_others_and_go_on(
+        self, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch, max_fills: int, drips: bool
+    ) -> None:
+        monkeypatch.setattr(pace, "SLOW_SECONDS", 0.1)
+        monkeypatch.setattr(pace, "SLOW_RATE", 1 << 20)
+        monkeypatch.setattr(part, "TICK_SECONDS", 0.01)
+        caches = make_cache(max_fills=max_fills, patience=3), make_cache(max_fills=max_fills, patience=0.3)
+        slow = [Source(nar_of(400_000, seed), gated=True, chunk=1000) for seed in range(1, 2 * max_fills + 1)]
+        fills = []
+        for source in slow:  # the second half of them gets the slots that the first half gives away
+            fills.append(caches[0].fill(source.key, source))
+            take_slot(fills[-1], source)
+            if drips:
+                source.allow(2 * source.chunk)
+        quick = Source(NAR)
+        with pytest.raises(CapacityError):  # as many slow fills as there are slots go on beside them, and no more
+            read_all(caches[1].fill(quick.key, quick))
+        slow[0].allow()
+        assert read_all(fills[0]) == slow[0].nar
+        assert read_all(caches[0].fill(quick.key, quick)) == NAR
+        for fill, source in zip(fills[1:], slow[1:], strict=True):
+            source.allow()
+            assert read_all(fill) == source.nar
 
 
 class TestTakeover:

@@ -4,14 +4,14 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
 
-from narcore.errors import NarError
+from narcore.errors import IntegrityError, NarError
 from narcore.formats.narinfo import NarInfo
-from narserve.get.staging import ROOT
+from narserve.get.staging import ROOT, destination
 from narserve.get.treewriter import TreeWriter
 from tests.builders import COMPRESS, Tree, binary_cache, hash_part, link, nar_info, store_path
 from tests.commands.running import InProcess, stored
@@ -152,6 +152,28 @@ def test_a_staging_directory_that_others_can_write_to_is_refused(cli: InProcess,
     shutil.rmtree(staging)
     staging.symlink_to(outside)
     assert cli("get", HASH).code == 3
+
+
+@pytest.mark.parametrize("error", [None, IntegrityError("wrong data"), OSError("disk full")])
+def test_a_staging_directory_that_is_swapped_for_a_link_is_not_followed(
+    tmp_path: Path, outside: Path, error: Exception | None
+) -> None:
+    """The data goes to, and comes from, the directory that was opened, and the caller sees its own error."""
+    with (
+        nullcontext() if error is None else pytest.raises(type(error), match=str(error)),
+        destination(str(tmp_path / "x"), "x") as goal,
+        goal.staged(b".staging") as fd,
+    ):
+        (tmp_path / ".staging").rename(tmp_path / "moved")
+        (tmp_path / ".staging").symlink_to(outside)
+        with closing(TreeWriter(fd)) as writer:
+            writer.directory(ROOT)
+            writer.file(b"f", executable=False, size=0).close()
+        if error is not None:
+            raise error
+
+    assert (tmp_path / "x/f").exists() is (error is None)
+    assert (tmp_path / ".staging").is_symlink()
 
 
 def test_a_dangling_link_at_the_destination_is_refused(cli: InProcess, staging: Path, outside: Path) -> None:

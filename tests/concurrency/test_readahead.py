@@ -1,6 +1,7 @@
 """Read-ahead in a thread."""
 
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -54,6 +55,22 @@ class TestReadAhead:
         ahead.close()
         assert (source.closed, threading.active_count()) == (1, before)
         assert source.read <= taken + 8  # reads ahead at most as far as the queue is long
+
+    def test_is_ready_waits_for_a_chunk_or_the_end_and_takes_nothing(self) -> None:
+        gate = threading.Event()
+
+        def source() -> Iterator[bytes]:
+            gate.wait(10)
+            yield b"x"
+
+        ahead = ReadAhead(source())
+        assert not ahead.is_ready(0.01)
+        gate.set()
+        assert ahead.is_ready(10)
+        assert ahead.is_ready(0)
+        assert list(ahead) == [b"x"]
+        assert ahead.is_ready(0)
+        ahead.close()
 
     def test_chunks_are_read_before_they_are_requested(self) -> None:
         source = self.Source(3)

@@ -101,6 +101,27 @@ def test_a_truncated_body_does_not_look_complete(server: Running, path: str) -> 
     )
 
 
+def raw(server: Running, request: bytes) -> tuple[bytes, bytes]:
+    """Return the head and the body of the response to a raw request."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(request)
+        head, _, body = b"".join(iter(lambda: connection.recv(4096), b"")).partition(b"\r\n\r\n")
+        return head, body
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_a_path_reaches_the_application_as_bytes(server: Running, version: bytes) -> None:
+    head, body = raw(server, b"GET /caf%FF/%C3%A9 HTTP/" + version + b"\r\nHost: x\r\n\r\n")
+    assert head.startswith(b"HTTP/" + version + b" 200 ")
+    assert body == b"answer 0 /caf\xff/\xc3\xa9"
+
+
+def test_a_client_of_http_1_0_gets_no_chunks(server: Running) -> None:
+    head, body = raw(server, b"GET /broken/chunked HTTP/1.0\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower()
+    assert body == b"x" * 100
+
+
 def test_each_request_logs_one_line(server: Running) -> None:
     server.get("/a%20name?list", "HEAD")
     with socket.create_connection(("127.0.0.1", server.port)) as raw:

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import count
 
 import brotli
 import pytest
@@ -38,6 +40,7 @@ GOOD = binary_cache({"hello": b"hello"})
 EMPTY = binary_cache({})
 INFO = "nix-cache-info"
 DOWN, SLOW, GONE = StoreUnavailable("down"), StoreTimeout("slow"), FileNotInStore("gone")
+UNREACHABLE = StoreUnavailable("refused", is_unreachable=True)
 
 
 class Clock:
@@ -236,15 +239,28 @@ def test_narinfo_may_be_compressed(compress: Callable[[bytes], bytes]) -> None:
 
 # --- circuit breaker
 
+FILES_BY_NUMBER = {f"{number}.narinfo": b"x" for number in range(100)}
 
-def breaker_of(store: FakeStore, clock: Clock) -> Callable[[], str]:
-    """Return a function that requests a small file and returns the result in a word, in parentheses if nothing was requested."""
-    substituter = Substituter(store, clock=clock)
+
+def at_once(check: Callable[[], None]) -> None:
+    check()
+
+
+def breaker_of(
+    store: FakeStore, clock: Clock, *, path: Callable[[int], str] = "{}.narinfo".format, is_only: bool = False
+) -> Callable[[], str]:
+    """Return a function that requests a small file and returns the result in a word, in parentheses if nothing was requested.
+
+    ``path`` returns the file for the number of the request.
+    """
+    substituter = Substituter(store, clock=clock, run_check=at_once)
+    substituter.is_only = is_only
+    numbers = count()
 
     def ask() -> str:
         before = len(store.asked)
         try:
-            substituter.read("x.narinfo", 1000)
+            substituter.read(path(next(numbers)), 1000)
         except StoreError as error:
             name = type(error).__name__
         else:
@@ -256,7 +272,7 @@ def breaker_of(store: FakeStore, clock: Clock) -> Callable[[], str]:
 
 @pytest.mark.parametrize("failure", [DOWN, SLOW])
 def test_breaker_opens_and_closes_with_growing_pauses(failure: StoreError) -> None:
-    clock, store = Clock(), FakeStore("a", {"x.narinfo": b"x"})
+    clock, store = Clock(), FakeStore("a", FILES_BY_NUMBER)
     ask = breaker_of(store, clock)
     name = type(failure).__name__
     store.failure = failure
@@ -289,22 +305,69 @@ def test_any_answer_of_the_store_resets_the_failures() -> None:
     assert ask() == "FileNotInStore"
 
 
+def test_one_failing_file_never_opens_the_breaker() -> None:
+    store = FakeStore("a", {})
+    store.failure = DOWN
+    ask = breaker_of(store, Clock(), path=lambda _number: "same.narinfo")
+    assert [ask() for _ in range(10 * FAILURES)] == ["StoreUnavailable"] * 10 * FAILURES
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_failing_files_open_the_breaker_only_if_nix_cache_info_fails_too(answers: bool) -> None:
+    class Failing(FakeStore):
+        def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
+            self.failure = None if path == INFO and answers else DOWN
+            return super().get_file(path, start, stop)
+
+    store = Failing("a", {INFO: b"StoreDir: /nix/store"})
+    ask = breaker_of(store, Clock())
+    found = [ask() for _ in range(2 * FAILURES)]
+    open_from = 2 * FAILURES if answers else FAILURES
+    assert found == ["StoreUnavailable"] * open_from + ["(StoreUnavailable)"] * (2 * FAILURES - open_from)
+    assert sum(path == INFO for _, path in store.asked) == (2 if answers else 1)
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize(
+    ("failure", "opens"),
+    [(DOWN, False), (SLOW, False), (UNREACHABLE, True), (StoreTimeout("no connection", is_unreachable=True), True)],
+)
+def test_breaker_of_an_only_store_opens_on_connection_errors_alone(
+    failure: StoreUnavailable, opens: bool, same: bool
+) -> None:
+    store = FakeStore("a", {})
+    store.failure = failure
+    ask = breaker_of(store, Clock(), is_only=True, path=lambda number: "same" if same else str(number))
+    name = type(failure).__name__
+    assert [ask() for _ in range(FAILURES + 1)] == [name] * FAILURES + [f"({name})" if opens else name]
+
+
+def test_trial_with_a_failing_file_closes_the_breaker_if_the_store_answers_again() -> None:
+    clock, store = Clock(), FakeStore("a", {})
+    ask = breaker_of(store, clock, is_only=True)
+    store.failure = UNREACHABLE
+    assert [ask() for _ in range(FAILURES + 1)][-1] == "(StoreUnavailable)"
+    clock.now += PAUSE_SECONDS
+    store.failure = DOWN
+    assert [ask() for _ in range(3)] == ["StoreUnavailable"] * 3
+
+
 def test_concurrent_failures_share_one_attempt() -> None:
     clock, store = Clock(), FakeStore("a", {"x.narinfo": b"x"})
-    substituter = Substituter(store, clock=clock)
+    substituter = Substituter(store, clock=clock, run_check=at_once)
 
     def call_concurrently(number: int) -> int:
-        """Make ``number`` concurrent calls, which all fail; return how many requests the store received."""
+        """Make ``number`` concurrent calls, which all fail; return how many narinfos were requested."""
         store.asked.clear()
         gate = store.gates[".narinfo"] = threading.Event()
-        calls = [substituter.soon(lambda: substituter.read("x.narinfo", 1000)) for _ in range(number)]
+        calls = [substituter.soon(partial(substituter.read, f"{each}.narinfo", 1000)) for each in range(number)]
         with suppress(TimeoutError):
             until(lambda: len(store.asked) == number, seconds=0.05)
         gate.set()
         for call in calls:
             with pytest.raises(StoreUnavailable):
                 call()
-        return len(store.asked)
+        return sum(path != INFO for _, path in store.asked)
 
     store.failure = DOWN
     assert call_concurrently(CALLS_AT_ONCE) >= FAILURES
@@ -321,7 +384,7 @@ def test_failing_store_is_not_logged_for_every_request(caplog: pytest.LogCapture
     dead, other = FakeStore("dead"), FakeStore("other", EMPTY)
     dead.failure = DOWN
     caplog.set_level(logging.INFO, "narcore")
-    with opened(Substituter(dead, priority=1, clock=clock), Substituter(other, priority=2)) as cache:
+    with opened(Substituter(dead, priority=1, clock=clock, run_check=at_once), Substituter(other, priority=2)) as cache:
         for number in range(300):
             assert find(cache, f"path-{number}") == "StoresUnavailable"
             clock.now += 0.1

@@ -48,6 +48,10 @@ class Serving:
     def access_log(self) -> list[str]:
         return self.out.read_text().splitlines()
 
+    def kill(self) -> None:
+        """Kill all processes of the server."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+
     def wait(self) -> int:
         return self.process.wait(STOP_SECONDS)
 

@@ -1,5 +1,6 @@
 """If ``nar-serve serve`` can't start, it prints one line and exits with code 2, without output of gunicorn."""
 
+import errno
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from narserve.program import run
+from narserve.server.listener import explain
 from tests import ROOT
 from tests.e2e.fronts import environment
 
@@ -58,6 +60,11 @@ def test_a_port_in_use_is_reported_with_advice_for_the_setting_that_was_used() -
         assert by_option.endswith(f": --listen 127.0.0.1:{port + 1}")
         assert by_variable.endswith(f": HTTP_ADDR=127.0.0.1:{port + 1}")
         assert refusal(HTTP_ADDR="", PORT=str(port)).endswith(f": PORT={port + 1}")
+
+
+@pytest.mark.parametrize(("port", "other"), [(8383, 8384), (65534, 65535), (65535, 65534)])
+def test_the_advice_is_a_port_that_exists(port: int, other: int) -> None:
+    assert explain(OSError(errno.EADDRINUSE, "in use"), "", port, "PORT").endswith(f": PORT={other}")
 
 
 def test_missing_gunicorn_is_reported_with_the_package_to_install(

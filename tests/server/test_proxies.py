@@ -1,5 +1,6 @@
 """Trusted proxies: X-Forwarded headers, first in unit tests, then with a real nginx."""
 
+import re
 from collections.abc import Iterable
 from ipaddress import ip_network
 from pathlib import Path
@@ -92,11 +93,26 @@ def test_the_client_is_the_last_untrusted_address(forwarded: str, client: str, h
         ("PREFIX", "/a\\b"),
         ("PREFIX", "https://evil"),
         ("PREFIX", "/"),
+        ("PREFIX", "/%2fevil.example"),
+        ("PREFIX", "%2f/evil.example"),
+        ("PREFIX", "/%5cevil.example"),
+        ("PREFIX", "/a%2f%2fb"),
+        ("PREFIX", "/a%0d%0aX-Evil:1"),
+        ("PREFIX", "/a//"),
     ],
 )
 def test_malformed_headers_are_ignored(name: str, value: str) -> None:
     expected = UNCHANGED | ({"wsgi.url_scheme": "https"} if value == "https " else {})
     assert seen("127.0.0.1", **{name: value}) == expected
+
+
+@given(st.text("/\\%aF25cf0d.", max_size=12))
+def test_a_prefix_never_leads_to_another_host(prefix: str) -> None:
+    assert not re.match(r"[/\\]{2}", f"{seen('127.0.0.1', PREFIX=prefix)['SCRIPT_NAME']}/x")
+
+
+def test_a_prefix_is_decoded_once() -> None:
+    assert seen("127.0.0.1", PREFIX="/%25a%2f")["SCRIPT_NAME"] == "/%a"
 
 
 @given(st.dictionaries(st.sampled_from(["FOR", "PROTO", "HOST", "PREFIX"]), st.text(st.characters(codec="latin-1"))))

@@ -103,7 +103,12 @@ def test_default_ports_are_one_origin_and_http_may_change_to_https() -> None:
     assert plain.join("http://h.example:80/y") == "http://h.example:80/y"
     assert plain.join("https://h.example/y") == "https://h.example/y"
     assert safe.join("https://h.example/y") == "https://h.example/y"
-    for store, url in [(safe, "http://h.example/y"), (plain, "https://h.example:8443/y")]:
+    assert safe.join("https://h.example./y") == "https://h.example./y"
+    for store, url in [
+        (safe, "http://h.example/y"),
+        (plain, "https://h.example:8443/y"),
+        (plain, "http://h.example../y"),
+    ]:
         with pytest.raises(StoreForbidden):
             store.join(url)
 

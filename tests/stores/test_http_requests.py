@@ -155,15 +155,17 @@ def test_connection_that_breaks_before_the_response_is_retried(
 def test_refused_connection_is_retried_and_reported(serve: Serve, open_http: OpenHttp, slept: list[float]) -> None:
     server = serve(lambda _: answer(200))
     server.close()
-    with pytest.raises(StoreUnavailable, match="Connection refused"):
+    with pytest.raises(StoreUnavailable, match="Connection refused") as caught:
         open_http(server.url).get_file("x")
     assert len(slept) == 3
+    assert caught.value.is_unreachable
 
 
 def test_read_timeout_is_not_retried(serve: Serve, open_http: OpenHttp) -> None:
     server = serve(lambda _: [b"HTTP/1.1 200 OK\r\n", Act.STALL])
-    with pytest.raises(StoreTimeout, match=r"no data for 0\.2 s"):
+    with pytest.raises(StoreTimeout, match=r"no data for 0\.2 s") as caught:
         open_http(server.url, read_timeout=0.2).get_file("x")
+    assert not caught.value.is_unreachable
     assert len(server.requests) == 1
 
 

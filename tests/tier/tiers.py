@@ -28,7 +28,7 @@ LIB: Mapping[str, builders.Tree] = {
     "link": builders.link("big"),
     "medium": bytes(300_000),
 }
-TREE: builders.Tree = {
+TREE: Mapping[str, builders.Tree] = {
     "a": b"small",
     "lib": LIB,
     "z": random.Random(2).randbytes(200_000),

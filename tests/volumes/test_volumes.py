@@ -277,7 +277,8 @@ def test_flush_counts_the_mounted_overlays_of_a_cache(place: Path, volumes: Volu
 
 
 @pytest.mark.parametrize(
-    "volume_id", ["", ".", "..", "a/b", "../a", "a b", "a:b", "a,b", "~locks", "x" * 201, "ä", "a\n", "a\0", "\\"]
+    "volume_id",
+    ["", ".", "..", ".a", "-a", "-", "a/b", "../a", "a b", "a:b", "a,b", "~locks", "x" * 201, "ä", "a\n", "a\0", "\\"],
 )
 def test_invalid_ids_are_refused(place: Path, volumes: Volumes, volume_id: str) -> None:
     for call in (volumes.unpublish, volumes.find):

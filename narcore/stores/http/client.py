@@ -189,10 +189,10 @@ class HttpClient:
     def _store_error(self, failure: Exception, url: str) -> StoreError:
         connect, read = self._timeout
         if isinstance(failure, requests.ConnectTimeout):
-            return StoreTimeout(f"{without_query(url)}: no connection within {connect:g} s")
+            return StoreTimeout(f"{without_query(url)}: no connection within {connect:g} s", is_unreachable=True)
         if isinstance(failure, requests.Timeout | urllib3.exceptions.TimeoutError):
             return StoreTimeout(f"{without_query(url)}: no data for {read:g} s")
-        return StoreUnavailable(f"{without_query(url)}: {_reason(failure)}")
+        return StoreUnavailable(f"{without_query(url)}: {_reason(failure)}", is_unreachable=_is_connecting(failure))
 
 
 def _no_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -216,6 +216,12 @@ def _is_temporary(failure: BaseException) -> bool:
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(failure)):
         return False
     return isinstance(failure, requests.ConnectionError)
+
+
+def _is_connecting(failure: BaseException) -> bool:
+    """Return whether the failure happened before a request could be sent: no address, no connection, no TLS or no proxy."""
+    kinds = (urllib3.exceptions.NewConnectionError, requests.exceptions.SSLError, requests.exceptions.ProxyError)
+    return any(isinstance(cause, kinds) for cause in _causes(failure))
 
 
 def _reason(failure: BaseException) -> str:

@@ -134,7 +134,8 @@ def _authority(parts: SplitResult) -> str:
 
 
 def _origin(parts: SplitResult) -> tuple[str, str, int]:
-    return parts.scheme, (parts.hostname or "").rstrip("."), parts.port or _PORTS[parts.scheme]
+    # Only one final dot marks the root of DNS (RFC 3986 3.2.2); a name with two is not the same host.
+    return parts.scheme, (parts.hostname or "").removesuffix("."), parts.port or _PORTS[parts.scheme]
 
 
 def _credentials(parts: SplitResult) -> tuple[str, str] | None:

@@ -1,0 +1,289 @@
+"""Counts the threads that wait for a store that sends nothing, so that one store can't occupy all threads of a server.
+
+A thread waits for a store itself, or for another thread that gets something from the store: a call in the background, the download
+of a NAR, the same request of another client. What counts is always the thread that reads from the store: a thread that waits for
+a slow download is not counted as long as bytes of the download arrive.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from narcore.concurrency.background import BackgroundThread, call_in_background
+from narcore.errors import StoreUnavailable, StoreUnresponsive
+from narcore.stores.base import BinaryCacheStore, StoreFile
+
+log = logging.getLogger("narcore.stores")
+
+# Only waits of this time without a byte count: a store that needs a second for each answer is slow, and works.
+SILENT_SECONDS = 2.0
+
+# How often a waiting thread checks whether it is one too many, and when clients should try again.
+CHECK_SECONDS = 0.25
+RETRY_SECONDS = 5
+
+# How many threads can wait for each other in a row: a request, the request that it shares, its background call, a download.
+MAX_CHAIN = 8
+
+LOG_SECONDS = 60.0
+
+T = TypeVar("T")
+ThreadId = int
+GetThread = Callable[[], ThreadId | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """A wait for ``store`` since ``since``, or for the thread that ``thread`` returns. ``counts``: it is a request's wait."""
+
+    counts: bool
+    store: str = ""
+    since: float = 0.0
+    thread: GetThread | None = None
+
+
+class StoreWaits:
+    """The waits of all threads, and a limit on how many threads of requests wait for one store that is silent. Thread-safe.
+
+    ``limit`` None: no limit. Threads of the library itself (`BackgroundThread`) do not count, and are never refused. A wait that
+    is refused raises ``StoreUnresponsive``. Once a wait for a store has ended without a byte, further waits count from their
+    start, until the store sends a byte: else each timeout would let as many new requests wait as there are threads.
+    """
+
+    def __init__(self, limit: int | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = limit
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._waits: dict[ThreadId, _Wait] = {}  # in the order in which they began
+        self._silent: set[str] = set()  # at most one URL per store
+        self._logged: dict[str, float] = {}  # by store: when a refusal was logged
+
+    @property
+    def check_seconds(self) -> float:
+        """How often a waiting thread has to call `check`; infinite without a limit."""
+        return CHECK_SECONDS if self._limit is not None else float("inf")
+
+    # --- threads that read from a store
+
+    @contextmanager
+    def reading(self, store: str) -> Generator[None]:
+        """Count this thread as waiting for the store with this URL, until the block ends: with bytes, or with an error."""
+        since, is_silent = self._clock(), False
+        with self.watching(store):
+            try:
+                yield
+            except StoreUnavailable:
+                is_silent = self._clock() - since >= SILENT_SECONDS
+                raise
+            finally:
+                (self._silent.add if is_silent else self._silent.discard)(store)
+
+    @contextmanager
+    def watching(self, store: str) -> Generator[None]:
+        """Count this thread as waiting for the store, which another process reads from."""
+        if self._limit is None:
+            yield
+            return
+        with self._entered(_Wait(not _is_background(), store=store, since=self._clock())):
+            yield
+
+    def call(self, store: str, work: Callable[[], T], *, discard: Callable[[T], None] | None = None) -> T:
+        """Return the result of ``work``, which requests something from a store. Raises StoreUnresponsive, and what it raises.
+
+        A request's thread does not run ``work`` itself, because it could not stop waiting for it. If it stops waiting, the result
+        is passed to ``discard``.
+        """
+        if self._limit is None or _is_background():
+            return work()
+        self.check_store(store)
+        thread: list[ThreadId] = []
+
+        def run() -> T:
+            thread.append(threading.get_ident())
+            return work()
+
+        # The wait begins before the call: requests that share this one begin later, and stop waiting earlier.
+        with self.following(lambda: thread[0] if thread else None):
+            try:
+                future = call_in_background(run)
+            except RuntimeError:  # the system allows no more threads
+                return work()
+            try:
+                self._wait(future)
+            except StoreUnresponsive:
+                if discard is not None:
+                    future.add_done_callback(partial(_discard, discard))
+                raise
+        return future.result()
+
+    # --- threads that wait for another thread
+
+    def wait(self, future: Future[T], thread: GetThread) -> None:
+        """Wait until ``future`` is done, which a thread works on. Raises StoreUnresponsive if this wait is one too many."""
+        with self.following(thread):
+            self._wait(future)
+
+    def _wait(self, future: Future[T]) -> None:
+        seconds = None if self._limit is None else CHECK_SECONDS
+        while True:
+            try:
+                future.exception(timeout=seconds)
+            except TimeoutError:
+                self.check()
+            else:
+                return
+
+    @contextmanager
+    def following(self, thread: GetThread, *, may_refuse: bool = True) -> Generator[None]:
+        """Count this thread as waiting for what another thread waits for, until the block ends.
+
+        Raises StoreUnresponsive at once if that is one wait too many, unless ``may_refuse`` is False. During the wait, `check`
+        does the same.
+        """
+        if self._limit is None:
+            yield
+            return
+        with self._entered(_Wait(not _is_background(), thread=thread)):
+            if may_refuse:
+                self.check()
+            yield
+
+    def check(self) -> None:
+        """Raise StoreUnresponsive if this thread waits for a silent store, and ``limit`` earlier requests do so, too."""
+        if self._limit is None or _is_background():
+            return
+        me = threading.get_ident()
+        with self._lock:
+            store = self._silent_store(me)
+            refused = store if store is not None and self._count(store, before=me) >= self._limit else None
+            if refused is not None:
+                self._silent.add(refused)
+        if refused is not None:
+            raise self._refusal(refused)
+
+    # --- requests that have not begun to wait
+
+    def is_full(self, store: str) -> bool:
+        """Return whether as many requests as allowed wait for the store, which sends nothing."""
+        if self._limit is None:
+            return False
+        with self._lock:
+            return self._count(store) >= self._limit
+
+    def check_store(self, store: str) -> None:
+        """Raise StoreUnresponsive if `is_full`."""
+        if self.is_full(store):
+            raise self._refusal(store)
+
+    # --- counting
+
+    @contextmanager
+    def _entered(self, wait: _Wait) -> Generator[None]:
+        me = threading.get_ident()
+        with self._lock:
+            outer = self._waits.get(me)  # of a call that could not run in the background
+            self._waits[me] = wait
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._waits[me]
+                if outer is not None:
+                    self._waits[me] = outer
+
+    def _count(self, store: str, *, before: ThreadId | None = None) -> int:
+        """Return how many requests wait for a silent store, or how many of them began before that of a thread."""
+        number = 0
+        for thread, wait in self._waits.items():
+            if thread == before:
+                break
+            number += wait.counts and self._silent_store(thread) == store
+        return number
+
+    def _silent_store(self, thread: ThreadId | None) -> str | None:
+        """Return the store that the thread waits for, itself or through other threads, if the store is silent."""
+        for _ in range(MAX_CHAIN):
+            wait = self._waits.get(thread) if thread is not None else None
+            if wait is None:
+                return None
+            if wait.thread is None:
+                is_silent = wait.store in self._silent or self._clock() - wait.since >= SILENT_SECONDS
+                return wait.store if is_silent else None
+            thread = wait.thread()
+        return None
+
+    def _refusal(self, store: str) -> StoreUnresponsive:
+        with self._lock:
+            is_new = self._clock() - self._logged.get(store, float("-inf")) >= LOG_SECONDS
+            if is_new:
+                self._logged[store] = self._clock()
+        if is_new:
+            log.warning("%s sends nothing to %d waiting requests; refusing further requests to it", store, self._limit)
+        return StoreUnresponsive(
+            f"{store} sends nothing to {self._limit} requests that wait for it; try again in {RETRY_SECONDS} s",
+            retry_after=RETRY_SECONDS,
+        )
+
+
+class CountedStore:
+    """A wrapper around ``store`` that counts the threads that wait for it in ``waits``."""
+
+    def __init__(self, store: BinaryCacheStore, waits: StoreWaits) -> None:
+        self._store = store
+        self._waits = waits
+
+    @property
+    def url(self) -> str:
+        return self._store.url
+
+    def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
+        """Open a file. Also raises StoreUnresponsive."""
+        return self._waits.call(self.url, partial(self._open, path, start, stop), discard=StoreFile.close)
+
+    def _open(self, path: str, start: int, stop: int | None) -> StoreFile:
+        with self._waits.reading(self.url):
+            file = self._store.get_file(path, start, stop)
+        body = _CountedBody(file, self._waits, self.url)
+        return StoreFile(body, size=file.size, content_encoding=file.content_encoding)
+
+    def check(self) -> None:
+        self._store.check()
+
+    def close(self) -> None:
+        self._store.close()
+
+
+class _CountedBody:
+    def __init__(self, file: StoreFile, waits: StoreWaits, url: str) -> None:
+        self._file = file
+        self._chunks = iter(file)
+        self._waits = waits
+        self._url = url
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        with self._waits.reading(self._url):
+            chunk = next(self._chunks, None)
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _is_background() -> bool:
+    return isinstance(threading.current_thread(), BackgroundThread)
+
+
+def _discard(discard: Callable[[T], None], future: Future[T]) -> None:
+    if future.exception() is None:
+        discard(future.result())
