@@ -16,6 +16,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.wrappers import Request
 
+from api.http.basis import PAGE
 from api.http.negotiation import HTML, JSON, TEXT, negotiate
 from api.http.text import display
 from api.responses.base import ALLOWED_METHODS, Response, cache_forever
@@ -204,6 +205,9 @@ def _response(request: Request, row: ErrorRow, detail: str, headers: Headers) ->
     media_type = negotiate(request.headers.get("Accept"), (HTML, JSON, TEXT), TEXT)
     headers["Content-Type"] = media_type if media_type == JSON else f"{media_type}; charset=utf-8"
     if media_type == HTML:
+        if row.caching is Caching.FOREVER:
+            headers["Cache-Control"] = PAGE
+            del headers["Expires"]
         page = render(request, "error.html", status=row.status, error=row.error, detail=detail)
         return streamed(page, headers, row.status)
     text = json.dumps({"error": row.error, "detail": detail}) if media_type == JSON else f"{row.error}: {detail}"

@@ -100,7 +100,7 @@ _HEADERS = {
     "ETag": "The entity tag of this representation.",
     "NAR-Executable": "1 for an executable file, else absent.",
     "NAR-File-Size": "The size of the whole file in bytes.",
-    "NAR-Verified": "What was verified: signature or address; also content if the whole NAR was hashed.",
+    "NAR-Verified": "What was verified: signature or address; also content if the answer is verified by the NarHash.",
 }
 _NEVER_FOR_GET = (405,)
 

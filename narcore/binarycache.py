@@ -22,6 +22,7 @@ from narcore.errors import (
     ListingError,
     NarcoreError,
     NarTooLarge,
+    PathError,
     SettingsError,
     StoreError,
     StorePathError,
@@ -29,13 +30,14 @@ from narcore.errors import (
 )
 from narcore.formats.listing import Kind, NarListing
 from narcore.formats.narinfo import NarInfo
+from narcore.formats.resolve import Found, resolve
 from narcore.formats.signature import PublicKey
 from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath, is_hash_part
 from narcore.lookup.addressproof import AddressProof
 from narcore.lookup.lookup import Lookup, Strategy
 from narcore.lookup.pathinfo import PathInfo, Trust
 from narcore.lookup.substituter import Substituter
-from narcore.nars.accessor import NarAccessor
+from narcore.nars.accessor import Located, NarAccessor
 from narcore.nars.opennar import ArrivingNar, OpenNar
 from narcore.nars.source import KnownListing, NarSource
 from narcore.nars.wholenar import NarStreams
@@ -258,7 +260,37 @@ class BinaryCache:
         """
         self._check_size(info)
         self._proof.check(info)
-        known = self._known(info)
+        return self._accessor(info, self._known(info))
+
+    def locate(self, info: PathInfo, path: str, *, follow_last: bool = True) -> Located:
+        """Open the store path, and resolve ``path`` in it like `narcore.formats.resolve`.
+
+        A result that rests on the listing alone (an error, a link, a directory, an empty file; any result without ``follow_last``)
+        is taken from the NAR itself if the NAR is cached, or arrives within a moment. For an empty file, a small NAR is fetched.
+        Otherwise the result rests on the listing that the store sent.
+
+        Raises PathError, with ``is_verified``, and the errors of `open`.
+        """
+        accessor = self.open(info)
+        if not accessor.is_verified:
+            size = _file_size(accessor, path)
+            if not size or not follow_last:
+                accessor = self._from_nar(info, fetch_small=size == 0) or accessor
+        try:
+            return Located(accessor, resolve(accessor.listing, accessor.store_path, path, follow_last=follow_last))
+        except PathError as error:
+            error.is_verified = accessor.is_verified
+            raise
+
+    def _from_nar(self, info: PathInfo, *, fetch_small: bool) -> NarAccessor | None:
+        """Return an accessor with the listing made from the NAR itself; None if that would take long."""
+        listing = self._source.nar_listing(info, fetch_small=fetch_small)
+        if listing is None:
+            return None
+        self._learn_listing(info, listing)
+        return self._accessor(info, KnownListing(listing, verified=True))
+
+    def _accessor(self, info: PathInfo, known: KnownListing) -> NarAccessor:
         return NarAccessor(
             info.narinfo.store_path,
             known.listing,
@@ -395,6 +427,15 @@ class BinaryCache:
             return NarListing.parse(unpack_small(packed, LISTING_LIMIT), nar_size=narinfo.nar_size)
         except (StoreError, ListingError, CompressionError):
             return None
+
+
+def _file_size(accessor: NarAccessor, path: str) -> int | None:
+    """Return the size of the regular file at ``path``; None if there is none, or a link leads there."""
+    try:
+        outcome = resolve(accessor.listing, accessor.store_path, path)
+    except PathError:
+        return None
+    return outcome.node.size if isinstance(outcome, Found) and outcome.node.kind is Kind.REGULAR else None
 
 
 def _open_cache(

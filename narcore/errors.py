@@ -152,7 +152,12 @@ class StoresTimeout(StoreTimeout):
 
 
 class PathError(NarcoreError):
-    """The store path exists, but the path inside it can't be served."""
+    """The store path exists, but the path inside it can't be served.
+
+    ``is_verified``: the listing of the verified NAR shows it, not only the listing that a store sent.
+    """
+
+    is_verified = False
 
 
 class NoSuchNode(PathError):

@@ -40,10 +40,8 @@ class LargeResponses:
         """Make the whole response, without ranges, conditions and limit."""
         environ = {name: value for name, value in node_request.request.environ.items() if name not in _OMITTED}
         environ[MOVED] = True
-        whole = replace(
-            node_request, request=Request(environ), accessor=self.cache.open(node_request.info), limit=Limit()
-        )
-        return whole.response(whole.outcome())
+        whole = replace(node_request, request=Request(environ), cache=self.cache, limit=Limit())
+        return whole.response(whole.locate())
 
 
 def _name(request: Request, headers: Headers) -> str:

@@ -18,9 +18,9 @@ from api.responses.values import json_response
 from api.view.highlighter import Highlighter
 from api.view.recent import RecentPaths
 from narcore.binarycache import BinaryCache
-from narcore.errors import CacheFailure
-from narcore.formats.resolve import Outcome
+from narcore.errors import CacheFailure, PathError
 from narcore.lookup.pathinfo import PathInfo
+from narcore.nars.accessor import Located
 
 _NO_LIMIT = Limit()
 
@@ -64,33 +64,30 @@ class StoreHandler:
         if url.base not in (url.hash_part, base_name):
             return redirect_response(request, url.at(url.rest, base=base_name))
         requested = requested_format(request)
+        node_request = NodeRequest(self._cache, request, url, info, self._limit, requested, self._highlighter)
         if requested == NARINFO:  # describes the store path; the rest of the URL and the contents don't matter
-            response, is_verified = self._limit.check(request, json_response(request, info.to_json())), False
+            response = self._limit.check(request, json_response(request, info.to_json()))
+            node_request.basis(is_verified=False).apply(response.headers)
         else:
-            response, is_verified = self._node(request, url, info, requested, timing)
+            response = self._node(node_request, timing)
         response.headers["Server-Timing"] = timing.header
-        if checks := _checks(info, content=is_verified):
-            response.headers["NAR-Verified"] = checks
         return response
 
-    def _node(
-        self, request: Request, url: StorePathUrl, info: PathInfo, requested: str | None, timing: "_Timing"
-    ) -> tuple[Response, bool]:
-        """Return the response, and whether it comes from a NAR whose hash was verified as a whole."""
-        with timing.of("listing"):
-            accessor = self._cache.open(info)
-        node_request = NodeRequest(self._cache, request, url, info, accessor, self._limit, requested, self._highlighter)
-        outcome = node_request.outcome()
-        with timing.of("fetch"):
-            response = self._within_limit(node_request, outcome)
-        self._recent.add(str(info.narinfo.store_path))
-        response.kind = node_request.kind(outcome)
-        return response, accessor.is_cached or (accessor.is_verified and not node_request.is_file(outcome))
+    def _node(self, node_request: NodeRequest, timing: "_Timing") -> Response:
+        try:
+            with timing.of("listing"):
+                located = node_request.locate()
+            with timing.of("fetch"):
+                response = self._within_limit(node_request, located)
+        except PathError as error:
+            return node_request.missing(error)
+        self._recent.add(str(node_request.store_path))
+        return response
 
-    def _within_limit(self, node_request: NodeRequest, outcome: Outcome) -> Response:
+    def _within_limit(self, node_request: NodeRequest, located: Located) -> Response:
         """Return the response, or a redirect to a copy if it is too large. Raises ResponseTooLarge if a copy is impossible."""
         try:
-            return self._limit.check(node_request.request, node_request.response(outcome))
+            return self._limit.check(node_request.request, node_request.response(located))
         except ResponseTooLarge as error:
             # A response without an ETag is a page that is incomplete because its README could not be read.
             if self._large is None or "ETag" not in error.headers:
@@ -104,12 +101,6 @@ class StoreHandler:
         if url.store_dir is None:
             return self._cache.path_info_anywhere(url.hash_part)
         return self._cache.path_info(url.hash_part, url.store_dir)
-
-
-def _checks(info: PathInfo, *, content: bool) -> str:
-    """Return the value of NAR-Verified: how the narinfo was verified, and ``content`` if the whole NAR was hashed."""
-    by = [info.trust.value] if info.trust.is_verified else []
-    return ", ".join([*by, "content"] if content else by)
 
 
 class _Timing:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from werkzeug.datastructures import Headers
 
 from api.offload.bucket import Bucket
-from api.responses.base import YEAR, Response, safe_headers
+from api.responses.base import Response, safe_headers
 from narcore.concurrency.singleflight import SingleFlight
 from narcore.errors import CapacityError
 
@@ -68,4 +68,4 @@ class Offload:
 
 
 def _object_headers(headers: Headers) -> dict[str, str]:
-    return {"Content-Type": headers["Content-Type"], "Cache-Control": f"public, max-age={YEAR}, immutable"}
+    return {"Content-Type": headers["Content-Type"], "Cache-Control": headers["Cache-Control"]}

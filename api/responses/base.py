@@ -11,12 +11,11 @@ from werkzeug.exceptions import PreconditionFailed
 from werkzeug.http import http_date
 from werkzeug.wrappers import Request
 
+from api.http.basis import FOREVER, YEAR
 from api.http.conditional import Outcome, Validators, evaluate
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
-
-YEAR = 365 * 24 * 3600
 
 # The policy of pages of this server: no scripts, and only its own style sheet and images. Pages with a script use PAGE_CSP.
 OWN_CSP = (
@@ -43,7 +42,6 @@ _SAFE = (
     ("Access-Control-Allow-Origin", "*"),
     ("Access-Control-Expose-Headers", ", ".join(EXPOSED_HEADERS)),
 )
-_FOREVER = f"public, max-age={YEAR}, immutable"
 
 
 class Response(flask.Response):
@@ -74,8 +72,11 @@ def safe_headers(csp: str | None = OWN_CSP) -> Headers:
 
 
 def cache_forever(headers: Headers) -> None:
-    """Mark a response as immutable: its content depends only on a store path, and a store path never changes."""
-    headers["Cache-Control"] = _FOREVER
+    """Mark a response as immutable: its content depends only on a store path, and a store path never changes.
+
+    `Basis.apply` shortens the lifetime if the response rests on unverified data.
+    """
+    headers["Cache-Control"] = FOREVER
     headers["Expires"] = _date(int(time.time()) + YEAR)
 
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 from werkzeug.wrappers import Request
 
+from api.http.basis import PAGE
 from api.http.mediatypes import PLAIN, SNIFF_LENGTH, type_by_content, type_by_name
 from api.http.negotiation import HTML
 from api.http.noderef import NodeRef
 from api.http.text import quote_path
-from api.responses.base import Response, cache_forever, not_modified, set_validators, text_response
+from api.responses.base import Response, not_modified, set_validators, text_response
 from api.responses.body import Read
 from api.responses.templates import PAGE_CSP, page_headers, render, streamed, templates_version
 from api.view.elf import MAGIC, ElfFacts, elf_facts
@@ -67,7 +68,7 @@ def view_response(
     version = f"{templates_version()} {_ETAG_VERSION} {highlighter_version()}"
     validators = ref.validators(f"view {version} {view.mode} {view.requested_page}")
     headers = page_headers(request, PAGE_CSP)
-    cache_forever(headers)
+    headers["Cache-Control"] = PAGE
     set_validators(headers, validators)
     unchanged = not_modified(request, validators, headers)
     if unchanged:

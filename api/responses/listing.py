@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from werkzeug.wrappers import Request
 
+from api.http.basis import NO_STORE, PAGE
 from api.http.negotiation import HTML, JSON, negotiate
 from api.http.noderef import NodeRef
 from api.responses.base import Response, cache_forever, not_modified, safe_headers, set_validators
@@ -32,7 +33,8 @@ def prefers_json(request: Request) -> bool:
 class Extras:
     """Sources of the parts of a page besides the entries.
 
-    ``info`` fills the panel at the root of a store path. ``read`` reads the README; it is None if reading is not cheap.
+    ``info`` fills the panel at the root of a store path. ``read`` reads the README; it is None if reading is not cheap. A page
+    that lacks the README of its directory is not cached, so that the cached page is the same for everyone.
     """
 
     info: PathInfo | None = None
@@ -91,12 +93,12 @@ class _Page:
 
     def response(self) -> Response:
         order = Order.of(self.request.args)
-        readme = find_readme(self.listing, self.node) if self.extras.read is not None else None
+        readme = find_readme(self.listing, self.node)
         version = f"html {templates_version()} {_ETAG_VERSION}"
-        validators = self.ref.validators(f"{version} {order} {self._extras_version(readme)}")
+        validators = self.ref.validators(f"{version} {order} {self._panel_version}")
         headers = page_headers(self.request, PAGE_CSP)
         headers["Vary"] = "Accept"
-        cache_forever(headers)
+        headers["Cache-Control"] = PAGE
         set_validators(headers, validators)
         unchanged = not_modified(self.request, validators, headers)
         if unchanged:
@@ -104,15 +106,15 @@ class _Page:
         headers["Content-Type"] = f"{HTML}; charset=utf-8"
         text = self._read(readme)
         if readme is not None and text is None:  # the page lacks its README, which the next request may be able to read
-            headers["Cache-Control"] = "no-store"
-            del headers["Expires"], headers["ETag"], headers["Last-Modified"]
+            headers["Cache-Control"] = NO_STORE
+            del headers["ETag"], headers["Last-Modified"]
         return streamed(self._render(order, text), headers)
 
-    def _extras_version(self, readme: Node | None) -> str:
-        """Return the values besides the NAR that determine the page, for its ETag."""
+    @property
+    def _panel_version(self) -> str:
+        """The values besides the NAR that determine the page, for its ETag."""
         info = self.extras.info
-        panel_version = f"{info.narinfo.to_text()} {info.store.url} {info.trust}" if info else ""
-        return f"{readme is not None} {panel_version}"
+        return f"{info.narinfo.to_text()} {info.store.url} {info.trust}" if info else ""
 
     def _read(self, readme: Node | None) -> Readme | None:
         """Return the README, or None if there is none or it can't be read. The page then shows only the listing."""

@@ -22,7 +22,7 @@ def redirect_response(
     """Make a 302 to ``path`` (decoded, absolute, without SCRIPT_NAME), with the query string of the request if ``keep_query``.
 
     ``origin`` (``//host``) redirects to another host name of this server; SCRIPT_NAME is the same there. ``immutable``: the
-    target depends only on the store path, so the redirect may be cached forever.
+    target depends only on the store path, so the redirect may be cached forever (see `cache_forever`).
     """
     # Exactly one slash: "//host" would be another host (RFC 3986 4.2).
     location = f"{origin}{script_root(request)}/{quote_path(path.lstrip('/'))}"

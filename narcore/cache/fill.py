@@ -30,6 +30,8 @@ STALL_SECONDS = 120.0  # readers time out after this time without a byte; longer
 
 Check = Callable[[NarListing], None]
 
+_Waiting = tuple[int, int, threading.Condition]  # the number of bytes, a unique number, and the condition to notify
+
 
 class Fill:
     """One NAR that is being fetched. ``NarCache.fill`` creates or finds the fill, and joins it for the caller. Thread-safe."""
@@ -52,7 +54,7 @@ class Fill:
         self._on_end = on_end
         self._lock = threading.Lock()
         # A heap, ordered by the number of bytes that each reader waits for.
-        self._waiting: list[tuple[int, int, threading.Condition]] = []
+        self._waiting: list[_Waiting] = []
         self._last_progress = time.monotonic()
         self._readers = 0
         self._available = 0
@@ -108,6 +110,17 @@ class Fill:
         with self._lock:
             while self._listing is None:
                 self._wait_for(sys.maxsize, may_refuse=may_refuse)
+            return self._listing
+
+    def wait_at_most(self, seconds: float) -> NarListing | None:
+        """Like `wait`, but return None if the NAR is not complete after that time."""
+        with self._lock:
+            if self._listing is None and self._error is None:
+                entry = self._wait_entry(sys.maxsize)
+                if not entry[2].wait(seconds):
+                    self._forget(entry)
+            if self._error is not None:
+                raise copy.copy(self._error)
             return self._listing
 
     def wait_until(self, stop: int) -> int:
@@ -178,21 +191,28 @@ class Fill:
         """
         if self._error is not None:
             raise copy.copy(self._error)  # a copy: a shared one would collect the traceback of each reader
-        condition = threading.Condition(self._lock)
-        entry = (available, id(condition), condition)
-        heapq.heappush(self._waiting, entry)
+        entry = self._wait_entry(available)
         seconds = min(STALL_SECONDS, self._waits.check_seconds if may_refuse else STALL_SECONDS)
         try:
             with self._waits.following(lambda: self._fetching, may_refuse=may_refuse):
-                while not condition.wait(seconds) and entry in self._waiting:
+                while not entry[2].wait(seconds) and entry in self._waiting:
                     if time.monotonic() - self._last_progress >= STALL_SECONDS:
                         raise StoreTimeout("no byte of the NAR arrived for two minutes")
                     if may_refuse:
                         self._waits.check()
         finally:
-            if entry in self._waiting:
-                self._waiting.remove(entry)
-                heapq.heapify(self._waiting)
+            self._forget(entry)
+
+    def _wait_entry(self, available: int) -> _Waiting:
+        condition = threading.Condition(self._lock)
+        entry = (available, id(condition), condition)
+        heapq.heappush(self._waiting, entry)
+        return entry
+
+    def _forget(self, entry: _Waiting) -> None:
+        if entry in self._waiting:
+            self._waiting.remove(entry)
+            heapq.heapify(self._waiting)
 
     def _wake(self, available: int) -> None:
         while self._waiting and self._waiting[0][0] <= available:

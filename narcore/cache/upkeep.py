@@ -68,9 +68,11 @@ def _verify_nar(layout: Layout, entry: Entry, progress: Progress) -> bool | None
     try:
         status = os.fstat(fd)
         right = has_digest(fd, entry.digits, progress)
-        if not right:
+        if right:
+            _mark_verified(fd, status)
+        else:
             remove_bad(layout, NarKey(entry.digits, status.st_size), fd)
-        _mark_verified(fd, status)
+            _mark_changed(fd)
         return right
     finally:
         os.close(fd)
@@ -96,6 +98,12 @@ def _verify_file(layout: Layout, file: FileKey, progress: Progress) -> bool | No
         elif is_still_at(fd, path):
             path.unlink(missing_ok=True)
         return right
+
+
+def _mark_changed(fd: int) -> None:
+    """Remove the mark of a wrong NAR, so that readers that hold the NAR open stop (see CachedNar.check_untouched)."""
+    with suppress(OSError):
+        os.utime(fd)
 
 
 def _mark_verified(fd: int, status: os.stat_result) -> None:

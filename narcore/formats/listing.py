@@ -14,6 +14,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import accumulate, pairwise
 from json.encoder import encode_basestring_ascii
 
@@ -245,6 +246,35 @@ class NarListing:
             )
             sums = self._sums = array("Q", accumulate(files, initial=0))
         return sums[self._last_row(node.index) + 1] - sums[node.index]
+
+    def fingerprint(self, node: Node) -> str:
+        """Return a text that differs between two listings if they differ at ``node`` or below it, apart from the node's own name.
+
+        Listings of the same NAR have the same fingerprints. For a directory, the time grows with the subtree: about 1 ms for
+        50,000 rows.
+        """
+        if node.kind is not Kind.DIRECTORY:
+            return f"{node.kind} {node.size} {node.executable} {node.nar_offset} {node.target}"
+        columns = self._columns
+        first, last = node.index, self._last_row(node.index)
+        rows = slice(first, last + 1)
+        digest = sha256(memoryview(columns.kinds)[rows])
+        # The ends of names, and the positions of entries and of targets, are counted from the beginning of the NAR. They are the
+        # same in each listing of the NAR.
+        for column in (columns.sizes, columns.starts, columns.name_ends):
+            digest.update(memoryview(column)[rows])
+        digest.update(memoryview(columns.names)[columns.name_ends[first] : columns.name_ends[last]])
+        digest.update(memoryview(columns.targets)[self._targets_below(first, last)])
+        return digest.hexdigest()
+
+    def _targets_below(self, first: int, last: int) -> slice:
+        """Return the place of all link targets of these rows."""
+        columns, link = self._columns, bytes((_SYMLINK_NODE,))
+        kinds = bytes(columns.kinds[first : last + 1])
+        if link not in kinds:
+            return slice(0)
+        first_link, last_link = first + kinds.index(link), first + kinds.rindex(link)
+        return slice(columns.starts[first_link], columns.starts[last_link] + columns.sizes[last_link])
 
     def _last_row(self, row: int) -> int:
         """Return the last row of the subtree that begins at ``row``: the last entry of its last entry, and so on."""

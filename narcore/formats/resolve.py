@@ -65,6 +65,8 @@ class _Walk:
         self.pending: list[str] = []
         self.links = 0
         self.last_link = ""
+        # The followed links whose targets are still being walked, each with the length of ``pending`` without its target.
+        self.open_links: list[tuple[int, str]] = []
 
     def run(self, segments: list[str]) -> Outcome:
         self.pending = segments[::-1]
@@ -95,7 +97,8 @@ class _Walk:
             return None
         here = self.nodes[-1]
         if here.kind is not Kind.DIRECTORY:
-            raise NotADirectory(f"{'/'.join(self.names) or self.store_path.base_name!r} is a file{self._link_note()}")
+            name = "/".join(self.names) or self.store_path.base_name
+            raise NotADirectory(f"{name!r} is a file{self._link_note()}")
         child = self.listing.child(here, segment)
         if child is None:
             raise NoSuchNode(
@@ -110,6 +113,8 @@ class _Walk:
         self.last_link = f"{'/'.join(self.names) or self.store_path.base_name} -> {link.target}"
         if self.links > MAX_LINKS:
             raise SymlinkLoop(f"the symbolic links form a loop: {self.last_link}")
+        self._close_links()
+        self.open_links.append((len(self.pending), self.last_link))
         steps = [step for step in link.target.split("/") if step not in ("", ".")]
         self.pending.extend(reversed(steps))
         if link.target.startswith("/"):
@@ -142,5 +147,14 @@ class _Walk:
                 return depth
         raise OutsideStore(f"the link {self.last_link} leads out of {self.store_path.store_dir}")
 
+    def _close_links(self) -> None:
+        """Drop the links whose targets were found: the rest of the path belongs to the request, or to a link before them."""
+        while self.open_links and self.open_links[-1][0] > len(self.pending):
+            self.open_links.pop()
+
     def _link_note(self) -> str:
-        return f": the link {self.last_link} dangles" if self.links else ""
+        """Explain the part of a link in an error about the name that was just taken from ``pending``."""
+        self._close_links()
+        if self.open_links:
+            return f": the link {self.open_links[-1][1]} dangles"
+        return f" (reached through the link {self.last_link})" if self.links else ""

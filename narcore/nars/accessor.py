@@ -5,11 +5,12 @@ stream whose beginning is discarded. Callers of the accessor need not know.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from narcore.errors import InOtherStorePath, NotADirectory
 from narcore.formats.listing import Kind, NarListing, Node
-from narcore.formats.resolve import Elsewhere, Found, resolve
+from narcore.formats.resolve import Elsewhere, Found, Outcome, resolve
 from narcore.formats.storepath import StorePath
 
 
@@ -17,15 +18,34 @@ class NarBytes(Protocol):
     """Some bytes of a NAR: an iterator that must be closed.
 
     It yields exactly ``length`` bytes or raises an error; it never ends early without an error.
+
+    ``is_verified``: it raises an error also if the NAR does not match its NarHash, or the listing in which the bytes were found.
+    Otherwise the bytes are unverified, also after all of them were read.
     """
 
-    length: int
-
+    @property
+    def length(self) -> int: ...
+    @property
+    def is_verified(self) -> bool: ...
     def __iter__(self) -> Iterator[bytes]: ...
     def close(self) -> None: ...
 
 
 ReadNode = Callable[[Node, int, int], NarBytes]
+
+
+@dataclass(frozen=True, slots=True)
+class NoBytes:
+    """The contents of an empty file. ``is_verified``: the listing of the NAR itself has the empty file."""
+
+    is_verified: bool
+    length: int = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(())
+
+    def close(self) -> None:
+        """Do nothing: no resource is open."""
 
 
 class NarAccessor:
@@ -48,6 +68,23 @@ class NarAccessor:
         self.is_verified = is_verified
         self._read_node = read_node
         self._is_cached = is_cached
+
+    def watched(self, on_read: Callable[[NarBytes], None]) -> "NarAccessor":
+        """Return the same accessor, except that ``on_read`` is called with the bytes that a read opens, before the read returns.
+
+        If ``on_read`` raises, the bytes are closed and the read raises.
+        """
+
+        def read(node: Node, start: int, stop: int) -> NarBytes:
+            opened = self._read_node(node, start, stop)
+            try:
+                on_read(opened)
+            except BaseException:
+                opened.close()
+                raise
+            return opened
+
+        return NarAccessor(self.store_path, self.listing, read, is_verified=self.is_verified, is_cached=self._is_cached)
 
     @property
     def is_cached(self) -> bool:
@@ -89,3 +126,10 @@ class NarAccessor:
     def read_span(self, first: Node, last: Node) -> NarBytes:
         """Read the bytes of the NAR from the start of one file's contents to the end of a later file's contents."""
         return self._read_node(first, 0, last.nar_offset + last.size - first.nar_offset)
+
+
+class Located(NamedTuple):
+    """The result of resolving a path, and the accessor whose listing determined it."""
+
+    accessor: NarAccessor
+    outcome: Outcome

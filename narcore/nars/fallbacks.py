@@ -24,10 +24,14 @@ class Streamed:
     raises CorruptStream if the file does not begin at its offset in the listing.
     """
 
-    def __init__(self, chunks: Iterator[bytes], node: Node, start: int, stop: int, *, nar_size: int) -> None:
+    def __init__(
+        self, chunks: Iterator[bytes], node: Node, start: int, stop: int, *, nar_size: int, verify: bool = False
+    ) -> None:
+        """``start`` and ``stop`` are offsets in the NAR. ``verify``: read to the end of the NAR in any case."""
         self.length = stop - start
+        self.is_verified = verify or is_worth_verifying(stop, nar_size)
         self._source = chunks
-        take = skip_and_drain if is_worth_verifying(stop, nar_size) else skip_and_limit
+        take = skip_and_drain if self.is_verified else skip_and_limit
         self._chunks = self._contents(node, take, start, stop)
 
     def _contents(self, node: Node, take: Take, start: int, stop: int) -> Generator[bytes]:
@@ -48,6 +52,8 @@ class PartOrElsewhere:
 
     ``elsewhere`` is called with the error and the offset of the next byte. It yields the sources to try, in order.
     """
+
+    is_verified = False
 
     def __init__(
         self, part: NarBytes, start: int, elsewhere: Callable[[NarcoreError, int], Iterator[NarBytes]]
@@ -93,8 +99,10 @@ class CachedOrStreamed:
     """Some bytes from the cache; if the cache fails before the end, the rest from a new stream (with ``strict``, raises instead).
 
     ``file`` has the same meaning as in ``CachedBytes``. A caller that reads ``file`` directly must call ``check_untouched``
-    at the end, and does not get the rest from a stream.
+    at the end, and does not get the rest from a stream. ``stream`` must return streams that verify the NAR.
     """
+
+    is_verified = True
 
     def __init__(
         self, cached: FillBytes | CachedBytes, stream: Callable[[int, int], Streamed], start: int, *, strict: bool

@@ -145,6 +145,8 @@ class RemoteParts:
 class _Part:
     """Bytes of a remote range, which counts as being read until they are closed."""
 
+    is_verified = False
+
     def __init__(self, remote: RemoteParts, key: NarKey, chunks: Iterator[bytes], length: int) -> None:
         self.length = length
         self._remote: RemoteParts | None = remote

@@ -15,11 +15,12 @@ from functools import partial
 from narcore.cache.cached import CachedBytes
 from narcore.cache.fill import Fill, FillBytes
 from narcore.cache.narcache import NarCache
+from narcore.concurrency.singleflight import SingleFlight
 from narcore.errors import CacheFailure, NarcoreError, StoreUnresponsive
 from narcore.formats.listing import NarListing, Node
 from narcore.formats.nar.parser import parse_nar
 from narcore.lookup.pathinfo import PathInfo
-from narcore.nars.accessor import NarBytes
+from narcore.nars.accessor import NarBytes, NoBytes
 from narcore.nars.fallbacks import CachedOrStreamed, PartOrElsewhere, Streamed, as_listed, check_same
 from narcore.nars.opennar import ArrivingNar
 from narcore.nars.remoteparts import RemoteParts
@@ -29,18 +30,29 @@ from narcore.trace import Trace
 
 OnListing = Callable[[PathInfo, NarListing], None]
 
+# How many bytes of a NAR are fetched, or waited for, only to read its listing: this takes about a second.
+SMALL_NAR = 16 << 20
 
-@dataclass(frozen=True, slots=True)
+# How many seconds an answer that needs only the listing waits for the last SMALL_NAR bytes of a NAR that is being fetched. A user
+# who browses a store path while its NAR arrives would notice a longer delay on each page.
+ARRIVAL_SECONDS = 2.0
+
+
+@dataclass(slots=True)
 class KnownListing:
-    """The listing in which a file was found. If it is not ``verified``, it came from the store and may be wrong."""
+    """The listing in which a file was found. If it is not ``verified``, it came from the store and may be wrong.
+
+    It becomes verified when it is compared with the listing of the verified NAR.
+    """
 
     listing: NarListing
     verified: bool
 
     def check(self, found: NarListing) -> None:
-        """Raise IntegrityError if the store sent this listing and it differs from ``found``, the listing of the NAR itself."""
+        """Raise IntegrityError if the store sent this listing and it differs from ``found``, the listing of the verified NAR."""
         if not self.verified:
             check_same(found, self.listing)
+            self.verified = True
 
 
 class NarSource:
@@ -64,6 +76,7 @@ class NarSource:
         self._trace = trace
         self._waits = waits
         self._remote = RemoteParts()
+        self._small_flights: SingleFlight[str, NarListing] = SingleFlight(wait=waits.wait)
 
     # --- listings
 
@@ -76,6 +89,28 @@ class NarSource:
                 if self._strict:
                     raise
         return NarListing.from_events(parse_nar(self._streams.open(info), contents=False))
+
+    def nar_listing(self, info: PathInfo, *, fetch_small: bool) -> NarListing | None:
+        """Return the listing made from the NAR itself if the NAR is cached, or arrives within a moment (see ARRIVAL_SECONDS).
+
+        With ``fetch_small``, fetches a NAR of up to SMALL_NAR bytes, and raises the errors of fetching. Otherwise returns None.
+        """
+        listing = self._present_listing(self._cache, info) if self._cache else None
+        if listing is None and fetch_small and info.narinfo.nar_size <= SMALL_NAR:
+            return self._small_flights.do(info.nar_source, partial(self.read_listing, info))
+        return listing
+
+    def _present_listing(self, cache: NarCache, info: PathInfo) -> NarListing | None:
+        fill = self._joinable(cache, info)
+        if fill is None:
+            return cache.listing(info.nar_key)
+        try:
+            left = info.narinfo.nar_size - fill.available
+            return fill.wait_at_most(ARRIVAL_SECONDS if left <= SMALL_NAR else 0.0)
+        except NarcoreError:
+            return None
+        finally:
+            fill.leave()
 
     def whole(self, info: PathInfo) -> Iterator[bytes]:
         """Return the whole, verified NAR, from the cache if it can be cached. Raises NarcoreError, also while it is read."""
@@ -129,9 +164,26 @@ class NarSource:
 
     def read(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> NarBytes:
         """Read bytes ``start`` to ``stop`` of the file ``node``. Raises NarcoreError, also while the bytes are read."""
+        if not node.size:
+            return NoBytes(self._check_empty(info, known))
         source, found = self._choose(info, known, node, node.nar_offset + start, node.nar_offset + stop)
         self._trace("nar", {"nar_hash": info.narinfo.nar_hash.nix32, "source": source, "bytes": stop - start})
         return found
+
+    def _check_empty(self, info: PathInfo, known: KnownListing) -> bool:
+        """Return whether ``known`` was compared with the NAR: an empty file rests on the listing alone, unless the NAR is small.
+
+        Raises IntegrityError if the NAR has another listing, and the errors of fetching a small NAR.
+        """
+        if known.verified:
+            return True
+        listing = self.nar_listing(info, fetch_small=True)
+        if listing is None:
+            return False
+        if listing != known.listing:
+            self._on_other_listing(info, listing)
+        known.check(listing)
+        return True
 
     def _choose(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
         if self._cache is None:
@@ -173,7 +225,8 @@ class NarSource:
     def _cached_or_streamed(
         self, cached: FillBytes | CachedBytes, info: PathInfo, known: KnownListing, node: Node, start: int
     ) -> CachedOrStreamed:
-        return CachedOrStreamed(cached, partial(self._stream, info, known, node), start, strict=self._strict)
+        stream = partial(self._stream, info, known, node, verify=True)
+        return CachedOrStreamed(cached, stream, start, strict=self._strict)
 
     def _uncached(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
         # If half of a NAR or more is requested, a stream costs at most twice as much as a range, and its hash is checked.
@@ -193,8 +246,10 @@ class NarSource:
 
         return PartOrElsewhere(part, start, elsewhere)
 
-    def _stream(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> Streamed:
+    def _stream(
+        self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int, *, verify: bool = False
+    ) -> Streamed:
         chunks = self._streams.open(info)
         if not known.verified:
             chunks = as_listed(chunks, known.listing, partial(self._on_other_listing, info))
-        return Streamed(chunks, node, start, stop, nar_size=info.narinfo.nar_size)
+        return Streamed(chunks, node, start, stop, nar_size=info.narinfo.nar_size, verify=verify)

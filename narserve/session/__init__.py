@@ -1,4 +1,4 @@
-"""The options that commands share, and the sources that they read: the stores of ``--store``, or an *instance* (a running nar-serve).
+"""The options that commands share, and the sources that they read: stores, or an *instance* (a running nar-serve).
 
 ::
 

@@ -28,7 +28,7 @@ from narcore.formats.listing import Kind, NarListing, Node
 from narcore.formats.names import to_bytes
 from narcore.formats.narinfo import NarInfo
 from narcore.formats.storepath import StorePath
-from narcore.nars.accessor import NarAccessor
+from narcore.nars.accessor import NarAccessor, NoBytes
 from narcore.sizes import CHUNK_SIZE
 from narcore.version import __version__
 
@@ -185,9 +185,9 @@ class _Files:
         self._listing = listing
         self._paths: dict[int, str] | None = None
 
-    def read(self, node: Node, start: int, stop: int) -> "_Body | _NoBytes":
-        if start == stop:
-            return _NoBytes()
+    def read(self, node: Node, start: int, stop: int) -> "_Body | NoBytes":
+        if start == stop and node.size:
+            return NoBytes(is_verified=False)
         if self._paths is None:
             self._paths = dict(_paths(self._listing, self._listing.root, ""))
         return self._instance.get_file(self._store_path, self._paths[node.index], start, stop, node.size)
@@ -202,6 +202,8 @@ def _paths(listing: NarListing, node: Node, path: str) -> Iterator[tuple[int, st
 
 class _Body:
     """``length`` bytes of a response, after skipping ``skip`` bytes."""
+
+    is_verified = False
 
     def __init__(self, instance: Instance, response: requests.Response, *, skip: int, length: int) -> None:
         self.length = length
@@ -227,16 +229,6 @@ class _Body:
             left -= len(fresh)
             if fresh:
                 yield fresh
-
-
-class _NoBytes:
-    length = 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(())
-
-    def close(self) -> None:
-        """Do nothing: no resource is open."""
 
 
 def _check_extent(response: requests.Response, start: int, stop: int, size: int) -> None:

@@ -16,7 +16,7 @@ from narcore.binarycache import BinaryCache
 from narcore.errors import SettingsError, SymlinkLoop
 from narcore.formats.listing import Node
 from narcore.formats.names import to_bytes
-from narcore.formats.resolve import Elsewhere, Found, Inside, resolve
+from narcore.formats.resolve import Elsewhere, Found, Inside, Outcome, resolve
 from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath
 from narcore.lookup.pathinfo import PathInfo
 from narcore.nars.accessor import NarAccessor
@@ -156,16 +156,22 @@ class Session:
         follow = follow or target.follows
         for _ in range(MAX_HOPS):
             opened = self.open(target)
-            listing, store_path = opened.accessor.listing, opened.store_path
-            outcome = resolve(listing, store_path, target.path, follow_last=follow)
+            opened, outcome = self._resolve(opened, target.path, follow=follow)
             if isinstance(outcome, Inside):  # a path without a link in it
-                outcome = resolve(listing, store_path, outcome.path, follow_last=follow)
+                opened, outcome = self._resolve(opened, outcome.path, follow=follow)
             match outcome:
                 case Found(node, path):
                     return LocatedNode(opened, node, path)
                 case Elsewhere(path):
                     target = target.elsewhere(path)
         raise SymlinkLoop(f"too many links from one store path to another, the last one to {target.path}")
+
+    def _resolve(self, opened: Opened, path: str, *, follow: bool) -> tuple[Opened, Outcome]:
+        """Resolve a path in a store path. The listing is replaced if a better one is available (see ``BinaryCache.locate``)."""
+        if opened.info is None:
+            return opened, resolve(opened.accessor.listing, opened.store_path, path, follow_last=follow)
+        accessor, outcome = self.cache.locate(opened.info, path, follow_last=follow)
+        return replace(opened, accessor=accessor), outcome
 
 
 def find_path_info(cache: BinaryCache, target: Target) -> PathInfo:

@@ -97,6 +97,9 @@ def test_only_errors_that_depend_on_the_store_path_are_immutable() -> None:
     missing_file = respond(errors.NoSuchNode("x"))
     assert missing_file.headers["Cache-Control"] == "public, max-age=31536000, immutable"
     assert "Expires" in missing_file.headers
+    page = respond(errors.NoSuchNode("x"), "text/html")  # changes with the program
+    assert page.headers["Cache-Control"] == "public, max-age=600, stale-while-revalidate=86400"
+    assert "Expires" not in page.headers
     assert respond(errors.FileNotInStore("x")).headers["Cache-Control"] == "public, max-age=60"
     for error in (errors.StoreUnavailable("x"), errors.CapacityError("x"), OSError("x"), http.MethodNotAllowed()):
         result = respond(error)

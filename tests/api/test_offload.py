@@ -132,7 +132,8 @@ def offload(bucket: Bucket, clock: Clock) -> Offload:
 
 
 def whole(chunks: Any = (b"bytes",)) -> Response:
-    return Response(chunks, headers={"Content-Type": "text/x-test; charset=utf-8"})
+    headers = {"Content-Type": "text/x-test; charset=utf-8", "Cache-Control": "public, max-age=600"}
+    return Response(chunks, headers=headers)
 
 
 def never() -> Response:

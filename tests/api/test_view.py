@@ -62,7 +62,7 @@ def shown(data: bytes, name: str = "a.txt", query: str = "?view") -> list[str]:
 def test_the_page_of_a_text_shows_escaped_numbered_lines() -> None:
     result = view(b"one\n<two> & three\n")
     assert result.headers["Content-Type"] == "text/html; charset=utf-8"
-    assert result.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    assert result.headers["Cache-Control"] == "public, max-age=600, stale-while-revalidate=86400"
     assert "script-src 'self';" in result.headers["Content-Security-Policy"]
     links = dict(Page(result.text).links)
     assert (links["Raw"], links["Download"], links["Hex dump"]) == ("./a.txt", "./a.txt?download", "?view=hex")

@@ -31,7 +31,7 @@ def slowclients(setup: Setup) -> Iterator[Row]:
     write_file(tree / "large.bin", setup.size)
     upstream = CacheDirectory(setup.directory / "upstream")
     path = upstream.add("site", write_tree(tree, setup.directory / "site.nar"), "zstd").store_path
-    with serving(setup.directory / "ours", upstream.url, NAR_METRICS="on") as ours:
+    with serving(setup.directory / "ours", upstream.url, settings={"NAR_METRICS": "on"}) as ours:
         yield from _measure(
             "nar-serve serve", ours.port, [ours.process.pid, *ours.workers()], f"{path}/large.bin", goal=True
         )

@@ -314,6 +314,23 @@ class TestUpkeep:
         del before[paths[1]]
         assert {path: path.stat().st_atime_ns for path in before} == before  # verifying does not count as use
 
+    def test_verify_stops_readers_that_hold_a_wrong_nar_open(self, cache: NarCache, directory: Path) -> None:
+        nar = nar_of(100_000)
+        add_to_cache(cache, nar)
+        path = directory / f"{key_of(nar).digits}.nar"
+        until(lambda: path.stat().st_mtime == DURABLE)
+        path.chmod(0o600)
+        with path.open("r+b") as file:
+            file.write(b"broken")
+        os.utime(path, (1000, DURABLE))
+        opened = cache.open(key_of(nar))
+        assert opened is not None
+        opened.check_untouched()  # bytes that the disk has damaged are not noticed without hashing
+        assert [right for _, right in verify(cache.layout)] == [False]
+        with pytest.raises(CacheFailure, match="changed"):
+            opened.check_untouched()
+        opened.close()
+
     def test_verify_skips_entries_that_are_evicted_in_between(self, cache: NarCache, directory: Path) -> None:
         for seed in range(3):
             add_to_cache(cache, nar_of(1000, seed))

@@ -121,3 +121,12 @@ def test_credentials_are_sent_and_not_shown(cli: InProcess, odd: OddInstance) ->
     assert odd.requests[0].headers["Authorization"] == "Basic dXNlcjpwQHNz"
     with odd.fault("*recursive", status=403):
         assert "ss" not in cli("ls", url).err.replace("nar-serve", "").replace("pass", "")
+
+
+@pytest.mark.parametrize("command", ["cat", "get"])
+def test_an_empty_file_is_compared_with_the_response(cli: InProcess, odd: OddInstance, command: str) -> None:
+    with odd.fault("*format=json&recursive", body=listing_json(TREE | {"big": b""})):
+        done = cli(command, f"{odd.path}/big")
+    assert (done.code, done.out) == (1, b"")
+    assert "the listing says 0" in done.err
+    assert os.listdir() == []

@@ -10,7 +10,7 @@ import pytest
 from tests.e2e import links, trees
 from tests.e2e.client import Client, ClientResponse, location, query_of, url_path
 from tests.e2e.nixcaches import NixCaches, parse_listing
-from tests.e2e.test_http_files import FOREVER
+from tests.e2e.test_http_files import FOREVER, PAGE
 
 JSON = {"Accept": "application/json"}
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -70,6 +70,7 @@ def roots(caches: NixCaches) -> dict[str, str]:
 
 def test_a_directory_without_a_slash_is_redirected_to_it(client: Client, roots: dict[str, str]) -> None:
     for path in (roots[links.HELLO], roots[links.HELLO] + "share/doc/", roots[trees.WEBSITE_NAME] + "img/"):
+        client.get(path + "?format=nar")  # caches and verifies the NAR
         got = client.get(path.rstrip("/"))
         assert location(got, path) == path
         assert got.directives() == FOREVER
@@ -247,9 +248,10 @@ def test_the_error_for_an_unknown_format_names_the_formats(client: Client, roots
 
 def test_listings_can_be_cached(client: Client, roots: dict[str, str]) -> None:
     etags = set()
-    for query, headers in (("", BROWSER), ("", JSON), ("?recursive", JSON)):
+    client.get(roots[links.HELLO] + "?format=nar")  # caches and verifies the NAR
+    for query, headers, lifetime in (("", BROWSER, PAGE), ("", JSON, FOREVER), ("?recursive", JSON, FOREVER)):
         got = client.get(roots[links.HELLO] + query, headers)
-        assert got.directives() == FOREVER
+        assert got.directives() == lifetime
         etag = got.header("ETag")
         assert client.get(roots[links.HELLO] + query, headers | {"If-None-Match": etag}).status == 304
         etags.add(etag)

@@ -52,6 +52,7 @@ def test_a_403_or_410_for_a_narinfo_returns_404(upstream: Upstream, client: Clie
 
 
 def test_a_path_missing_from_the_nar_returns_an_immutable_404(client: Client, hello: str) -> None:
+    client.get(f"{hello}/bin/hello")  # caches and verifies the NAR
     for rest, part in [
         ("/none", "none"), ("/bin/none", "none"), ("/none/x/y", "none"), ("/bin/hello/x", "hello"), ("/BIN/hello", "BIN"),
         ("/none/", "none"), ("/bin/hello/x/", "hello"), ("/none?format=json", "none"), ("/none?download", "none"),
@@ -64,6 +65,7 @@ def test_a_path_missing_from_the_nar_returns_an_immutable_404(client: Client, he
 
 def test_the_404_of_a_link_tells_where_it_leads(client: Client, caches: NixCaches) -> None:
     root = url_path(caches.store_paths[links.LINKS_NAME])
+    client.get(f"{root}/?format=nar")  # caches and verifies the NAR
     messages = {name: client.get(f"{root}/{name}") for name in ("dangling", "loop-1", "etc", "behind-file")}
     assert {got.status for got in messages.values()} == {404}
     assert all(got.directives() == FOREVER for got in messages.values())

@@ -9,7 +9,7 @@ from tests.e2e import links, trees
 from tests.e2e.client import Client, location, url_path
 from tests.e2e.nixcaches import NixCaches
 from tests.e2e.test_http_directories import BROWSER, page_of
-from tests.e2e.test_http_files import FOREVER
+from tests.e2e.test_http_files import FOREVER, PAGE
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_view_shows_a_file_as_a_page(client: Client, hello: str) -> None:
     path = f"{hello}/bin/hello"
     got = client.get(f"{path}?view", BROWSER)
     page = page_of(got, path)
-    assert got.directives() == FOREVER
+    assert got.directives() == PAGE
     assert "script-src 'self'" in got.header("Content-Security-Policy")
     lines = re.findall(r'<div class="line"[^>]*><a [^>]*>\d+</a><code>(.*)\n</code>', got.text)
     assert [unescape(re.sub("<[^>]*>", "", line)) for line in lines] == trees.SCRIPT.decode().splitlines()

@@ -472,3 +472,23 @@ def test_the_total_size_includes_all_files_below(tree: Tree) -> None:
         assert found.total_size(node) == sum_of_sizes(found, node)
         assert found.count(node) == len(list(found.children(node)))
         pending += found.children(node)
+
+
+def test_fingerprints_differ_exactly_where_the_trees_differ() -> None:
+    tree: dict[str, Tree] = {"a": {"f": b"1", "g": link("f")}, "b": b"22", "c": link("b"), "d": {}}
+    listings: dict[str, Tree] = {
+        "same": tree,
+        "size": tree | {"b": b"2"},
+        "mode": tree | {"b": exe(b"")},
+        "target": tree | {"c": link("d")},
+        "name": {**tree, "a": {"f": b"1", "h": link("f")}},
+        "kind": tree | {"d": link("b")},
+    }
+    roots: dict[str, str] = {}
+    for name, each in listings.items():
+        from_nar = NarListing.from_events(parse_nar([nar(each)], contents=False))
+        from_json = NarListing.parse(listing_json(each, offsets=False), nar_size=from_nar.nar_size)
+        roots[name] = from_nar.fingerprint(from_nar.root)
+        for index in range(len(from_nar)):
+            assert from_nar.fingerprint(from_nar.node(index)) == from_json.fingerprint(from_json.node(index))
+    assert len(set(roots.values())) == len(roots)

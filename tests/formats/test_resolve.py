@@ -114,6 +114,26 @@ def test_the_error_names_the_link_and_its_target(path: str) -> None:
         resolve(LISTING, HERE, path)
 
 
+@pytest.mark.parametrize(
+    ("path", "dangling"),
+    [
+        ("gone", "gone -> share/nothing"),
+        ("gone/x", "gone -> share/nothing"),
+        ("file-as-dir", "file-as-dir -> lib/x/y"),
+        ("lib64/nothing", ""),  # the link leads to lib, which has no such entry
+        ("bin/up/nothing", ""),
+        ("lib64/x/y", ""),
+        ("share/root/gone", "gone -> share/nothing"),
+        ("bin/up/../nothing", ""),
+    ],
+)
+def test_only_a_link_whose_target_is_missing_is_said_to_dangle(path: str, dangling: str) -> None:
+    with pytest.raises(PathError) as failure:
+        resolve(LISTING, HERE, path)
+    assert ("dangles" in str(failure.value)) == bool(dangling)
+    assert dangling in str(failure.value)
+
+
 def test_the_last_link_is_not_followed_on_request() -> None:
     outcome = resolve(LISTING, HERE, "etc", follow_last=False)
     assert isinstance(outcome, Found)

@@ -43,6 +43,6 @@ def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def start(cache_directory: Path, tmp_path: Path) -> Start:
     def start_server(*options: str, **settings: str) -> AbstractContextManager[Serving]:
-        return serving(tmp_path / "server", str(cache_directory), *options, **settings)
+        return serving(tmp_path / "server", str(cache_directory), *options, settings=settings)
 
     return start_server

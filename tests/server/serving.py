@@ -81,14 +81,19 @@ def fetch(port: int, path: str, headers: Mapping[str, str] | None = None) -> Rep
 
 
 @contextlib.contextmanager
-def serving(directory: Path, cache_url: str, *options: str, **settings: str) -> Iterator[Serving]:
-    """Run ``nar-serve serve`` with these options and environment variables, with its disk cache and its logs in ``directory``."""
+def serving(
+    directory: Path, cache_url: str, *options: str, settings: Mapping[str, str] | None = None, program: Path = ROOT
+) -> Iterator[Serving]:
+    """Run ``nar-serve serve`` with these options and environment variables, with its disk cache and its logs in ``directory``.
+
+    ``program`` is the directory of the packages, by default this checkout.
+    """
     directory.mkdir(exist_ok=True)
-    environ = environment({"HTTP_ADDR": "127.0.0.1:0", "NAR_CACHE_DIR": str(directory / "nars")} | settings)
+    environ = environment({"HTTP_ADDR": "127.0.0.1:0", "NAR_CACHE_DIR": str(directory / "nars")} | dict(settings or {}))
     command = [sys.executable, "-m", "narserve", "serve", "--store", cache_url, *options]
     with (directory / "out").open("wb") as out, (directory / "err").open("wb") as err:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+            command, cwd=program, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
         )
     try:
         yield Serving(process, directory)
