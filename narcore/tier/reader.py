@@ -22,6 +22,7 @@ from narcore.errors import (
     SizeMismatch,
     StoreError,
     StoreUnavailable,
+    StoreUnresponsive,
     TruncatedStream,
 )
 from narcore.formats.listing import NarListing
@@ -31,6 +32,7 @@ from narcore.sizes import CHUNK_SIZE
 from narcore.stores import open_store
 from narcore.stores.base import BinaryCacheStore, StoreFile, read_file
 from narcore.stores.traced import TracedStore
+from narcore.stores.waits import CountedStore, StoreWaits
 from narcore.streams.slicing import skip_and_drain
 from narcore.tier.index import INDEX_LIMIT, TierIndex
 from narcore.tier.layout import index_name, nar_name
@@ -65,20 +67,29 @@ class TierReader:
     """
 
     def __init__(
-        self, store: BinaryCacheStore, keys: Sequence[PublicKey], *, clock: Callable[[], float] = time.monotonic
+        self,
+        store: BinaryCacheStore,
+        keys: Sequence[PublicKey],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        waits: StoreWaits | None = None,
     ) -> None:
-        self.store = store
+        """``waits`` limits how many requests wait for the tier while it sends nothing."""
+        self._waits = waits or StoreWaits()
+        self.store = store if waits is None else CountedStore(store, waits)
         self._keys = tuple(keys)
         self._clock = clock
         self._indexes: LruMemory[str, TierIndex] = LruMemory(INDEX_MEMORY, clock=clock)
         self._skipped: LruMemory[str, bool] = LruMemory(10_000, clock=clock)
-        self._flights: SingleFlight[str, TierIndex | None] = SingleFlight()
+        self._flights: SingleFlight[str, TierIndex | None] = SingleFlight(wait=self._waits.wait)
         self._paused_until = 0.0
 
     @classmethod
-    def open(cls, url: str, keys: Sequence[PublicKey], *, trace: Trace = silent) -> Self:
+    def open(
+        cls, url: str, keys: Sequence[PublicKey], *, trace: Trace = silent, waits: StoreWaits | None = None
+    ) -> Self:
         """Open the tier at a store URL, without connecting to it. Raises SettingsError if it is not the URL of a store."""
-        return cls(TracedStore(open_store(url), trace), keys)
+        return cls(TracedStore(open_store(url), trace), keys, waits=waits)
 
     def close(self) -> None:
         self.store.close()
@@ -91,14 +102,15 @@ class TierReader:
     def read(self, info: PathInfo, start: int, stop: int) -> "TierBytes | None":
         """Open bytes ``start`` to ``stop`` of the NAR, and check the first frame; None if the tier can't be used for this NAR.
 
-        Reading the rest raises one of FAILURES if a frame is damaged or the tier fails.
+        Reading the rest raises StoreError if a frame is damaged or the tier fails.
         """
         index = self._index(info)
         if index is None:
             return None
         on_failure = partial(self._failed, info.narinfo.nar_hash.nix32)
         try:
-            return TierBytes(open_part(self.store, index, start, stop), stop - start, on_failure)
+            part = partial(open_part, self.store, index, start, stop)
+            return TierBytes(self._waits.call(self.store.url, part, discard=close), stop - start, on_failure)
         except FAILURES as error:
             on_failure(error)
             return None
@@ -109,13 +121,17 @@ class TierReader:
         digits = info.narinfo.nar_hash.nix32
         if self._skipped.get(digits):
             return None
-        index = self._indexes.get(digits) or self._flights.do(digits, partial(self._fetch, digits))
+        try:
+            index = self._indexes.get(digits) or self._flights.do(digits, partial(self._fetch, digits))
+        except StoreUnresponsive:  # what another request waits for
+            return None
         # A signed narinfo with the same hash and another size is wrong; whoever reads the whole NAR will notice.
         return index if index and index.nar_size == info.narinfo.nar_size else None
 
     def _fetch(self, digits: str) -> TierIndex | None:
         try:
-            index = read_index(self.store, digits, self._keys)
+            read = partial(read_index, self.store, digits, self._keys)
+            index = self._waits.call(self.store.url, read)
         except FAILURES as error:
             self._failed(digits, error)
             return None
@@ -151,7 +167,7 @@ def read_index(store: BinaryCacheStore, digits: str, keys: Sequence[PublicKey]) 
 
 
 class TierBytes:
-    """Some bytes of a NAR in the tier. All of them are verified."""
+    """Some bytes of a NAR in the tier, all of them verified. Iterating raises StoreError if the rest can't be read."""
 
     is_verified = True
 
@@ -173,7 +189,7 @@ class TierBytes:
             yield from self._source
         except FAILURES as error:
             self._on_failure(error)
-            raise
+            raise StoreError(f"the rest of the NAR in the tier can't be read: {error}") from error
 
 
 def open_part(store: BinaryCacheStore, index: TierIndex, start: int, stop: int) -> Iterator[bytes]:

@@ -3,9 +3,10 @@
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
+from narcore.concurrency.closing import close
 from narcore.concurrency.lru import LruMemory
 from narcore.errors import NarcoreError
 from narcore.lookup.pathinfo import PathInfo
@@ -24,7 +25,7 @@ DONE_SECONDS = 600.0
 # How long a process that exits waits for the running upload to end.
 STOP_SECONDS = 2.0
 
-OpenCached = Callable[[PathInfo], Iterator[bytes] | None]
+OpenCached = Callable[[PathInfo], Iterable[bytes] | None]
 
 
 class Stopped(NarcoreError):
@@ -48,8 +49,8 @@ class TierUploads:
     def offer(self, info: PathInfo, open_cached: OpenCached) -> None:
         """Add the path later. Returns immediately.
 
-        ``open_cached`` returns the NAR, or None if it is not cached any more. Nothing happens if the narinfo was not verified, the
-        NAR is so small that a reader would not use the tier, or the queue is full.
+        ``open_cached`` returns the NAR, which is closed after use, or None if it is not cached any more. Nothing happens if the
+        narinfo was not verified, the NAR is so small that a reader would not use the tier, or the queue is full.
         """
         name = info.narinfo.store_path.base_name
         if not info.trust.is_verified or info.narinfo.nar_size <= SMALL_NAR or self._done.get(name):
@@ -97,7 +98,10 @@ class TierUploads:
         chunks = open_cached(info)
         if chunks is None:
             raise Stopped("the NAR is not cached any more")
-        for chunk in chunks:
-            if self._stopping:
-                raise Stopped("the process exits")
-            yield chunk
+        try:
+            for chunk in chunks:
+                if self._stopping:
+                    raise Stopped("the process exits")
+                yield chunk
+        finally:
+            close(chunks)

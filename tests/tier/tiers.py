@@ -23,16 +23,13 @@ OTHER_KEY = SecretKey("tier-1", hashlib.sha256(b"other").digest())
 KEYS = (TIER_KEY.public_key,)
 
 NAME = "big-1.0"
+SMALL, BIG, Z = b"small", random.Random(1).randbytes(2_500_000), random.Random(2).randbytes(200_000)
 LIB: Mapping[str, builders.Tree] = {
-    "big": random.Random(1).randbytes(2_500_000),
+    "big": BIG,
     "link": builders.link("big"),
     "medium": bytes(300_000),
 }
-TREE: Mapping[str, builders.Tree] = {
-    "a": b"small",
-    "lib": LIB,
-    "z": random.Random(2).randbytes(200_000),
-}
+TREE: dict[str, builders.Tree] = {"a": SMALL, "lib": LIB, "z": Z}
 NAR = builders.nar(TREE)
 LISTING = NarListing.from_events(parse_nar([NAR], contents=False))
 INFO = PathInfo(
