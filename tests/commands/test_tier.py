@@ -13,7 +13,7 @@ from tests.commands.running import InProcess, stored
 from tests.realnix import RealNix
 
 STORE_KEY, TIER_KEY = SecretKey("store-1", bytes(31) + b"s"), SecretKey("tier-1", bytes(31) + b"t")
-BIG: builders.Tree = {"data": bytes(range(256)) * 8000}
+BIG: dict[str, builders.Tree] = {"data": bytes(range(256)) * 8000}
 
 
 def cache_with_references() -> dict[str, bytes]:
