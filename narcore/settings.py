@@ -27,6 +27,7 @@ NAMES = frozenset(
         "NAR_CACHE_STRATEGY",
         "NAR_CACHE_URL",
         "NAR_LOG_FORMAT",
+        "NAR_MAX_CONNECTIONS",
         "NAR_MAX_FILLS",
         "NAR_MAX_NAR_SIZE",
         "NAR_MAX_RESPONSE",
@@ -107,6 +108,7 @@ class Settings:
     tier_write: bool = False
     workers: int = 2
     threads: int = 32
+    max_connections: int | None = None  # of each worker process; None: as many as the limit of open files allows
     stop_seconds: int = 60
     metrics: bool = False
     trusted_proxies: tuple[Network, ...] = ()
@@ -150,6 +152,7 @@ class Settings:
             tier_write=_tier_write(given, cache_dir),
             workers=_count("NAR_WORKERS", given.get("NAR_WORKERS", "2")),
             threads=_count("NAR_THREADS", given.get("NAR_THREADS", "32")),
+            max_connections=_max_connections(given),
             stop_seconds=_count("NAR_STOP_SECONDS", given.get("NAR_STOP_SECONDS", "60")),
             metrics=_switch("NAR_METRICS", given),
             trusted_proxies=_networks("NAR_TRUSTED_PROXIES", given.get("NAR_TRUSTED_PROXIES", "")),
@@ -223,6 +226,15 @@ def _one_of(name: str, choices: tuple[Choice, ...], given: Mapping[str, str]) ->
 def _count(name: str, text: str) -> int:
     if not (_NUMBER.fullmatch(text) and 0 < int(text) <= 10_000):
         raise SettingsError(f"{name}={text!r} is not a number from 1 to 10000")
+    return int(text)
+
+
+def _max_connections(given: Mapping[str, str]) -> int | None:
+    text = given.get("NAR_MAX_CONNECTIONS")
+    if text is None:
+        return None
+    if not (_NUMBER.fullmatch(text) and int(text) > 0):
+        raise SettingsError(f"NAR_MAX_CONNECTIONS={text!r} is not a number of connections; use a number above 0")
     return int(text)
 
 

@@ -1,11 +1,12 @@
 """Fixtures of all tests: a clean environment, logging, and one configuration of hypothesis.
 
-``--fast`` selects the tests that start no servers and need no tools. With pytest-xdist (``-n 2``), the tests of a file run in one
+``--fast`` selects the tests that start no servers and need no tools. With pytest-xdist (``-n 3``), the tests of a file run in one
 process, and so do all tests that mount.
 """
 
 import logging
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ SLOW = frozenset({"browser", "commands", "csi", "deploy", "dev", "docker", "docs
 # Folders whose tests run in the same process of pytest-xdist. The tests of "mounts" would disturb each other: they share the mounts
 # of the machine and dockerd's directory of plugins. The tests of "servers" share servers that take long to start.
 GROUPS = {"csi": "mounts", "docker": "mounts", "mount": "mounts", "volumes": "mounts", "e2e": "servers"}
+
+# Takes a third of the time of its group, and starts servers of its own.
+ALONE = ROOT / "tests" / "e2e" / "test_files.py"
 
 # No deadlines: they would measure the machine and not the code, and two test runs on one core would exceed them.
 settings.register_profile("local", deadline=None)
@@ -49,7 +53,12 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the slow tests under ``--fast``."""
+    """Leave out the slow tests under ``--fast``. In a process of pytest-xdist, begin with the longest parts.
+
+    The last parts should be short: the run ends with the last process, and the others wait for it.
+    """
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: _rank(item.path))
     if needs.fast:
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
@@ -60,16 +69,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give each process of pytest-xdist whole files, and the files of a group to the same one.
 
-    This is what ``--dist loadgroup`` is for, but with pytest 9.2 pytest-xdist 3.8 does not see the groups.
+    This is what ``--dist loadgroup`` is for, but with pytest 9.2 pytest-xdist 3.8 does not see the groups. The files keep the
+    order of ``pytest_collection_modifyitems``.
     """
     from xdist.scheduler import LoadScopeScheduling
+
+    config.option.loadscopereorder = False  # orders by the number of tests, which says little about the time
 
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return GROUPS.get(_folder(config.rootpath / file), file)
+            return _group(config.rootpath / file) or file
 
     return Scheduling(config, log)
+
+
+def _rank(path: Path) -> int:
+    """Return a number that orders a file: first ``ALONE`` and the groups, one after the other, then the other slow folders."""
+    first = sorted(set(GROUPS.values()))
+    group = _group(path)
+    if path == ALONE or group:
+        return first.index(group) + 1 if group else 0
+    return len(first) + 1 + (_folder(path) not in SLOW)
+
+
+def _group(path: Path) -> str:
+    """Return the group of a file; empty if the file has no group."""
+    return "" if path == ALONE else GROUPS.get(_folder(path), "")
 
 
 def _folder(path: Path) -> str:
@@ -84,6 +110,17 @@ def _no_settings_from_outside() -> None:
     for name in list(os.environ):
         if name.startswith("NAR_") or name in {"NIX_CACHE_URL", "PORT", "HTTP_ADDR", "DOMAIN"}:
             del os.environ[name]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _programs_start_with_default_signals() -> None:
+    """Let programs get signals that this test run ignores, because it runs under nohup or in the background of a script.
+
+    A program inherits an ignored signal, but not a handler.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: None)
 
 
 @pytest.fixture(autouse=True)

@@ -139,6 +139,8 @@ GOOD: list[tuple[dict[str, str], str, object]] = [
     ({}, "tier_write", False),
     ({"NAR_WORKERS": "1"}, "workers", 1),
     ({"NAR_THREADS": "007"}, "threads", 7),
+    ({"NAR_MAX_CONNECTIONS": "20000"}, "max_connections", 20_000),
+    ({}, "max_connections", None),
     ({"NAR_STOP_SECONDS": "5"}, "stop_seconds", 5),
     ({"NAR_METRICS": "on"}, "metrics", True),
     ({"NAR_METRICS": "0"}, "metrics", False),
@@ -168,6 +170,7 @@ BAD: list[tuple[dict[str, str], str]] = [
         for name in ("NAR_MAX_FILLS", "NAR_WORKERS", "NAR_THREADS", "NAR_STOP_SECONDS", "NAR_MOUNT_DEADLINE")
         for text in ("0", "-1", "10001", "0000019999999", "x", "1.5")
     ),
+    *(({"NAR_MAX_CONNECTIONS": text}, "a number above 0") for text in ("0", "-1", "x", "1.5", "0000019999999")),
     *(({"NAR_OFFLOAD_URL": text, "HOME": "/x"}, "s3://") for text in ("https://x", "gs://x", "x")),
     ({"NAR_OFFLOAD_URL": "s3://x", "NAR_CACHE_DIR": "off"}, "NAR_CACHE_DIR=off"),
     ({"NAR_TIER_URL": "s3://b"}, "NAR_TIER_PUBLIC_KEYS"),

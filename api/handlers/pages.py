@@ -1,12 +1,12 @@
 """The views of all URLs that are not in a store path: landing page, health checks, robots.txt and static files."""
 
-import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
 from flask import request
 
+from api.handlers.readiness import Readiness
 from api.http.text import quote_path
 from api.responses.base import Response, text_response
 from api.responses.landing import Cache, State, landing_response
@@ -18,8 +18,6 @@ from narcore.binarycache import BinaryCache
 from narcore.errors import NarcoreError
 from narcore.formats.storepath import DEFAULT_STORE_DIR, HASH_PART_LENGTH
 
-log = logging.getLogger("api")
-
 
 class Pages:
     """Views of one binary cache."""
@@ -28,6 +26,7 @@ class Pages:
         self._cache = cache
         self._examples = examples
         self._recent = recent
+        self._readiness = Readiness(cache.check_ready)
 
     def landing(self) -> Response:
         typed = request.args.get("path")
@@ -61,15 +60,12 @@ class Pages:
         return _health("OK\n")
 
     def ready(self) -> Response:
-        """Readiness check: returns 503 if no binary cache answers."""
-        try:
-            self._cache.check_ready()
-        except NarcoreError as error:
-            log.warning("not ready, no cache answers: %s", error)
-            response = _health("no cache answers\n")
-            response.status_code = 503
-            return response
-        return _health("OK\n")
+        """Readiness check: returns 503 if no binary cache answered in the last check."""
+        if self._readiness.is_ready():
+            return _health("OK\n")
+        response = _health("no cache answers\n")
+        response.status_code = 503
+        return response
 
     def robots(self) -> Response:
         """Keep crawlers away from all store dirs: a crawler would unpack the whole cache."""

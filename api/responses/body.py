@@ -7,7 +7,7 @@ takes the truncated body for the file.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from api.http.mediatypes import SNIFF_LENGTH
 from api.http.ranges import ByteRange
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 class FileBytes(NarBytes, Protocol):
     """Bytes that can be sent from a file.
 
-    ``file`` is a pair: an open file, which no other reader uses, and the offset of the bytes in it. It is None if sendfile is not
-    worthwhile.
+    ``file`` is the descriptor of an open file, and the offset of the bytes in it; or None if the bytes are in no file. All readers
+    of the file share the descriptor, so its position must not be used.
     """
 
-    file: tuple[BinaryIO, int] | None
+    file: tuple[int, int] | None
 
     def check_untouched(self) -> None:
         """Raise NarcoreError if the file was changed after it was opened."""
@@ -67,54 +67,48 @@ class StreamBody:
 
 
 class FileWindow:
-    """A part of an open file, as a file object for ``wsgi.file_wrapper``, so that a server can use sendfile.
+    """A part of an open file, as a file object for ``wsgi.file_wrapper``.
 
-    A server that calls ``fileno`` sends Content-Length bytes from the position of the descriptor on. A server that calls ``read``
-    gets no byte after the part. All methods use the descriptor, because the position of a buffered file is not the position of its
-    descriptor. ``seekable`` returns False; ``seek`` is for socket.sendfile, which calls it without a check.
+    nar-serve's own server sends the file with sendfile, from ``position`` up to ``stop``, and calls ``check_untouched`` before the
+    last bytes. Another server calls ``read``, which returns the last bytes only if the file is unchanged. There is no ``fileno``: a
+    server would send from the position of the descriptor, which all readers of the file share.
 
-    ``read`` returns the last bytes only if the file is unchanged. A transfer by sendfile can't be held back like this, so
-    ``close`` checks the file again. If it raises, the server cuts the connection. Without the exception, a server that has sent too
-    few bytes would wait for the next request, while the client waits for the rest.
+    ``close`` checks the file again, because its pages may have changed after the server passed them to the kernel. If it raises,
+    the server cuts the connection.
     """
 
-    def __init__(self, source: FileBytes, file: BinaryIO, offset: int) -> None:
+    __slots__ = ("_closed", "_source", "descriptor", "length", "position", "stop")
+
+    def __init__(self, source: FileBytes, descriptor: int, offset: int) -> None:
         self.length = source.length
+        self.descriptor = descriptor
+        self.position = offset  # of the next byte to send
+        self.stop = offset + source.length
         self._source = source
-        self._descriptor = file.fileno()
-        self._start = offset
-        self._stop = offset + source.length
-        self._position = self.seek(offset)
         self._closed = False
 
     @property
     def sent(self) -> int:
-        """How many bytes the server has taken, by ``read`` or by socket.sendfile, which sets the position when it ends."""
-        return self._position - self._start
+        """How many bytes the server has taken."""
+        return self.length - (self.stop - self.position)
 
     def peek(self, size: int) -> bytes:
-        return os.pread(self._descriptor, min(size, self._stop - self._position), self._position)
+        return os.pread(self.descriptor, min(size, self.stop - self.position), self.position)
 
     def read(self, size: int = -1) -> bytes:
-        left = max(0, self._stop - self._position)
+        left = self.stop - self.position
         length = left if size < 0 else min(size, left)
-        data = os.pread(self._descriptor, length, self._position)
+        data = os.pread(self.descriptor, length, self.position)
         if length and not data:
             raise TruncatedStream(f"a file ends {left} bytes early")
-        self._position += len(data)
-        if self._position == self._stop:
-            self._source.check_untouched()
+        self.position += len(data)
+        if self.position == self.stop:
+            self.check_untouched()
         return data
 
-    def seek(self, offset: int) -> int:
-        self._position = os.lseek(self._descriptor, offset, os.SEEK_SET)
-        return self._position
-
-    def seekable(self) -> bool:
-        return False
-
-    def fileno(self) -> int:
-        return self._descriptor
+    def check_untouched(self) -> None:
+        """Raise NarcoreError if the file was changed since it was opened."""
+        self._source.check_untouched()
 
     def close(self) -> None:
         if self._closed:

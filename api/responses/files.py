@@ -133,7 +133,7 @@ def _one_part(request: Request, headers: Headers, file: _File, part: ByteRange |
 
 def _sending(request: Request, headers: Headers, body: StreamBody | FileWindow | None, status: HTTPStatus) -> Response:
     if isinstance(body, FileWindow):
-        # The wrapper must not be wrapped again: a server uses sendfile only for an instance of its own wrapper (PEP 3333).
+        # The wrapper must not be wrapped again: a server sends a file itself only for an instance of its own wrapper (PEP 3333).
         wrapped: Iterable[bytes] = request.environ["wsgi.file_wrapper"](body, CHUNK_SIZE)
         return Response(wrapped, status=status, headers=headers, direct_passthrough=True)
     return Response(body if body is not None else b"", status=status, headers=headers)

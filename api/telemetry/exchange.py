@@ -120,20 +120,28 @@ class Observed:
         return _Body(body, exchange, self._end)
 
     def _watch_file(self, body: Any, exchange: Exchange) -> Iterable[bytes]:
-        """Observe a file without wrapping it, so that the server still uses sendfile. Bytes are counted at the end."""
+        """Observe a file without wrapping it, so that the server can send it. Bytes are counted when it is closed.
+
+        This thread does nothing more for the response: the server may close the file in another thread, much later.
+        """
         exchange.begin_body()
         window = body.filelike  # the attribute in PEP 3333's example, which gunicorn has too
         close_file = body.close
 
         def end() -> None:
+            _current.set(exchange)
             exchange.sent = window.sent
             try:
                 close_file()
                 exchange.complete = exchange.sent == window.length
+            except Exception as error:
+                _record_cut(exchange, error)
+                raise
             finally:
                 self._end(exchange)
 
         body.close = end
+        _current.set(None)
         watched: Iterable[bytes] = body
         return watched
 
@@ -160,8 +168,7 @@ class _Body:
                 yield chunk
                 exchange.sent += len(chunk)  # counted here, after the server has taken the chunk and asked for the next
         except Exception as error:
-            exchange.error = type(error).__name__
-            log.warning("%s %r: response cut short: %s: %s", exchange.method, exchange.path, exchange.error, error)
+            _record_cut(exchange, error)
             raise
         exchange.begin_body()
         exchange.complete = True
@@ -176,6 +183,11 @@ class _Body:
             end, self._end = self._end, None
             if end is not None:
                 end(self._exchange)
+
+
+def _record_cut(exchange: Exchange, error: Exception) -> None:
+    exchange.error = type(error).__name__
+    log.warning("%s %r: response cut short: %s: %s", exchange.method, exchange.path, exchange.error, error)
 
 
 def _quoted_path(environ: "WSGIEnvironment") -> str:

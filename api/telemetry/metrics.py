@@ -71,13 +71,14 @@ class Metrics:
     def ended(self, exchange: Exchange) -> None:
         kind = exchange.kind
         self._running.dec()
-        self._requests.labels(kind, str(exchange.status)).inc()
         self._sent.labels(kind).inc(exchange.sent)
         self._seconds.labels(kind).observe(exchange.seconds)
         if exchange.first_byte is not None:
             self._first_byte.labels(kind).observe(exchange.first_byte)
         if not exchange.complete:
             self._cut.labels(kind).inc()
+        # Last, so that the metrics that another process reads at this moment have the times of each request that they count.
+        self._requests.labels(kind, str(exchange.status)).inc()
 
     # --- a listener of narcore.trace
 

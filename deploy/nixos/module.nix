@@ -66,7 +66,7 @@ in
     settings = lib.mkOption {
       type = lib.types.attrsOf lib.types.str;
       default = { };
-      example = { NAR_CACHE_SIZE = "20G"; NAR_METRICS = "on"; NAR_TRUSTED_PROXIES = "127.0.0.1"; };
+      example = { NAR_CACHE_SIZE = "20G"; NAR_MAX_CONNECTIONS = "1000"; NAR_METRICS = "on"; NAR_TRUSTED_PROXIES = "127.0.0.1"; };
       description = "Other settings, by the names of their environment variables.";
     };
 
@@ -98,6 +98,7 @@ in
         Restart = "on-failure";
         KillMode = "mixed";
         TimeoutStopSec = 75;
+        LimitNOFILE = 65536;
         DynamicUser = true;
         CacheDirectory = "nar-serve";
         CacheDirectoryMode = "0700";

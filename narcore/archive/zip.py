@@ -20,7 +20,7 @@ _UNIX = 3
 _SIZES_FOLLOW, _UTF_8 = 0x08, 0x800  # 4.4.4
 _STORED = 0
 _DOS_TIME, _DOS_DATE = 0, 1 << 5 | 1  # 1 January 1980, the earliest possible date
-_LIMIT = 2**31 - 1  # some readers treat the fields as signed
+MAX_32 = 2**31 - 1  # some readers treat the fields as signed
 _FULL_32, _FULL_16 = 2**32 - 1, 2**16 - 1
 
 # Info-ZIP's extended timestamp, which does not depend on the time zone and begins in 1970: only the modification time, 1 s.
@@ -74,7 +74,7 @@ def _size(node: Node) -> int:
 def _local_header(path: str, node: Node) -> bytes:
     """Return the local header, 4.3.7. The checksum is not known yet, so a descriptor follows the data (4.4.4, bit 3)."""
     name, flags = _name(path, node)
-    large = _size(node) > _LIMIT
+    large = _size(node) > MAX_32
     extra = _TIME + (struct.pack("<HHQQ", 1, 16, 0, 0) if large else b"")
     version = _VERSION_64 if large else _VERSION
     fields = (version, flags, _STORED, _DOS_TIME, _DOS_DATE, 0, 0, 0, len(name), len(extra))
@@ -83,17 +83,17 @@ def _local_header(path: str, node: Node) -> bytes:
 
 def _descriptor(size: int, checksum: int) -> bytes:
     """Return the data descriptor, 4.3.9. Its sizes have 64 bits if the local header has a 64-bit extra field."""
-    return struct.pack("<4sLQQ" if size > _LIMIT else "<4sLLL", b"PK\x07\x08", checksum, size, size)
+    return struct.pack("<4sLQQ" if size > MAX_32 else "<4sLLL", b"PK\x07\x08", checksum, size, size)
 
 
 def _central_record(path: str, node: Node, offset: int, checksum: int) -> bytes:
     """Return the record in the central directory, 4.3.12. Large values go to the extra field (4.5.3), in this order."""
     name, flags = _name(path, node)
     size = _size(node)
-    large = [*([size, size] if size > _LIMIT else []), *([offset] if offset > _LIMIT else [])]
+    large = [*([size, size] if size > MAX_32 else []), *([offset] if offset > MAX_32 else [])]
     extra = (struct.pack(f"<HH{len(large)}Q", 1, 8 * len(large), *large) if large else b"") + _TIME
     version = _VERSION_64 if large else _VERSION
-    size = size if size <= _LIMIT else _FULL_32
+    size = size if size <= MAX_32 else _FULL_32
     fields = (
         version,
         _UNIX,
@@ -108,14 +108,14 @@ def _central_record(path: str, node: Node, offset: int, checksum: int) -> bytes:
         len(name),
         len(extra),
     )
-    rest = (0, 0, 0, _attributes(node), offset if offset <= _LIMIT else _FULL_32)
+    rest = (0, 0, 0, _attributes(node), offset if offset <= MAX_32 else _FULL_32)
     return struct.pack("<4s2B5H3L5H2L", b"PK\x01\x02", *fields, *rest) + name + extra
 
 
 def _end(count: int, directory_size: int, offset: int) -> bytes:
     """Return the end of the central directory, 4.3.14 to 4.3.16."""
     large = b""
-    if count > _FULL_16 or directory_size > _LIMIT or offset > _LIMIT:
+    if count > _FULL_16 or directory_size > MAX_32 or offset > MAX_32:
         sizes = (count, count, directory_size, offset)
         large = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, _VERSION_64, _VERSION_64, 0, 0, *sizes)
         large += struct.pack("<4sLQL", b"PK\x06\x07", 0, offset + directory_size, 1)

@@ -4,6 +4,7 @@
 
     narcache    NarCache: opens cached NARs, and starts or joins the fill of a missing one
     cached      CachedNar: a complete NAR, open for reading; Verifier: checks that a file is the NAR that its name says
+    openfiles   OpenFiles: one descriptor per NAR, shared by its readers
     fill        Fill: a NAR that is being fetched, and its readers in this process
     part        PartFile: the file that a fill writes, and the choice of the process that writes it
     failures    the error of the last fill of a NAR, for all processes

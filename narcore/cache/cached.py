@@ -4,7 +4,6 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Generator
-from io import FileIO
 
 from narcore.cache.errors import as_cache_failure
 from narcore.cache.layout import THIS_BOOT, NarKey, is_verified, mark
@@ -15,20 +14,23 @@ from narcore.errors import CacheFailure
 from narcore.formats import nixbase32
 from narcore.sizes import CHUNK_SIZE
 
-# From this size on, sendfile is cheaper than reading and writing the bytes here; for a large file it costs half as much. Below
-# this size, the fixed cost of sendfile is larger than what it saves. Measured with gunicorn's threaded worker.
-SENDFILE_SIZE = 512 * 1024
-
 Stamp = tuple[int, int, int, int]
 
 
 class CachedNar:
-    """One complete NAR, open for reading. It belongs to one caller, who must close it."""
+    """One complete NAR, open for reading. It has one user, who closes it; several of them may share the descriptor ``fd``."""
 
-    def __init__(self, fd: int, status: os.stat_result, discard: Callable[[], None]) -> None:
+    __slots__ = ("_close", "_discard", "_mtime_ns", "_size", "fd")
+
+    def __init__(
+        self, fd: int, status: os.stat_result, *, discard: Callable[[], None], close: Callable[[], None]
+    ) -> None:
+        """``discard`` removes the entry from the cache. ``close`` closes the descriptor for this user."""
         self.fd = fd
-        self._status = status
+        self._size = status.st_size  # the whole status would take 500 bytes for each of thousands of readers
+        self._mtime_ns = status.st_mtime_ns
         self._discard = discard
+        self._close = close
 
     def read(self, start: int, stop: int) -> "CachedBytes":
         return CachedBytes(self, start, stop)
@@ -52,25 +54,25 @@ class CachedNar:
     def check_untouched(self) -> None:
         """Raise CacheFailure, and remove the entry, if the file has been written to since it was opened."""
         now = os.fstat(self.fd)
-        if now.st_size != self._status.st_size or not (now.st_mtime_ns == self._status.st_mtime_ns or is_verified(now)):
+        if now.st_size != self._size or not (now.st_mtime_ns == self._mtime_ns or is_verified(now)):
             self._discard()
             raise CacheFailure("a NAR in the cache was changed while it was read")
 
     def close(self) -> None:
         if self.fd >= 0:
-            os.close(self.fd)
             self.fd = -1
+            self._close()
 
 
 class CachedBytes:
     """Some bytes of a cached NAR. Closing them closes the NAR.
 
-    ``file`` is a pair: the open NAR and the offset of the bytes in it. It is None for fewer than SENDFILE_SIZE bytes.
+    ``file`` is the descriptor of the NAR, which other readers share, and the offset of the bytes in it.
     """
 
     def __init__(self, nar: CachedNar, start: int, stop: int) -> None:
         self.length = stop - start
-        self.file = (FileIO(nar.fd, closefd=False), start) if self.length >= SENDFILE_SIZE else None
+        self.file = nar.fd, start
         self._nar = nar
         self._chunks = self._read(start, stop)
 

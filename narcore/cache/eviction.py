@@ -140,7 +140,7 @@ def _make_room(
         usage = _usage(layout, files, own, protected)
         needed = max(0, size - (files[own].st_size if own in files else 0))
         used = sum(entry.size for entry in usage.entries)
-        free = _free(layout.directory) - usage.pending
+        free = free_bytes(layout.directory) - usage.pending
         if size > limit or needed > free + usage.pending + used + recent.size:
             raise CacheFailure(f"there is no room for {size} bytes")
         if size + usage.promised > limit or needed > free + used + recent.size:
@@ -154,7 +154,7 @@ def _make_room(
             evicted.append(entry)
         if evicted:
             recent.add(evicted)
-        if needed > _free(layout.directory) - usage.pending:
+        if needed > free_bytes(layout.directory) - usage.pending:
             return None
         reserve()
         return recent.finish()
@@ -221,7 +221,8 @@ def _entries(files: dict[str, os.stat_result]) -> list[Entry]:
     return sorted(found, key=lambda entry: entry.used)
 
 
-def _free(directory: Path) -> int:
+def free_bytes(directory: Path) -> int:
+    """Return how many bytes the file system of the directory has for this process. Raises OSError."""
     status = os.statvfs(directory)
     return status.f_bavail * status.f_frsize
 

@@ -19,7 +19,7 @@ from narcore.cache.eviction import Entry, RecentEvictions, entries, make_room, r
 from narcore.cache.fill import Fill
 from narcore.cache.layout import FileKey, Layout, NarKey, is_verified, touch
 from narcore.cache.listings import load_listing
-from narcore.cache.locks import READ_FLAGS
+from narcore.cache.openfiles import OpenFiles
 from narcore.cache.part import Fetch, PartFile
 from narcore.cache.reserve import Reserve
 from narcore.cache.slots import Slots
@@ -65,6 +65,7 @@ class NarCache:
         self._trace = trace
         self._slots = Slots(self.layout, max_fills, patience=patience)
         self._verifier = Verifier()
+        self._files = OpenFiles()
         self._lock = threading.Lock()
         # By NAR and source. Fills of one NAR from several sources use one part file, as if they were in several processes.
         self._fills: dict[tuple[NarKey, str], Fill] = {}
@@ -132,26 +133,32 @@ class NarCache:
     def _open(self, key: NarKey) -> CachedNar | None:
         path = self.layout.nar(key.digits)
         try:
-            fd = os.open(path, READ_FLAGS)
+            file = self._files.open(path)
         except FileNotFoundError:
             return None
         except OSError as error:
             self._warn_once(f"{path} can't be opened: {error.strerror}")
             return None
         try:
-            status = self._verifier.status(fd, key)
+            status = self._verifier.status(file.fd, key)
         except OSError as error:  # for example a bad sector
             self._warn_once(f"{path} can't be read: {error.strerror}")
             status = None
         except BaseException:
-            os.close(fd)
+            self._files.close(file)
             raise
         if status is None:
-            if not _has_other_size(key.digits, fd):
-                remove_bad(self.layout, key, fd)
-            os.close(fd)
+            if not _has_other_size(key.digits, file.fd):
+                remove_bad(self.layout, key, file.fd)
+            self._files.close(file)
             return None
-        return CachedNar(fd, status, lambda: remove_bad(self.layout, key, fd))
+        self._files.share(file)
+        return CachedNar(
+            file.fd,
+            status,
+            discard=partial(remove_bad, self.layout, key, file.fd),
+            close=partial(self._files.close, file),
+        )
 
     # --- unpacked files
 

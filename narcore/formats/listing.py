@@ -175,7 +175,8 @@ class NarListing:
         if not isinstance(other, NarListing):
             return NotImplemented
         return self.nar_size == other.nar_size and all(
-            getattr(self._columns, column) == getattr(other._columns, column) for column in _Columns.__slots__
+            getattr(self._columns, column) == getattr(other._columns, column)  # noqa: SLF001  the same class
+            for column in _Columns.__slots__
         )
 
     __hash__ = None  # type: ignore[assignment]  # hashing a million entries would take too long

@@ -5,10 +5,6 @@ import os
 import signal
 import socket
 import sys
-import threading
-from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from types import FrameType
 
@@ -20,6 +16,7 @@ from narmount.daemon.controlserver import ControlServer
 from narmount.daemon.holder import STOPPED, TROUBLE, UNMOUNTED, USAGE, take_over, tell_ready
 from narmount.daemon.options import MountHandover
 from narmount.daemon.ratelimit import LogRateLimit
+from narmount.daemon.upkeep import Appeared, Upkeep
 from narmount.files.filesystem import FileSystem
 from narmount.files.passthrough import PassthroughFiles
 from narmount.files.pathnumbers import PathNumbers
@@ -29,10 +26,6 @@ from narmount.fuse.protocol import Notify
 from narmount.fuse.server import FuseServer
 
 log = logging.getLogger("narmount")
-
-TICK_SECONDS = 1.0
-SWEEP_TICKS = 5
-LOOKUPS_PER_TICK = 16  # of missing names
 
 
 class MountWorker:
@@ -51,14 +44,13 @@ class MountWorker:
             if handover.no_passthrough_reason
             else PassthroughFiles(handover.device, handover.passthrough_files, handover.generation + 1)
         )
-        self._appeared: deque[str] = deque()
-        self._appeared_last: list[str] = []
+        appeared = Appeared()
         self._paths = StorePaths(
             self._cache,
             PathNumbers(handover.path_numbers),
             early=settings.mount_early,
             notify=self._notify,
-            announce=self._appeared.append,
+            announce=appeared.add,
         )
         self._files = FileSystem(self._cache, self._paths, self._passthrough, self._notify)
         self._server = FuseServer(
@@ -72,9 +64,16 @@ class MountWorker:
         self._control = ControlServer(
             socket.socket(fileno=handover.listener), status=self.status, prefetch=self._prefetch.add
         )
+        self._upkeep = Upkeep(
+            holder=holder,
+            replace_holder=self._replace_holder,
+            paths=self._paths,
+            appeared=appeared,
+            files=self._files,
+            server=self._server,
+            control=self._control,
+        )
         self._stopped = False
-        self._closed = threading.Event()
-        self._ticks = 0
 
     def start(self) -> None:
         """Set up signals and metrics. Raises SettingsError if the metrics can't be served."""
@@ -88,12 +87,12 @@ class MountWorker:
     def run(self) -> int:
         """Answer requests until the end. Returns UNMOUNTED or STOPPED."""
         self._control.start()
-        self.start_upkeep()
+        self._upkeep.start()
         self._server.serve()
         return STOPPED if self._stopped else UNMOUNTED
 
     def close(self) -> None:
-        self._closed.set()
+        self._upkeep.close()
         self._control.close()
         self._files.close()
         self._cache.close()
@@ -107,46 +106,11 @@ class MountWorker:
 
         serve_metrics(self._handover.metrics, lambda: mount_metrics(self.status()))
 
+    def _replace_holder(self) -> None:
+        take_over(replace(self._handover, generation=self._handover.generation + 1))
+
     def _notify(self, code: Notify, body: bytes) -> None:
         self._server.notify(code, body)
-
-    # --- upkeep
-
-    def start_upkeep(self) -> None:
-        """Start upkeep. Each task has its own thread: waiting for a store or the disk must not delay the watch over the holder."""
-        for task in (self._watch_holder, self._maintain, self._look_up_missing):
-            threading.Thread(target=self._every_tick, args=(task,), name=task.__name__, daemon=True).start()
-
-    def _every_tick(self, do: Callable[[], None]) -> None:
-        while not self._closed.wait(TICK_SECONDS):
-            try:
-                do()
-            except Exception:
-                log.exception("upkeep of the mount failed; trying again")
-
-    def _watch_holder(self) -> None:
-        if os.getppid() != self._holder:
-            log.warning("the holder of the mount has died; this worker becomes the holder")
-            take_over(replace(self._handover, generation=self._handover.generation + 1))
-
-    def _maintain(self) -> None:
-        self._announce()
-        self._ticks += 1
-        # While a request waits, sweep more often: it may need disk space that evicted files still take.
-        if self._ticks % SWEEP_TICKS == 0 or self._server.waiting:
-            self._files.sweep()
-
-    def _look_up_missing(self) -> None:
-        for name in self._paths.missing_names.due()[:LOOKUPS_PER_TICK]:
-            with suppress(NarcoreError, OSError):  # a store does not answer; the name is looked up again later
-                self._paths.look_for(name)
-
-    def _announce(self) -> None:
-        """Tell watchers which names had appeared by the last tick: by now, the kernel has read all older answers."""
-        names, self._appeared_last = self._appeared_last, [self._appeared.popleft() for _ in range(len(self._appeared))]
-        if names:
-            log.info("appeared in a store: %s", " ".join(names))
-            self._control.announce(names)
 
     def _fetch(self, base_name: str) -> PathInfo | None:
         found = self._paths.find(base_name)

@@ -161,7 +161,9 @@ class _Server(ThreadedWSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = SILENCE_SECONDS
+    def setup(self) -> None:
+        self.request.settimeout(SILENCE_SECONDS)
+        super().setup()
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002  Werkzeug's name
         """Log requests that are not valid HTTP. The app logs all others."""

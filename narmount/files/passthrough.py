@@ -23,8 +23,8 @@ IDLE_MAX = 256  # files that are not open, but may be opened again
 
 PLAIN = 0  # no backing id: the node is read through the worker, for example because the disk is full
 _REMOVED = -1
-_RECORD = struct.Struct("=Qq")
-_FILE_MAX = 1 << 20  # bytes; a longer file is compacted
+RECORD = struct.Struct("=Qq")
+FILE_MAX = 1 << 20  # bytes; a longer file is compacted
 
 
 class CachedFile(Protocol):
@@ -135,16 +135,16 @@ class PassthroughFiles:
                 device.close_backing(self._fuse, file.number)
 
     def _record(self, node_id: int, number: int) -> None:
-        self._end += os.pwrite(self._fd, _RECORD.pack(node_id, number), self._end)
-        if self._end > _FILE_MAX:
+        self._end += os.pwrite(self._fd, RECORD.pack(node_id, number), self._end)
+        if self._end > FILE_MAX:
             self._compact()
 
     def _recorded(self) -> dict[int, int]:
         """Read the records: the number of each node, in the order of the records. Sets where the next record goes."""
         data = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
-        self._end = len(data) // _RECORD.size * _RECORD.size  # an incomplete record is overwritten
+        self._end = len(data) // RECORD.size * RECORD.size  # an incomplete record is overwritten
         numbers: dict[int, int] = {}
-        for node_id, number in _RECORD.iter_unpack(data[: self._end]):
+        for node_id, number in RECORD.iter_unpack(data[: self._end]):
             numbers.pop(node_id, None)
             if number != _REMOVED:
                 numbers[node_id] = number
@@ -156,6 +156,6 @@ class PassthroughFiles:
         If the process is killed meanwhile, the file is still read correctly: records only move towards the beginning. So each
         record is in the part that was written, or still at its old place, and the latest record of a node comes last.
         """
-        records = b"".join(_RECORD.pack(*record) for record in self._recorded().items())
+        records = b"".join(RECORD.pack(*record) for record in self._recorded().items())
         self._end = os.pwrite(self._fd, records, 0)
         os.ftruncate(self._fd, self._end)

@@ -53,7 +53,7 @@ def mount_fuse(fd: int, target: Path, *, allow_other: bool) -> None:
     if allow_other:
         options += ",allow_other"
     try:
-        _mount(SOURCE, target, FUSE_TYPE, MS_RDONLY | _SAFE, options)
+        mount(SOURCE, target, FUSE_TYPE, MS_RDONLY | _SAFE, options)
     except OSError as error:
         raise _failure(f"can't mount {target}", error) from error
 
@@ -62,11 +62,11 @@ def bind_read_only(source: Path, target: Path) -> None:
     """Bind-mount ``source`` at ``target``: read-only, without set-user-ID programs and devices. Raises MountError."""
     what = f"can't mount {source} at {target}"
     try:
-        _mount(str(source), target, None, MS_BIND, None)
+        mount(str(source), target, None, MS_BIND, None)
     except OSError as error:
         raise _failure(what, error) from error
     try:
-        _mount(
+        mount(
             None, target, None, MS_BIND | MS_REMOUNT | MS_RDONLY | _SAFE, None
         )  # with MS_BIND alone, other flags are ignored
     except OSError as error:
@@ -91,7 +91,7 @@ def mount_overlay(target: Path, *, name: str, lower: Path, upper: Path, work: Pa
             f"can't mount {target}: the paths of its layers are longer than a page (4 KiB); use shorter ones"
         )
     try:
-        _mount(name, target, "overlay", _SAFE, options)
+        mount(name, target, "overlay", _SAFE, options)
     except OSError as error:
         raise _failure(f"can't mount an overlay of {lower} at {target}", error) from error
 
@@ -103,7 +103,7 @@ def flush_overlay(target: Path) -> None:
     of names, and does not disturb programs that use the overlay.
     """
     try:
-        _mount(None, target, None, MS_REMOUNT | _SAFE, None)
+        mount(None, target, None, MS_REMOUNT | _SAFE, None)
     except OSError as error:
         raise _failure(f"can't remount {target}", error) from error
 
@@ -131,7 +131,7 @@ def in_initial_user_namespace() -> bool:
     return mapped.split() == ["0", "0", "4294967295"]  # user_namespaces(7)
 
 
-def _mount(source: str | None, target: Path, fs_type: str | None, flags: int, options: str | None) -> None:
+def mount(source: str | None, target: Path, fs_type: str | None, flags: int, options: str | None) -> None:
     """Call mount(2). Raises OSError."""
     if _libc.mount(_bytes(source), _bytes(target), _bytes(fs_type), flags, _bytes(options)):
         _raise_errno()

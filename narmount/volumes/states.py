@@ -55,7 +55,7 @@ class Volume:
 
     def has_options_of(self, other: "Volume") -> bool:
         """Return whether both volumes were requested in the same way."""
-        return self._options() == other._options()
+        return self._options() == other._options()  # noqa: SLF001  the same class
 
     def _options(self) -> tuple[object, ...]:
         return self.id, self.target, self.cache, self.mode, self.group, self.keep

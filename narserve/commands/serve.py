@@ -24,7 +24,7 @@ from narserve.session.session import read_settings
 
 log = logging.getLogger("narserve.server")
 
-# A connection is closed if the client acknowledges no byte for this long. Otherwise it would occupy a thread forever.
+# The kernel closes a connection if the client acknowledges no byte for this long, also after the server has closed it.
 STALL_SECONDS = 300
 
 _OPTIONS = {"listen_on": "--listen", "workers": "--workers", "threads": "--threads"}

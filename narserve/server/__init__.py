@@ -1,8 +1,18 @@
-"""The server of ``nar-serve serve``: gunicorn with threads.
+"""The server of ``nar-serve serve``: the master of gunicorn, and workers with an event loop and threads.
 
 ::
 
-    listener    the listening socket, also used by the development server
-    master      the parent process of the workers: configuration, signals, log
-    worker      the processes that answer requests, each with many threads
+    listener     the listening socket, also used by the development server
+    openfiles    the limit of open files, and how many connections fit into it
+    master       the parent process of the workers: configuration, signals, log
+    worker       the processes that answer requests
+    acceptor     when a worker accepts connections
+    connections  the connections of a worker, and the threads that answer their requests
+    connection   the steps of one connection
+    requesthead  the head of a request
+    responder    calls the application, and writes its response
+    filesender   sends a file over a connection, without a thread
+    iopool       threads that read files into the page cache
+    progress     when a client is too slow
+    loop         the event loop: sockets, calls from threads, timeouts
 """

@@ -1,11 +1,28 @@
 """The listening socket of the servers, and the message to print if it can't be opened."""
 
+import ctypes
 import errno
 import socket
+import struct
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 
 MAX_PORT = 65535
 BACKLOG = 2048  # connections that wait to be accepted; the kernel may lower it
+
+# A classic BPF program for a TCP socket, whose packets begin with the TCP header: drops a packet whose flags are SYN without ACK.
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h of Linux
+_DROP_SYN = b"".join(
+    struct.pack("HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 13),  # load the byte with the flags
+        (0x54, 0, 0, 0x12),  # and (SYN | ACK)
+        (0x15, 0, 1, 0x02),  # if it is SYN:
+        (0x06, 0, 0, 0),  # drop the packet
+        (0x06, 0, 0, 0xFFFFFFFF),  # otherwise take all of it
+    )
+)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -21,6 +38,20 @@ def listen(host: str, port: int) -> socket.socket:
             if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
                 raise
     return socket.create_server(("", port), backlog=BACKLOG)
+
+
+def refuse_new_connections(listener: socket.socket) -> None:
+    """Ignore new connections, in all processes that share the listener, while connections that have begun can be accepted.
+
+    The kernel resets a connection that it accepts between the last ``accept`` of the processes and their ``close``. A client whose
+    first packet is ignored sends it again after a second, and then finds the port closed. Without effect on other systems than
+    Linux.
+    """
+    program = ctypes.create_string_buffer(_DROP_SYN, len(_DROP_SYN))
+    pointer = struct.pack("HP", len(_DROP_SYN) // 8, ctypes.addressof(program))
+    if sys.platform == "linux":
+        with suppress(OSError):  # a sandbox that does not allow filters
+            listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
 
 
 def address_setting(environ: Mapping[str, str]) -> str:

@@ -21,14 +21,12 @@ from gunicorn.workers.base import Worker
 from api.factory import create_app
 from narcore.errors import NarcoreError
 from narcore.settings import Settings
-from narserve.server.worker import GunicornWorker
+from narserve.server.listener import refuse_new_connections
+from narserve.server.openfiles import max_connections, raise_limit
+from narserve.server.requesthead import MAX_REQUEST_LINE
+from narserve.server.worker import WORKER_SIGNALS, GunicornWorker
 
 log = logging.getLogger("narserve.server")
-
-# nginx and the load balancers of AWS keep idle connections for 60 seconds. The server keeps them longer, so that it does not close
-# a connection while a proxy sends a request on it. An idle connection occupies no thread.
-KEEPALIVE_SECONDS = 75
-IDLE_CONNECTIONS = 500  # together with the threads and the files they read, below the usual limit of 1024 open files
 
 M_ARENA_MAX = -8  # malloc.h of glibc
 ARENAS = 2
@@ -58,22 +56,22 @@ def _share_arenas() -> None:
 
 class _Application(BaseApplication):
     def __init__(self, settings: Settings, listener: socket.socket) -> None:
-        self._settings = settings
+        self.settings = settings
+        self._open_files = raise_limit()
         self._descriptor = listener.detach()
         super().__init__()
 
     def load_config(self) -> None:
-        settings = self._settings
+        settings = self.settings
         options: dict[str, object] = {
             "bind": f"fd://{self._descriptor}",
             "workers": settings.workers,
             "threads": settings.threads,
             "worker_class": GunicornWorker,
-            "worker_connections": settings.threads + IDLE_CONNECTIONS,
-            "keepalive": KEEPALIVE_SECONDS,
+            "worker_connections": settings.max_connections or max_connections(self._open_files, settings.threads),
             # The workers stop 2 s earlier, and log how many connections they cut: see GunicornWorker.
             "graceful_timeout": settings.stop_seconds + 2,
-            "limit_request_line": 8190,  # gunicorn's maximum: paths in a NAR can be long, and percent-encoding triples them
+            "limit_request_line": MAX_REQUEST_LINE,
             "logger_class": _Log,
             "loglevel": "warning",
             "control_socket_disable": True,
@@ -91,7 +89,7 @@ class _Application(BaseApplication):
     def load(self) -> Any:
         logging.disable(logging.WARNING)  # narserve.commands.serve has logged the warnings already
         try:
-            return create_app(self._settings, access_log=True)
+            return create_app(self.settings, access_log=True)
         finally:
             logging.disable(logging.NOTSET)
 
@@ -119,9 +117,19 @@ class Master(Arbiter):
                 return
         super().signal(sig, frame)
 
+    def spawn_worker(self) -> Any:
+        """Start a worker. It gets the signals of the meantime when its own handlers are set: see GunicornWorker.init_signals."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, WORKER_SIGNALS)
+        try:
+            return super().spawn_worker()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
     def stop(self, graceful: bool = True) -> None:
         if self._stopping_since is not None and not self._hurry:
             log.info("stopping after the responses in progress; a second signal stops immediately")
+        for listener in self.LISTENERS:
+            refuse_new_connections(listener.sock)
         super().stop(graceful and not self._hurry)
 
 

@@ -1,54 +1,107 @@
-"""A worker: gunicorn's thread worker, which accepts only as many connections as it has threads, and stops on time."""
+"""A worker: a gunicorn worker with an event loop that owns all connections, and threads that answer requests."""
 
 import logging
 import os
 import signal
+import socket
+import time
+from concurrent.futures import Executor, ThreadPoolExecutor
 from types import FrameType
+from typing import Any, Protocol, cast
 
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.http.message import Request
+from gunicorn.workers.base import Worker
+
+from narcore.settings import Settings
+from narserve.server.acceptor import Acceptor
+from narserve.server.connections import Connections, Limits
+from narserve.server.iopool import IoPool
+from narserve.server.loop import Loop
+from narserve.server.responder import Responder
 
 log = logging.getLogger("narserve.server")
 
+HEARTBEAT_SECONDS = 1.0  # the master kills a worker that is silent for 30 s
 
-class GunicornWorker(ThreadWorker):
-    """A thread worker that accepts a connection only if it has a free thread.
+# The signals that a worker handles itself. The master blocks them while it starts a worker, because a worker that has not set its
+# handlers yet would handle them like the master.
+WORKER_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
 
-    All workers wait on one socket, and the first worker to accept gets the connection. gunicorn's own worker also accepts when all
-    of its threads are busy; the client then waits even if another worker is idle. With 40 slow downloads on 2 workers of 32
-    threads, this happened in 2 of 7 runs (tests/bench/slowclients.py): 8 downloads did not begin, and every second /healthz was not
-    answered.
+
+class GunicornWorker(Worker):
+    """A worker whose connections occupy a thread only while the application works for them.
+
+    The event loop reads the heads of requests, sends files of the disk cache, and closes connections. It also answers /healthz,
+    which therefore works when all threads are busy. /readyz and /metrics have a thread of their own each.
     """
 
     def init_process(self) -> None:
         # Only changes the configuration of this process: the master waits 2 s longer.
         self.cfg.set("graceful_timeout", max(1, self.cfg.graceful_timeout - 2))
-        self._limit_connections()
         super().init_process()
 
     def init_signals(self) -> None:
         super().init_signals()
         # Ctrl-C in a terminal is sent to all processes; only the master acts on it, and stops the workers.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def wait_for_and_dispatch_events(self, timeout: float | None) -> None:
-        super().wait_for_and_dispatch_events(timeout)
-        self._limit_connections()
-
-    def _limit_connections(self) -> None:
-        """Set the limit to the number of threads plus idle connections, before gunicorn's loop compares with it."""
-        self.worker_connections = self.cfg.threads + len(self.keepalived_conns) + len(self.pending_conns)
-
-    def set_accept_enabled(self, enabled: bool | None) -> None:
-        super().set_accept_enabled(enabled)
-        if not enabled and not self.alive:
-            for listener in self.sockets:  # otherwise the kernel queues connections that nobody will accept
-                listener.close()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WORKER_SIGNALS)
 
     def run(self) -> None:
-        super().run()
-        if self.nr_conns > 0:
-            log.warning("cutting %d connections, since NAR_STOP_SECONDS have passed", self.nr_conns)
+        loop = Loop()
+        signal.set_wakeup_fd(loop.wakeup_descriptor, warn_on_full_buffer=False)
+        listener: socket.socket = cast("Any", self.sockets[0]).sock  # gunicorn wraps the one listener
+        responder = Responder(
+            self.wsgi, self.cfg, listener.getsockname()[:2], cast("Any", self.handle_error), self.log.exception
+        )
+        threads = ThreadPoolExecutor(self.cfg.threads, thread_name_prefix="request")
+        where = Placement(cast("_Application", self.app).settings, threads)
+        limits = Limits(connections=self.cfg.worker_connections, threads=self.cfg.threads)
+        connections = Connections(loop, responder, self.cfg, IoPool(loop.call_soon), limits, threads, where)
+        acceptor = Acceptor(loop, listener, connections)
+        while self.alive and self.ppid == os.getppid():
+            self.notify()
+            loop.turn(HEARTBEAT_SECONDS)
+        self._stop(loop, acceptor, connections)
+
+    def _stop(self, loop: Loop, acceptor: Acceptor, connections: Connections) -> None:
+        """Let the responses in progress end, then exit the process."""
+        connections.stop()
+        acceptor.stop()
+        deadline = time.monotonic() + self.cfg.graceful_timeout
+        while (connections or not acceptor.is_closed) and (left := deadline - time.monotonic()) > 0:
+            self.notify()
+            loop.turn(min(left, HEARTBEAT_SECONDS))
+        if connections:
+            log.warning("cutting %d connections, since NAR_STOP_SECONDS have passed", len(connections))
+            connections.close()
             os._exit(0)  # a normal exit would wait for the threads
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         os._exit(0)
+
+
+class _Application(Protocol):
+    settings: Settings
+
+
+class Placement:
+    """Decides where a request is answered: by ``threads``, by a thread of its own, or, with the result None, in the loop.
+
+    A host below ``domain`` is a store path, in which these paths name files.
+    """
+
+    def __init__(self, settings: Settings, threads: Executor) -> None:
+        self._threads = threads
+        self._domain = settings.domain
+        self._exceptions: dict[str, Executor | None] = {"/healthz": None, "/readyz": ThreadPoolExecutor(1, "readyz")}
+        if settings.metrics:
+            self._exceptions["/metrics"] = ThreadPoolExecutor(1, "metrics")
+
+    def __call__(self, request: Request) -> Executor | None:
+        if request.path not in self._exceptions or (self._domain and self._names_store_path(request)):
+            return self._threads
+        return self._exceptions[request.path]
+
+    def _names_store_path(self, request: Request) -> bool:
+        hosts = (value.lower() for name, value in request.headers if name in ("HOST", "X-FORWARDED-HOST"))
+        return any(f".{self._domain}" in host for host in hosts)

@@ -2,8 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 from werkzeug.wrappers import Request
@@ -85,14 +84,12 @@ class SourceBytes:
         self._source = source
         self._start = start
         self._closed = False
-        self.file: tuple[BinaryIO, int] | None = None
+        self.file: tuple[int, int] | None = None
         if source.on_disk:  # the file is in the middle of a NAR
-            with tempfile.NamedTemporaryFile() as nar:
-                nar.write(b"before!!" + source.data + b"after!!!")
-                nar.flush()
-                file = Path(nar.name).open("rb")  # noqa: SIM115  closed by close()
-            file.read(1)  # buffering moves the descriptor ahead of the position of the file object
-            self.file = file, 8 + start
+            self._nar = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
+            self._nar.write(b"before!!" + source.data + b"after!!!")
+            self._nar.flush()
+            self.file = self._nar.fileno(), 8 + start
 
     def __iter__(self) -> Iterator[bytes]:
         source = self._source
@@ -110,7 +107,7 @@ class SourceBytes:
             self._closed = True
             self._source.open -= 1
             if self.file:
-                self.file[0].close()
+                self._nar.close()
 
 
 def file_node(name: str, size: int, *, executable: bool = False) -> Node:

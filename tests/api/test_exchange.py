@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from io import BytesIO
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from api.telemetry.accesslog import log_access
 from api.telemetry.exchange import Exchange, Observed, current_exchange
 from api.telemetry.logs import JsonFormatter, TextFormatter
-from narcore.errors import StoreTimeout
+from narcore.errors import CacheFailure, StoreTimeout
 
 
 class Body:
@@ -43,6 +44,15 @@ class Window(BytesIO):
     """Like ``FileWindow``: has a length and counts the bytes that were taken."""
 
     length = 10
+
+    def __init__(self, data: bytes, close_error: Exception | None) -> None:
+        super().__init__(data)
+        self._close_error = close_error
+
+    def close(self) -> None:
+        super().close()
+        if self._close_error:
+            raise self._close_error
 
     @property
     def sent(self) -> int:
@@ -106,18 +116,34 @@ def test_an_exchange_counts_the_bytes_of_its_body(
     assert body.closed == 1
 
 
-@pytest.mark.parametrize(("read", "complete"), [(10, True), (4, False)])
-def test_a_file_keeps_the_wrapper_of_the_server(read: int, complete: bool) -> None:
-    """With another wrapper, the server would not use sendfile."""
-    window = Window(b"0123456789")
-    observed: list[Exchange] = []
+@pytest.mark.parametrize(
+    ("read", "close_error", "complete", "error"),
+    [(10, None, True, ""), (4, None, False, ""), (10, CacheFailure("changed"), False, "CacheFailure")],
+)
+def test_a_file_keeps_the_wrapper_of_the_server_and_may_end_in_another_thread(
+    read: int, close_error: Exception | None, complete: bool, error: str
+) -> None:
+    """With another wrapper, the server would not send the file itself."""
+    window = Window(b"0123456789", close_error)
+    observed: list[tuple[Exchange, Exchange | None]] = []
     environ: WSGIEnvironment = {"wsgi.file_wrapper": FileWrapper}
     setup_testing_defaults(environ)
-    body = Observed(app_with(FileWrapper(window)), [observed.append])(environ, lambda *_: lambda _: None)
+    observer = lambda exchange: observed.append((exchange, current_exchange()))  # noqa: E731
+    body = Observed(app_with(FileWrapper(window)), [observer])(environ, lambda *_: lambda _: None)
     assert isinstance(body, FileWrapper)
-    window.seek(read)  # socket.sendfile does this at its end
-    body.close()
-    assert [(each.sent, each.complete) for each in observed] == [(read, complete)]
+    assert current_exchange() is None, "this thread may answer another request now"
+    window.seek(read)
+
+    def end() -> None:
+        with suppress(CacheFailure):
+            body.close()
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    thread.join()
+    ((exchange, current),) = observed
+    assert (exchange.sent, exchange.complete, exchange.error) == (read, complete, error)
+    assert current is exchange, "log lines at the end have the request id"
 
 
 def test_an_exchange_ends_if_the_application_raises() -> None:

@@ -179,7 +179,7 @@ def test_a_zip_uses_64_bits_for_large_sizes_and_offsets(
     empty: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The limit for 32 bits is reduced for this test."""
-    monkeypatch.setattr("narcore.archive.zip._LIMIT", 1000)
+    monkeypatch.setattr("narcore.archive.zip.MAX_32", 1000)
     needs.program(command[0])
     accessor, _hash = opened({"a": b"a" * 3000, "b": b"b", "c": exe(LARGE), "l": link("a")})
     archive = empty / "archive"

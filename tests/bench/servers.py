@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.bench.memory import status_of
-from tests.e2e.fronts import Shape, gunicorn, running
+from tests.e2e.fronts import Shape, gunicorn
+from tests.server.serving import serving
 
 # The number of worker processes of gunicorn and of nginx.
 PROCESSES = 2
@@ -99,11 +100,12 @@ def _cpu_seconds(pid: int) -> float:
 
 @contextmanager
 def nar_serve(directory: Path, url: str, *, threads: int = 16, cache_dir: Path | None = None) -> Iterator[Server]:
-    """Run the app on gunicorn, with its cache in ``directory``."""
-    settings = {"NAR_CACHE_URL": url, "NAR_CACHE_DIR": str(cache_dir or directory / "cache")}
-    settings["NAR_CACHE_SIZE"] = "20G"
-    with running(settings, directory / "gunicorn.log", shape=Shape(PROCESSES, threads)) as front:
-        yield Server(front.port, front.process.pid)
+    """Run ``nar-serve serve``, with its cache in ``directory``."""
+    settings = {"NAR_CACHE_DIR": str(cache_dir or directory / "cache"), "NAR_CACHE_SIZE": "20G"}
+    settings |= {"NAR_WORKERS": str(PROCESSES), "NAR_THREADS": str(threads)}
+    with serving(directory / "serve", url, settings=settings) as running:
+        running.workers()
+        yield Server(running.port, running.process.pid)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def _site(setup: Setup) -> _Site:
 
 
 def warm(setup: Setup) -> Iterator[Row]:
-    """Throughput of a large cached file, and requests per second for a file of 4 KB: gunicorn against nginx."""
+    """Throughput of a large cached file, and requests per second for a file of 4 KB: nar-serve serve against nginx."""
     site = _site(setup)
     with (
         nar_serve(setup.directory, site.upstream.url) as ours,

@@ -47,7 +47,7 @@ class Visitor:
     def fits_the_window_width(self) -> bool:
         return bool(self.page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"))
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
         def on_console(message: ConsoleMessage) -> None:
             if message.type in ("error", "warning"):
                 self.troubles.append(f"console: {message.text}")
@@ -74,7 +74,7 @@ def visiting(browser: Browser, site: Site, **options: Any) -> Iterator[Visitor]:
     context.set_default_timeout(TIMEOUT)
     try:
         visitor = Visitor(context.new_page(), site)
-        visitor._watch()
+        visitor.watch()
         yield visitor
         assert visitor.troubles == []
     finally:

@@ -3,13 +3,12 @@
 import os
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from narcore.cache import cached, eviction
+from narcore.cache import cached, eviction, narcache
 from narcore.cache.layout import DURABLE, THIS_BOOT, NarKey, is_verified
 from narcore.cache.narcache import NarCache, check_private
 from narcore.cache.upkeep import verify
@@ -340,11 +339,13 @@ class TestUpkeep:
             cache.clear()
         assert found == [True]
 
-    def test_leftovers_are_cleaned_from_time_to_time(self, cache: NarCache, directory: Path) -> None:
+    def test_leftovers_are_cleaned_from_time_to_time(
+        self, cache: NarCache, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (directory / f"{'0' * 52}.5.part").touch()
         add_to_cache(cache, nar_of(1000))
         assert (directory / f"{'0' * 52}.5.part").exists()
-        cache._cleaned = time.monotonic() - 1000
+        monkeypatch.setattr(narcache, "CLEAN_SECONDS", 0)
         add_to_cache(cache, nar_of(1000, 1))
         until(lambda: not (directory / f"{'0' * 52}.5.part").exists())
 
@@ -375,7 +376,7 @@ class TestUpkeep:
         events: list[str] = []
         cache = make_cache(patience=0, trace=lambda event, fields: events.append(event))
         add_to_cache(cache, nar_of(1000))
-        monkeypatch.setattr(eviction, "_free", lambda directory: 500)
+        monkeypatch.setattr(eviction, "free_bytes", lambda directory: 500)
         source = Source(nar_of(1000, 1))
         with pytest.raises(CacheFailure, match="evicted files that are still open"):
             read_all(cache.fill(source.key, source))
@@ -387,7 +388,7 @@ class TestUpkeep:
     ) -> None:
         cache = make_cache()
         older, newer = (add_to_cache(cache, nar_of(1000, number)) for number in range(2))
-        monkeypatch.setattr(eviction, "_free", lambda directory: -1)  # less than is reserved
+        monkeypatch.setattr(eviction, "free_bytes", lambda directory: -1)  # less than is reserved
         evicted = make_cache(older.size + newer.size - 1).collect()
         assert [entry.digits for entry in evicted] == [older.digits]
         assert [entry.digits for entry in cache.entries()] == [newer.digits]

@@ -113,7 +113,7 @@ class TestMakeRoom:
         def free(directory: Path) -> int:
             return disk - sum(path.stat().st_size for path in directory.iterdir() if path.name[0] != ".")
 
-        monkeypatch.setattr(eviction, "_free", free)
+        monkeypatch.setattr(eviction, "free_bytes", free)
         put_part(layout, key(90, 9), 1)
         with reserved(layout, 0, key(90, 9)):  # 8 bytes of it are not written yet
             assert [entry.digits for entry in make_room(layout, key(9, 20), 1000) or []] == [digits(0), digits(1)]
@@ -134,7 +134,7 @@ class TestMakeRoom:
             freed = 0 if still_open else 10 * (4 - len(entries(layout)))
             return 5 + freed
 
-        monkeypatch.setattr(eviction, "_free", free)
+        monkeypatch.setattr(eviction, "free_bytes", free)
         monkeypatch.setattr(time, "monotonic", lambda: clock)
         recent = RecentEvictions()
         for _ in range(3):

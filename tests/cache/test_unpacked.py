@@ -312,14 +312,14 @@ class TestRoom:
         cache = make_cache(2 * len(NAR) + 200_000)
         add_to_cache(cache, NAR)
         nar = opened(cache, KEY)
-        copying, resume, copy = threading.Event(), threading.Event(), unpacked._copy
+        copying, resume, copy = threading.Event(), threading.Event(), os.copy_file_range
 
-        def slow(*args: object) -> None:
+        def slow(*args: int) -> int:
             copying.set()
             assert resume.wait(10)
-            copy(*args)  # type: ignore[arg-type]
+            return copy(*args)
 
-        monkeypatch.setattr(unpacked, "_copy", slow)
+        monkeypatch.setattr(os, "copy_file_range", slow)
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(nar.open_unpacked, node("tool"))
             assert copying.wait(10)
@@ -336,7 +336,7 @@ class TestRoom:
     ) -> None:
         os.close(nar.open_unpacked(node("tool")))
         os.utime(path_of(directory), (1000, THIS_BOOT))
-        cache._reserve.close()  # the reservation is a share of this cache's own limit, which is much larger
+        cache.close()  # releases its reservation, a share of its own limit, which is much larger
         (evicted,) = make_cache(600_000).collect()
         assert evicted.path(cache.layout) == path_of(directory)
         os.close(nar.open_unpacked(node("note")))
@@ -580,7 +580,7 @@ class TestReserve:
         def free(directory: Path) -> int:
             return 0 if still_open else len(NAR) * (before - len(cache.entries()))
 
-        monkeypatch.setattr(eviction, "_free", free)
+        monkeypatch.setattr(eviction, "free_bytes", free)
         for name in ("note", "tool", "note"):
             with pytest.raises(CacheFailure, match="no room"):
                 nar.open_unpacked(node(name))

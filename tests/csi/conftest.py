@@ -94,7 +94,7 @@ def running(short: Path) -> Iterator[Running]:
 def _mount(place: Path, directory: Path, prefetched: list[str], stack: contextlib.ExitStack) -> ControlServer:
     """Mount a tmpfs instead of nar-serve, with a control socket that answers."""
     directory.mkdir()
-    syscalls._mount(syscalls.SOURCE, directory, "tmpfs", 0, None)
+    syscalls.mount(syscalls.SOURCE, directory, "tmpfs", 0, None)
     (directory / "hello").write_text(directory.name)
     path = control_path(place / "run", directory)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -138,7 +138,7 @@ def test_all_checks_run_in_order_and_the_set_up_runs_once(command: Command) -> N
         "$ pytest -k 'a b' tests/x",
     ]
     assert command.run("test").returncode == 0
-    assert command.calls() == [*RUFF, *MYPY, "pytest -n 2 dev=1"]
+    assert command.calls() == [*RUFF, *MYPY, "pytest -n 3 dev=1"]
     assert command.run("test", "--fast").returncode == 0
     assert command.calls() == ["pytest -n 2 --fast dev=1"]
 
@@ -356,7 +356,7 @@ def test_pip_refuses_a_changed_byte_and_installs_the_original(with_pip: Command,
     assert "step 1 of 2: downloading and installing 2 packages\n" in done.stdout
     assert "  2 of 2: hatchling-1.0-py3-none-any.whl\n" in done.stdout
     assert "step 2 of 2: installing nar-serve\n" in done.stdout
-    assert with_pip.calls() == [*RUFF, *MYPY, "pytest -n 2 dev=1"]
+    assert with_pip.calls() == [*RUFF, *MYPY, "pytest -n 3 dev=1"]
     assert not (with_pip.root / ".venv/tmp").exists()
 
 

@@ -21,7 +21,7 @@ def store(tmp_path: Path) -> Iterator[Path]:
     needs.fuse()
     store = tmp_path / "store"
     store.mkdir()
-    syscalls._mount(syscalls.SOURCE, store, "tmpfs", 0, None)
+    syscalls.mount(syscalls.SOURCE, store, "tmpfs", 0, None)
     yield store
     mounting.unmount_all(store)
 

@@ -99,7 +99,7 @@ def test_a_state_directory_has_one_owner(tmp_path: Path) -> None:
 
 
 def test_a_silent_client_is_disconnected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module._Handler, "timeout", 0.1)
+    monkeypatch.setattr(service_module, "SILENCE_SECONDS", 0.1)
     path = tmp_path / "x.sock"
     with running(path):
         for begin in (b"", b"POST /x HTTP/1.1\r\n"):

@@ -72,6 +72,7 @@ def test_the_table_shows_the_defaults() -> None:
     ]
     for name, value in {
         "DOMAIN": settings.domain,
+        "NAR_MAX_CONNECTIONS": settings.max_connections,
         "NAR_MAX_NAR_SIZE": settings.max_nar_size,
         "NAR_MAX_RESPONSE": settings.max_response,
         "NAR_OFFLOAD_URL": settings.offload_url,

@@ -117,15 +117,15 @@ def test_a_store_that_hangs_does_not_block_other_paths(serve: Serve, upstream: U
         faults.enter_context(upstream.fault(f"*{base('slow-0')[:32]}.narinfo", delay=4))
         first = Asking("stat", mount.path(base("slow-0")))
         until(lambda: mount.status()["waiting"] == 1, "a request waits")
-        assert ask("cat", mount.path(base("other")) / "a-first").seconds < 1
+        assert ask("cat", mount.path(base("other")) / "a-first").output == b"first of 1\n"
+        assert first.waits
         for name in names[1:]:
             faults.enter_context(upstream.fault(f"*{base(name)[:32]}.narinfo", delay=4))
         others = [Asking("stat", mount.path(base(name))) for name in names[1:]]
         until(lambda: mount.status()["waiting"] == 100, "all requests wait")
-        start = time.monotonic()
         assert (mount.path(base("known")) / "large").read_bytes() == dict(files_of(sample(0)))["large"]
         assert os.path.lexists(mount.target)
-        assert time.monotonic() - start < 1
+        assert others[-1].waits
         assert {asking.outcome().status for asking in (first, *others)} == {0}
 
 

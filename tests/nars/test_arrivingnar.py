@@ -10,8 +10,10 @@ import pytest
 
 from narcore.binarycache import BinaryCache
 from narcore.cache import part
+from narcore.cache.fill import Fill
 from narcore.cache.narcache import NarCache
 from narcore.errors import CacheFailure, HashMismatch, NarTooLarge, StoreTimeout, StoreUnavailable
+from narcore.lookup.addressproof import AddressProof
 from narcore.nars.opennar import ArrivingNar
 from narcore.stores.memory import MemoryStore
 from tests.builders import binary_cache, hash_part
@@ -162,7 +164,6 @@ class TestClosing:
         nar.close()
         nar.close()  # has no effect
         source.allow(2 * CHUNK)
-        until(lambda: nar._fill._closed)
         source.allow()
         until(lambda: source.closed == 1)
         until(lambda: names(directory) == set())
@@ -170,14 +171,21 @@ class TestClosing:
             with pytest.raises(ValueError, match="closed"):
                 call()
 
-    def test_running_reads_complete_after_close(self, arriving: Arriving) -> None:
+    def test_running_reads_complete_after_close(self, arriving: Arriving, monkeypatch: pytest.MonkeyPatch) -> None:
+        waiting, wait_until = threading.Semaphore(0), Fill.wait_until
+
+        def noticed(fill: Fill, stop: int) -> int:
+            waiting.release()
+            return wait_until(fill, stop)
+
+        monkeypatch.setattr(Fill, "wait_until", noticed)
         source = Source(NAR, gated=True)
         nar = arriving(source)
         got: list[bytes] = []
         threads = [threading.Thread(target=lambda: got.append(nar.read(0, len(NAR)))) for _ in range(4)]
         for thread in threads:
             thread.start()
-        until(lambda: nar._users == 5)
+        assert all(waiting.acquire(timeout=10) for _ in threads)
         nar.close()
         source.allow()
         for thread in threads:
@@ -235,9 +243,10 @@ class TestBinaryCache:
         with pytest.raises(NarTooLarge):
             caches.open_arriving(info)
         caches = BinaryCache([MemoryStore(FILES)], cache=cache)
-        monkeypatch.setattr(caches._proof, "check", lambda info: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            caches.open_arriving(info)
+        with monkeypatch.context() as patch:
+            patch.setattr(AddressProof, "check", lambda proof, info: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                caches.open_arriving(info)
         caches = BinaryCache([MemoryStore(FILES)])
         with pytest.raises(CacheFailure, match="no disk cache"):
             caches.open_arriving(info)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -15,9 +16,10 @@ _MAIN = """\
 {user}
 daemon off;
 worker_processes 1;
+worker_rlimit_nofile {descriptors};
 pid {directory}/pid;
 error_log {directory}/error.log;
-events {{ worker_connections 64; }}
+events {{ worker_connections {connections}; }}
 http {{
     access_log off;
     client_body_temp_path {directory}/body;
@@ -37,13 +39,20 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def nginx(directory: Path, http: str, port: int) -> Iterator[None]:
-    """Run nginx with ``http`` as its http block, which listens on ``port``. Skips the test if nginx is not installed."""
+def nginx(directory: Path, http: str, port: int, connections: int = 64) -> Iterator[None]:
+    """Run nginx with ``http`` as its http block, which listens on ``port``. Skips the test if nginx is not installed.
+
+    ``connections`` limits the connections of nginx, those to clients and to the server together.
+    """
     program = needs.program("nginx")
     directory.mkdir()
     config = directory / "nginx.conf"
     user = "" if os.geteuid() else "user root;"  # another user could not access the directories of these tests
-    config.write_text(_MAIN.format(user=user, directory=directory, http=http))
+    # A file of nginx's cache needs a descriptor besides the connection.
+    descriptors = min(64 + 2 * connections, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    config.write_text(
+        _MAIN.format(user=user, directory=directory, http=http, connections=connections, descriptors=descriptors)
+    )
     process = subprocess.Popen([program, "-e", f"{directory}/error.log", "-c", config, "-p", directory])
     try:
         eventually(lambda: _answers(port))

@@ -79,7 +79,7 @@ def test_a_second_signal_stops_immediately(start: Start) -> None:
         signaled = time.monotonic()
         server.process.terminate()
         assert server.wait() == 0
-        assert time.monotonic() - signaled < 3
+        assert time.monotonic() - signaled < 10
         assert len(read_rest(connection)) < len(BIG_DATA)
 
 
@@ -88,7 +88,7 @@ def test_connections_are_cut_after_nar_stop_seconds(start: Start) -> None:
         signaled = time.monotonic()
         server.process.terminate()
         assert server.wait() == 0
-        assert 0.9 < time.monotonic() - signaled < 5
+        assert 0.9 < time.monotonic() - signaled < 10
         assert len(read_rest(connection)) < len(BIG_DATA)
         assert "cutting 1 connections, since NAR_STOP_SECONDS have passed" in server.err.read_text()
 

@@ -174,7 +174,7 @@ def test_chunks_are_returned_as_they_arrive(serve: Serve, open_http: OpenHttp) -
         chunks = iter(file)
         began = time.monotonic()
         assert next(chunks) == b"01234"
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 4, "the server waits 5 seconds for the event"
         more.set()
         assert b"".join(chunks) == b"56789"
 

@@ -169,10 +169,24 @@ def test_usage_is_measured_once_a_minute(place: Path, volumes: Volumes, monkeypa
     monkeypatch.setattr("narmount.volumes.volumes.COUNT_SECONDS", -1)
     assert volumes.usage("a") > used, "if the time is too short, the last result is returned"
 
-    with volumes._measuring:
-        assert volumes.usage("a") > used, "also while another volume is measured"
-        with pytest.raises(VolumeBusy, match="ask for b again in a moment"):
-            volumes.usage("b")
+    measuring, resume = threading.Event(), threading.Event()
+
+    def measure(*_: object) -> tuple[int, bool]:
+        measuring.set()
+        assert resume.wait(20)
+        return 0, True
+
+    monkeypatch.setattr("narmount.volumes.volumes.used_bytes", measure)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(volumes.usage, "c")
+        try:
+            assert measuring.wait(20)
+            assert volumes.usage("a") > used, "also while another volume is measured"
+            with pytest.raises(VolumeBusy, match="ask for b again in a moment"):
+                volumes.usage("b")
+        finally:
+            resume.set()
+        assert other.result() == 0
 
 
 def test_find_returns_only_mounted_volumes(place: Path, volumes: Volumes) -> None:

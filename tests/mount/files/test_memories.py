@@ -195,7 +195,7 @@ def test_the_next_worker_inherits_open_files(device: Device, fd: int, monkeypatc
 
 
 def test_the_file_of_records_stays_small(device: Device, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FILE_MAX", 1000)
+    monkeypatch.setattr(module, "FILE_MAX", 1000)
     files = PassthroughFiles(-1, fd, 1)
     for node in range(1000):
         files.add(node, 0)
@@ -210,7 +210,7 @@ def test_records_survive_a_kill_before_the_file_is_truncated(
     def killed(fd: int, size: int) -> None:
         raise InterruptedError
 
-    monkeypatch.setattr(module, "_FILE_MAX", 320)
+    monkeypatch.setattr(module, "FILE_MAX", 320)
     monkeypatch.setattr(os, "ftruncate", killed)
     files = PassthroughFiles(-1, fd, 1)
     node = 0
@@ -248,11 +248,11 @@ def test_records_survive_a_kill_while_the_compacted_file_is_written(
 
     def killed(fd: int, data: bytes, offset: int) -> int:
         if offset == 0:
-            whole(fd, data[: written * module._RECORD.size], offset)
+            whole(fd, data[: written * module.RECORD.size], offset)
             raise InterruptedError
         return whole(fd, data, offset)
 
-    monkeypatch.setattr(module, "_FILE_MAX", 0)
+    monkeypatch.setattr(module, "FILE_MAX", 0)
     monkeypatch.setattr(os, "pwrite", killed)
     with pytest.raises(InterruptedError):
         files.add(6, 0)

@@ -237,7 +237,7 @@ def test_requests_fail_at_the_deadline_without_progress(kernel: Kernel) -> None:
     with serving(kernel, files, deadline=0.7):
         kernel.ask(Opcode.READLINK, 2, 9)
         assert kernel.answer() == (2, errno.EIO, b"")
-        assert 2.1 <= time.monotonic() - begun < 4
+        assert time.monotonic() - begun >= 2.1
         kernel.ask(Opcode.READLINK, 4, 9)
         assert kernel.answer() == (4, errno.EIO, b"")  # immediately
         go.set()

@@ -81,14 +81,14 @@ def test_a_bind_mount_is_read_only(place: Path) -> None:
 
 
 def test_a_bind_mount_that_can_not_be_made_read_only_is_undone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = syscalls._mount
+    real = syscalls.mount
 
     def mount(source: str | None, target: Path, fs_type: str | None, flags: int, options: str | None) -> None:
         if flags & syscalls.MS_REMOUNT:
             raise PermissionError(1, "Operation not permitted")
         real(source, target, fs_type, flags, options)
 
-    monkeypatch.setattr(syscalls, "_mount", mount)
+    monkeypatch.setattr(syscalls, "mount", mount)
     with pytest.raises(MountError, match="read-only: Operation not permitted; this needs root"):
         syscalls.bind_read_only(place / "lower", place / "target")
     assert mounts_at(place / "target") == []
