@@ -152,9 +152,12 @@ def main() -> None:
             ("lambda", "no tier", ""),
             ("vercel", "no tier", ""),
         ):
-            for step, measured in zip(
-                ("first file", "next file", "second instance"), report(proof, kind, url), strict=True
-            ):
+            try:
+                found = report(proof, kind, url)
+            except TimeoutError:
+                print(f"{kind}, {name}: no answer within the timeout of the client, 30 s", flush=True)
+                continue
+            for step, measured in zip(("first file", "next file", "second instance"), found, strict=True):
                 print(f"{kind}, {name}: {step}: {measured}", flush=True)
 
 
