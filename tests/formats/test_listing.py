@@ -96,22 +96,6 @@ def test_any_tree_is_written_and_read_back(tree: Tree) -> None:
     assert len(again) == len(found) == count(tree)
 
 
-@pytest.mark.parametrize("byteorder", ["little", "big"])
-@given(TREES)
-def test_the_packed_form_of_any_tree_is_read_back(byteorder: str, tree: Tree) -> None:
-    """On a machine with the other byte order, the numbers are converted."""
-    expected = NarListing.from_events(events(tree))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.byteorder", byteorder)
-        packed = expected.to_packed()
-        found = NarListing.from_packed(packed, nar_size=expected.nar_size)
-    assert found == expected
-    assert b"".join(found.json_chunks()) == b"".join(expected.json_chunks())
-    for end in range(0, len(packed), 7):
-        with pytest.raises(ListingError):
-            NarListing.from_packed(packed[:end], nar_size=expected.nar_size)
-
-
 def count(tree: Tree) -> int:
     return 1 + sum(count(child) for _, child in entries(tree)) if isinstance(tree, Mapping) else 1
 
