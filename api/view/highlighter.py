@@ -34,7 +34,7 @@ class Highlighter:
     def __init__(self, threads: int, *, seconds: float = SECONDS) -> None:
         self._slots = threading.BoundedSemaphore(max(1, threads // 4))
         self._seconds = seconds
-        # The key is a digest of the text, not of the URL: what one store sent is never shown for the file of another store.
+        # The key is a digest of the text, not the URL: two stores may have different texts at the same URL.
         self._cached: LruMemory[bytes, bytes] = LruMemory(_CACHE)
 
     def lines(self, text: str, links: StoreLinks, language: Language | None) -> list[str] | None:

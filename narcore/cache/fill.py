@@ -322,7 +322,7 @@ class FillBytes:
     def again(self, start: int, stop: int) -> bytes:
         """Return bytes of the NAR that were returned before, even if the fill has failed since."""
         if self._fill is None:
-            raise ValueError("these bytes of a NAR are closed")
+            raise ValueError("the bytes of the NAR were read after close")
         return self._fill.part.read(start, stop)
 
     def close(self) -> None:

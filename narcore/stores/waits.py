@@ -40,7 +40,10 @@ GetThread = Callable[[], ThreadId | None]
 
 @dataclass(frozen=True, slots=True)
 class _Wait:
-    """A wait for ``store`` since ``since``, or for the thread that ``thread`` returns. ``counts``: it is a request's wait."""
+    """A wait for ``store`` that began at ``since``, or a wait for another thread, which ``thread`` returns.
+
+    ``counts`` is true if the waiting thread belongs to a request.
+    """
 
     counts: bool
     store: str = ""
@@ -52,8 +55,8 @@ class StoreWaits:
     """The waits of all threads, and a limit on how many threads of requests wait for one store that is silent. Thread-safe.
 
     ``limit`` None: no limit. Threads of the library itself (`BackgroundThread`) do not count, and are never refused. A wait that
-    is refused raises ``StoreUnresponsive``. Once a wait for a store has ended without a byte, further waits count from their
-    start, until the store sends a byte: else each timeout would let as many new requests wait as there are threads.
+    is refused raises ``StoreUnresponsive``. When a wait for a store has ended without a byte, the store is silent until it sends
+    a byte, and a new wait for it counts immediately. Otherwise, after each timeout, new requests could occupy all threads again.
     """
 
     def __init__(self, limit: int | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -198,7 +201,7 @@ class StoreWaits:
                     self._waits[me] = outer
 
     def _count(self, store: str, *, before: ThreadId | None = None) -> int:
-        """Return how many requests wait for a silent store, or how many of them began before that of a thread."""
+        """Return how many requests wait for ``store``, if it is silent; with ``before``, only those before that thread's."""
         number = 0
         for thread, wait in self._waits.items():
             if thread == before:

@@ -21,6 +21,7 @@ from narcore.errors import (
     NarcoreError,
     SizeMismatch,
     StoreError,
+    StoreForbidden,
     StoreUnavailable,
     StoreUnresponsive,
     TruncatedStream,
@@ -143,7 +144,7 @@ class TierReader:
         if isinstance(error, FileNotInStore):
             self._indexes.discard(digits)
             self._skipped.put(digits, True, seconds=MISSING_SECONDS)
-        elif isinstance(error, StoreUnavailable):
+        elif isinstance(error, StoreUnavailable | StoreForbidden):  # concerns all objects
             self._paused_until = self._clock() + UNAVAILABLE_SECONDS
             log.warning("tier %s: %s; not reading from it for %g s", self.store.url, error, UNAVAILABLE_SECONDS)
         else:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from narcore.errors import NarcoreError, StoreTimeout, StoreUnavailable
+from narcore.errors import NarcoreError, StoreForbidden, StoreTimeout, StoreUnavailable
 from narcore.formats.signature import PublicKey
 from narcore.lookup.pathinfo import PathInfo, Trust
 from narcore.stores.base import BinaryCacheStore, StoreFile
@@ -190,7 +190,7 @@ class _Failing(MemoryStore):
         raise self._error
 
 
-@pytest.mark.parametrize("error", [StoreUnavailable("refused"), StoreTimeout("slow")])
+@pytest.mark.parametrize("error", [StoreUnavailable("refused"), StoreTimeout("slow"), StoreForbidden("403")])
 def test_an_unavailable_tier_is_left_alone_for_a_while(files: dict[str, bytes], error: Exception) -> None:
     store, clock = _Failing(files, error), Clock()
     tier = TierReader(store, KEYS, clock=clock)
