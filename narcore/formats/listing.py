@@ -100,7 +100,6 @@ class _PackedColumns:
 
     def __init__(self, data: memoryview) -> None:
         """Raises ListingError if ``data`` does not have exactly the size of the columns."""
-        _check_byte_order()
         if len(data) < _PACKED_COUNTS.size:
             raise ListingError("a packed listing ends early")
         nodes, names, children, targets = _PACKED_COUNTS.unpack_from(data)
@@ -110,8 +109,8 @@ class _PackedColumns:
             raise ListingError(f"a packed listing has {len(data)} bytes instead of {ends[-1]}")
         views = [data[start:end] for start, end in pairwise(ends)]
         self.kinds, self.names, self.targets = views[0], views[1], views[6]
-        self.name_ends, self.children = views[2].cast("I"), views[5].cast("I")
-        self.sizes, self.starts = views[3].cast("Q"), views[4].cast("Q")
+        self.name_ends, self.children = _numbers("I", views[2]), _numbers("I", views[5])
+        self.sizes, self.starts = _numbers("Q", views[3]), _numbers("Q", views[4])
 
 
 class NarListing:
@@ -161,14 +160,18 @@ class NarListing:
 
         Four counts (nodes, bytes of names, children, bytes of targets), then the columns kinds, names, name ends, sizes, starts,
         children and targets. All numbers are little-endian; counts, sizes and starts have 8 bytes, name ends and children 4.
-        Raises ListingError on a big-endian machine.
         """
-        _check_byte_order()
+        return b"".join(self.packed_chunks())
+
+    def packed_chunks(self) -> "Iterator[bytes | bytearray | memoryview | array[int]]":
+        """Yield the packed form in parts, without a copy of the columns."""
         columns = self._columns
-        counts = (len(columns.kinds), len(columns.names), len(columns.children), len(columns.targets))
-        numbers = (columns.name_ends, columns.sizes, columns.starts, columns.children)
-        packed = (column.tobytes() for column in numbers)
-        return b"".join((_PACKED_COUNTS.pack(*counts), columns.kinds, columns.names, *packed, columns.targets))
+        yield _PACKED_COUNTS.pack(len(columns.kinds), len(columns.names), len(columns.children), len(columns.targets))
+        yield columns.kinds
+        yield columns.names
+        for numbers in (columns.name_ends, columns.sizes, columns.starts, columns.children):
+            yield numbers if sys.byteorder == "little" else _swapped(numbers)
+        yield columns.targets
 
     def __eq__(self, other: object) -> bool:
         """Return whether both listings describe the same tree, including all names, sizes and targets."""
@@ -469,10 +472,17 @@ class ListingBuilder:
         return NarListing(self._columns, self._position + _AFTER_ROOT)
 
 
-def _check_byte_order() -> None:
-    """Raise ListingError on a big-endian machine: the packed form is used without a conversion of its numbers."""
-    if sys.byteorder != "little":
-        raise ListingError("packed listings work only on little-endian machines")
+def _numbers(typecode: str, data: memoryview) -> "memoryview | array[int]":
+    """Return the little-endian numbers in ``data``: the bytes themselves, or a converted copy on a big-endian machine."""
+    numbers = data.cast(typecode)  # type: ignore[call-overload]  # not a literal
+    return numbers if sys.byteorder == "little" else _swapped(numbers)
+
+
+def _swapped(numbers: "memoryview | array[int]") -> "array[int]":
+    """Return a copy with the other byte order."""
+    copy = array(memoryview(numbers).format, numbers.tobytes())
+    copy.byteswap()
+    return copy
 
 
 def contents_prefix(node: Node) -> bytes:

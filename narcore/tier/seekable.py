@@ -60,18 +60,24 @@ class SeekTable:
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Read the table at the end of ``data``, the last bytes of a file. Raises CorruptStream if there is no complete table."""
-        if len(data) < _FOOTER.size:
-            raise CorruptStream("zstd: no seek table")
-        count, descriptor, magic = _FOOTER.unpack_from(data, len(data) - _FOOTER.size)
-        entry = struct.Struct("<III" if descriptor & _CHECKSUMS else "<II")
+        count, entry = _footer(data)
         size = count * entry.size + _FOOTER.size
         start = len(data) - size - _HEADER.size
-        if magic != _SEEKABLE or descriptor & _RESERVED or count > FRAMES_MAX or start < 0:
-            raise CorruptStream("zstd: no seek table, or it is too large")
+        if start < 0:
+            raise CorruptStream("zstd: the seek table is incomplete")
         if _HEADER.unpack_from(data, start) != (_SKIPPABLE, size):
             raise CorruptStream("zstd: the seek table has a wrong size")
         entries = entry.iter_unpack(data[start + _HEADER.size : -_FOOTER.size])
         return cls.of_sizes([(packed, unpacked) for packed, unpacked, *_ in entries])
+
+    @staticmethod
+    def size_at_end(data: bytes) -> int:
+        """Return the size in bytes, as a frame, of the table at the end of a file that ends with ``data``.
+
+        Only the last 9 bytes are needed. Raises CorruptStream if they do not end a table.
+        """
+        count, entry = _footer(data)
+        return _HEADER.size + count * entry.size + _FOOTER.size
 
     def to_bytes(self) -> bytes:
         """Return the table as the skippable frame that ends a file, without checksums."""
@@ -87,6 +93,16 @@ class SeekTable:
     def covering(self, start: int, stop: int) -> range:
         """Return the frames that contain the bytes ``start`` to ``stop`` of the contents; at least one byte is required."""
         return range(bisect_right(self.unpacked, start) - 1, bisect_left(self.unpacked, stop))
+
+
+def _footer(data: bytes) -> tuple[int, struct.Struct]:
+    """Return the number of frames, and the form of an entry, from the footer of a table. Raises CorruptStream."""
+    if len(data) < _FOOTER.size:
+        raise CorruptStream("zstd: no seek table")
+    count, descriptor, magic = _FOOTER.unpack_from(data, len(data) - _FOOTER.size)
+    if magic != _SEEKABLE or descriptor & _RESERVED or count > FRAMES_MAX:
+        raise CorruptStream("zstd: no seek table, or it is too large")
+    return count, struct.Struct("<III" if descriptor & _CHECKSUMS else "<II")
 
 
 class FrameCutter:

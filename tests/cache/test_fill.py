@@ -72,12 +72,12 @@ class TestReading:
         fill = cache.fill(source.key, source)
         assert fill.wait().nar_size == len(NAR)
         assert read_all(fill) == NAR
-        until(lambda: names(directory) == {f"{source.key.digits}.nar", f"{source.key.digits}.ls"})
+        until(lambda: names(directory) == {f"{source.key.digits}.nar", f"{source.key.digits}.listing"})
         assert cached_bytes(cache, source.key) == NAR
         listing = cache.listing(source.key)
         assert listing == fill.wait()
         assert (source.fetched, source.closed) == (1, 1)
-        for suffix in ("nar", "ls"):
+        for suffix in ("nar", "listing"):
             status = (directory / f"{source.key.digits}.{suffix}").stat()
             assert is_verified(status)
             assert status.st_mode & 0o777 == 0o444
@@ -254,7 +254,7 @@ class TestJoiningAndLeaving:
         source = Source(NAR)
         assert read_all(cache.fill(key, source)) == NAR
         assert source.fetched == 0
-        assert names(directory) == {f"{key.digits}.nar", f"{key.digits}.ls"}
+        assert names(directory) == {f"{key.digits}.nar", f"{key.digits}.listing"}
 
 
 class TestFailure:
@@ -498,8 +498,9 @@ class TestTakeover:
         leader = self.hold_as_leader(directory, living, b"")
         digits = source.key.digits
         (directory / f"{digits}.5.readers").touch()
+        (directory / f"{digits}.listing").touch()
         (directory / f"{digits}.ls").touch()
-        (directory / f".{digits}.ls.123-456.new").touch()
+        (directory / f".{digits}.listing.123-456.new").touch()
         (directory / "..counters.123-456.new").touch()
         (directory / f"{digits}.5.error").touch()
         os.utime(directory / f"{digits}.5.error", (0, 0))

@@ -42,6 +42,15 @@ def test_packing_a_packed_listing_changes_nothing() -> None:
     assert NarListing.from_packed(data, nar_size=1).to_packed() == data
 
 
+def test_a_big_endian_machine_converts_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = LISTINGS["directory"]
+    data = parsed.to_packed()
+    monkeypatch.setattr("sys.byteorder", "big")
+    converted = parsed.to_packed()
+    assert converted != data  # this machine is little-endian
+    assert NarListing.from_packed(converted, nar_size=parsed.nar_size) == parsed
+
+
 def test_two_packed_listings_differ_if_their_trees_differ() -> None:
     other = NarListing.from_events(parse_nar([nar({**TREE, b"new": b""})], contents=False))
     assert packed(other) != packed(LISTINGS["directory"])
