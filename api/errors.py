@@ -19,7 +19,6 @@ from werkzeug.wrappers import Request
 from api.http.basis import PAGE
 from api.http.negotiation import HTML, JSON, TEXT, negotiate
 from api.http.text import display
-from api.offload.bucket import OffloadError
 from api.responses.base import ALLOWED_METHODS, Response, cache_forever
 from api.responses.templates import page_headers, render, streamed
 from narcore import errors
@@ -144,7 +143,7 @@ ROWS: dict[type[Exception], ErrorRow] = {
     http.PreconditionFailed: ErrorRow(
         412, "Precondition failed", "The current version does not match If-Match or If-Unmodified-Since."
     ),
-    OffloadError: ErrorRow(
+    errors.WriteError: ErrorRow(
         502, "Large files are unavailable", f"The bucket to which this server copies them is unavailable. {_LATER}"
     ),
     http.RequestedRangeNotSatisfiable: ErrorRow(

@@ -45,6 +45,9 @@ from narcore.settings import Settings
 from narcore.stores.base import BinaryCacheStore, read_file
 from narcore.stores.waits import StoreWaits
 from narcore.streams.compression import unpack_small
+from narcore.tier.reader import TierReader
+from narcore.tier.uploads import TierUploads
+from narcore.tier.writer import TierWriter
 from narcore.trace import Trace, silent
 
 log = logging.getLogger("narcore")
@@ -76,8 +79,13 @@ class BinaryCache:
         trace: Trace = silent,
         clock: Callable[[], float] = time.monotonic,
         waits: StoreWaits | None = None,
+        tier: TierReader | None = None,
+        uploads: TierUploads | None = None,
     ) -> None:
-        """Create a BinaryCache. ``waits`` is that of the substituters and of the cache."""
+        """Create a BinaryCache. ``waits`` is that of the substituters and of the cache.
+
+        ``tier`` is the shared tier to read from; ``uploads`` adds the NARs that were fetched to it.
+        """
         self._waits = waits or StoreWaits()
         self.substituters = tuple(
             store if isinstance(store, Substituter) else Substituter(store, clock=clock) for store in stores
@@ -91,8 +99,17 @@ class BinaryCache:
             self.substituters, strategy=strategy, trusted_keys=trusted_keys, trace=trace, clock=clock, waits=self._waits
         )
         self._streams = NarStreams(sources=self._lookup.sources, on_failure=self._lookup.demote)
+        self._tier = tier
+        self._uploads = uploads
         self._source = NarSource(
-            self._streams, cache, strict=strict, trace=trace, on_other_listing=self._learn_listing, waits=self._waits
+            self._streams,
+            cache,
+            strict=strict,
+            trace=trace,
+            on_other_listing=self._learn_listing,
+            waits=self._waits,
+            tier=tier,
+            uploads=uploads,
         )
         self._proof = AddressProof(self._source.whole, on_mismatch=self._lookup.demote, waits=self._waits)
         self._trace = trace
@@ -112,9 +129,9 @@ class BinaryCache:
         """Create a BinaryCache from the settings.
 
         ``strict`` overrides NAR_VERIFY; ``patience`` is how many seconds a fill waits for its turn. ``threads`` is how many
-        threads serve requests: at most half of them wait for one store that sends nothing, and the others raise StoreUnresponsive.
-        Without it, any number may wait. Raises SettingsError if a URL is not the URL of a store, or if strict is set and there is
-        no cache directory to serve from.
+        threads serve requests: at most half of them wait for one store that sends nothing, at most three quarters for all such
+        stores, and the others raise StoreUnresponsive. Without it, any number may wait. Raises SettingsError if a URL is not the
+        URL of a store, or if strict is set and there is no cache directory to serve from.
         """
         waits = StoreWaits(max(1, threads // 2)) if threads is not None else None
         strict = settings.verify == "strict" if strict is None else strict
@@ -122,6 +139,7 @@ class BinaryCache:
             substituters = [Substituter.open(url, trace=trace, waits=waits) for url in settings.cache_urls]
         except SettingsError as error:
             raise SettingsError(f"NAR_CACHE_URL: {error}") from error
+        tier, uploads = _open_tier(settings, trace=trace, waits=waits)
         return cls(
             substituters,
             strategy=settings.cache_strategy,
@@ -137,6 +155,8 @@ class BinaryCache:
             max_nar_size=settings.max_nar_size,
             trace=trace,
             waits=waits,
+            tier=tier,
+            uploads=uploads,
         )
 
     @classmethod
@@ -167,6 +187,10 @@ class BinaryCache:
         """End the downloads of this process and close the connections to the stores."""
         if self._cache is not None:
             self._cache.close()
+        if self._uploads is not None:
+            self._uploads.close()
+        if self._tier is not None:
+            self._tier.close()
         for substituter in self.substituters:
             substituter.store.close()
 
@@ -389,9 +413,11 @@ class BinaryCache:
         known = self._listings.get(key)
         if known is None or not known.verified:
             # A verified listing replaces the store's listing as soon as it is available.
-            cached = self._cache.listing(info.nar_key) if self._cache else None
-            if cached is not None:
-                known = KnownListing(cached, verified=True)
+            listing = self._cache.listing(info.nar_key) if self._cache else None
+            if listing is None and self._tier is not None:
+                listing = self._tier.listing(info)
+            if listing is not None:
+                known = KnownListing(listing, verified=True)
                 self._remember_listing(key, known)
         if known is not None:
             return known
@@ -436,6 +462,22 @@ def _file_size(accessor: NarAccessor, path: str) -> int | None:
     except PathError:
         return None
     return outcome.node.size if isinstance(outcome, Found) and outcome.node.kind is Kind.REGULAR else None
+
+
+def _open_tier(
+    settings: Settings, *, trace: Trace, waits: StoreWaits | None
+) -> tuple[TierReader | None, TierUploads | None]:
+    """Return the shared tier to read from and to write to, as far as they are configured. Raises SettingsError."""
+    url, keys, secret_key = settings.tier_url, settings.tier_public_keys, settings.tier_secret_key
+    if not url:
+        return None, None
+    try:
+        reader = TierReader.open(url, keys, trace=trace, waits=waits)
+        if not settings.tier_write or secret_key is None:
+            return reader, None
+        return reader, TierUploads(TierWriter.open(url, secret_key, keys))
+    except SettingsError as error:
+        raise SettingsError(f"NAR_TIER_URL: {error}") from error
 
 
 def _open_cache(

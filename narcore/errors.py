@@ -11,7 +11,7 @@ exit codes.
     ├ CompressionError
     │  ├ UnknownCompression  ├ TruncatedStream  └ CorruptStream
     ├ StoreError                   a binary cache store did not return the requested file
-    │  ├ FileNotInStore  ├ StoreForbidden  ├ RangeNotSupported
+    │  ├ FileNotInStore  ├ StoreForbidden  ├ RangeNotSupported  ├ WriteError
     │  └ StoreUnavailable
     │     ├ StoresUnavailable      several stores: some could not be asked, and the others don't have the path
     │     ├ StoreUnresponsive      enough requests wait for it already: try again later
@@ -114,6 +114,10 @@ class StoreForbidden(StoreError):
 
 class RangeNotSupported(StoreError):
     """The store can't return a part of this file; request the whole file instead."""
+
+
+class WriteError(StoreError):
+    """A file can't be written to a store, or the store can't tell whether it has the file."""
 
 
 class StoreUnavailable(StoreError):

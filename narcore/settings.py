@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, Self, TypeVar
 
 from narcore.errors import FormatError, SettingsError
-from narcore.formats.signature import PublicKey, parse_public_keys
+from narcore.formats.signature import PublicKey, SecretKey, parse_public_keys
 from narcore.stores.buckets.url import BucketUrl
 
 DEFAULT_CACHE_URL = "https://cache.nixos.org"
@@ -38,6 +38,10 @@ NAMES = frozenset(
         "NAR_RUN_DIR",
         "NAR_STOP_SECONDS",
         "NAR_THREADS",
+        "NAR_TIER_PUBLIC_KEYS",
+        "NAR_TIER_SECRET_KEY",
+        "NAR_TIER_URL",
+        "NAR_TIER_WRITE",
         "NAR_TRUSTED_PROXIES",
         "NAR_TRUSTED_PUBLIC_KEYS",
         "NAR_VERIFY",
@@ -98,6 +102,10 @@ class Settings:
     max_nar_size: int | None = None
     max_response: int | None = None
     offload_url: str = ""
+    tier_url: str = ""
+    tier_public_keys: tuple[PublicKey, ...] = ()
+    tier_secret_key: SecretKey | None = None
+    tier_write: bool = False
     workers: int = 2
     threads: int = 32
     max_connections: int | None = None  # of each worker process; None: as many as the limit of open files allows
@@ -122,6 +130,7 @@ class Settings:
             raise SettingsError("NAR_VERIFY=strict needs the disk cache, and NAR_CACHE_DIR=off turns it off")
         if "NAR_OFFLOAD_URL" in given and cache_dir is None:
             raise SettingsError("NAR_OFFLOAD_URL needs the disk cache, and NAR_CACHE_DIR=off turns it off")
+        tier_keys, tier_secret_key = _tier_keys(given)
         return cls(
             host=host,
             port=port,
@@ -137,6 +146,10 @@ class Settings:
             max_nar_size=_size_or_none("NAR_MAX_NAR_SIZE", given),
             max_response=_size_or_none("NAR_MAX_RESPONSE", given),
             offload_url=_offload_url(given.get("NAR_OFFLOAD_URL", "")),
+            tier_url=given.get("NAR_TIER_URL", ""),
+            tier_public_keys=tier_keys,
+            tier_secret_key=tier_secret_key,
+            tier_write=_tier_write(given, cache_dir),
             workers=_count("NAR_WORKERS", given.get("NAR_WORKERS", "2")),
             threads=_count("NAR_THREADS", given.get("NAR_THREADS", "32")),
             max_connections=_max_connections(given),
@@ -264,6 +277,36 @@ def _offload_url(text: str) -> str:
     if bucket.scheme != "s3":
         raise SettingsError(f"NAR_OFFLOAD_URL={str(bucket)!r} is not an S3 bucket; write s3://bucket/prefix")
     return text
+
+
+def _tier_keys(given: Mapping[str, str]) -> tuple[tuple[PublicKey, ...], SecretKey | None]:
+    """Return the keys of the shared tier. The secret key also makes indexes valid that were signed with it."""
+    try:
+        public = parse_public_keys(given.get("NAR_TIER_PUBLIC_KEYS", ""))
+    except FormatError as error:
+        raise SettingsError(f"NAR_TIER_PUBLIC_KEYS: {error}; write each key as <name>:<base64>") from error
+    try:
+        secret = SecretKey.parse(given["NAR_TIER_SECRET_KEY"]) if "NAR_TIER_SECRET_KEY" in given else None
+    except FormatError as error:
+        how = "make one with nix-store --generate-binary-cache-key"
+        raise SettingsError(f"NAR_TIER_SECRET_KEY: {error}; {how}") from error
+    keys = public if secret is None else tuple(dict.fromkeys((*public, secret.public_key)))
+    if "NAR_TIER_URL" in given and not keys:
+        raise SettingsError("NAR_TIER_URL needs NAR_TIER_PUBLIC_KEYS, the keys that sign the indexes of the tier")
+    if "NAR_TIER_URL" in given and not _trusted_public_keys(given):
+        raise SettingsError("NAR_TIER_URL needs NAR_TRUSTED_PUBLIC_KEYS: the tier is used only for signed store paths")
+    return keys, secret
+
+
+def _tier_write(given: Mapping[str, str], cache_dir: Path | None) -> bool:
+    """Return NAR_TIER_WRITE. Raises SettingsError if it is on, and something that it needs is missing."""
+    write = _switch("NAR_TIER_WRITE", given)
+    for name in ("NAR_TIER_URL", "NAR_TIER_SECRET_KEY"):
+        if write and name not in given:
+            raise SettingsError(f"NAR_TIER_WRITE=on needs {name}")
+    if write and cache_dir is None:
+        raise SettingsError("NAR_TIER_WRITE=on needs the disk cache, and NAR_CACHE_DIR=off turns it off")
+    return write
 
 
 def _is_serverless(given: Mapping[str, str]) -> bool:

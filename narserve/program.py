@@ -53,6 +53,7 @@ MODULES = {
     "info": "info",
     "verify": "verify",
     "cache": "cache",
+    "tier": "tier",
     "serve": "serve",
     "mount": "mount",
     "docker-volume": "docker_volume",

@@ -20,6 +20,7 @@ ORDER = {
         ("stores",),
         ("cache",),
         ("lookup",),
+        ("tier",),
         ("nars",),
         ("archive",),
         ("settings",),

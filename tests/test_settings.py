@@ -17,6 +17,7 @@ from narcore.lookup.substituter import Substituter
 from narcore.settings import DEFAULT_CACHE_URL, DEFAULT_PUBLIC_KEY, NAMES, SERVERLESS, CacheSize, Settings
 
 ONE, OTHER = SecretKey("one-1", b"1" * 32).public_key, SecretKey("other", b"2" * 32).public_key
+SECRET = SecretKey("tier-1", b"3" * 32)
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -130,6 +131,12 @@ GOOD: list[tuple[dict[str, str], str, object]] = [
     ({"NAR_MAX_NAR_SIZE": "1T"}, "max_nar_size", 1 << 40),
     ({"NAR_MAX_RESPONSE": "4M"}, "max_response", 4 << 20),
     ({"NAR_OFFLOAD_URL": "s3://b/x", "HOME": "/x"}, "offload_url", "s3://b/x"),
+    ({"NAR_TIER_URL": "s3://b/x", "NAR_TIER_PUBLIC_KEYS": str(ONE)}, "tier_url", "s3://b/x"),
+    ({"NAR_TIER_URL": "s3://b/x", "NAR_TIER_SECRET_KEY": SECRET.to_text()}, "tier_public_keys", (SECRET.public_key,)),
+    ({"NAR_TIER_PUBLIC_KEYS": f"{SECRET.public_key} {ONE}"}, "tier_public_keys", (SECRET.public_key, ONE)),
+    ({"NAR_TIER_SECRET_KEY": SECRET.to_text()}, "tier_secret_key", SECRET),
+    ({"NAR_TIER_WRITE": "on", "NAR_TIER_URL": "s3://b", "NAR_TIER_SECRET_KEY": SECRET.to_text(), "HOME": "/x"}, "tier_write", True),
+    ({}, "tier_write", False),
     ({"NAR_WORKERS": "1"}, "workers", 1),
     ({"NAR_THREADS": "007"}, "threads", 7),
     ({"NAR_MAX_CONNECTIONS": "20000"}, "max_connections", 20_000),
@@ -166,6 +173,13 @@ BAD: list[tuple[dict[str, str], str]] = [
     *(({"NAR_MAX_CONNECTIONS": text}, "a number above 0") for text in ("0", "-1", "x", "1.5", "0000019999999")),
     *(({"NAR_OFFLOAD_URL": text, "HOME": "/x"}, "s3://") for text in ("https://x", "gs://x", "x")),
     ({"NAR_OFFLOAD_URL": "s3://x", "NAR_CACHE_DIR": "off"}, "NAR_CACHE_DIR=off"),
+    ({"NAR_TIER_URL": "s3://b"}, "NAR_TIER_PUBLIC_KEYS"),
+    ({"NAR_TIER_URL": "s3://b", "NAR_TIER_PUBLIC_KEYS": str(ONE), "NAR_CACHE_URL": "https://x"}, "NAR_TRUSTED_PUBLIC_KEYS"),
+    ({"NAR_TIER_PUBLIC_KEYS": f"{ONE} two-1:abc"}, "number 2, 'two-1'"),
+    ({"NAR_TIER_SECRET_KEY": str(ONE)}, "generate-binary-cache-key"),
+    ({"NAR_TIER_WRITE": "yes"}, "on (1) or off (0)"),
+    ({"NAR_TIER_WRITE": "on"}, "needs NAR_TIER_URL"),
+    ({"NAR_TIER_WRITE": "on", "NAR_TIER_URL": "s3://b", "NAR_TIER_PUBLIC_KEYS": str(ONE)}, "needs NAR_TIER_SECRET_KEY"),
     *(({"NAR_METRICS": text}, "on (1) or off (0)") for text in ("true", "yes", "ON")),
     *(({"NAR_MOUNT_EARLY": text}, "on (1) or off (0)") for text in ("true", "OFF")),
     *(({"NAR_TRUSTED_PROXIES": text}, "10.0.0.0/8") for text in ("proxy.example", "10.0.0.1/8", "10.0.0.0/33", "*")),
@@ -190,7 +204,14 @@ def test_an_invalid_value_is_refused_with_a_hint(environ: dict[str, str], hint: 
     assert hint in message
     assert "\n" not in message
     # The message shows the invalid part of the value, but no key except for its name, and no secret in a URL.
-    if name not in ("NAR_TRUSTED_PUBLIC_KEYS", "NAR_OFFLOAD_URL"):
+    secret = (
+        "NAR_TRUSTED_PUBLIC_KEYS",
+        "NAR_OFFLOAD_URL",
+        "NAR_TIER_URL",
+        "NAR_TIER_PUBLIC_KEYS",
+        "NAR_TIER_SECRET_KEY",
+    )
+    if name not in secret:
         assert repr(value.rpartition(":")[2])[1:-1] in message
 
 

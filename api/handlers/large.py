@@ -32,7 +32,7 @@ class LargeResponses:
 
         ``headers`` are the headers that the response would have if it were sent directly.
 
-        Raises OffloadError if the bucket fails, and CacheFailure if the NAR can't be cached and therefore can't be verified.
+        Raises WriteError if the bucket fails, and CacheFailure if the NAR can't be cached and therefore can't be verified.
         """
         return self.offload.response(_name(node_request.request, headers), headers, lambda: self._whole(node_request))
 

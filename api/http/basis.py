@@ -1,7 +1,8 @@
 """What an answer about a node of a store path rests on, and the headers that follow from it.
 
-An answer rests on verified data if all of it comes from a NAR that matches its NarHash, or if the connection is cut unless the NAR
-does. Listings (``.ls``) that a store sends, and ranges of a remote NAR, are not signed, so they are not verified. The rule:
+An answer rests on verified data if all of it comes from a NAR that matches its NarHash. It also does if the NAR is checked while
+the answer is sent, and the connection is cut on a mismatch. Listings (``.ls``) that a store sends, and ranges of a remote NAR, are
+not signed, so they are not verified. The rule:
 
 - ``ETag`` (`NodeRef.validators`) is the same before and after verification. It covers everything that the answer uses from the
   listing, so a wrong listing gives another ETag than the NAR does.

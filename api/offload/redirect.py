@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from werkzeug.datastructures import Headers
 
@@ -10,9 +9,6 @@ from api.offload.bucket import Bucket
 from api.responses.base import Response, safe_headers
 from narcore.concurrency.singleflight import SingleFlight
 from narcore.errors import CapacityError
-
-if TYPE_CHECKING:
-    from obstore import Attributes
 
 # A request that waits for the upload of another process gets a 503 with Retry-After after this time. It must be shorter than the
 # timeout of API Gateway, 29 seconds.
@@ -39,7 +35,7 @@ class Offload:
         """Return a 302 to the copy in the bucket. ``headers`` are the headers of the whole response.
 
         ``whole`` makes the response; it is called if the copy does not exist and has to be uploaded. ``name`` is the name of the
-        copy, made from the ETag, that is, from the hash of the NAR and the path in it. Raises OffloadError if the bucket fails,
+        copy, made from the ETag, that is, from the hash of the NAR and the path in it. Raises WriteError if the bucket fails,
         CapacityError if the upload of another process takes longer than WAIT_SECONDS, and the exceptions of ``whole`` and of
         reading its body.
         """
@@ -53,8 +49,8 @@ class Offload:
 
     def _ensure(self, name: str, whole: Callable[[], Response]) -> None:
         deadline = self._clock() + WAIT_SECONDS
-        while not self._bucket.has(name):
-            if self._bucket.claim(name):
+        while not self._bucket.writer.has(name):
+            if self._bucket.writer.claim(name):
                 self._put(name, whole)
                 return
             if self._clock() >= deadline:
@@ -63,13 +59,13 @@ class Offload:
 
     def _put(self, name: str, whole: Callable[[], Response]) -> None:
         try:
-            if self._bucket.has(name):  # uploaded by another process between the check and the claim
+            if self._bucket.writer.has(name):  # uploaded by another process between the check and the claim
                 return
             with whole() as response:
-                self._bucket.put(name, response.iter_encoded(), _attributes(response.headers))
+                self._bucket.writer.put(name, response.iter_encoded(), _object_headers(response.headers))
         finally:
-            self._bucket.release(name)
+            self._bucket.writer.release(name)
 
 
-def _attributes(headers: Headers) -> "Attributes":
+def _object_headers(headers: Headers) -> dict[str, str]:
     return {"Content-Type": headers["Content-Type"], "Cache-Control": headers["Cache-Control"]}

@@ -6,7 +6,7 @@
     192.0.2.7 "GET /nix/store/...-big/big.iso" 200 7340032 B 812.0 ms fill cut 91ab...77
 
 The fields are: client, request, status, bytes of the body, time until the end of the body, sources of the bytes (disk, fill,
-range, stream; absent if no file was read), ``cut`` if the client did not get the whole body, and the request id.
+tier, range, stream; absent if no file was read), ``cut`` if the client did not get the whole body, and the request id.
 """
 
 import logging

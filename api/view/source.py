@@ -4,6 +4,7 @@ Run as a program, this module highlights one text; ``api.view.highlighter`` star
 """
 
 import json
+import os
 import re
 import signal
 import sys
@@ -162,6 +163,7 @@ def _css(token: object) -> str:
 def main() -> None:
     """Highlight the text on standard input; see ``Highlighter``. The process ends when it has used its CPU time."""
     task = json.loads(sys.stdin.buffer.read())
+    os.nice(10)  # the threads of the server run first
     signal.setitimer(signal.ITIMER_PROF, task["seconds"])  # SIGPROF ends the process, even within a regular expression
     links = StoreLinks(task["store_dir"], task["prefix"])
     lines = highlighted_lines(task["text"], links, Language(*task["language"]))

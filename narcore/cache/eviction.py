@@ -11,6 +11,7 @@ from pathlib import Path
 from narcore.cache.layout import (
     LISTING,
     NAR,
+    NIX_LISTING,
     FileKey,
     Layout,
     NarKey,
@@ -28,7 +29,7 @@ from narcore.errors import CacheFailure
 class Entry:
     """A complete NAR in the directory, or an unpacked ``file``.
 
-    ``size`` is in bytes and includes the listing of a NAR. ``used`` is the time of the last use, in nanoseconds since the epoch.
+    ``size`` is in bytes and includes the listings of a NAR. ``used`` is the time of the last use, in nanoseconds since the epoch.
     """
 
     digits: str
@@ -169,8 +170,9 @@ def remove(layout: Layout, entry: Entry) -> None:
 
 
 def remove_entry(layout: Layout, digits: str) -> None:
-    """Remove a NAR and its listing."""
+    """Remove a NAR and its listings."""
     layout.listing(digits).unlink(missing_ok=True)  # first, so that no listing without a NAR remains
+    layout.nix_listing(digits).unlink(missing_ok=True)
     layout.nar(digits).unlink(missing_ok=True)
 
 
@@ -214,8 +216,9 @@ def _entries(files: dict[str, os.stat_result]) -> list[Entry]:
     for name, status in files.items():
         if is_nar_name(name):
             digits = name.removesuffix(NAR)
-            listing = files.get(f"{digits}{LISTING}")
-            found.append(Entry(digits, status.st_size + (listing.st_size if listing else 0), status.st_atime_ns))
+            listings = (files.get(f"{digits}{ending}") for ending in (LISTING, NIX_LISTING))
+            size = status.st_size + sum(listing.st_size for listing in listings if listing)
+            found.append(Entry(digits, size, status.st_atime_ns))
         elif file := file_of(name):
             found.append(Entry(file.digits, status.st_size, status.st_atime_ns, file))
     return sorted(found, key=lambda entry: entry.used)

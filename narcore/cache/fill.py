@@ -245,13 +245,15 @@ class Fill:
             self.part.open()
             self._follow()
             try:
-                return self.part.finished_elsewhere() or self.part.lead(
-                    self._fetched, publish=self._publish, give_up=self._give_up
-                )
+                return self.part.finished_elsewhere() or self._lead()
             except LeaderGaveUp:
                 if not self._starts_over():
                     raise
                 self.part.close()
+
+    def _lead(self) -> NarListing:
+        self.part.set_leader(self._store)
+        return self.part.lead(self._fetched, publish=self._publish, give_up=self._give_up)
 
     def _starts_over(self) -> bool:
         """Forget the bytes of a part file that was removed; return False if readers may have read some of them."""
@@ -267,7 +269,7 @@ class Fill:
             state = self.part.state()
             if state[0] > self._available:
                 self._publish(state[0])
-            with self._waits.watching(self._store):
+            with self._waits.watching(self.part.leader() or self._store):
                 self._wait_for_change(state)
 
     def _wait_for_change(self, state: tuple[int, int]) -> None:
@@ -322,7 +324,7 @@ class FillBytes:
     def again(self, start: int, stop: int) -> bytes:
         """Return bytes of the NAR that were returned before, even if the fill has failed since."""
         if self._fill is None:
-            raise ValueError("these bytes of a NAR are closed")
+            raise ValueError("the bytes of the NAR were read after close")
         return self._fill.part.read(start, stop)
 
     def close(self) -> None:

@@ -3,9 +3,11 @@
 ::
 
     <narhash>.nar              a complete NAR, decompressed            (the layout of Nix's own local-nar-cache)
-    <narhash>.ls               the listing of the NAR, with every narOffset
+    <narhash>.listing          the listing of the NAR
+    <narhash>.ls               the listing of a NAR that Nix cached; not used, but removed together with the NAR
     <narhash>.<size>.part      a NAR that is being fetched: grows as bytes arrive; locked by the process that writes it
-    <narhash>.<size>.readers   locked (shared) by every process that reads from the part file
+    <narhash>.<size>.readers   locked (shared) by every process that reads from the part file; contains the URL of the store that
+                               the NAR is fetched from
     <narhash>.<size>.error     the error of the last fill; valid for a few seconds
     <narhash>.<start>.<size>.file   an unpacked file: <size> bytes of the NAR, from <start> on
     .lock                      locked while entries are evicted
@@ -36,7 +38,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NAR = ".nar"
-LISTING = ".ls"
+LISTING = ".listing"
+NIX_LISTING = ".ls"
 PART = ".part"
 READERS = ".readers"
 ERROR = ".error"
@@ -46,9 +49,9 @@ _DIGITS = r"[0-9a-z]{52}"
 _NAR_NAME = re.compile(rf"{_DIGITS}\.nar")
 _PART_NAME = re.compile(rf"{_DIGITS}\.([0-9]{{1,19}})\.part")
 _READERS_NAME = re.compile(rf"({_DIGITS}\.[0-9]{{1,19}})\.readers")
-_LISTING_NAME = re.compile(rf"{_DIGITS}\.ls")
+_LISTING_NAME = re.compile(rf"({_DIGITS})\.(?:listing|ls)")
 _ERROR_NAME = re.compile(rf"{_DIGITS}\.[0-9]{{1,19}}\.error")
-_NEW_NAME = re.compile(rf"\.(\.counters|{_DIGITS}\.ls|{_DIGITS}\.[0-9]{{1,19}}\.error)\.[0-9]+-[0-9]+\.new")
+_NEW_NAME = re.compile(rf"\.(\.counters|{_DIGITS}\.listing|{_DIGITS}\.[0-9]{{1,19}}\.error)\.[0-9]+-[0-9]+\.new")
 _FILE_NAME = re.compile(rf"({_DIGITS})\.([0-9]{{1,19}})\.([0-9]{{1,19}})\.file")
 _NEW_FILE_NAME = re.compile(rf"\.(spare|{_FILE_NAME.pattern})\.[0-9]+-[0-9]+\.new")
 _SLOT_NAME = re.compile(r"\.slot-(slow-)?[0-9]+")
@@ -87,6 +90,9 @@ class Layout:
     def listing(self, digits: str) -> Path:
         return self.directory / f"{digits}{LISTING}"
 
+    def nix_listing(self, digits: str) -> Path:
+        return self.directory / f"{digits}{NIX_LISTING}"
+
     def part(self, key: NarKey) -> Path:
         return self.directory / f"{key.digits}.{key.size}{PART}"
 
@@ -124,7 +130,7 @@ class Layout:
             listings=[
                 (self.directory / name, nar)
                 for name in names
-                if _LISTING_NAME.fullmatch(name) and not (nar := self.nar(name[: -len(LISTING)])).exists()
+                if (match := _LISTING_NAME.fullmatch(name)) and not (nar := self.nar(match[1])).exists()
             ],
         )
 

@@ -1,9 +1,13 @@
 """The listing next to a cached NAR. It is made from the NAR itself, and made again if its file is not marked as verified.
 
-Nix's RemoteFSAccessor can share the directory, and stores only the root node there: the value of ``root`` in the ``.ls`` file of
-a binary cache. This module does the same.
+The file begins with `_MAGIC`, followed by the packed form of the listing (`NarListing.packed_chunks`). A large file is mapped and
+searched in place: a lookup reads only the pages that contain the names on the path. Nothing writes to the file after it got its
+name; a mapped file must not be truncated, because the kernel kills a process that reads beyond the end. This is one reason why Nix
+does not find the file: Nix stores the listing of a NAR in its ``local-nar-cache`` as ``.ls``, and overwrites it in place. It reads
+the NAR if there is no ``.ls`` file.
 """
 
+import mmap
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +19,11 @@ from narcore.formats.listing import NarListing
 from narcore.formats.nar.parser import parse_nar
 from narcore.sizes import CHUNK_SIZE
 
-_BEFORE_ROOT, _AFTER_ROOT = b'{"version":1,"root":', b"}"
+_MAGIC = b"narlist1"
+
+# A file up to this size is read: this takes less than a millisecond, and a mapping keeps a descriptor open, of which a process
+# has a limited number. There are few mappings: each has about 30,000 entries, and the memory for listings is limited by entries.
+MAPPED_SIZE = 1 << 20
 
 
 @contextmanager
@@ -23,18 +31,11 @@ def new_listing(layout: Layout, digits: str, listing: NarListing) -> Generator[N
     """Write the listing, and move it into place at the end of the ``with`` block unless the block raises. Raises OSError."""
     with replacing(layout.listing(digits)) as fd:
         with os.fdopen(fd, "wb", closefd=False) as file:
-            file.writelines(_root_chunks(listing))
+            file.write(_MAGIC)
+            file.writelines(listing.packed_chunks())
         os.fchmod(fd, 0o444)
         mark(fd, THIS_BOOT)
         yield
-
-
-def _root_chunks(listing: NarListing) -> Iterator[bytes]:
-    previous = b""
-    for number, chunk in enumerate(listing.json_chunks()):
-        yield previous
-        previous = chunk if number else chunk.removeprefix(_BEFORE_ROOT)
-    yield previous.removesuffix(_AFTER_ROOT)
 
 
 def load_listing(layout: Layout, key: NarKey, nar_fd: int) -> NarListing:
@@ -49,11 +50,22 @@ def load_listing(layout: Layout, key: NarKey, nar_fd: int) -> NarListing:
 def _read_listing(layout: Layout, key: NarKey) -> NarListing | None:
     try:
         with layout.listing(key.digits).open("rb") as file:
-            if is_verified(os.fstat(file.fileno())):  # if not, another program has written to the file
-                return NarListing.parse(b"".join((_BEFORE_ROOT, file.read(), _AFTER_ROOT)), nar_size=key.size)
-    except (OSError, ListingError):
+            status = os.fstat(file.fileno())
+            if is_verified(status):  # if not, another program has written to the file
+                return _parse(_map(file.fileno()) if status.st_size > MAPPED_SIZE else file.read(), key)
+    except (OSError, ValueError):  # a ListingError is a ValueError, and so is the error for mapping an empty file
         pass
     return None
+
+
+def _map(fd: int) -> memoryview:
+    return memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
+
+
+def _parse(data: bytes | memoryview, key: NarKey) -> NarListing:
+    if bytes(data[: len(_MAGIC)]) != _MAGIC:
+        raise ListingError("not a listing of this version")
+    return NarListing.from_packed(memoryview(data)[len(_MAGIC) :], nar_size=key.size)
 
 
 def _make_listing(layout: Layout, key: NarKey, nar_fd: int) -> NarListing:

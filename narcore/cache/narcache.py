@@ -190,12 +190,21 @@ class NarCache:
         self._note("join", key)
         return fill
 
-    def fill(self, key: NarKey, fetch: Fetch, *, source: str = "", store: str = "") -> Fill:
+    def fill(
+        self,
+        key: NarKey,
+        fetch: Fetch,
+        *,
+        source: str = "",
+        store: str = "",
+        on_filled: Callable[[], None] | None = None,
+    ) -> Fill:
         """Return the fill of a NAR; starts one with ``fetch`` if there is none. Joins it: the caller must ``leave`` it.
 
         ``source`` names the file that ``fetch`` reads, ``store`` is the URL of its store. A fill from another source does not fail
-        because this file is damaged. Raises CacheFailure if the NAR is larger than the whole cache. If a fill from the same source
-        failed a few seconds ago, raises the error of that fill.
+        because this file is damaged. ``on_filled`` is called in the thread of the fill once the NAR is cached. Raises
+        CacheFailure if the NAR is larger than the whole cache. If a fill from the same source failed a few seconds ago, raises the
+        error of that fill.
         """
         if key.size > self.limit:
             raise CacheFailure(f"a NAR of {key.size} bytes is larger than the cache")
@@ -203,7 +212,7 @@ class NarCache:
         if remembered is not None:
             raise copy.copy(remembered)
         self._reserve.release_for(key.size)
-        fill, begun = self._join_or_make(key, fetch, source, store)
+        fill, begun = self._join_or_make(key, fetch, source, store, on_filled)
         self._note("miss" if begun else "join", key)
         if begun:
             fill.start()
@@ -219,7 +228,9 @@ class NarCache:
         with self._lock:
             return self._fetched + sum(fill.available for fill in self._running)
 
-    def _join_or_make(self, key: NarKey, fetch: Fetch, source: str, store: str) -> tuple[Fill, bool]:
+    def _join_or_make(
+        self, key: NarKey, fetch: Fetch, source: str, store: str, on_filled: Callable[[], None] | None
+    ) -> tuple[Fill, bool]:
         with self._lock:
             fill = self._fills.get((key, source))
             if fill is not None and fill.join():
@@ -227,12 +238,13 @@ class NarCache:
             part = PartFile(
                 self.layout, key, source=source, limit=self.limit, slots=self._slots, on_evict=self._evicted
             )
-            fill = self._fills[key, source] = Fill(part, fetch, store=store, waits=self._waits, on_end=self._ended)
+            on_end = partial(self._ended, on_filled)
+            fill = self._fills[key, source] = Fill(part, fetch, store=store, waits=self._waits, on_end=on_end)
             self._running.add(fill)
             fill.join()
             return fill, True
 
-    def _ended(self, fill: Fill, error: BaseException | None) -> None:
+    def _ended(self, on_filled: Callable[[], None] | None, fill: Fill, error: BaseException | None) -> None:
         key = fill.part.key
         if isinstance(error, NarcoreError) and not isinstance(error, CapacityError):
             # A copy: the traceback of the original would keep the chunks that were being read.
@@ -246,6 +258,8 @@ class NarCache:
             self._warn_once(str(error))
         if not isinstance(error, NoReadersLeft):
             self._note("failure" if error else "fill", key)
+        if on_filled is not None and error is None:
+            on_filled()
         if time.monotonic() - self._cleaned > CLEAN_SECONDS:
             self.clean()
 

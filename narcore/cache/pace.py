@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable
 
-# A slow fill gives its slot to another one. A slot that passes 64 KiB/s would be better used by almost any other download, and
-# one slow minute is more than a pause of a store that restarts or of a congested line.
+# A slow fill gives its slot to another one. Almost any other download uses a slot better than one with
+# less than 64 KiB/s. A minute is longer than the pauses of a store that restarts, or of a congested line.
 SLOW_SECONDS = 60.0
 SLOW_RATE = 64 << 10  # bytes of the NAR per second
 

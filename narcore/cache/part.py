@@ -24,6 +24,8 @@ from narcore.formats.nar.parser import NarParser
 # A fill without readers continues if at most this many bytes are left: a reader may come soon.
 NEARLY_DONE = 8 << 20
 
+_LONGEST_URL = 4096  # bytes of the readers file that are read
+
 TICK_SECONDS = 1.0  # how often a fill that receives nothing checks whether it is slow
 
 Fetch = Callable[[], Iterator[bytes]]
@@ -99,6 +101,17 @@ class PartFile:
     def try_lead(self) -> bool:
         """Take the lock to write the file; return False if another process has it."""
         return try_lock(self._fd)
+
+    def set_leader(self, store: str) -> None:
+        """Tell the processes that read this file which store it is fetched from. Requires the lock."""
+        with as_cache_failure():
+            os.ftruncate(self._readers_fd, 0)
+            os.pwrite(self._readers_fd, store.encode(), 0)
+            self._touch()  # readers look again
+
+    def leader(self) -> str:
+        """Return the URL of the store that the file is fetched from; "" if it is not known."""
+        return os.pread(self._readers_fd, _LONGEST_URL, 0).decode("utf-8", "replace")
 
     def finished_elsewhere(self) -> NarListing | None:
         """Return the listing if another process has completed the NAR; None if this process must fetch it. Requires the lock.

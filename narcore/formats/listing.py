@@ -8,12 +8,14 @@ Names and targets are bytes in a NAR and ``str`` here: UTF-8 with surrogateescap
 """
 
 import enum
+import struct
+import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from json.encoder import encode_basestring_ascii
 
 from narcore.errors import ListingError
@@ -42,6 +44,8 @@ _BEFORE_ROOT = len(wire.ROOT) - _HEAD
 _AFTER_ROOT = len(wire.CLOSE) - _CLOSE
 
 _CONTENTS = wire.token(b"contents")
+
+_PACKED_COUNTS = struct.Struct("<4Q")  # nodes, bytes of names, children, bytes of targets
 
 
 class Kind(enum.StrEnum):
@@ -89,12 +93,32 @@ class _Columns:
         self.targets = bytearray()
 
 
+class _PackedColumns:
+    """The columns of a listing in the packed form: views of its bytes."""
+
+    __slots__ = _Columns.__slots__
+
+    def __init__(self, data: memoryview) -> None:
+        """Raises ListingError if ``data`` does not have exactly the size of the columns."""
+        if len(data) < _PACKED_COUNTS.size:
+            raise ListingError("a packed listing ends early")
+        nodes, names, children, targets = _PACKED_COUNTS.unpack_from(data)
+        sections = (nodes, names, 4 * nodes, 8 * nodes, 8 * nodes, 4 * children, targets)
+        ends = tuple(accumulate(sections, initial=_PACKED_COUNTS.size))
+        if ends[-1] != len(data) or not nodes:
+            raise ListingError(f"a packed listing has {len(data)} bytes instead of {ends[-1]}")
+        views = [data[start:end] for start, end in pairwise(ends)]
+        self.kinds, self.names, self.targets = views[0], views[1], views[6]
+        self.name_ends, self.children = _numbers("I", views[2]), _numbers("I", views[5])
+        self.sizes, self.starts = _numbers("Q", views[3]), _numbers("Q", views[4])
+
+
 class NarListing:
     """The tree in a NAR of ``nar_size`` bytes; ``len()`` is the number of its nodes, including the root."""
 
     __slots__ = ("_columns", "_sums", "nar_size")
 
-    def __init__(self, columns: _Columns, nar_size: int) -> None:
+    def __init__(self, columns: _Columns | _PackedColumns, nar_size: int) -> None:
         self._columns = columns
         # For each row, the size of all file contents before it; computed on demand.
         self._sums: array[int] | None = None
@@ -121,6 +145,33 @@ class NarListing:
         builder = ListingBuilder()
         builder.add_all(events)
         return builder.finish()
+
+    @classmethod
+    def from_packed(cls, data: bytes | memoryview, *, nar_size: int) -> "NarListing":
+        """Return the listing that `to_packed` wrote. Takes the same short time for any listing, because nothing is parsed.
+
+        The listing refers to ``data``. Only the sizes of the columns are checked, so ``data`` must come from a trusted source; else
+        the methods of the listing may raise IndexError. Raises ListingError if ``data`` has a wrong size.
+        """
+        return cls(_PackedColumns(memoryview(data)), nar_size)
+
+    def to_packed(self) -> bytes:
+        """Return the listing in a form that is searched without being parsed: its columns, one after another.
+
+        Four counts (nodes, bytes of names, children, bytes of targets), then the columns kinds, names, name ends, sizes, starts,
+        children and targets. All numbers are little-endian; counts, sizes and starts have 8 bytes, name ends and children 4.
+        """
+        return b"".join(self.packed_chunks())
+
+    def packed_chunks(self) -> "Iterator[bytes | bytearray | memoryview | array[int]]":
+        """Yield the packed form in parts, without a copy of the columns."""
+        columns = self._columns
+        yield _PACKED_COUNTS.pack(len(columns.kinds), len(columns.names), len(columns.children), len(columns.targets))
+        yield columns.kinds
+        yield columns.names
+        for numbers in (columns.name_ends, columns.sizes, columns.starts, columns.children):
+            yield numbers if sys.byteorder == "little" else _swapped(numbers)
+        yield columns.targets
 
     def __eq__(self, other: object) -> bool:
         """Return whether both listings describe the same tree, including all names, sizes and targets."""
@@ -223,9 +274,10 @@ class NarListing:
     def _targets_below(self, first: int, last: int) -> slice:
         """Return the place of all link targets of these rows."""
         columns, link = self._columns, bytes((_SYMLINK_NODE,))
-        first_link, last_link = columns.kinds.find(link, first, last + 1), columns.kinds.rfind(link, first, last + 1)
-        if first_link < 0:
+        kinds = bytes(columns.kinds[first : last + 1])
+        if link not in kinds:
             return slice(0)
+        first_link, last_link = first + kinds.index(link), first + kinds.rindex(link)
         return slice(columns.starts[first_link], columns.starts[last_link] + columns.sizes[last_link])
 
     def _last_row(self, row: int) -> int:
@@ -306,7 +358,7 @@ class NarListing:
 
     def _target(self, row: int) -> str:
         start = self._columns.starts[row]
-        return to_text(self._columns.targets[start : start + self._columns.sizes[row]])
+        return to_text(bytes(self._columns.targets[start : start + self._columns.sizes[row]]))
 
     def _places(self, row: int) -> range:
         """Return the positions of a node's entries in ``children``."""
@@ -418,6 +470,19 @@ class ListingBuilder:
         if self._open or len(self._siblings) != 1:
             raise ListingError("not one complete tree")
         return NarListing(self._columns, self._position + _AFTER_ROOT)
+
+
+def _numbers(typecode: str, data: memoryview) -> "memoryview | array[int]":
+    """Return the little-endian numbers in ``data``: the bytes themselves, or a converted copy on a big-endian machine."""
+    numbers = data.cast(typecode)  # type: ignore[call-overload]  # not a literal
+    return numbers if sys.byteorder == "little" else _swapped(numbers)
+
+
+def _swapped(numbers: "memoryview | array[int]") -> "array[int]":
+    """Return a copy with the other byte order."""
+    copy = array(memoryview(numbers).format, numbers.tobytes())
+    copy.byteswap()
+    return copy
 
 
 def contents_prefix(node: Node) -> bytes:

@@ -60,10 +60,10 @@ class CircuitBreaker:
             log.info("%s answers again: circuit breaker closes", self._url)
 
     def failed(self, file: str | None) -> bool:
-        """Report a failed call for a file, or None if no connection to the store was possible, whatever the file.
+        """Report a failed call. ``file`` is the requested file, or None if no connection to the store was possible.
 
-        Returns whether to check the store now, and then to call `succeeded` or `check_failed`: after FAILURES in a row, and after a
-        failed trial.
+        Returns True after FAILURES failures in a row, and after a failed trial: the caller then checks the store, and calls
+        `succeeded` or `check_failed`.
         """
         with self._lock:
             if self._is_checking or not self._is_suspect(file):

@@ -205,7 +205,7 @@ class Substituter:
     def _is_failure_of_store(self, failure: StoreUnavailable) -> bool:
         """Return whether the failure may open the circuit breaker.
 
-        An only store is asked as long as it can be reached: to pause it would also refuse the files that it can send.
+        If there is only one store, it is asked as long as it can be reached: a pause would also refuse the files that it can send.
         """
         return failure.is_unreachable or not self.is_only
 

@@ -53,11 +53,16 @@ class PartOrElsewhere:
     ``elsewhere`` is called with the error and the offset of the next byte. It yields the sources to try, in order.
     """
 
-    is_verified = False
-
     def __init__(
-        self, part: NarBytes, start: int, elsewhere: Callable[[NarcoreError, int], Iterator[NarBytes]]
+        self,
+        part: NarBytes,
+        start: int,
+        elsewhere: Callable[[NarcoreError, int], Iterator[NarBytes]],
+        *,
+        is_verified: bool = False,
     ) -> None:
+        """``is_verified``: the bytes of all sources are verified."""
+        self.is_verified = is_verified
         self.length = part.length
         self._part = part
         self._start = start

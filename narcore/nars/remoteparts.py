@@ -15,14 +15,17 @@ from narcore.nars.accessor import NarBytes
 from narcore.stores.base import StoreFile
 from narcore.streams.slicing import skip_and_drain
 from narcore.streams.xzblocks import FOOTER_SIZE, XzFooter, XzIndex, unpack_blocks
+from narcore.streams.zstd import unpack_whole_frames
+from narcore.tier.seekable import SeekTable
 
 # For a NAR up to this size, a download of the whole NAR takes no longer than a range: most of the time is the round trip.
 WHOLE_SIZE = 1 << 20
 
-# If Nix writes several blocks, each has 24 MiB. For a NAR below this size, requesting the index would waste a round trip.
+# If Nix writes several xz blocks, each has 24 MiB; most zstd files have no seek table. For a NAR below this size, requesting the
+# index or the seek table would waste a round trip.
 BLOCKS_SIZE = 32 << 20
 
-# Large enough to get the footer and the index of some 400 blocks in one request.
+# Large enough to get the footer and the index of some 400 blocks, or frames, in one request.
 TAIL_SIZE = 4096
 INDEX_LIMIT = 8 << 20
 
@@ -38,10 +41,13 @@ REFUSED_SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """The blocks of the NAR's file: those of an xz index, or None for an uncompressed file, where any range can be read."""
+    """The blocks of the NAR's file: those of an xz index, or the frames of a zstd seek table.
+
+    ``index`` is None for an uncompressed file, where any range can be read. ``header`` is that of an xz file.
+    """
 
     header: bytes = b""
-    index: XzIndex | None = None
+    index: XzIndex | SeekTable | None = None
 
     def widened(self, start: int, stop: int) -> tuple[int, int]:
         """Return the smallest range that contains ``start`` to ``stop`` (in the NAR) and can be read."""
@@ -52,7 +58,7 @@ class Blocks:
 
 
 class RemoteParts:
-    """Reads ranges of NARs that are uncompressed, or whose xz file has several blocks and an index. Thread-safe.
+    """Reads ranges of NARs that are uncompressed, or whose file is xz with several blocks or zstd with a seek table. Thread-safe.
 
     The bytes can't be verified, since the NarHash covers the whole NAR. But it is checked that the store sends exactly the
     requested range of a file of the right size, and that the tag and the length of the contents precede them in the NAR.
@@ -80,7 +86,7 @@ class RemoteParts:
             chunks = self._find(info, key, node, start, stop, cheap=cheap)
         except StoreUnavailable:
             pass  # the next source reports the error
-        except NarcoreError:  # no ranges, another file, an index of one block, or another tag
+        except NarcoreError:  # no ranges, another file, no index or one of one block, or another tag
             self._refused.put(place, True, seconds=REFUSED_SECONDS)
         finally:
             if chunks is None:
@@ -132,12 +138,12 @@ class RemoteParts:
         narinfo = info.narinfo
         if narinfo.compression == "none":
             return Blocks()
-        if narinfo.compression != "xz" or narinfo.nar_size < BLOCKS_SIZE or not narinfo.file_size:
+        if narinfo.compression not in _READ_BLOCKS or narinfo.nar_size < BLOCKS_SIZE or not narinfo.file_size:
             raise CompressionError(f"can't read only a range of this NAR (compression: {narinfo.compression})")
         place = (info.store.url, narinfo.url)
         blocks = self._blocks.get(place)
         if blocks is None:
-            blocks = _read_index(info, narinfo.file_size)
+            blocks = _READ_BLOCKS[narinfo.compression](info, narinfo.file_size)
             self._blocks.put(place, blocks, weight=len(blocks.index or ()))
         return blocks
 
@@ -163,22 +169,44 @@ class _Part:
             self._remote = None
 
 
-def _read_index(info: PathInfo, file_size: int) -> Blocks:
-    tail_start = max(0, file_size - TAIL_SIZE)
-    tail = _read(info, tail_start, file_size, file_size)
+def _read_xz_index(info: PathInfo, file_size: int) -> Blocks:
+    tail = _read_tail(info, file_size, min(TAIL_SIZE, file_size))
     footer = XzFooter.parse(tail[-FOOTER_SIZE:])
-    index_start = file_size - FOOTER_SIZE - footer.index_size
-    if index_start < 0 or footer.index_size > INDEX_LIMIT:
-        raise CorruptStream(f"xz: invalid index size: {footer.index_size} bytes")
-    if index_start < tail_start:
-        tail = _read(info, index_start, tail_start, file_size) + tail
-        tail_start = index_start
-    index = XzIndex.parse(tail[index_start - tail_start : -FOOTER_SIZE])
-    if index.packed[-1] != index_start or index.unpacked[-1] != info.narinfo.nar_size or len(index) < 2:
-        raise CorruptStream(
-            "xz: the file is not a single stream of several blocks, or its unpacked size is not that of the NAR"
-        )
+    tail = _read_tail(info, file_size, footer.index_size + FOOTER_SIZE, tail)
+    index = XzIndex.parse(tail[-footer.index_size - FOOTER_SIZE : -FOOTER_SIZE])
+    _check_index(index, info, file_size - FOOTER_SIZE - footer.index_size)
     return Blocks(footer.header, index)
+
+
+def _read_seek_table(info: PathInfo, file_size: int) -> Blocks:
+    tail = _read_tail(info, file_size, min(TAIL_SIZE, file_size))
+    size = SeekTable.size_at_end(tail)
+    table = SeekTable.parse(_read_tail(info, file_size, size, tail))
+    _check_index(table, info, file_size - size)
+    return Blocks(index=table)
+
+
+_READ_BLOCKS = {"xz": _read_xz_index, "zstd": _read_seek_table}
+
+
+def _check_index(index: XzIndex | SeekTable, info: PathInfo, end: int) -> None:
+    """Raise CorruptStream if this is not an index of several blocks that have the NAR, and that end at ``end`` in the file."""
+    if index.packed[-1] != end or index.unpacked[-1] != info.narinfo.nar_size or len(index) < 2:
+        raise CorruptStream(
+            "the file is not a single stream of several blocks or frames, or its unpacked size is not that of the NAR"
+        )
+
+
+def _read_tail(info: PathInfo, file_size: int, size: int, tail: bytes = b"") -> bytes:
+    """Return at least the last ``size`` bytes of the file; ``tail``, its last bytes, is not read again.
+
+    Raises CorruptStream if the size exceeds that of the file or INDEX_LIMIT.
+    """
+    if size > min(file_size, INDEX_LIMIT):
+        raise CorruptStream(f"the index would have {size} bytes, more than the file or than the {INDEX_LIMIT} allowed")
+    if size <= len(tail):
+        return tail
+    return _read(info, file_size - size, file_size - len(tail), file_size) + tail
 
 
 def _open(info: PathInfo, blocks: Blocks, first: int, last: int) -> Iterator[bytes]:
@@ -189,7 +217,9 @@ def _open(info: PathInfo, blocks: Blocks, first: int, last: int) -> Iterator[byt
         return Stage(iter(file), file)
     covering = index.covering(first, last)
     packed = _request(info, index.packed[covering.start], index.packed[covering.stop], info.narinfo.file_size)
-    return unpack_blocks(blocks.header, packed, last - first)
+    if isinstance(index, XzIndex):
+        return unpack_blocks(blocks.header, packed, last - first)
+    return unpack_whole_frames(packed, last - first)
 
 
 def _request(info: PathInfo, start: int, stop: int, file_size: int | None) -> StoreFile:

@@ -4,11 +4,13 @@ A *fill* fetches a NAR into the disk cache, once for all readers (``cache/fill.p
 
 1. a running fill of this NAR;
 2. the complete, verified NAR in the disk cache;
-3. a range of the remote file, if it can be read without the rest (never with ``NAR_VERIFY=strict``);
-4. a new fill; or, if the NAR can't be cached, a stream, whose beginning is discarded.
+3. the NAR in the shared tier;
+4. a range of the remote file, if it can be read without the rest (never with ``NAR_VERIFY=strict``);
+5. a new fill; or, if the NAR can't be cached, a stream, whose beginning is discarded.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,6 +28,8 @@ from narcore.nars.opennar import ArrivingNar
 from narcore.nars.remoteparts import RemoteParts
 from narcore.nars.wholenar import NarStreams
 from narcore.stores.waits import StoreWaits
+from narcore.tier.reader import TierReader
+from narcore.tier.uploads import TierUploads
 from narcore.trace import Trace
 
 OnListing = Callable[[PathInfo, NarListing], None]
@@ -67,14 +71,21 @@ class NarSource:
         trace: Trace,
         on_other_listing: OnListing,
         waits: StoreWaits,
+        tier: TierReader | None = None,
+        uploads: TierUploads | None = None,
     ) -> None:
-        """``on_other_listing`` is called with the listing of a NAR if the listing that its store sent is wrong."""
+        """``on_other_listing`` is called with the listing of a NAR if the listing that its store sent is wrong.
+
+        ``uploads`` gets each NAR that was fetched into the cache.
+        """
         self._on_other_listing = on_other_listing
         self._streams = streams
         self._cache = cache
         self._strict = strict
         self._trace = trace
         self._waits = waits
+        self._tier = tier
+        self._uploads = uploads
         self._remote = RemoteParts()
         self._small_flights: SingleFlight[str, NarListing] = SingleFlight(wait=waits.wait)
 
@@ -139,8 +150,13 @@ class NarSource:
         if fill is None:
             self._waits.check_store(info.store.url)
             fetch = partial(self._streams.open, info)
-            fill = cache.fill(info.nar_key, fetch, source=info.nar_source, store=info.store.url)
+            on_filled = partial(self._uploads.offer, info, self._open_cached) if self._uploads else None
+            fill = cache.fill(info.nar_key, fetch, source=info.nar_source, store=info.store.url, on_filled=on_filled)
         return fill
+
+    def _open_cached(self, info: PathInfo) -> CachedBytes | None:
+        nar = self._cache.open(info.nar_key) if self._cache else None
+        return nar.read(0, info.narinfo.nar_size) if nar else None
 
     def _joinable(self, cache: NarCache, info: PathInfo) -> Fill | None:
         return cache.joinable(info.nar_key, source=info.nar_source)
@@ -187,13 +203,16 @@ class NarSource:
 
     def _choose(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
         if self._cache is None:
-            return self._uncached(info, known, node, start, stop)
+            return self._from_tier(info, known, node, start, stop) or self._uncached(info, known, node, start, stop)
         # Look for a fill first, and then on the disk: if a fill ends between the two checks, the NAR is on the disk.
         fill = self._joinable(self._cache, info)
         if fill is None:
             cached = self._cached(self._cache, info, known, start, stop)
             if cached is not None:
                 return "disk", self._cached_or_streamed(cached, info, known, node, start)
+            tiered = self._from_tier(info, known, node, start, stop)
+            if tiered is not None:
+                return tiered
         if fill is None and not self._strict:
             part = self._remote.read(info, node, start, stop, cheap=True)
             if part is not None:
@@ -204,8 +223,32 @@ class NarSource:
             if self._strict:
                 raise
             return self._uncached(info, known, node, start, stop)
+        return "fill", self._filled(fill, info, known, node, start, stop)
+
+    def _filled(
+        self, fill: Fill, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int
+    ) -> CachedOrStreamed:
         filled = fill.read(start, stop, known.check, whole=self._strict)
-        return "fill", self._cached_or_streamed(filled, info, known, node, start)
+        return self._cached_or_streamed(filled, info, known, node, start)
+
+    def _from_tier(
+        self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int
+    ) -> tuple[str, NarBytes] | None:
+        """Return the bytes from the tier; None if it can't be used. If it fails later, the rest is verified, too."""
+        # An offset in an unverified listing could name other bytes of the NAR than those of the file.
+        part = self._tier.read(info, start, stop) if self._tier is not None and known.verified else None
+        if part is None:
+            return None
+
+        def elsewhere(_failure: NarcoreError, start: int) -> Iterator[NarBytes]:
+            if self._cache is not None:
+                with suppress(CacheFailure, StoreUnresponsive):
+                    yield self._filled(self._fill(self._cache, info), info, known, node, start, stop)
+                    return
+            if not self._strict:
+                yield self._stream(info, known, node, start, stop, verify=True)
+
+        return "tier", PartOrElsewhere(part, start, elsewhere, is_verified=True)
 
     def _cached(
         self, cache: NarCache, info: PathInfo, known: KnownListing, start: int, stop: int

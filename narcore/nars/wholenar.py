@@ -19,8 +19,8 @@ from narcore.streams.compression import decompress
 from narcore.streams.integrity import verified
 from narcore.streams.slicing import skip
 
-# The rest of a NAR after the last requested byte is read, only to check the hash, if it has at most this many bytes or is at most
-# as large as the part that was read.
+# After the last requested byte, the rest of a NAR is read to check the hash. This is done only if the rest has at most this many
+# bytes, or is at most as large as the part that was read.
 VERIFY_REST = 8 << 20
 
 

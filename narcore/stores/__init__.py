@@ -18,7 +18,9 @@ from narcore.stores.base import BinaryCacheStore, StoreFile, read_file
 from narcore.stores.http.store import HttpBinaryCacheStore
 from narcore.stores.http.urls import redacted
 from narcore.stores.local import LocalBinaryCacheStore
+from narcore.stores.localwriter import LocalWriter
 from narcore.stores.memory import MemoryStore
+from narcore.stores.writer import StoreWriter
 
 __all__ = [
     "BinaryCacheStore",
@@ -27,6 +29,7 @@ __all__ = [
     "MemoryStore",
     "StoreFile",
     "open_store",
+    "open_writer",
     "read_file",
 ]
 
@@ -53,3 +56,23 @@ def open_store(url: str) -> BinaryCacheStore:
             return ObjectBinaryCacheStore(url)
         case _:
             raise SettingsError(f"not a store URL: {redacted(url)!r}; {_USE}")
+
+
+def open_writer(url: str) -> StoreWriter:
+    """Return the writer for a store URL, without connecting to it. Raises ``SettingsError`` if the store can't be written to."""
+    scheme = url.partition(":")[0].lower()
+    if scheme in ("s3", "gs", "az"):
+        from narcore.stores.buckets.upload import BucketWriter
+        from narcore.stores.buckets.url import BucketUrl
+
+        if scheme == "s3":
+            from narcore.stores.buckets.s3 import S3BinaryCacheStore
+
+            return BucketWriter(BucketUrl.parse(url), S3BinaryCacheStore(url).open_client)
+        from narcore.stores.buckets.googleazure import ObjectBinaryCacheStore
+
+        return BucketWriter(BucketUrl.parse(url), ObjectBinaryCacheStore(url).open_client)
+    store = open_store(url)
+    if not isinstance(store, LocalBinaryCacheStore):
+        raise SettingsError(f"{store.url} can't be written to; use s3://, gs://, az:// or file://")
+    return LocalWriter(store.directory)

@@ -34,6 +34,11 @@ class LocalBinaryCacheStore:
         self._root = _directory(location)
         self.url = Path(self._root).as_uri()
 
+    @property
+    def directory(self) -> Path:
+        """The directory, as configured."""
+        return Path(self._root)
+
     def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
         check_part(start, stop)
         file = self._open(path)

@@ -40,7 +40,10 @@ GetThread = Callable[[], ThreadId | None]
 
 @dataclass(frozen=True, slots=True)
 class _Wait:
-    """A wait for ``store`` since ``since``, or for the thread that ``thread`` returns. ``counts``: it is a request's wait."""
+    """A wait for ``store`` that began at ``since``, or a wait for another thread, which ``thread`` returns.
+
+    ``counts`` is true if the waiting thread belongs to a request.
+    """
 
     counts: bool
     store: str = ""
@@ -51,13 +54,16 @@ class _Wait:
 class StoreWaits:
     """The waits of all threads, and a limit on how many threads of requests wait for one store that is silent. Thread-safe.
 
-    ``limit`` None: no limit. Threads of the library itself (`BackgroundThread`) do not count, and are never refused. A wait that
-    is refused raises ``StoreUnresponsive``. Once a wait for a store has ended without a byte, further waits count from their
-    start, until the store sends a byte: else each timeout would let as many new requests wait as there are threads.
+    At most ``limit`` requests wait for one silent store, and at most half as many more for all silent stores together, so that
+    two such stores can't occupy all threads. ``limit`` None: no limit. Threads of the library itself (`BackgroundThread`) do not
+    count, and are never refused. A wait that is refused raises ``StoreUnresponsive``. When a wait for a store has ended without a
+    byte, the store is silent until it sends a byte, and a new wait for it counts immediately. Otherwise, after each timeout, new
+    requests could occupy all threads again.
     """
 
     def __init__(self, limit: int | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
+        self._total_limit = limit + limit // 2 if limit is not None else None
         self._clock = clock
         self._lock = threading.Lock()
         self._waits: dict[ThreadId, _Wait] = {}  # in the order in which they began
@@ -155,26 +161,29 @@ class StoreWaits:
             yield
 
     def check(self) -> None:
-        """Raise StoreUnresponsive if this thread waits for a silent store, and ``limit`` earlier requests do so, too."""
-        if self._limit is None or _is_background():
+        """Raise StoreUnresponsive if this thread waits for a silent store, and too many earlier requests do so, too."""
+        if self._limit is None or self._total_limit is None or _is_background():
             return
         me = threading.get_ident()
         with self._lock:
             store = self._silent_store(me)
-            refused = store if store is not None and self._count(store, before=me) >= self._limit else None
-            if refused is not None:
-                self._silent.add(refused)
-        if refused is not None:
-            raise self._refusal(refused)
+            if store is None:
+                return
+            number, total = self._counts(store, before=me)
+            if number < self._limit and total < self._total_limit:
+                return
+            self._silent.add(store)
+        raise self._refusal(store)
 
     # --- requests that have not begun to wait
 
     def is_full(self, store: str) -> bool:
-        """Return whether as many requests as allowed wait for the store, which sends nothing."""
-        if self._limit is None:
+        """Return whether the store sends nothing, and as many requests as allowed wait for it, or for all silent stores."""
+        if self._limit is None or self._total_limit is None:
             return False
         with self._lock:
-            return self._count(store) >= self._limit
+            number, total = self._counts(store)
+            return number >= self._limit or (store in self._silent and total >= self._total_limit)
 
     def check_store(self, store: str) -> None:
         """Raise StoreUnresponsive if `is_full`."""
@@ -197,14 +206,19 @@ class StoreWaits:
                 if outer is not None:
                     self._waits[me] = outer
 
-    def _count(self, store: str, *, before: ThreadId | None = None) -> int:
-        """Return how many requests wait for a silent store, or how many of them began before that of a thread."""
-        number = 0
+    def _counts(self, store: str, *, before: ThreadId | None = None) -> tuple[int, int]:
+        """Return how many requests wait for ``store``, if it is silent, and how many wait for any silent store.
+
+        With ``before``, counts only requests that began to wait before that thread.
+        """
+        number = total = 0
         for thread, wait in self._waits.items():
             if thread == before:
                 break
-            number += wait.counts and self._silent_store(thread) == store
-        return number
+            silent = self._silent_store(thread) if wait.counts else None
+            number += silent == store
+            total += silent is not None
+        return number, total
 
     def _silent_store(self, thread: ThreadId | None) -> str | None:
         """Return the store that the thread waits for, itself or through other threads, if the store is silent."""
@@ -224,9 +238,9 @@ class StoreWaits:
             if is_new:
                 self._logged[store] = self._clock()
         if is_new:
-            log.warning("%s sends nothing to %d waiting requests; refusing further requests to it", store, self._limit)
+            log.warning("%s sends nothing to waiting requests; refusing further requests to it", store)
         return StoreUnresponsive(
-            f"{store} sends nothing to {self._limit} requests that wait for it; try again in {RETRY_SECONDS} s",
+            f"{store} sends nothing to requests that wait for it; try again in {RETRY_SECONDS} s",
             retry_after=RETRY_SECONDS,
         )
 

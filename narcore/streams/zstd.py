@@ -8,7 +8,9 @@ almost nothing.
 from collections.abc import Iterable, Iterator
 from enum import Enum, auto
 
+from narcore.concurrency.closing import stage
 from narcore.errors import CorruptStream, TruncatedStream
+from narcore.sizes import CHUNK_SIZE
 from narcore.streams.decoders import MAX_WINDOW
 
 _MAGIC = 0xFD2FB528
@@ -155,3 +157,15 @@ def unpack_zstd(chunks: Iterable[bytes], chunk_size: int) -> Iterator[bytes]:
         raise CorruptStream(f"zstd: {error}") from error
     if not source.walker.between_frames or not source.walker.frames:
         raise TruncatedStream("zstd: the input ends before the end of a frame")
+
+
+@stage
+def unpack_whole_frames(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """Unpack consecutive whole frames, with ``size`` unpacked bytes in total. Raises TruncatedStream and CorruptStream."""
+    for unpacked in unpack_zstd(chunks, CHUNK_SIZE):
+        size -= len(unpacked)
+        if size < 0:
+            raise CorruptStream("zstd: the frames do not match the seek table")
+        yield unpacked
+    if size:
+        raise TruncatedStream(f"zstd: the frames end {size} bytes too early")

@@ -65,7 +65,7 @@ class Destination:
             os.rename(ROOT, self.name, src_dir_fd=fd, dst_dir_fd=self.parent_fd)
             self._remove(staging)
         except _BAD:
-            shutil.rmtree(ROOT, ignore_errors=True, dir_fd=fd)
+            _remove_tree(fd)
             self._remove(staging)
             raise
         except BaseException:
@@ -114,6 +114,14 @@ class Destination:
         except FileNotFoundError:
             return False
         return (now.st_dev, now.st_ino) == (status.st_dev, status.st_ino)
+
+
+def _remove_tree(fd: int) -> None:
+    """Remove the file or directory ``ROOT`` in the directory ``fd``, as far as possible."""
+    try:
+        os.unlink(ROOT, dir_fd=fd)
+    except OSError:  # it is a directory
+        shutil.rmtree(ROOT, ignore_errors=True, dir_fd=fd)
 
 
 @contextmanager

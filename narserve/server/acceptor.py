@@ -24,7 +24,8 @@ FULL_SECONDS = 0.1
 # Connections accepted in one turn of the loop, so that a flood of connections does not keep the loop from its other work.
 BATCH = 64
 
-# How long a stopping worker accepts the connections that were begun before the master ended their beginning: a few round trips.
+# How long a stopping worker still accepts connections. The master has refused new ones, but some may be in the middle of the TCP
+# handshake: a few round trips.
 STOP_SECONDS = 0.2
 
 WARN_SECONDS = 60.0
@@ -106,7 +107,7 @@ class Acceptor:
     def _accept_one(self) -> bool:
         """Return whether to go on."""
         if not self._connections.has_room:
-            self._wait_for_room("NAR_MAX_CONNECTIONS connections are open")
+            self._wait_for_room("the limit of connections is reached (NAR_MAX_CONNECTIONS)")
             return False
         try:
             sock, client = self._listener.accept()
@@ -128,7 +129,7 @@ class Acceptor:
         self._full.start(self, self._loop.now)
         if self._loop.now >= self._next_warning:
             self._next_warning = self._loop.now + WARN_SECONDS
-            log.warning("%s, and none of them is idle: new connections wait", reason)
+            log.warning("%s, and no connection is idle: new connections wait", reason)
 
     def _watch(self) -> None:
         if not self._is_watching:

@@ -204,7 +204,7 @@ class Connection:
 
 
 class ReadingHead:
-    """Waits for a request: for the first byte of its head as long as between two requests, then for the rest of the head."""
+    """Waits for a request. The first byte may take as long as an idle connection may last; the rest of the head has less time."""
 
     __slots__ = ("_connection", "timeouts")
     events = READ

@@ -23,8 +23,8 @@ log = logging.getLogger("narserve.server")
 # How often the loop checks whether the client of a thread is too slow. SendingSocket measures over a minute.
 THREAD_CHECK_SECONDS = 5.0
 
-# Ends a ``send`` that makes no progress. Longer than a client needs that takes 1 KiB/s to make a third of a send buffer of 4 MB
-# (tcp_wmem) free; SendingSocket notices slower clients.
+# Ends a ``send`` that makes no progress. A client that takes 1 KiB/s needs less time than this to free a third of a send buffer of
+# 4 MB (tcp_wmem). SendingSocket notices slower clients.
 SEND_SECONDS = 3600.0
 
 

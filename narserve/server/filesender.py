@@ -17,8 +17,8 @@ from narserve.server.progress import STALL_SECONDS, Stall, abort, unacknowledged
 
 log = logging.getLogger("narserve.server")
 
-# How long bytes that the pool has read count as cached after the first use, for file systems that can't tell. The kernel drops them
-# sooner only if memory is scarce; then the loop waits for the disk once.
+# Some file systems can't tell whether bytes are in the page cache. Bytes that the pool has read from them count as cached for this
+# long after their first use. The kernel drops them sooner only if memory is scarce; then the loop waits for the disk once.
 CACHED_SECONDS = 1.0
 
 # How many bytes the kernel queues for a connection before they can be sent (TCP_NOTSENT_LOWAT in tcp(7)). By default, it queues up
@@ -28,7 +28,7 @@ CACHED_SECONDS = 1.0
 UNSENT_SIZE = 64 * 1024
 FAST_UNSENT_SIZE = 1024 * 1024
 FAST_SIZE = 1024 * 1024  # the first part
-FAST_READ_AHEAD = 3 * BLOCK_SIZE  # what the pool reads after a block for such a client, so that it waits less often
+FAST_READ_AHEAD = 3 * BLOCK_SIZE  # how far the pool reads ahead for a fast client, which then waits less often
 _UNSENT_OPTION = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # on Linux and macOS
 
 _MORE = getattr(socket, "MSG_MORE", 0)  # on Linux: the head and the first bytes of the file share a packet
@@ -180,7 +180,7 @@ class FileSender:
 
     def _on_read(self, stop: int) -> None:
         self._read = None
-        self._cached = stop, math.inf  # until the first use, so that a busy loop does not read the same bytes forever
+        self._cached = stop, math.inf  # no time limit before the first use, which may be late in a busy loop
         self._on_readable()
 
     def _end_body(self) -> None:

@@ -41,7 +41,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def refuse_new_connections(listener: socket.socket) -> None:
-    """Ignore new connections, in all processes that share the listener, while connections that have begun can be accepted.
+    """Ignore new connections in all processes that share the listener. Connections that have already begun can still be accepted.
 
     The kernel resets a connection that it accepts between the last ``accept`` of the processes and their ``close``. A client whose
     first packet is ignored sends it again after a second, and then finds the port closed. Without effect on other systems than

@@ -120,7 +120,7 @@ class Master(Arbiter):
         super().signal(sig, frame)
 
     def spawn_worker(self) -> Any:
-        """Start a worker. It gets the signals of the meantime when its own handlers are set: see GunicornWorker.init_signals."""
+        """Start a worker, with signals blocked until it has set its own handlers: see GunicornWorker.init_signals."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, WORKER_SIGNALS)
         try:
             return super().spawn_worker()

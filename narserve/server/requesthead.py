@@ -25,7 +25,7 @@ Address = tuple[str, int]
 
 
 def can_be_parsed(received: bytearray, before: int) -> bool:
-    """Return whether the head is complete, or wrong without more bytes. ``before``: this many bytes were checked before."""
+    """Return whether the head is complete, or already invalid. ``before`` is how many bytes an earlier call has checked."""
     return (
         len(received) > MAX_HEAD
         or _END.search(received, max(0, before - 3)) is not None

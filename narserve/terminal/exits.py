@@ -38,6 +38,7 @@ _TABLE: dict[type[BaseException], tuple[int, str]] = {
     errors.CompressionError: (NO, _REPAIR),
     errors.UnknownCompression: (TROUBLE, ""),
     errors.FileNotInStore: (NO, "check the hash, or try another cache with --store URL"),
+    errors.WriteError: (TROUBLE, "check the address, the credentials and the permissions"),
     errors.StoreUnavailable: (TROUBLE, "try again later, or try another cache with --store URL"),
     errors.PathError: (NO, "list the files with nar-serve ls"),
     errors.OutsideStore: (NO, ""),

@@ -12,12 +12,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 from werkzeug.datastructures import Headers
 
-from api.offload.bucket import CLAIM_SECONDS, URL_SECONDS, Bucket, OffloadError
+from api.offload.bucket import URL_SECONDS, Bucket
 from api.offload.presign import Credentials
 from api.offload.redirect import WAIT_SECONDS, Offload
 from api.responses.base import Response
-from narcore.errors import CapacityError, CorruptStream, SettingsError
+from narcore.errors import CapacityError, CorruptStream, SettingsError, WriteError
 from narcore.settings import Settings
+from narcore.stores.writer import CLAIM_SECONDS
 from tests import tools
 from tests.e2e import s3
 from tests.e2e.s3 import BUCKET, S3
@@ -170,15 +171,15 @@ def test_a_failed_upload_leaves_nothing_in_the_bucket(offload: Offload, server: 
 
 
 def test_a_request_waits_for_the_upload_of_another_process(offload: Offload, bucket: Bucket, clock: Clock) -> None:
-    assert bucket.claim("0123abcd")
-    assert not bucket.claim("0123abcd")
+    assert bucket.writer.claim("0123abcd")
+    assert not bucket.writer.claim("0123abcd")
     rounds: list[int] = []
 
     def after_a_while() -> None:
         rounds.append(1)
         if len(rounds) == 3:
-            bucket.put("0123abcd", iter([b"theirs"]), {})
-            bucket.release("0123abcd")
+            bucket.writer.put("0123abcd", iter([b"theirs"]), {})
+            bucket.writer.release("0123abcd")
 
     clock.on_sleep = after_a_while
     assert offload.response(NAME, HEADERS, never).status_code == 302
@@ -189,19 +190,19 @@ def test_waiting_too_long_for_another_upload_raises_capacity_error(
     offload: Offload, bucket: Bucket, clock: Clock
 ) -> None:
     started = clock.now
-    assert bucket.claim("0123abcd")
+    assert bucket.writer.claim("0123abcd")
     with pytest.raises(CapacityError):
         offload.response(NAME, HEADERS, never)
     assert WAIT_SECONDS <= (clock.now - started).total_seconds() < 28
 
 
 def test_only_one_process_takes_over_an_expired_claim(bucket: Bucket, clock: Clock) -> None:
-    assert bucket.claim("x")
+    assert bucket.writer.claim("x")
     clock.now += timedelta(seconds=CLAIM_SECONDS - 2)
-    assert not bucket.claim("x")
+    assert not bucket.writer.claim("x")
     clock.now += timedelta(seconds=4)
     results: list[bool] = []
-    threads = [threading.Thread(target=lambda: results.append(bucket.claim("x"))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: results.append(bucket.writer.claim("x"))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -215,7 +216,7 @@ def test_the_error_of_a_failed_bucket_hides_credentials(server: S3, tmp_path: Pa
         ("s3://x?endpoint=http://127.0.0.1:9", ""),
     ):
         bucket = Bucket.open(url, KEY)
-        with pytest.raises(OffloadError) as caught:
+        with pytest.raises(WriteError) as caught:
             Offload(bucket).response(NAME, HEADERS, whole)
         assert reason in str(caught.value)
         assert "EXAMPLEKEY" not in str(caught.value)

@@ -5,7 +5,9 @@ import resource
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -223,7 +225,7 @@ def test_a_page_of_line_breaks_is_made_quickly() -> None:
 
 
 def test_highlighting_uses_at_most_a_quarter_of_the_threads() -> None:
-    highlighter = Highlighter(threads=8, seconds=0.5)
+    highlighter = Highlighter(threads=8, seconds=0.5, patience=0)
     start = threading.Barrier(12)
 
     def visit(number: int) -> Answer:
@@ -235,6 +237,31 @@ def test_highlighting_uses_at_most_a_quarter_of_the_threads() -> None:
         results = list(pool.map(visit, range(12)))
     assert {result.headers["Cache-Control"] for result in results} == {"no-store"}
     assert cpu_time_of_children() - before < 1.5, "more than two children of 0.5 s"
+
+
+@contextmanager
+def occupied(highlighter: Highlighter) -> Iterator[None]:
+    """Highlight a slow text in another thread."""
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(view, SLOW, "a.html", highlighter=highlighter)
+        time.sleep(0.1)
+        assert not slow.done()
+        yield
+        assert slow.result().headers["Cache-Control"] == "no-store"
+
+
+def test_a_text_is_highlighted_after_another_one_is_finished() -> None:
+    highlighter = Highlighter(threads=1, seconds=0.3, patience=10)
+    with occupied(highlighter):
+        assert "<span" in view(b"import x\n", "a.py", highlighter=highlighter).text
+
+
+def test_a_highlighted_text_is_shown_while_others_are_in_progress() -> None:
+    highlighter = Highlighter(threads=1, seconds=0.5, patience=0)
+    page = view(b"import x\n", "a.py", highlighter=highlighter).text
+    assert "<span" in page
+    with occupied(highlighter):
+        assert view(b"import x\n", "a.py", highlighter=highlighter).text == page
 
 
 def cpu_time_of_children() -> float:

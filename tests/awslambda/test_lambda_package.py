@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from api.offload.bucket import CLAIM_SECONDS
+from narcore.stores.writer import CLAIM_SECONDS
 from tests import ROOT, tools
 from tests.builders import binary_cache, store_path
 from tests.e2e import fronts, s3
@@ -98,6 +98,17 @@ def test_the_role_has_only_the_permissions_it_needs(stack: dict[str, Any]) -> No
     assert "/files/claims/*" in allowed["s3:DeleteObject"]
     assert "LargeFiles" in allowed["s3:ListBucket"]
     assert not [action for action, resource in allowed.items() if resource in ("*", "['*']")]
+
+
+def test_the_function_may_only_read_the_tier_if_there_is_one(checkout: Path) -> None:
+    for config in ("serverless.yml", "serverless.stream.yml"):
+        stack = package(checkout, config)
+        policy = stack["TierPolicy"]
+        assert policy["Condition"] == "HasTier"
+        found = policy["Properties"]["PolicyDocument"]["Statement"]
+        assert [statement["Action"] for statement in found] == ["s3:GetObject", "s3:ListBucket"]
+        url = stack["AppLambdaFunction"]["Properties"]["Environment"]["Variables"]["NAR_TIER_URL"]
+        assert url["Fn::If"][0] == "HasTier"
 
 
 def test_the_streamed_stack_has_no_bucket(checkout: Path, stack: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from tests.bench.coldstart import firstbyte, imports
 from tests.bench.coldstart_lambda import coldstart
 from tests.bench.directory import directory
 from tests.bench.filling import fill
+from tests.bench.lookup import lookup
 from tests.bench.memory import memory
 from tests.bench.mounting import mount
 from tests.bench.parser import parser
@@ -29,6 +30,7 @@ BENCHES: Mapping[str, Callable[[Setup], Iterator[Row]]] = {
         archives,
         directory,
         parser,
+        lookup,
         memory,
         imports,
         firstbyte,
@@ -42,7 +44,7 @@ BENCHES: Mapping[str, Callable[[Setup], Iterator[Row]]] = {
     )
 }
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "main": ("unpack", "archives", "directory", "parser", "memory", "imports", "firstbyte"),
+    "main": ("unpack", "archives", "directory", "parser", "lookup", "memory", "imports", "firstbyte"),
     "cache": ("warm", "readers", "fill"),
     "server": ("slowclients", "viewing"),
     "lambda": ("coldstart",),

@@ -100,7 +100,7 @@ class TestMakeRoom:
         put(layout, 2, 10, 2, listing=7)
         assert [entry.size for entry in entries(layout)] == [17, 17]
         assert [entry.digits for entry in make_room(layout, key(9, 6), 39) or []] == [digits(1)]
-        assert {path.name for path in tmp_path.iterdir()} == {".lock", f"{digits(2)}.nar", f"{digits(2)}.ls"}
+        assert {path.name for path in tmp_path.iterdir()} == {".lock", f"{digits(2)}.nar", f"{digits(2)}.listing"}
 
     def test_free_space_of_the_file_system_limits_the_cache(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from narcore.errors import (
     StoreTimeout,
     StoreUnavailable,
 )
+from narcore.stores.waits import StoreWaits
 from tests.cache.conftest import MakeCache, descriptors
 from tests.cache.support import (
     Source,
@@ -70,12 +72,12 @@ class TestReading:
         fill = cache.fill(source.key, source)
         assert fill.wait().nar_size == len(NAR)
         assert read_all(fill) == NAR
-        until(lambda: names(directory) == {f"{source.key.digits}.nar", f"{source.key.digits}.ls"})
+        until(lambda: names(directory) == {f"{source.key.digits}.nar", f"{source.key.digits}.listing"})
         assert cached_bytes(cache, source.key) == NAR
         listing = cache.listing(source.key)
         assert listing == fill.wait()
         assert (source.fetched, source.closed) == (1, 1)
-        for suffix in ("nar", "ls"):
+        for suffix in ("nar", "listing"):
             status = (directory / f"{source.key.digits}.{suffix}").stat()
             assert is_verified(status)
             assert status.st_mode & 0o777 == 0o444
@@ -252,7 +254,7 @@ class TestJoiningAndLeaving:
         source = Source(NAR)
         assert read_all(cache.fill(key, source)) == NAR
         assert source.fetched == 0
-        assert names(directory) == {f"{key.digits}.nar", f"{key.digits}.ls"}
+        assert names(directory) == {f"{key.digits}.nar", f"{key.digits}.listing"}
 
 
 class TestFailure:
@@ -496,8 +498,9 @@ class TestTakeover:
         leader = self.hold_as_leader(directory, living, b"")
         digits = source.key.digits
         (directory / f"{digits}.5.readers").touch()
+        (directory / f"{digits}.listing").touch()
         (directory / f"{digits}.ls").touch()
-        (directory / f".{digits}.ls.123-456.new").touch()
+        (directory / f".{digits}.listing.123-456.new").touch()
         (directory / "..counters.123-456.new").touch()
         (directory / f"{digits}.5.error").touch()
         os.utime(directory / f"{digits}.5.error", (0, 0))
@@ -603,3 +606,23 @@ def test_removed_cache_directory_is_created_again(cache: NarCache, directory: Pa
     directory.rmdir()
     add_to_cache(cache, NAR)
     assert directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_wait_for_another_process_counts_for_the_store_of_that_process(tmp_path: Path) -> None:
+    source = Source(nar_of(300_000), gated=True)
+    waits = StoreWaits(1, clock=count(0, 0.1).__next__)  # 0.1 s pass at each look at the clock
+    leading = NarCache(tmp_path, size=lambda _: 1 << 30, max_fills=1)
+    following = NarCache(tmp_path, size=lambda _: 1 << 30, max_fills=1, waits=waits)
+    first = leading.fill(source.key, source, source="a", store="memory://a")
+    until(lambda: source.fetched == 1)
+    second = following.fill(source.key, source, source="b", store="memory://b")
+    with ThreadPoolExecutor(1) as pool:
+        listing = pool.submit(second.wait)
+        until(lambda: waits.is_full("memory://a"))
+        assert not waits.is_full("memory://b")
+        source.allow()
+        assert len(listing.result(10)) == 2
+    first.leave()
+    second.leave()
+    leading.close()
+    following.close()

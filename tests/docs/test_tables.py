@@ -67,8 +67,8 @@ def test_the_table_shows_the_defaults() -> None:
     assert settings.log_format == table["NAR_LOG_FORMAT"]
     assert settings.mount_deadline == int(table["NAR_MOUNT_DEADLINE"])
     assert settings.max_fills == 2 * (os.cpu_count() or 1)
-    assert [settings.metrics, settings.mount_early] == [
-        table[name] == "on" for name in ("NAR_METRICS", "NAR_MOUNT_EARLY")
+    assert [settings.metrics, settings.mount_early, settings.tier_write] == [
+        table[name] == "on" for name in ("NAR_METRICS", "NAR_MOUNT_EARLY", "NAR_TIER_WRITE")
     ]
     for name, value in {
         "DOMAIN": settings.domain,
@@ -76,6 +76,9 @@ def test_the_table_shows_the_defaults() -> None:
         "NAR_MAX_NAR_SIZE": settings.max_nar_size,
         "NAR_MAX_RESPONSE": settings.max_response,
         "NAR_OFFLOAD_URL": settings.offload_url,
+        "NAR_TIER_URL": settings.tier_url,
+        "NAR_TIER_PUBLIC_KEYS": settings.tier_public_keys,
+        "NAR_TIER_SECRET_KEY": settings.tier_secret_key,
         "NAR_TRUSTED_PROXIES": settings.trusted_proxies,
     }.items():
         assert (not value, table[name]) == (True, "none"), name

@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import pyzstd
 
 from narcore.formats.listing import ListingBuilder
 from narcore.formats.nar.events import Data, Directory, DirectoryEnd, NarEvent, Regular
@@ -58,15 +60,24 @@ def write(directory: Path, name: str, size: int) -> None:
     (directory / f"{store_path(name).hash_part}.narinfo").write_text(info.to_text())
 
 
-def write_blocks(directory: Path, name: str, size: int) -> int:
-    """Write the same cache compressed by xz, in blocks like those of Nix; returns the size of the compressed file."""
+def write_blocks(directory: Path, name: str, size: int, compression: str) -> int:
+    """Write the same cache compressed: by xz in blocks like those of Nix, or by pyzstd in frames with a seek table.
+
+    Returns the size of the compressed file.
+    """
     write(directory, name, size)
     path = directory / f"{store_path(name).hash_part}.narinfo"
     info = NarInfo.parse(path.read_bytes())
-    subprocess.run(["xz", "-0", "-T2", "--block-size=24MiB", directory / "x.nar"], check=True)
-    packed = (directory / "x.nar.xz").stat().st_size
-    path.write_text(replace(info, url="x.nar.xz", compression="xz", file_hash=None, file_size=packed).to_text())
-    return packed
+    nar, packed = directory / "x.nar", directory / f"x.nar.{compression}"
+    if compression == "xz":
+        subprocess.run(["xz", "-0", "-T2", "--block-size=24MiB", "--keep", nar], check=True)
+    else:
+        with nar.open("rb") as source, pyzstd.SeekableZstdFile(packed, "w", max_frame_content_size=24 << 20) as file:
+            shutil.copyfileobj(source, file)
+    file_size = packed.stat().st_size
+    info = replace(info, url=packed.name, compression=compression, file_hash=None, file_size=file_size)
+    path.write_text(info.to_text())
+    return file_size
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -94,15 +105,16 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_one_xz_block_is_fetched(upstream: Upstream, run_front: RunFront, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compression", ["xz", "zstd"])
+def test_one_block_is_fetched(upstream: Upstream, run_front: RunFront, tmp_path: Path, compression: str) -> None:
     directory = tmp_path / "blocks"
-    packed = write_blocks(directory, "blocks", 120_000_000)
+    packed = write_blocks(directory, "blocks", 120_000_000, compression)
     url = upstream.mount("blocks", directory)
     with run_front(url, tmp_path / "nars") as front:
         upstream.clear()
         got = get(front, url_of("blocks", "m"))
         assert (got.status, got.body) == (200, SMALL)
-        asked = upstream.seen("*.xz")
+        asked = upstream.seen(f"*.{compression}")
         assert len(asked) == 2  # the index at the end, and one block
         assert asked[0].sent <= 4096
         assert asked[1].sent < packed / 5 + 8192  # one of five blocks, and the one with incompressible bytes

@@ -1,14 +1,19 @@
 """Ranges of remote NARs: only the needed bytes are requested, wrong ones are rejected, and the whole NAR is fetched if cheaper."""
 
+import io
 import random
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
+import pyzstd
+import zstandard
 
-from narcore.errors import FileNotInStore, RangeNotSupported, StoreError, StoreUnavailable
+from narcore.errors import CompressionError, FileNotInStore, RangeNotSupported, StoreError, StoreUnavailable
 from narcore.formats.listing import NarListing, Node
 from narcore.formats.nar.parser import parse_nar
 from narcore.formats.narinfo import NarInfo
@@ -18,6 +23,7 @@ from narcore.nars.accessor import NarBytes
 from narcore.nars.remoteparts import RemoteParts
 from narcore.stores.base import StoreFile
 from narcore.stores.memory import MemoryStore
+from narcore.tier.seekable import SeekTable
 from tests import builders, needs
 
 FILES = {"a": random.Random(1).randbytes(1_000_000), "b": random.Random(2).randbytes(5000), "c": bytes(1_000_000)}
@@ -76,14 +82,29 @@ def _info(info: NarInfo, packed: bytes, changes: dict[str, object]) -> tuple[Pat
     return PathInfo(replace(info, **{"file_size": len(packed)} | changes), store), store  # type: ignore[arg-type]
 
 
-def in_blocks(monkeypatch: pytest.MonkeyPatch, size: int = 300_000) -> tuple[PathInfo, CountingStore]:
-    """Return the NAR in xz, in blocks of ``size`` bytes."""
-    needs.program("xz")
+def in_blocks(monkeypatch: pytest.MonkeyPatch, compression: str, size: int = 300_000) -> tuple[PathInfo, CountingStore]:
+    """Return the NAR in blocks of ``size`` bytes: in xz, or in zstd frames with a seek table that pyzstd wrote."""
     monkeypatch.setattr(remoteparts, "BLOCKS_SIZE", 100_000)
+    info = builders.nar_info(builders.store_path("x"), NAR, compression=compression)
+    return _info(info, BLOCKS[compression](size), {})
+
+
+def _xz_blocks(size: int) -> bytes:
+    needs.program("xz")
     command = ["xz", "-c", "-0", f"--block-size={size}"]
-    packed = subprocess.run(command, input=NAR, stdout=subprocess.PIPE, check=True).stdout
-    info = builders.nar_info(builders.store_path("x"), NAR, compression="xz")
-    return _info(info, packed, {})
+    return subprocess.run(command, input=NAR, stdout=subprocess.PIPE, check=True).stdout
+
+
+def _zstd_frames(size: int) -> bytes:
+    buffer = io.BytesIO()
+    with pyzstd.SeekableZstdFile(buffer, "w", max_frame_content_size=size, level_or_option=CHECKED) as file:
+        file.write(NAR)
+    return buffer.getvalue()
+
+
+CHECKED: dict[int, int] = {pyzstd.CParameter.checksumFlag: 1}
+BLOCKS = {"xz": _xz_blocks, "zstd": _zstd_frames}
+each_format = pytest.mark.parametrize("compression", BLOCKS)
 
 
 def node(name: str) -> Node:
@@ -132,8 +153,9 @@ def test_range_far_into_a_file_requests_the_tag_separately() -> None:
     assert store.open == 0
 
 
-def test_range_of_xz_blocks_requests_only_these_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    info, store = in_blocks(monkeypatch)
+@each_format
+def test_range_of_blocks_requests_only_these_blocks(monkeypatch: pytest.MonkeyPatch, compression: str) -> None:
+    info, store = in_blocks(monkeypatch, compression)
     parts = RemoteParts()
     assert contents(read(parts, info, node("b"))) == FILES["b"]
     assert len(store.asked) == 2  # the index, and the block
@@ -144,18 +166,22 @@ def test_range_of_xz_blocks_requests_only_these_blocks(monkeypatch: pytest.Monke
     assert store.open == 0
 
 
+@each_format
 @pytest.mark.parametrize("small", [True, False])
-def test_index_larger_than_the_first_request_is_read(monkeypatch: pytest.MonkeyPatch, small: bool) -> None:
+def test_index_larger_than_the_first_request_is_read(
+    monkeypatch: pytest.MonkeyPatch, compression: str, small: bool
+) -> None:
     if small:
         monkeypatch.setattr(remoteparts, "TAIL_SIZE", 14)
-    info, store = in_blocks(monkeypatch, 30_000)
+    info, store = in_blocks(monkeypatch, compression, 30_000)
     assert contents(read(RemoteParts(), info, node("b"))) == FILES["b"]
     assert len(store.asked) == (3 if small else 2)
 
 
-def test_damaged_block_returns_no_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+@each_format
+def test_damaged_block_returns_no_bytes(monkeypatch: pytest.MonkeyPatch, compression: str) -> None:
     """Each block has a checksum, which is checked before its last bytes are returned."""
-    info, store = in_blocks(monkeypatch)
+    info, store = in_blocks(monkeypatch, compression)
     (name,) = store.files
     packed = bytearray(store.files[name])
     packed[500_000] ^= 1
@@ -163,11 +189,52 @@ def test_damaged_block_returns_no_bytes(monkeypatch: pytest.MonkeyPatch) -> None
     part = read(RemoteParts(), info, node("a"), 400_000, 550_000)
     got = b""
     try:
-        with pytest.raises(Exception, match="xz"):
+        with pytest.raises(Exception, match=compression):
             got = contents(part)
     finally:
         assert got == b""
         assert store.open == 0
+
+
+def _frame(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor(write_content_size=True).compress(data)
+
+
+CUTS = (0, 400_000, 1_200_000, len(NAR))
+FRAMES = [_frame(NAR[start:stop]) for start, stop in pairwise(CUTS)]
+SIZES = [(len(frame), stop - start) for frame, (start, stop) in zip(FRAMES, pairwise(CUTS), strict=True)]
+WRONG_TABLES: dict[str, list[tuple[int, int]]] = {
+    "of other frames": [(SIZES[0][0] + 1, SIZES[0][1]), (SIZES[1][0] - 1, SIZES[1][1]), SIZES[2]],
+    "of other contents": [(SIZES[0][0], SIZES[0][1] + 8), (SIZES[1][0], SIZES[1][1] - 8), SIZES[2]],
+    "of a shorter file": [(SIZES[0][0] - 1, SIZES[0][1]), *SIZES[1:]],
+    "of a longer NAR": [*SIZES[:2], (SIZES[2][0], SIZES[2][1] + 8)],
+    "of one frame": [(sum(size for size, _ in SIZES), len(NAR))],
+    "of no frames": [],
+}
+
+
+@pytest.mark.parametrize("table", WRONG_TABLES)
+@pytest.mark.parametrize("file", ["a", "b", "c"])
+def test_wrong_seek_table_returns_no_wrong_byte(monkeypatch: pytest.MonkeyPatch, table: str, file: str) -> None:
+    monkeypatch.setattr(remoteparts, "BLOCKS_SIZE", 100_000)
+    packed = b"".join((*FRAMES, SeekTable.of_sizes(WRONG_TABLES[table]).to_bytes()))
+    info, store = _info(builders.nar_info(builders.store_path("x"), NAR, compression="zstd"), packed, {})
+    with suppress(CompressionError):
+        part = read(RemoteParts(), info, node(file), cheap=False)
+        assert part is None or contents(part) == FILES[file]
+    assert store.open == 0
+
+
+@pytest.mark.parametrize("footer", [b"", b"\xff" * 4 + b"\x80\xb1\xea\x92\x8f", b"\xff\xff\x0f\0\x80\xb1\xea\x92\x8f"])
+def test_zstd_without_a_table_costs_one_request(monkeypatch: pytest.MonkeyPatch, footer: bytes) -> None:
+    """Most zstd NARs are one frame. A table that claims to be larger than the file is refused, too."""
+    monkeypatch.setattr(remoteparts, "BLOCKS_SIZE", 100_000)
+    packed = _frame(NAR) + footer
+    info, store = _info(builders.nar_info(builders.store_path("x"), NAR, compression="zstd"), packed, {})
+    parts = RemoteParts()
+    assert read(parts, info, node("b")) is None
+    assert read(parts, info, node("b")) is None
+    assert store.asked == [(len(packed) - 4096, len(packed))]
 
 
 @pytest.mark.parametrize(

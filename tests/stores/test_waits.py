@@ -67,10 +67,18 @@ class Requests:
 @contextmanager
 def waiting(limit: int | None = LIMIT) -> Iterator[tuple[Clock, StoreWaits, Requests]]:
     clock = Clock()
-    waits, store = StoreWaits(limit, clock=clock), GatedStore("silent")
+    waits = StoreWaits(limit, clock=clock)
+    with waiting_for("silent", waits) as requests:
+        yield clock, waits, requests
+
+
+@contextmanager
+def waiting_for(name: str, waits: StoreWaits) -> Iterator[Requests]:
+    """Yield the requests for another store, which are counted in ``waits``, too."""
+    store = GatedStore(name)
     with ThreadPoolExecutor(40) as pool:
         try:
-            yield clock, waits, Requests(pool, waits, store)
+            yield Requests(pool, waits, store)
         finally:
             store.gate.set()
 
@@ -84,7 +92,7 @@ def test_only_waits_of_more_than_two_seconds_count(number: int) -> None:
         clock.now += 0.2
         until(lambda: waits.is_full(requests.store.url) and sum(map(Future.done, futures)) == number - LIMIT)
         for future in filter(Future.done, futures):
-            with pytest.raises(StoreUnresponsive, match=r"memory://silent sends nothing to 3 requests .* again in 5 s"):
+            with pytest.raises(StoreUnresponsive, match=r"memory://silent sends nothing to requests .* again in 5 s"):
                 future.result()
         asked = requests.store.asked
         with pytest.raises(StoreUnresponsive) as raised:
@@ -104,6 +112,21 @@ def test_requests_to_another_store_are_not_refused() -> None:
         until(lambda: waits.is_full(requests.store.url))
         with CountedStore(MemoryStore(FILES, "memory://other"), waits).get_file("b") as file:
             assert b"".join(file) == FILES["b"]
+
+
+def test_several_silent_stores_share_a_limit() -> None:
+    with (
+        waiting(4) as (clock, waits, first),
+        waiting_for("second", waits) as second,
+        waiting_for("third", waits) as third,
+    ):
+        first.begin(4)
+        futures = second.begin(4)
+        clock.now += SILENT_SECONDS + 0.1
+        until(lambda: sum(map(Future.done, futures)) == 2)
+        assert waits.is_full(second.store.url)
+        third.store.gate.set()
+        assert third.read() == FILES["a"], "a store that sends something is not refused"
 
 
 def test_any_number_of_requests_may_wait_for_slow_answers() -> None:

@@ -145,11 +145,15 @@ class ObjectBinaryCacheStore:
     def _account(self) -> str:
         return self._bucket.parameters.get("account") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
 
+    def open_client(self) -> "GCSStore | AzureStore":
+        """Return a new client of obstore for the bucket. May ask a metadata service."""
+        return self._open_google() if self._bucket.scheme == "gs" else self._open_azure()
+
     def _store(self) -> "GCSStore | AzureStore":
-        # Created at the first request: this may ask a metadata service, and a forked worker needs connections of its own.
+        # Created at the first request: a forked worker needs connections of its own.
         with self._lock:
             if self._opened is None:
-                self._opened = self._open_google() if self._bucket.scheme == "gs" else self._open_azure()
+                self._opened = self.open_client()
             return self._opened
 
     def _open_google(self) -> "GCSStore":

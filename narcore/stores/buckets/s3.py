@@ -14,6 +14,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, unquote, urlsplit
@@ -140,7 +141,20 @@ class S3BinaryCacheStore:
                 self._opened = self._make_http()
             return self._opened
 
+    def open_client(self) -> "S3Store":
+        """Return a client of obstore for the bucket, with the credentials of this store. May ask a metadata service."""
+        return self._find_access().open_client()
+
     def _make_http(self) -> HttpBinaryCacheStore:
+        found = self._find_access()
+        base = f"{found.access.base}/{quote(self._bucket.prefix)}"
+        explain = S3Refusal(self.url, self._bucket.bucket, found.access.region)
+        if found.config.get("skip_signature"):
+            return HttpBinaryCacheStore(base, refusal=explain, netrc=False, **self._options)
+        signer = S3Signer(self.url, found.open_client(), found.access)
+        return HttpBinaryCacheStore(base, sign=signer, refusal=explain, netrc=False, **self._options)
+
+    def _find_access(self) -> "_Credentials":
         source = find_source(self._profile, os.environ)
         config: S3Config = {}
         provider, region = None, self._region
@@ -149,13 +163,37 @@ class S3BinaryCacheStore:
             region = region or profile_region or ""
         elif source is Source.INSTANCE:
             config["metadata_endpoint"] = metadata_endpoint(os.environ)
+        elif source is Source.NONE:
+            config["skip_signature"] = True
         access = s3_access(self._bucket, region or DEFAULT_REGION, self._endpoint)
-        base = f"{access.base}/{quote(self._bucket.prefix)}"
-        explain = S3Refusal(self.url, self._bucket.bucket, access.region)
-        if source is Source.NONE:
-            return HttpBinaryCacheStore(base, refusal=explain, netrc=False, **self._options)
-        signer = S3Signer(self.url, _open_signer(self._bucket.bucket, access, config, provider), access)
-        return HttpBinaryCacheStore(base, sign=signer, refusal=explain, netrc=False, **self._options)
+        return _Credentials(self._bucket.bucket, access, config, provider)
+
+
+@dataclass(frozen=True, slots=True)
+class _Credentials:
+    """How to reach a bucket and sign requests to it: settings of obstore, and the provider of the credentials if it is boto3."""
+
+    bucket: str
+    access: S3Access
+    config: "S3Config"
+    provider: "Callable[[], S3Credential] | None" = field(repr=False)
+
+    def open_client(self) -> "S3Store":
+        from obstore.store import S3Store
+
+        with opening(f"s3://{self.bucket}", "AWS_"):
+            return S3Store(
+                self.bucket,
+                config={
+                    "region": self.access.region,
+                    "aws_endpoint_url_s3": self.access.endpoint,  # this key overrides the environment
+                    "virtual_hosted_style_request": self.access.virtual,
+                    **self.config,
+                },
+                client_options=client_options(),
+                retry_config=retry_config(),
+                credential_provider=self.provider,
+            )
 
 
 class S3Signer:
@@ -200,26 +238,6 @@ class S3Refusal(Refusal):
         if status == 403:
             return AccessDenied(text)
         return refusal(url, status, headers, body)
-
-
-def _open_signer(
-    bucket: str, access: S3Access, config: "S3Config", provider: "Callable[[], S3Credential] | None"
-) -> "S3Store":
-    from obstore.store import S3Store
-
-    with opening(f"s3://{bucket}", "AWS_"):
-        return S3Store(
-            bucket,
-            config={
-                "region": access.region,
-                "aws_endpoint_url_s3": access.endpoint,  # this key overrides the environment
-                "virtual_hosted_style_request": access.virtual,
-                **config,
-            },
-            client_options=client_options(),
-            retry_config=retry_config(),
-            credential_provider=provider,
-        )
 
 
 def _quoted(name: str) -> str:
