@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 
-# Up to this size, the thread of a request reads the bytes and sends them with the head in one call. The event loop of nar-serve's
-# server would need several system calls, and the answers of all threads would wait for it. So many bytes fit into an empty send
-# buffer (tcp_wmem in tcp(7)), so that a slow client does not occupy the thread.
-SMALL_SIZE = 16 * 1024
-
-
 class FileBytes(NarBytes, Protocol):
     """Bytes that can be sent from a file.
 
@@ -142,12 +136,11 @@ def joined(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
 def open_body(read: Read, part: ByteRange, environ: "WSGIEnvironment") -> StreamBody | FileWindow:
     """Open the body for ``part`` and read its first bytes.
 
-    Returns a FileWindow if there are more than SMALL_SIZE bytes, they can be sent from a file, and the server has
-    ``wsgi.file_wrapper``.
+    Returns a FileWindow if the bytes can be sent from a file and the server has ``wsgi.file_wrapper``.
     """
     source = read(part.start, part.stop)
     file = getattr(source, "file", None)
-    if file is not None and part.length > SMALL_SIZE and "wsgi.file_wrapper" in environ:
+    if file is not None and "wsgi.file_wrapper" in environ:
         return FileWindow(cast("FileBytes", source), *file)
     body = StreamBody(source)
     body.peek(1)
