@@ -143,10 +143,13 @@ def test_metrics_add_up_two_workers(start: Start) -> None:
 
 
 def _settled(server: Serving, count: int) -> dict[tuple[str, ...], float]:
-    """Return the samples if all requests of the script and both fills have ended, else none."""
+    """Return the samples if all requests of the script and both fills have ended, else none.
+
+    The samples of another worker are not read in one moment, so they are read again after the end.
+    """
     got = samples(server)
     ended = sum(value for key, value in got.items() if key[0] == "requests" and key[1] != "metrics")
-    return got if ended == count and _of(got, "cache_events")["fill",] >= 2 else {}
+    return samples(server) if ended == count and _of(got, "cache_events")["fill",] >= 2 else {}
 
 
 def _of(got: Mapping[tuple[str, ...], float], name: str) -> dict[tuple[str, ...], float]:

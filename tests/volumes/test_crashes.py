@@ -35,7 +35,7 @@ class Killer:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._left: int | None = None
-        for module, names in ((os, STEPS), (syscalls, ("_mount", "unmount"))):
+        for module, names in ((os, STEPS), (syscalls, ("mount", "unmount"))):
             for name in names:
                 monkeypatch.setattr(module, name, self._step(getattr(module, name)))
 
