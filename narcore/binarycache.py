@@ -423,7 +423,7 @@ class BinaryCache:
             return known
         try:
             return self._listing_flights.do(info.nar_source, partial(self._find_listing, info, key))
-        except StoreUnresponsive:  # what others wait for; another store may have the NAR
+        except StoreUnresponsive:  # too many requests wait for the store; another store may have the NAR
             return self._find_listing(info, key)
 
     def _find_listing(self, info: PathInfo, key: tuple[str, str]) -> KnownListing:

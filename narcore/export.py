@@ -59,8 +59,8 @@ def write_binary_cache(
     """Pack trees into the binary cache at ``directory``, which is created if missing. Return their store paths.
 
     ``paths`` maps the name of each store path to its tree. For each tree a NAR, a listing and a narinfo (signed with
-    ``secret_key``) are written, and ``nix-cache-info`` once; ``compression`` is ``none`` or ``zstd``. A tree's references are those
-    of the paths before it whose hash parts occur in its NAR, as in Nix.
+    ``secret_key``) are written, and ``nix-cache-info`` once; ``compression`` is ``none`` or ``zstd``. As in Nix, a tree refers to a
+    store path if the path's hash part occurs in its NAR; only the earlier ones of ``paths`` are considered.
     """
     (directory / "nar").mkdir(parents=True, exist_ok=True)
     (directory / "nix-cache-info").write_text(

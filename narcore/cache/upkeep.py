@@ -101,7 +101,7 @@ def _verify_file(layout: Layout, file: FileKey, progress: Progress) -> bool | No
 
 
 def _mark_changed(fd: int) -> None:
-    """Remove the mark of a wrong NAR, so that readers that hold the NAR open stop (see CachedNar.check_untouched)."""
+    """Remove the mark of a wrong NAR. Readers that have the NAR open then fail (see CachedNar.check_untouched)."""
     with suppress(OSError):
         os.utime(fd)
 

@@ -136,7 +136,7 @@ class _Walk:
         return Elsewhere("/" + "/".join(place), "/" + "/".join(place[: self._depth_of_store_dir(place)]))
 
     def _depth_of_store_dir(self, place: list[str]) -> int:
-        """Return how many segments of an outside path are its store dir: our store dir, or the part before a base name."""
+        """Return how many segments of ``place`` form its store dir: our store dir, or all segments before the first base name."""
         ours = self.own_place[:-1]
         if place[: len(ours)] == ours and len(place) > len(ours):
             if is_base_name(place[len(ours)]):
@@ -148,12 +148,12 @@ class _Walk:
         raise OutsideStore(f"the link {self.last_link} leads out of {self.store_path.store_dir}")
 
     def _close_links(self) -> None:
-        """Drop the links whose targets were found: the rest of the path belongs to the request, or to a link before them."""
+        """Drop the links whose targets were walked to the end: no segment in ``pending`` comes from these links."""
         while self.open_links and self.open_links[-1][0] > len(self.pending):
             self.open_links.pop()
 
     def _link_note(self) -> str:
-        """Explain the part of a link in an error about the name that was just taken from ``pending``."""
+        """Return a note for an error about the name just taken from ``pending``: which link led to it; "" if none did."""
         self._close_links()
         if self.open_links:
             return f": the link {self.open_links[-1][1]} dangles"

@@ -145,7 +145,7 @@ class Lookup:
         store_path = info.narinfo.store_path
         is_wrong = isinstance(failure, IntegrityError)
         seconds = WRONG_NAR_SECONDS if is_wrong else FAILED_NAR_SECONDS
-        text = "the NAR of %s from %s can't be used: %s; asking other stores first for %g s"
+        text = "the NAR of %s from %s can't be used: %s; for the next %g s, other stores are asked first"
         log.warning(text, store_path.base_name, info.store.url, failure, seconds)
         if is_wrong or len(self._substituters) > 1:
             self._found.discard((store_path.store_dir, store_path.hash_part))

@@ -10,7 +10,7 @@ SECONDS = 10.0
 
 
 class LogRateLimit(logging.Filter):
-    """Lets at most LINES records pass in each SECONDS, but every error. The next record says how many were left out."""
+    """Lets at most LINES records pass in SECONDS; errors always pass. The next record that passes says how many were left out."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()

@@ -117,8 +117,8 @@ class Driver:
         """Remove a volume and what was written to it. Does nothing if there is no such volume: dockerd may repeat the call.
 
         dockerd calls this only if it knows of no user. Recorded users are left over from a mount whose response dockerd never
-        received, since the plugin was killed; so they are ignored, unless a container sees the volume, such as one of another
-        dockerd.
+        received, since the plugin was killed. They are ignored, unless a container sees the volume, for example
+        a container of another dockerd.
         """
         name = volume_name(name)
         with self._locks.locked(name):

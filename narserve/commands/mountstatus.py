@@ -17,7 +17,7 @@ UPGRADE = (
     "an earlier version of nar-serve started this mount; unmount it and mount it again, since its worker can't restart"
 )
 
-# The command lines of an earlier holder and worker (`python -m`) have modules of this package.
+# The holder and the worker of an earlier version were started with `python -m` and a module of this package.
 _EARLIER = b"narcore.mount."
 
 

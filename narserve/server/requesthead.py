@@ -18,7 +18,7 @@ MAX_REQUEST_LINE = 8190  # the maximum of gunicorn: paths in a NAR can be long, 
 # than receiving more.
 MAX_DRAINED = 64 * 1024
 
-# A line feed alone is invalid (RFC 9112 2.2); gunicorn refuses it, so it does not wait for more.
+# A head also counts as received if it has a line feed without a carriage return (RFC 9112 2.2): gunicorn refuses it in any case.
 _END = re.compile(rb"\r\n\r\n|(?<!\r)\n")
 
 Address = tuple[str, int]

@@ -233,7 +233,7 @@ class S3Refusal(Refusal):
             return StoreForbidden(f"{text}: {_BAD_CREDENTIALS[code]}; check the credentials")
         region = headers.get("x-amz-bucket-region", "") or _match(_REGION, body)
         if status in (301, 307, 400) and region != self._region and (region or code == "PermanentRedirect"):
-            named = f"it is in {region}: set region={region}" if region else "set region= to the one that it is in"
+            named = f"it is in {region}: set region={region}" if region else "set region= to its region"
             return StoreForbidden(f"{text}: the bucket is not in the region {self._region}; {named} in the store's URL")
         if status == 403:
             return AccessDenied(text)
