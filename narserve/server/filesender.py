@@ -28,7 +28,7 @@ CACHED_SECONDS = 1.0
 UNSENT_SIZE = 64 * 1024
 FAST_UNSENT_SIZE = 1024 * 1024
 FAST_SIZE = 1024 * 1024  # the first part
-FAST_READ_AHEAD = 3 * BLOCK_SIZE  # what the pool reads after a block for such a client, so that it waits less often
+FAST_BLOCKS = 4  # sent or read at once for such a client: fewer turns of the loop and fewer checks of the page cache
 _UNSENT_OPTION = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # on Linux and macOS
 
 _MORE = getattr(socket, "MSG_MORE", 0)  # on Linux: the head and the first bytes of the file share a packet
@@ -65,7 +65,8 @@ class FileBody(Protocol):
 
 
 class FileSender:
-    """Sends ``head`` and then the window of ``body`` over a non-blocking socket, at most a block per call of ``on_writable``.
+    """Sends ``head`` and then the window of ``body`` over a non-blocking socket, at most a block, or FAST_BLOCKS to a fast client,
+    per call of ``on_writable``.
 
     All methods belong to the thread of the event loop. Nothing is read into the memory of the process. The last block is sent only
     if the file is unchanged at that moment, so that a file that was changed never becomes a complete response. The kernel sends
@@ -103,7 +104,7 @@ class FileSender:
             self._limit_unsent(UNSENT_SIZE)
 
     def on_writable(self) -> SendState:
-        """Send as much as the socket takes, at most a block."""
+        """Send as much as the socket takes, at most a block, or FAST_BLOCKS to a fast client."""
         if self._body is None:
             return SendState.CUT
         if self._read is not None:
@@ -140,14 +141,14 @@ class FileSender:
 
     def _send(self, window: Window) -> SendState:
         start = window.position
-        stop = min(window.stop, (start // BLOCK_SIZE + 1) * BLOCK_SIZE)
+        blocks = FAST_BLOCKS if start >= self._fast_at else 1
+        stop = min(window.stop, (start // BLOCK_SIZE + blocks) * BLOCK_SIZE)
         if self._head and not self._send_head(more=start < stop):
             return SendState.BLOCKED
         if start == stop:
             return SendState.DONE
         if not self._is_in_memory(window.descriptor, start, stop):
-            read_stop = min(window.stop, stop + FAST_READ_AHEAD) if start >= self._fast_at else stop
-            self._read = self._pool.submit(window.descriptor, start, read_stop, partial(self._on_read, read_stop))
+            self._read = self._pool.submit(window.descriptor, start, stop, partial(self._on_read, stop))
             return SendState.READING
         if stop == window.stop:
             window.check_untouched()
