@@ -92,7 +92,7 @@ class Connection:
         if self._step is not None:
             self.guard(self._step.expired)
 
-    def guard(self, call: Callable[[], None]) -> None:
+    def guard(self, call: Callable[[], object]) -> None:
         """Call a function. A bug in it ends this connection, and not the event loop with all others."""
         try:
             call()
@@ -180,7 +180,7 @@ class Connection:
         reset_on_close(self.sock)
         self.close()
 
-    def cut(self, end_response: Callable[[], None]) -> None:
+    def cut(self, end_response: Callable[[], object]) -> None:
         """Call ``end_response`` and reset the connection, when the loop has time for it: the client is probably gone."""
         self._leave_step()
         self.owner.loop.call_later(partial(self.guard, end_response))
@@ -302,11 +302,12 @@ class SendingFile:
             self.timeouts.start(self._connection, now)
 
     def _end(self, state: SendState) -> None:
-        if state is SendState.DONE:
-            self._sender.close()
+        if state is not SendState.DONE:
+            self._connection.cut(self._sender.close)
+        elif self._sender.close():
             self._connection.finish(keep=self._keep, body_left=self._request.body_left)
         else:
-            self._connection.cut(self._sender.close)
+            self._connection.abort()
 
 
 class Flushing:

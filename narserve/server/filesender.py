@@ -13,7 +13,7 @@ from typing import Protocol
 
 from narcore.errors import NarcoreError
 from narserve.server.iopool import BLOCK_SIZE, IoPool, Read, are_cached
-from narserve.server.progress import STALL_SECONDS, Stall, abort, unacknowledged
+from narserve.server.progress import STALL_SECONDS, Stall, unacknowledged
 
 log = logging.getLogger("narserve.server")
 
@@ -86,7 +86,7 @@ class FileSender:
         head: bytes,
         body: FileBody,
         pool: IoPool,
-        on_readable: Callable[[], None],
+        on_readable: Callable[[], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sock = sock
@@ -132,12 +132,15 @@ class FileSender:
         log.warning("cutting a response to %s: %s for %.0f s", self._client(), reason, STALL_SECONDS)
         return True
 
-    def close(self) -> None:
-        """End the response, in any state. If the pool reads from the file now, the response ends when the pool has finished."""
+    def close(self) -> bool:
+        """End the response, in any state. If the pool reads from the file now, the response ends when the pool has finished.
+
+        Returns False if the file has changed: then the client may have wrong bytes, and the connection must be reset.
+        """
         if self._read is None or self._read.cancel():
-            self._end_body()
-        else:
-            self._on_readable = self._end_body
+            return self._end_body()
+        self._on_readable = self._end_body
+        return True
 
     def _send(self, window: Window) -> SendState:
         start = window.position
@@ -184,16 +187,17 @@ class FileSender:
         self._cached = stop, math.inf  # until the first use, so that a busy loop does not read the same bytes forever
         self._on_readable()
 
-    def _end_body(self) -> None:
+    def _end_body(self) -> bool:
         body, self._body = self._body, None
         if body is None:
-            return
+            return True
         if self._has_limit:
             self._limit_unsent(0)  # the default, for the next response
         try:
             body.close()
         except NarcoreError:  # the body has logged it
-            abort(self._sock)
+            return False
+        return True
 
     def _client(self) -> str:
         try:

@@ -1,16 +1,19 @@
 """The event loop of a worker: slow clients, limits, and applications that fail."""
 
 import errno
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from narcore.errors import CacheFailure
 from narserve.server.connections import Limits
 from narserve.server.listener import listen
 from narserve.server.loop import LATER_SECONDS, WRITE, WRITE_SECONDS, Loop
@@ -228,6 +231,35 @@ def test_silent_connections_do_not_delay_the_stop() -> None:
         eventually(lambda: len(loop.connections) == 1)
         loop.call(loop.connections.stop)
         assert client.rest() == b""
+
+
+class ChangedAtTheEnd:
+    """A file that is changed after the server has passed its last bytes to the kernel."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+        self.position = 0
+        self.stop = path.stat().st_size
+
+    def check_untouched(self) -> None:
+        pass
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+        raise CacheFailure("changed")
+
+
+def test_a_file_that_changes_while_it_is_sent_is_never_a_clean_end(tmp_path: Path) -> None:
+    (file := tmp_path / "file").write_bytes(b"wrong")
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        start_response("200 OK", [("Content-Length", "5")])
+        return environ["wsgi.file_wrapper"](ChangedAtTheEnd(file))
+
+    with running_loop(app, LIMITS) as loop, RawClient(loop.port) as client:
+        client.send(PAGE)
+        with pytest.raises(ConnectionResetError):
+            client.rest()
 
 
 class SlowCalls:
