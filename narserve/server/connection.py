@@ -92,7 +92,7 @@ class Connection:
         if self._step is not None:
             self.guard(self._step.expired)
 
-    def guard(self, call: Callable[[], None]) -> None:
+    def guard(self, call: Callable[[], object]) -> None:
         """Call a function. A bug in it ends this connection, and not the event loop with all others."""
         try:
             call()
@@ -180,14 +180,23 @@ class Connection:
         reset_on_close(self.sock)
         self.close()
 
+    def cut(self, end_response: Callable[[], object]) -> None:
+        """Call ``end_response`` and reset the connection, when the loop has time for it: the client is probably gone."""
+        self._leave_step()
+        self.owner.loop.call_later(partial(self.guard, end_response))
+        self.owner.loop.call_later(partial(self.guard, self.abort))
+
     def close(self) -> None:
+        self._leave_step()
+        with suppress(OSError):
+            self.sock.close()
+        self.owner.closed(self)
+
+    def _leave_step(self) -> None:
         if self._step is not None:
             self._step.timeouts.stop(self)
             self._step = None
         self.unwatch()
-        with suppress(OSError):
-            self.sock.close()
-        self.owner.closed(self)
 
     def unwatch(self) -> None:
         if self._watched:
@@ -220,7 +229,8 @@ class ReadingHead:
         if data is None:
             return
         if not data:
-            connection.close()
+            if not can_be_parsed(connection.received, 0):  # else the next turn answers a pipelined request
+                connection.close()
             return
         before = len(connection.received)
         connection.received += data
@@ -292,8 +302,9 @@ class SendingFile:
             self.timeouts.start(self._connection, now)
 
     def _end(self, state: SendState) -> None:
-        self._sender.close()
-        if state is SendState.DONE:
+        if state is not SendState.DONE:
+            self._connection.cut(self._sender.close)
+        elif self._sender.close():
             self._connection.finish(keep=self._keep, body_left=self._request.body_left)
         else:
             self._connection.abort()

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from narcore.errors import NarcoreError
 from narserve.server.iopool import BLOCK_SIZE, IoPool, Read, are_cached
-from narserve.server.progress import STALL_SECONDS, Stall, abort, unacknowledged
+from narserve.server.progress import STALL_SECONDS, Stall, unacknowledged
 
 log = logging.getLogger("narserve.server")
 
@@ -28,7 +28,7 @@ CACHED_SECONDS = 1.0
 UNSENT_SIZE = 64 * 1024
 FAST_UNSENT_SIZE = 1024 * 1024
 FAST_SIZE = 1024 * 1024  # the first part
-FAST_READ_AHEAD = 3 * BLOCK_SIZE  # how far the pool reads ahead for a fast client, which then waits less often
+FAST_BLOCKS = 4  # sent or read at once for such a client: fewer turns of the loop and fewer checks of the page cache
 _UNSENT_OPTION = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # on Linux and macOS
 
 _MORE = getattr(socket, "MSG_MORE", 0)  # on Linux: the head and the first bytes of the file share a packet
@@ -65,7 +65,8 @@ class FileBody(Protocol):
 
 
 class FileSender:
-    """Sends ``head`` and then the window of ``body`` over a non-blocking socket, at most a block per call of ``on_writable``.
+    """Sends ``head`` and then the window of ``body`` over a non-blocking socket, at most a block, or FAST_BLOCKS to a fast client,
+    per call of ``on_writable``.
 
     All methods belong to the thread of the event loop. Nothing is read into the memory of the process. The last block is sent only
     if the file is unchanged at that moment, so that a file that was changed never becomes a complete response. The kernel sends
@@ -85,7 +86,7 @@ class FileSender:
         head: bytes,
         body: FileBody,
         pool: IoPool,
-        on_readable: Callable[[], None],
+        on_readable: Callable[[], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sock = sock
@@ -103,7 +104,7 @@ class FileSender:
             self._limit_unsent(UNSENT_SIZE)
 
     def on_writable(self) -> SendState:
-        """Send as much as the socket takes, at most a block."""
+        """Send as much as the socket takes, at most a block, or FAST_BLOCKS to a fast client."""
         if self._body is None:
             return SendState.CUT
         if self._read is not None:
@@ -131,23 +132,26 @@ class FileSender:
         log.warning("cutting a response to %s: %s for %.0f s", self._client(), reason, STALL_SECONDS)
         return True
 
-    def close(self) -> None:
-        """End the response, in any state. If the pool reads from the file now, the response ends when the pool has finished."""
+    def close(self) -> bool:
+        """End the response, in any state. If the pool reads from the file now, the response ends when the pool has finished.
+
+        Returns False if the file has changed: then the client may have wrong bytes, and the connection must be reset.
+        """
         if self._read is None or self._read.cancel():
-            self._end_body()
-        else:
-            self._on_readable = self._end_body
+            return self._end_body()
+        self._on_readable = self._end_body
+        return True
 
     def _send(self, window: Window) -> SendState:
         start = window.position
-        stop = min(window.stop, (start // BLOCK_SIZE + 1) * BLOCK_SIZE)
+        blocks = FAST_BLOCKS if start >= self._fast_at else 1
+        stop = min(window.stop, (start // BLOCK_SIZE + blocks) * BLOCK_SIZE)
         if self._head and not self._send_head(more=start < stop):
             return SendState.BLOCKED
         if start == stop:
             return SendState.DONE
         if not self._is_in_memory(window.descriptor, start, stop):
-            read_stop = min(window.stop, stop + FAST_READ_AHEAD) if start >= self._fast_at else stop
-            self._read = self._pool.submit(window.descriptor, start, read_stop, partial(self._on_read, read_stop))
+            self._read = self._pool.submit(window.descriptor, start, stop, partial(self._on_read, stop))
             return SendState.READING
         if stop == window.stop:
             window.check_untouched()
@@ -183,16 +187,17 @@ class FileSender:
         self._cached = stop, math.inf  # no time limit before the first use, which may be late in a busy loop
         self._on_readable()
 
-    def _end_body(self) -> None:
+    def _end_body(self) -> bool:
         body, self._body = self._body, None
         if body is None:
-            return
+            return True
         if self._has_limit:
             self._limit_unsent(0)  # the default, for the next response
         try:
             body.close()
         except NarcoreError:  # the body has logged it
-            abort(self._sock)
+            return False
+        return True
 
     def _client(self) -> str:
         try:

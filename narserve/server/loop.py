@@ -15,6 +15,10 @@ WRITE = selectors.EVENT_WRITE
 # can be read come first in it. So /healthz waits milliseconds, even if thousands of clients take files at the same time.
 WRITE_SECONDS = 0.01
 
+# How long one turn spends on calls of ``call_later``: the ends of responses to clients that are gone, each a fraction of a
+# millisecond for the access log and the metrics. Thousands of clients may vanish at the same time.
+LATER_SECONDS = 0.005
+
 T = TypeVar("T")
 
 
@@ -78,6 +82,7 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._timeouts: list[Timeouts[Any]] = []
         self._calls: deque[Callable[[], None]] = deque()
+        self._later: deque[Callable[[], None]] = deque()
         self._writable: dict[Callable[[], None], None] = {}  # an ordered set
         self._is_woken = False
         self._reading, self.wakeup_descriptor = os.pipe()
@@ -113,6 +118,10 @@ class Loop:
             self._is_woken = True
             self.wake()
 
+    def call_later(self, call: Callable[[], None]) -> None:
+        """Call ``call`` when the loop has time for it: in each turn at the end, for LATER_SECONDS."""
+        self._later.append(call)
+
     def wake(self) -> None:
         """End the wait of the current turn."""
         with suppress(BlockingIOError):  # a full pipe wakes the loop too
@@ -132,6 +141,7 @@ class Loop:
             else:
                 self._writable[key.data] = None
         self._write()
+        self._call_later()
         for timeouts in self._timeouts:
             timeouts.run(self.now)
 
@@ -142,14 +152,19 @@ class Loop:
 
     def _write(self) -> None:
         """Handle writable connections, from the one that has waited longest."""
-        until = self.now + WRITE_SECONDS
+        until = self.clock() + WRITE_SECONDS  # calls and readable connections may have taken longer than that
         while self._writable and self.clock() < until:
             ready = next(iter(self._writable))
             del self._writable[ready]
             ready()
 
+    def _call_later(self) -> None:
+        until = self.clock() + LATER_SECONDS
+        while self._later and self.clock() < until:
+            self._later.popleft()()
+
     def _wait(self, seconds: float) -> float:
-        if self._calls or self._writable:
+        if self._calls or self._writable or self._later:
             return 0.0
         deadlines = [deadline for timeouts in self._timeouts if (deadline := timeouts.next()) is not None]
         return min(seconds, min(deadlines) - self.clock()) if deadlines else seconds

@@ -339,7 +339,7 @@ def test_a_response_that_is_closed_during_a_read_ends_when_the_descriptor_is_fre
     assert loop.resumed == 0
 
 
-@pytest.mark.parametrize("when", ["at the start", "in the middle", "before the last block"])
+@pytest.mark.parametrize("when", ["at the start", "in the middle", "before the last blocks"])
 @pytest.mark.parametrize("change", ["truncated", "changed"])
 def test_a_file_that_changes_never_becomes_a_complete_response(
     ends: Ends, loop: Loop, own_file: tuple[Path, int], when: str, change: str
@@ -350,7 +350,7 @@ def test_a_file_that_changes_never_becomes_a_complete_response(
     body = Body(descriptor, 1000, 1000 + length)
     sender = loop.sender(server, body)
     received = b""
-    wanted = {"at the start": 0, "in the middle": 4, "before the last block": 8}[when] * BLOCK_SIZE
+    wanted = {"at the start": 0, "in the middle": 4, "before the last blocks": 5}[when] * BLOCK_SIZE
     while body.position < wanted:
         loop.turn(server, sender)
         received += drain(client)
@@ -372,16 +372,29 @@ def test_a_file_that_changes_never_becomes_a_complete_response(
     assert body.closed == 1
 
 
-def test_a_file_that_changes_after_the_last_check_resets_the_connection(ends: Ends, loop: Loop, file: int) -> None:
+def test_a_file_that_changes_after_the_last_check_is_reported(ends: Ends, loop: Loop, file: int) -> None:
     server, _ = ends
     body = Body(file, 0, 5000)
     sender = loop.sender(server, body)
     assert loop.run(server, sender) is SendState.DONE
     assert body.checks == [0], "checked before the last bytes"
     body.changed = True
+    assert not sender.close()
+
+
+def test_a_fast_client_is_sent_several_blocks_per_turn(ends: Ends, loop: Loop, file: int) -> None:
+    server, client = ends
+    body = Body(file, 0, 64 * BLOCK_SIZE)
+    sender = loop.sender(server, body)
+    sizes = []
+    while body.position < body.stop:
+        before = body.position
+        loop.turn(server, sender)
+        sizes.append(body.position - before)
+        drain(client)
+    assert max(sizes[: filesender.FAST_SIZE // BLOCK_SIZE]) <= BLOCK_SIZE
+    assert BLOCK_SIZE < max(sizes) <= filesender.FAST_BLOCKS * BLOCK_SIZE
     sender.close()
-    with pytest.raises(BrokenPipeError):
-        server.sendall(b"the next response")
 
 
 @pytest.mark.parametrize("reset", [True, False])

@@ -72,7 +72,6 @@ def test_a_read_ends_in_any_case(descriptor: int, problem: str) -> None:
 
 def test_a_system_that_can_not_tell_reads_every_byte(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on overlayfs, on tmpfs, and on macOS."""
-    monkeypatch.setattr(iopool, "is_cached", lambda *_: False)
     read_bytes = []
     preadv = os.preadv
 

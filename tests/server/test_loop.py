@@ -1,18 +1,22 @@
 """The event loop of a worker: slow clients, limits, and applications that fail."""
 
 import errno
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from narcore.errors import CacheFailure
 from narserve.server.connections import Limits
 from narserve.server.listener import listen
+from narserve.server.loop import LATER_SECONDS, WRITE, WRITE_SECONDS, Loop
 from tests.server.looping import running_loop
 from tests.server.rawhttp import RawClient
 from tests.server.serving import eventually
@@ -227,6 +231,73 @@ def test_silent_connections_do_not_delay_the_stop() -> None:
         eventually(lambda: len(loop.connections) == 1)
         loop.call(loop.connections.stop)
         assert client.rest() == b""
+
+
+class ChangedAtTheEnd:
+    """A file that is changed after the server has passed its last bytes to the kernel."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+        self.position = 0
+        self.stop = path.stat().st_size
+
+    def check_untouched(self) -> None:
+        pass
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+        raise CacheFailure("changed")
+
+
+def test_a_file_that_changes_while_it_is_sent_is_never_a_clean_end(tmp_path: Path) -> None:
+    (file := tmp_path / "file").write_bytes(b"wrong")
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        start_response("200 OK", [("Content-Length", "5")])
+        return environ["wsgi.file_wrapper"](ChangedAtTheEnd(file))
+
+    with running_loop(app, LIMITS) as loop, RawClient(loop.port) as client:
+        client.send(PAGE)
+        with pytest.raises(ConnectionResetError):
+            client.rest()
+
+
+class SlowCalls:
+    """A loop whose clock only moves on while it makes a call, by ``seconds`` per call."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now = 0.0
+        self.made = 0
+        self.loop = Loop(lambda: self.now)
+        self._seconds = seconds
+
+    def call(self) -> None:
+        self.made += 1
+        self.now += self._seconds
+
+
+def test_connections_can_be_written_to_although_other_calls_take_long() -> None:
+    calls = SlowCalls(2 * WRITE_SECONDS)
+    written = threading.Event()
+    first, second = socket.socketpair()
+    with closing(calls.loop), first, second:
+        calls.loop.watch(first.fileno(), WRITE, written.set)
+        calls.loop.call_soon(calls.call)
+        calls.loop.turn(0)
+        assert calls.made == 1
+        assert written.is_set()
+
+
+def test_the_ends_of_many_responses_take_a_limited_time_of_each_turn() -> None:
+    calls = SlowCalls(LATER_SECONDS / 2)
+    with closing(calls.loop):
+        for _ in range(5):
+            calls.loop.call_later(calls.call)
+        made = []
+        for _ in range(3):
+            calls.loop.turn(60)  # does not wait while calls are left
+            made.append(calls.made)
+        assert made == [2, 4, 5]
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """What clients may send: heads and bodies of requests, in one piece and in many, valid and not."""
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,15 @@ def test_requests_may_arrive_in_any_pieces(server: Serving, size: int) -> None:
             client.send(requests[start : start + size])
         # A chunked body that is not there together with its head closes the connection.
         assert [client.status() for _ in range(4)] == [200, 405, 200, 405]
+
+
+def test_pipelined_requests_are_answered_although_the_client_has_closed_its_side(server: Serving) -> None:
+    for _ in range(30):
+        with RawClient(server.port) as client:
+            client.send(FILE * 3)
+            client.socket.shutdown(socket.SHUT_WR)
+            assert [client.status() for _ in range(3)] == [200] * 3
+            assert client.rest() == b""
 
 
 def test_pipelined_requests_are_answered_in_their_order(server: Serving) -> None:

@@ -9,7 +9,7 @@ from tests.server.unresponsive import CACHED_FILE, cold_requests, measure
 
 @pytest.mark.parametrize("silence", ["narinfo head", "NAR body"])
 def test_cached_files_stay_fast_while_the_store_does_not_answer(tmp_path: Path, silence: str) -> None:
-    """tests.server.unresponsive measures the same for longer, and for all kinds of silence.
+    """``python -m tests.server.attack --only unresponsive-store`` measures all kinds of silence, and for longer.
 
     Until a wait counts, that is for two seconds, all threads may wait for the store, and one request waits for a thread.
     """

@@ -1,13 +1,9 @@
-"""Measures how a server answers cached files and /healthz while its store does not answer.
-
-    .venv/bin/python -m tests.server.unresponsive --seconds 30
+"""Measures how a server answers cached files and /healthz while its store does not answer, and cold requests to a slow store.
 
 For each kind of silence, 70 clients request 70 paths again and again. Meanwhile, one client requests a cached file and /healthz.
 """
 
-import argparse
 import random
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -84,15 +80,17 @@ def measure(directory: Path, silence: str, seconds: float) -> Result:
     """Attack a server for some seconds, and measure the answers to cached requests."""
     result = Result({CACHED_FILE: [], "/healthz": []})
     with SlowStore(FILES) as store, serving(directory, store.url) as server:
-        for _ in range(20):  # each worker gets to know the path
-            assert server.get(CACHED_FILE).body == CACHED.encode() * 1000
+        with ThreadPoolExecutor(CLIENTS) as pool:  # more than one worker answers at once, so each gets to know the path
+            for reply in pool.map(server.get, [CACHED_FILE] * (4 * CLIENTS)):
+                assert reply.body == CACHED.encode() * 1000
         store.delays = lambda path: delays_of(silence, path)
         with attacking(server, result):
             end = time.monotonic() + seconds
             while time.monotonic() < end:
                 for path, times in result.seconds.items():
                     since = time.monotonic()
-                    assert server.get(path).status == 200
+                    reply = server.get(path)
+                    assert reply.status == 200, f"{path}: {reply.status}"
                     times.append(time.monotonic() - since)
                 time.sleep(0.005)
         server.kill()  # its threads would wait for the store
@@ -109,23 +107,3 @@ def cold_requests(directory: Path, number: int, *, delay: float) -> Counter[int]
 
         with ThreadPoolExecutor(number) as pool:
             return Counter(pool.map(get, NAMES[:number]))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=30.0, help="how long each attack lasts")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        for number, silence in enumerate(SILENCES):
-            result = measure(Path(directory) / str(number), silence, options.seconds)
-            found = "; ".join(
-                f"{path}: {len(times)} times, 50 %: {1000 * result.percentile(path, 0.5):.0f} ms, "
-                f"99 %: {1000 * result.percentile(path):.0f} ms, most: {1000 * max(times):.0f} ms"
-                for path, times in result.seconds.items()
-            )
-            print(f"{silence}: {found}; others: {dict(result.statuses)}", flush=True)
-        print("64 cold requests, 1 s per answer:", dict(cold_requests(Path(directory) / "cold", 64, delay=1.0)))
-
-
-if __name__ == "__main__":
-    main()

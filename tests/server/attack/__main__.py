@@ -43,7 +43,7 @@ attacks, each in the forms {", ".join(FORMS)} (nginx: behind deploy/nginx.conf):
 loads:
   crowd               10,000 readers of 1 KB/s of one cached file: memory, and speed of a download beside them
   crowd-uncached      the same, while the file is removed from the page cache each second
-  unresponsive-store  70 clients wait for a store that does not answer: response times of cached files
+  unresponsive-store  70 clients wait for a store that is silent, in five ways: response times of cached files
   slow-store          64 clients wait for a store that answers after 1 s: all must succeed
   merging             100 clients request one path that is not cached: one request to the store
   sigterm, sighup     20 rounds of the signal under load: no resets, no cut downloads

@@ -6,18 +6,15 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.bench.report import Row, at_most
+from tests.bench.report import Row
 from tests.builders import binary_cache, store_path
 from tests.e2e.upstream import Upstream
-from tests.server.attack.attackers import Plan, attacking
-from tests.server.attack.probing import Probe, probe, probe_again
-from tests.server.attack.site import HEALTHZ, HEALTHZ_BODY, Site, usual_descriptor_limit, write_cache
+from tests.server.attack.site import HEALTHZ, Site, usual_descriptor_limit, write_cache
 from tests.server.attack.slowclients import Form
 from tests.server.serving import Serving, serving
+from tests.server.unresponsive import CLIENTS, SILENCES, cold_requests, measure
 
-CLIENTS = 70  # more than the 64 threads of the server
 LIMIT_MS = 100.0
-SLOW_SECONDS = 2.0  # a shorter wait for a store does not count: the store may only be slow
 HONEST = 64
 ANSWER_SECONDS = 1.0  # of the slow store
 HONEST_TIMEOUT = 120.0
@@ -26,48 +23,31 @@ COLD_SIZE = 10_000
 SETTINGS = {"NAR_WORKERS": "2", "NAR_THREADS": "32", "NAR_STOP_SECONDS": "2"}
 
 
-def unresponsive_store(site: Site, seconds: float, *, windows: int = 1) -> Iterator[Row]:
-    """70 clients ask for 70 paths of a store that accepts connections and never answers. Cached files keep their speed.
-
-    ``windows`` is as for `tests.server.attack.slowclients.attack`.
-    """
-    names = [f"cold-{number}" for number in range(CLIENTS)]
-    with _store(site, "unresponsive", [*names, "warm"]) as (upstream, server):
-        asked = [Probe(HEALTHZ, HEALTHZ_BODY), Probe(_path("warm"), _data("warm"))]
-        for answers in probe(server.port, asked, 1):
-            assert not answers.failures, answers
-        before = probe(server.port, asked, min(seconds, 3))
-        plan = Plan(tuple(Form().head("GET", _path(name)) for name in names), CLIENTS)
-        with upstream.fault("*", delay=windows * seconds + 10), attacking(plan, server.port) as attack:
-            first = probe(server.port, asked, SLOW_SECONDS)
-            during = probe_again(server.port, asked, seconds, LIMIT_MS, windows)
-            seen = attack.stop()
-    for what, idle, busy, early in zip(("/healthz", "cached file"), before, during, first, strict=True):
-        yield Row(f"unresponsive store: {what}, in the first {SLOW_SECONDS:g} s", str(early))
-        yield Row(
-            f"unresponsive store: {what}",
-            str(busy),
-            f"p99 {idle.percentile(0.99) * 1000:.0f} ms without clients",
-            goal=f"p99 <= {LIMIT_MS:g} ms",
-            met=busy.are_within(LIMIT_MS),
-        )
-    yield Row(f"unresponsive store: responses to the {CLIENTS} clients", str(seen.statuses or "none yet"))
+def unresponsive_store(site: Site, seconds: float) -> Iterator[Row]:
+    """70 clients ask for 70 paths of a store that does not answer, for each kind of silence. Cached files keep their speed."""
+    for number, silence in enumerate(SILENCES):
+        result = measure(site.directory / f"silence-{number}", silence, seconds)
+        for path in result.seconds:
+            p99 = result.percentile(path)
+            yield Row(
+                f"unresponsive store, {silence}: {'/healthz' if path == HEALTHZ else 'cached file'}",
+                f"p50 {result.percentile(path, 0.5) * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms of {len(result.seconds[path])}",
+                goal=f"p99 <= {LIMIT_MS:g} ms",
+                met=p99 * 1000 <= LIMIT_MS,
+            )
+        yield Row(f"unresponsive store, {silence}: responses to the {CLIENTS} clients", str(dict(result.statuses)))
 
 
-def slow_store(site: Site, seconds: float, *, honest: int = HONEST) -> Iterator[Row]:
+def slow_store(site: Site, seconds: float) -> Iterator[Row]:
     """64 clients ask for 64 paths of a single store that answers each request after 1 s. All must get their file."""
     del seconds  # the proof ends when the last client has its answer
-    names = [f"cold-{number}" for number in range(honest)]
-    with _store(site, "slow", names) as (upstream, server), upstream.fault("*", delay=ANSWER_SECONDS):
-        times, failures = asyncio.run(_fetch_all(server.port, names))
-    failed = ", ".join(f"{count} x {kind}" for kind, count in failures.items())
+    statuses = cold_requests(site.directory / "slow", HONEST, delay=ANSWER_SECONDS)
     yield Row(
-        f"slow store: of {honest} cold requests, successful",
-        f"{len(times)}{f'; {failed}' if failed else ''}",
-        goal=str(honest),
-        met=len(times) == honest,
+        f"slow store: statuses of {HONEST} cold requests",
+        str(dict(statuses)),
+        goal=f"{HONEST} x 200",
+        met=statuses == {200: HONEST},
     )
-    yield at_most("slow store: slowest successful request", max(times, default=0.0), "s")
 
 
 def merging(site: Site, seconds: float) -> Iterator[Row]:
