@@ -73,13 +73,13 @@ def are_cached(descriptor: int, start: int, stop: int) -> bool:
     Returns False if the file system or the system can't tell: RWF_NOWAIT of preadv(2) needs Linux 4.14, and a file system that
     supports it (ext4, XFS and Btrfs do; overlayfs and network file systems do not).
     """
-    return is_cached(descriptor, start) and is_cached(descriptor, stop - 1)
+    return _is_cached(descriptor, start) and _is_cached(descriptor, stop - 1)
 
 
 _NO_WAIT = getattr(os, "RWF_NOWAIT", 0)  # only on Linux
 
 
-def is_cached(descriptor: int, offset: int) -> bool:
+def _is_cached(descriptor: int, offset: int) -> bool:
     try:
         return bool(_NO_WAIT) and os.preadv(descriptor, [bytearray(1)], offset, _NO_WAIT) == 1
     except OSError:  # EAGAIN: not in the page cache; EOPNOTSUPP: unknown
