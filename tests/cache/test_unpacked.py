@@ -383,7 +383,7 @@ class TestVerify:
             overwrite(path)
             os.utime(path, (10**9, DURABLE))  # the most recently used entry, which would be verified last
         assert [right for _, right in verify(cache.layout)] == ([] if why == "there is no NAR" else [False])
-        assert {name for name in names(directory) if not name.endswith(".ls")} == set()
+        assert {name for name in names(directory) if not name.endswith(".listing")} == set()
 
 
 # Unpacks the file that the last arguments describe, and reports when it has copied half of it.

@@ -32,7 +32,7 @@ def nars(cli: InProcess, tmp_path: Path) -> list[Path]:
 
 def size(path: Path) -> int:
     """Return the size of a NAR together with its listing."""
-    return path.stat().st_size + path.with_suffix(".ls").stat().st_size
+    return path.stat().st_size + path.with_suffix(".listing").stat().st_size
 
 
 def test_stat_shows_size_limit_and_counters(cli: InProcess, nars: list[Path]) -> None:

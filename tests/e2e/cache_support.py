@@ -90,7 +90,7 @@ def leftovers(directory: Path) -> set[str]:
     return {
         name
         for name in os.listdir(directory)
-        if not name.endswith((".nar", ".ls")) and not name.startswith((".lock", ".slot-", ".counters"))
+        if not name.endswith((".nar", ".listing")) and not name.startswith((".lock", ".slot-", ".counters"))
     }
 
 

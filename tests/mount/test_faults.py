@@ -280,7 +280,7 @@ def test_nothing_of_a_tampered_path_is_visible(
 ) -> None:
     with run_mount(tampered(tmp_path, upstream, change), settings=SETTINGS) as mount:
         assert_hidden(mount, "one")
-        assert not [path for path in mount.cache_dir.rglob("*") if path.suffix in (".nar", ".ls")]
+        assert not [path for path in mount.cache_dir.rglob("*") if path.suffix in (".nar", ".listing")]
 
 
 @pytest.mark.parametrize(
