@@ -17,7 +17,8 @@ A module imports only from modules below it in this table.
 ``export``                           writes a binary cache
 ``settings``                         the environment variables, checked once at startup
 ``archive/``                         a subtree as tar, zip or NAR
-``nars/``                            PathInfo -> bytes: the disk cache, a fill, a part of the remote file, or a stream
+``nars/``                            PathInfo -> bytes: the disk cache, a fill, the tier, a part of the remote file, or a stream
+``tier/``                            NARs in a shared bucket, in a form that can be read in parts
 ``lookup/``                          hash part -> PathInfo: substituters, circuit breaker, trust, content addresses
 ``cache/``                           the disk cache: verified NARs, shared by processes
 ``stores/``                          the files of a binary cache: HTTP, buckets, a directory, memory

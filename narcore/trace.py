@@ -8,8 +8,8 @@ event               fields                                          fired when
 ==================  ==============================================  =====================================================
 ``narinfo``         hash_part, hit                                  a narinfo was looked up
 ``listing``         nar_hash, source: nar, store                    a listing was read
-``nar``             nar_hash, bytes, source: disk, fill, range,     bytes of a NAR were requested
-                    stream
+``nar``             nar_hash, bytes, source: disk, fill, tier,      bytes of a NAR were requested
+                    range, stream
 ``cache.hit``       nar_hash, nar_size                              a cached NAR was opened
 ``cache.miss``      the same                                        a fill started
 ``cache.join``      the same                                        a reader joined a running fill

@@ -14,7 +14,7 @@ EVERY_INTERFACE = "0.0.0.0"  # noqa: S104  the meaning of an address without a h
 
 
 class Family(NamedTuple):
-    """A metric, and its values by the values of its labels. The name of a counter lacks its suffix ``_total``."""
+    """A metric, with one value for each combination of label values. The name of a counter lacks its suffix ``_total``."""
 
     name: str
     help: str

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class Highlighter:
-    """Makes the lines of at most ``threads`` / 4 texts at once. As many requests wait for their turn, and further ones do not.
+    """Makes the lines of at most ``threads`` / 4 texts at once. At most ``threads`` / 4 further requests wait for their turn.
 
     So half of the threads of a server are free for other requests. ``seconds`` is the CPU time of a child, and ``patience`` is
     how many seconds a request waits. Thread-safe.

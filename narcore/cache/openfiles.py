@@ -50,7 +50,7 @@ class OpenFiles:
         return OpenFile(path, os.open(path, READ_FLAGS))
 
     def share(self, file: OpenFile) -> None:
-        """Let later readers join this file. If another one is shared already, its readers keep that."""
+        """Let later readers join this file. If another file is shared already, the readers of that file keep it."""
         with self._lock:
             self._shared[file.path] = file
 

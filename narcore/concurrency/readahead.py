@@ -66,7 +66,7 @@ class ReadAhead(Iterator[bytes]):
             close(self._source)
             return
         while self._take() is not None:
-            pass  # at most a full queue of them remains
+            pass  # discards the chunks in the queue, which has a limit
         self._thread.join()
 
     def _run(self) -> None:

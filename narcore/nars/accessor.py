@@ -19,8 +19,8 @@ class NarBytes(Protocol):
 
     It yields exactly ``length`` bytes or raises an error; it never ends early without an error.
 
-    ``is_verified``: it raises an error also if the NAR does not match its NarHash, or the listing in which the bytes were found.
-    Otherwise the bytes are unverified, also after all of them were read.
+    ``is_verified`` tells whether the iterator also raises an error if the NAR does not match its NarHash, or if the NAR does not
+    match the listing that gave the position of the bytes. If False, the bytes are unverified even after all of them were read.
     """
 
     @property

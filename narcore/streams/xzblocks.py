@@ -1,7 +1,7 @@
 """Random access to an xz file with several blocks, through the index at its end.
 
 One ``.xz`` stream is ``header block* index footer`` (the .xz file format, version 1.1, section 2). The footer contains the size of
-the index, and the index the packed and unpacked size of each block. So any block can be found and unpacked without the others.
+the index. The index contains the packed and unpacked size of each block. So any block can be found and unpacked without the others.
 """
 
 import lzma

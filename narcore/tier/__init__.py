@@ -1,4 +1,4 @@
-"""The shared tier: NARs in a bucket or a directory, of which any instance can read parts, and verify the parts.
+"""The shared tier: NARs in a bucket or a directory. Any instance can read parts of a NAR, and verify each part.
 
 ::
 

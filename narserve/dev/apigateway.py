@@ -1,6 +1,6 @@
 """Emulates a REST API of API Gateway in front of a Lambda function: turns requests into events, and envelopes into responses.
 
-Used by ``start-dev --target lambda`` and by the tests, which run Lambda's own runtime client between the two.
+Used by ``start-dev --target lambda`` and by the tests, which run Lambda's own runtime client behind this emulation.
 https://docs.aws.amazon.com/apigateway/latest/developerguide/set-up-lambda-proxy-integrations.html
 """
 

@@ -1,7 +1,7 @@
 """A demo binary cache, made from files of this checkout, so that the development server has content without a network.
 
 It has three store paths: the documents, a tree with every kind of node and of link, and a small web site. They are made at each
-start and signed with a temporary key. Their hashes are derived from their contents, so the URLs stay the same while the files do.
+start and signed with a temporary key. Their hashes are derived from their contents, so the URLs change only if the files change.
 """
 
 import shutil

@@ -12,8 +12,9 @@ from narserve.server.loop import READ, Loop
 log = logging.getLogger("narserve.server")
 
 # All workers wait for connections on one socket, and the first one to accept gets the connection. A worker whose threads are all
-# busy lets the others go first, and looks at this interval whether connections wait. If it sees that so many times in a row, the
-# other workers are busy too. Then it accepts some connections, because the loop may be able to answer them (/healthz).
+# busy lets the others go first, and checks every BUSY_SECONDS whether connections wait. If connections wait at BUSY_CHECKS checks
+# in a row, the other workers are busy too. Then the worker accepts up to BUSY_BATCH connections, because the loop may be able to
+# answer them (/healthz).
 BUSY_SECONDS = 0.007
 BUSY_CHECKS = 3
 BUSY_BATCH = 16

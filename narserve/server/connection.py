@@ -246,8 +246,8 @@ class ReadingHead:
 class InThread:
     """Waits for a thread that writes the response. Ends it if the client is too slow.
 
-    The loop may still watch the socket, because stopping and starting that costs two system calls per request. It only has to stop
-    when the client sends or closes in the meantime.
+    The loop may still watch the socket, because stopping and restarting the watch costs two system calls per request. The
+    watch only has to stop if the client sends something or closes the connection in the meantime.
     """
 
     __slots__ = ("_connection", "_sending", "timeouts")

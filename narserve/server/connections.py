@@ -42,8 +42,8 @@ class Limits:
     flushing: float = 10.0
     lingering: float = 2.0
     stopping: float = 2.0  # how long a stopping worker waits for a request that a client may be sending
-    # A client sends its request together with the packet that completes the connection. Until then, the connection counts as if it
-    # occupied a thread, so that a worker does not accept more connections than it can answer at once.
+    # A client sends its request right after the TCP handshake. Until the request arrives, but at most for this long, a new
+    # connection counts as if it occupied a thread, so that a worker does not accept more connections than it can answer at once.
     young: float = 0.005
 
 

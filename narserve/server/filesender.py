@@ -70,7 +70,8 @@ class FileSender:
 
     All methods belong to the thread of the event loop. Nothing is read into the memory of the process. The last block is sent only
     if the file is unchanged at that moment, so that a file that was changed never becomes a complete response. The kernel sends
-    from the page cache: a later write can still change bytes that it has queued, and closing the body detects only an earlier one.
+    from the page cache, so a write can still change bytes that the kernel has queued. Closing the body detects a write that came
+    before, but not one that comes after.
 
     ``on_readable`` is called in the loop when the state READING has ended; the loop then calls ``on_writable``. ``clock`` returns
     seconds. The sender does not close the socket.

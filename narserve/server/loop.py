@@ -11,8 +11,8 @@ from typing import Any, Generic, TypeVar
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 
-# How long one turn spends on connections that can be written to. Others of them wait for the next turn, and connections that
-# can be read come first in it. So /healthz waits milliseconds, even if thousands of clients take files at the same time.
+# How long one turn writes to connections. The remaining writable connections wait for the next turn, which handles readable
+# connections first. So /healthz waits milliseconds, even if thousands of clients take files at the same time.
 WRITE_SECONDS = 0.01
 
 # How long one turn spends on calls of ``call_later``: the ends of responses to clients that are gone, each a fraction of a
@@ -52,7 +52,7 @@ class Timeouts(Generic[T]):
         self._deadlines.pop(item, None)
 
     def shorten(self, seconds: float, now: float) -> None:
-        """Let every item time out after ``seconds`` from now at most, and every later item after ``seconds``."""
+        """Let each started item time out within ``seconds`` from now, and each later item within ``seconds`` of its start."""
         self._seconds = min(self._seconds, seconds)
         for item, deadline in self._deadlines.items():
             self._deadlines[item] = min(deadline, now + seconds)

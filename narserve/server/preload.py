@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from narcore.settings import Settings
 
-# The names that a request resolves (socket.getaddrinfo encodes host names with idna), and the compression of new caches.
+# socket.getaddrinfo encodes host names with idna. Many caches compress NARs with zstd.
 _ALWAYS = ("encodings.idna", "zstandard")
 _SIGNATURES = ("cryptography.exceptions", "cryptography.hazmat.primitives.asymmetric.ed25519")
 _HTTP = ("narcore.stores.http.client", "netrc")

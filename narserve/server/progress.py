@@ -80,7 +80,7 @@ class SendRate:
         self._samples: deque[tuple[float, int]] = deque()
 
     def restart(self) -> None:
-        """Forget the past, because it was not the client that had to be waited for."""
+        """Start the measurement again, because the server did not wait for the client."""
         self._samples.clear()
 
     def is_too_low(self, now: float, acknowledged: int) -> bool:

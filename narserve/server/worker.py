@@ -87,7 +87,8 @@ class _Application(Protocol):
 class Placement:
     """Decides where a request is answered: by ``threads``, by a thread of its own, or, with the result None, in the loop.
 
-    A host below ``domain`` is a store path, in which these paths name files.
+    ``threads`` does not answer /healthz, /readyz and /metrics, except for a host name below the setting DOMAIN: each such host is
+    a store path, and these paths are files of it.
     """
 
     def __init__(self, settings: Settings, threads: Executor) -> None:
