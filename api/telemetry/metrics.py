@@ -16,7 +16,7 @@ from api.telemetry.exchange import Exchange
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
-SOURCES = ("disk", "fill", "range", "stream")
+SOURCES = ("disk", "fill", "tier", "range", "stream")
 CACHE_EVENTS = ("hit", "miss", "join", "fill", "failure", "evict")
 
 # Upper bounds of the histogram buckets in seconds. A health check takes less than the first bound; a large file for a slow client
