@@ -24,9 +24,9 @@ without a lock belongs to a process that died.
 Because the size is part of the name, a narinfo with a wrong size does not affect a correct narinfo with the same hash.
 
 The modification time of a NAR marks it as verified: 1 s after the epoch (as in the Nix store) once the NAR has been synced to the
-disk; before that, a time that stands for the current boot. Writing to the file changes the time, and a file that Nix wrote, that
-a backup restored, or that was not synced before a crash has another time: such an entry is hashed before it is used. A ``.file``
-is marked in the same way, but for the current boot only; a ``.file`` without the mark is unpacked from the NAR again.
+disk; before that, a time that stands for the current boot. A NAR has another time if it was changed after it was marked, if Nix
+wrote it, if a backup restored it, or if it was not synced before a crash. Such a NAR is hashed before it is used. A ``.file`` is
+marked in the same way, but for the current boot only; a ``.file`` without the mark is unpacked from the NAR again.
 """
 
 import os

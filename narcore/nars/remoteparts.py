@@ -203,7 +203,9 @@ def _read_tail(info: PathInfo, file_size: int, size: int, tail: bytes = b"") -> 
     Raises CorruptStream if the size exceeds that of the file or INDEX_LIMIT.
     """
     if size > min(file_size, INDEX_LIMIT):
-        raise CorruptStream(f"the index would have {size} bytes, more than the file or than the {INDEX_LIMIT} allowed")
+        raise CorruptStream(
+            f"the index would have {size} bytes; the file has {file_size} bytes, and the limit is {INDEX_LIMIT} bytes"
+        )
     if size <= len(tail):
         return tail
     return _read(info, file_size - size, file_size - len(tail), file_size) + tail

@@ -187,7 +187,7 @@ class NarSource:
         return found
 
     def _check_empty(self, info: PathInfo, known: KnownListing) -> bool:
-        """Return whether ``known`` was compared with the NAR: an empty file rests on the listing alone, unless the NAR is small.
+        """Return whether ``known`` was compared with the NAR. Otherwise only the listing of the store says that the file is empty.
 
         Raises IntegrityError if the NAR has another listing, and the errors of fetching a small NAR.
         """

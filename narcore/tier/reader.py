@@ -124,7 +124,7 @@ class TierReader:
             return None
         try:
             index = self._indexes.get(digits) or self._flights.do(digits, partial(self._fetch, digits))
-        except StoreUnresponsive:  # what another request waits for
+        except StoreUnresponsive:  # another request is fetching this index, and the tier sends nothing to it
             return None
         # A signed narinfo with the same hash and another size is wrong; whoever reads the whole NAR will notice.
         return index if index and index.nar_size == info.narinfo.nar_size else None

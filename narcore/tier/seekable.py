@@ -23,10 +23,11 @@ FRAME_SIZE = 1 << 20
 than a single frame, 1 MiB: 2.7 %, 4 MiB: 0.6 %; shared libraries, level 3)."""
 
 OWN_FRAMES_SIZE = 256 << 10
-"""A file larger than this begins a frame, and its last frame ends with it, so that reading it unpacks nothing else."""
+"""A file larger than this has frames of its own, which contain no bytes of other files. Reading it unpacks nothing else."""
 
 FRAMES_MAX = 1 << 20
-"""The limit of frames in one table: at least 85 GiB, because three adjacent frames have more than OWN_FRAMES_SIZE bytes."""
+"""The largest number of frames in one table. It is enough for every NAR of up to 85 GiB, because any three adjacent frames contain
+more than OWN_FRAMES_SIZE bytes."""
 
 LEVEL = 3
 

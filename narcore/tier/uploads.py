@@ -35,7 +35,7 @@ class Stopped(NarcoreError):
 class TierUploads:
     """A queue of NARs, and one thread that adds them to the tier. The thread starts with the first NAR. Thread-safe.
 
-    One thread, because it packs with up to one core, which the answers need, too.
+    There is only one thread, because packing uses up to one core, and answering requests needs the cores, too.
     """
 
     def __init__(self, writer: TierWriter) -> None:

@@ -30,5 +30,6 @@ def has_fatal_signal(thread_id: int) -> bool:
         return True
     fields = dict(line.split(":\t", 1) for line in status.split("\n") if ":\t" in line)
     thread, process, blocked, ignored, caught = (int(fields.get(name, "0"), 16) for name in _SETS)
-    # By now, a signal that ends the process is a SIGKILL of each thread (kernel/signal.c: complete_signal), unless it dumps core.
+    # If the signal ends the process without a core dump, the kernel has already added SIGKILL to the pending signals of each thread
+    # (kernel/signal.c: complete_signal). A signal that causes a core dump is only pending itself.
     return bool((thread | process) & ~blocked & ~ignored & ~caught & _FATAL)

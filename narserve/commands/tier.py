@@ -67,7 +67,7 @@ def add(session: Session, paths: tuple[Target, ...], closure: bool, force: bool)
         for_each(_closure(session, paths) if closure else paths, add_one)
 
 
-@tier.command()
+@tier.command(short_help="Show the number and size of archives and store paths.")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as one JSON object.")
 def stat(as_json: bool) -> None:
     """Show how many archives and store paths the tier has, and their size. Lists all objects of the bucket."""

@@ -75,7 +75,7 @@ def find_source(profile: str, environ: Mapping[str, str]) -> Source:
     source = known_source(profile, environ)
     if source is not None:
         return source
-    # IMDSv2: the first request is for a token, as obstore does.
+    # IMDSv2: the first request is for a token. obstore begins in the same way.
     lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
     token = f"{metadata_endpoint(environ)}/latest/api/token"
     return Source.INSTANCE if metadata.answers("PUT", token, lifetime) else Source.NONE

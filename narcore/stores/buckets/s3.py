@@ -67,8 +67,8 @@ _METHODS: dict[str, Literal["GET", "HEAD"]] = {"GET": "GET", "HEAD": "HEAD"}
 class S3BinaryCacheStore:
     """``s3://bucket[/prefix][?profile=&region=&scheme=&endpoint=&addressing-style=]``, as in Nix.
 
-    ``options`` are those of ``HttpBinaryCacheStore``. The first request determines the endpoint and the credentials: this may
-    ask a metadata service, and a forked worker needs connections of its own.
+    ``options`` are those of ``HttpBinaryCacheStore``. The endpoint and the credentials are determined at the first request,
+    not when the store is created: this may ask a metadata service, and each forked worker needs its own connections.
     """
 
     def __init__(self, url: str, **options: Any) -> None:

@@ -50,7 +50,7 @@ class StoreUrl:
         """Return the URL of a file. Raises ``StoreForbidden`` if the path leads out of this store.
 
         A relative path is appended to the store's path, and may not leave it through ``..``. ``/path`` and an absolute URL are
-        resolved as in RFC 3986 (Nix resolves a narinfo's URL so, too) if they stay on this host.
+        resolved as in RFC 3986 if they stay on this host. Nix resolves the URL in a narinfo in the same way.
         """
         if not path or _UNFIT.search(path) or "#" in path or path.startswith("//"):
             raise StoreForbidden(f"not a file of {self}: {redacted(path)!r}")
@@ -81,8 +81,8 @@ class StoreUrl:
 def redirect_target(current: str, location: str) -> str:
     """Return the absolute URL of a ``Location`` header, without a fragment. Raises ``StoreForbidden``.
 
-    Another host is allowed (caches redirect to object stores). Schemes other than http and https, changing from https to http,
-    and credentials in the URL are not. ``guard`` decides whether the host may be connected to.
+    Another host is allowed (caches redirect to object stores). These are forbidden: schemes other than http and https, a change
+    from https to http, and credentials in the URL. ``guard`` decides whether the host may be connected to.
     """
     if _UNFIT.search(location):
         raise StoreForbidden("a redirect to an invalid URL")
