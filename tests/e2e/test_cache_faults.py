@@ -437,7 +437,7 @@ def errors(nars: Path) -> set[str]:
 
 def spoil(entry: Path, damage: str) -> None:
     """Damage a cache entry."""
-    listing = entry.with_suffix(".ls")
+    listing = entry.with_suffix(".listing")
     if damage == "deleted":
         entry.unlink()
     elif damage == "truncated":
