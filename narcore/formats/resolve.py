@@ -65,7 +65,7 @@ class _Walk:
         self.pending: list[str] = []
         self.links = 0
         self.last_link = ""
-        # The followed links whose targets are still being walked. The number is the length of ``pending`` before the target was added.
+        # The followed links whose targets are still being walked. Each has the length of ``pending`` before the target was added.
         self.open_links: list[tuple[int, str]] = []
 
     def run(self, segments: list[str]) -> Outcome:
