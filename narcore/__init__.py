@@ -8,7 +8,8 @@
         nar = cache.open(cache.path_info("/nix/store/<hash>-hello-2.12"))
         readme = b"".join(nar.read("share/doc/README"))
 
-The public names are those of ``__all__``; ``narcore.errors`` has the exceptions. Importing ``narcore`` alone loads none of them.
+``__all__`` lists the public names; ``narcore.errors`` has the exceptions. ``import narcore`` loads only
+``narcore.version``; the first use of a public name loads the module that defines it.
 
 A module imports only from modules below it in this table.
 
@@ -17,15 +18,15 @@ A module imports only from modules below it in this table.
 ``export``                           writes a binary cache
 ``settings``                         the environment variables, checked once at startup
 ``archive/``                         a subtree as tar, zip or NAR
-``nars/``                            PathInfo -> bytes: the disk cache, a fill, the tier, a part of the remote file, or a stream
+``nars/``                            PathInfo -> bytes: from the disk cache, a fill, the tier, a range of the remote file, a stream
 ``tier/``                            NARs in a shared bucket, in a form that can be read in parts
 ``lookup/``                          hash part -> PathInfo: substituters, circuit breaker, trust, content addresses
 ``cache/``                           the disk cache: verified NARs, shared by processes
 ``stores/``                          the files of a binary cache: HTTP, buckets, a directory, memory
 ``streams/``                         decompresses, verifies and slices streams of bytes
-``formats/``                         what bytes mean: NAR, narinfo, listing, hashes, signatures; pure
+``formats/``                         parses and writes NARs, narinfos, listings, hashes and signatures; no I/O
 ``concurrency/``                     building blocks for threads and iterators
-``errors``, ``trace``, ``sizes``     every exception; named events for metrics and logs; chunk size and human-readable sizes
+``errors``, ``trace``, ``sizes``     all exceptions; named events for metrics and logs; the chunk size, human-readable sizes
 ===================================  =============================================================================================
 """
 
@@ -80,7 +81,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name at its first use (PEP 562): ``narcore.errors`` alone must not load the rest."""
+    """Import a public name at its first use (PEP 562), so that importing only ``narcore.errors`` does not load the rest."""
     if name not in _MODULES:
         raise AttributeError(f"module 'narcore' has no attribute {name!r}")
     return getattr(import_module(f"narcore.{_MODULES[name]}"), name)

@@ -56,16 +56,16 @@ log = logging.getLogger("narcore")
 # formats/listing.py). In place of a larger listing, the NAR itself is read, entry by entry.
 LISTING_LIMIT = 16 << 20
 
-# How many times a NAR is fetched if it is evicted before it can be opened. One eviction can be chance; several in a row happen in a
-# cache with space for only a few of the NARs that are being read.
+# How many times a NAR is fetched if it is evicted before it can be opened. A single eviction can be chance. Several in a row mean
+# that the cache has space for only a few of the NARs that are being read.
 FETCH_TRIES = 10
 
-# In listing entries, which take about 50 bytes each.
+# How many listing entries to keep in memory, over all listings. Each entry takes about 50 bytes.
 LISTING_MEMORY = 300_000
 
 
 class BinaryCache:
-    """Store paths of one or several stores, which are asked in order. Thread-safe."""
+    """The store paths of one or several stores. The stores are asked in order. Thread-safe."""
 
     def __init__(
         self,
@@ -82,9 +82,9 @@ class BinaryCache:
         tier: TierReader | None = None,
         uploads: TierUploads | None = None,
     ) -> None:
-        """Create a BinaryCache. ``waits`` is that of the substituters and of the cache.
+        """Create a BinaryCache. ``waits`` must be the same object that the substituters and the cache use.
 
-        ``tier`` is the shared tier to read from; ``uploads`` adds the NARs that were fetched to it.
+        ``tier`` is the shared tier to read from; ``uploads`` adds fetched NARs to this tier.
         """
         self._waits = waits or StoreWaits()
         self.substituters = tuple(
@@ -128,10 +128,11 @@ class BinaryCache:
     ) -> Self:
         """Create a BinaryCache from the settings.
 
-        ``strict`` overrides NAR_VERIFY; ``patience`` is how many seconds a fill waits for its turn. ``threads`` is how many
-        threads serve requests: at most half of them wait for one store that sends nothing, at most three quarters for all such
-        stores, and the others raise StoreUnresponsive. Without it, any number may wait. Raises SettingsError if a URL is not the
-        URL of a store, or if strict is set and there is no cache directory to serve from.
+        ``strict`` overrides NAR_VERIFY; ``patience`` is how many seconds a fill waits for a slot and for room. ``threads`` is how
+        many threads serve requests. At most half of them wait for one store that sends nothing, and at most three quarters for all
+        such stores; further requests raise StoreUnresponsive. Without ``threads``, any number of threads may wait.
+
+        Raises SettingsError if a URL is not the URL of a store, or if strict mode is on and the disk cache is off or unusable.
         """
         waits = StoreWaits(max(1, threads // 2)) if threads is not None else None
         strict = settings.verify == "strict" if strict is None else strict
@@ -163,10 +164,10 @@ class BinaryCache:
     def connect(
         cls, *urls: str, trusted_public_keys: str | None = None, cache_dir: str | os.PathLike[str] | None = None
     ) -> Self:
-        """Open the stores of these URLs (default: https://cache.nixos.org), without any setting of the environment.
+        """Open the stores with these URLs (default: https://cache.nixos.org). Reads no environment variables.
 
         ``trusted_public_keys`` is written as in nix.conf; without it, signatures are checked only if cache.nixos.org is the only
-        store. NARs are cached in ``cache_dir``, or not at all. Raises SettingsError.
+        store. Without ``cache_dir``, NARs are not cached on disk. Raises SettingsError.
         """
         environ = {"NAR_CACHE_DIR": "off" if cache_dir is None else str(Path(cache_dir).absolute())}
         if urls:
@@ -197,16 +198,16 @@ class BinaryCache:
     # --- the stores
 
     def store_dirs(self, *, ask: bool = True) -> tuple[str, ...]:
-        """Return the store dirs of the stores, without duplicates, in the stores' order.
+        """Return the store dirs (such as ``/nix/store``) of the stores, without duplicates, in the stores' order.
 
-        A store that does not answer in time counts as one with ``/nix/store``. Without ``ask``, does not wait for stores that
-        have not answered yet.
+        If a store does not answer in time, its store dir counts as ``/nix/store``. With ``ask=False``, does not wait for stores
+        that have not answered yet.
         """
         self._lookup.request_cache_infos(wait=ask)
         return tuple(dict.fromkeys(each.store_dir or DEFAULT_STORE_DIR for each in self.substituters))
 
     def may_have(self, store_dir: str) -> bool:
-        """Return whether a store has that store dir, or has not declared its store dir."""
+        """Return whether any store has the store dir ``store_dir``, or has not declared its store dir."""
         if any(each.store_dir == store_dir for each in self.substituters):
             return True
         self._lookup.request_cache_infos(wait=True)
@@ -235,9 +236,9 @@ class BinaryCache:
     def path_info(self, path: str, store_dir: str = DEFAULT_STORE_DIR) -> PathInfo:
         """Return the narinfo of a store path and the store that gave it.
 
-        ``path`` is a full store path, or the hash part of one in ``store_dir``. Raises StorePathError if it is neither, and
-        FileNotInStore if every store of that store dir answered that it has no such path. Other failures are a StoreError,
-        NarInfoError or UntrustedSignature.
+        ``path`` is a full store path, or the hash part of a store path in ``store_dir``. Raises StorePathError if ``path`` is
+        neither, and FileNotInStore if every store with that store dir answered that it has no such path. Other failures raise
+        StoreError, NarInfoError or UntrustedSignature.
         """
         if path.startswith("/"):
             store_path = StorePath.parse(path)
@@ -247,7 +248,7 @@ class BinaryCache:
         return self._lookup.find(path, store_dir)
 
     def path_info_anywhere(self, hash_part: str) -> PathInfo:
-        """Like ``path_info``, in the first store dir that has the path. Raises FileNotInStore only if none has it."""
+        """Like ``path_info``, but search all store dirs in order. Raises FileNotInStore only if no store dir has the path."""
         failure: NarcoreError | None = None
         for store_dir in self.store_dirs():
             try:
@@ -264,7 +265,7 @@ class BinaryCache:
         return json.dumps({"narinfo": text, "store_dir": store_dir, "store": info.store.url, "trust": info.trust})
 
     def from_record(self, record: str) -> PathInfo | None:
-        """Restore a PathInfo from `to_record`; None if its store is no longer configured.
+        """Restore a PathInfo from the output of `to_record`; return None if its store is no longer configured.
 
         The record is trusted, so store it where nobody else can write. Raises NarInfoError if its narinfo is invalid.
         """
@@ -277,7 +278,7 @@ class BinaryCache:
     # --- the contents of a store path
 
     def open(self, info: PathInfo) -> NarAccessor:
-        """Return an accessor to the files of the path. The listing is read now, the contents later, on demand.
+        """Return an accessor to the files of the store path. Reads the listing now; contents are read later, on demand.
 
         Raises NarTooLarge if the NAR exceeds a limit, HashMismatch if the contents don't match the path's content address, and the
         errors of fetching.
@@ -289,11 +290,12 @@ class BinaryCache:
     def locate(self, info: PathInfo, path: str, *, follow_last: bool = True) -> Located:
         """Open the store path, and resolve ``path`` in it like `narcore.formats.resolve`.
 
-        A result that rests on the listing alone (an error, a link, a directory, an empty file; any result without ``follow_last``)
-        is taken from the NAR itself if the NAR is cached, or arrives within a moment. For an empty file, a small NAR is fetched.
-        Otherwise the result rests on the listing that the store sent.
+        Some results need only the listing: an error, a link, a directory, an empty file, and every result without ``follow_last``.
+        For these results, the listing is made from the NAR itself if the NAR is cached or arrives within a moment. For an empty
+        file, a small NAR is fetched for this purpose. Otherwise, the result comes from the listing
+        that `open` found, which may be the store's unsigned listing.
 
-        Raises PathError, with ``is_verified``, and the errors of `open`.
+        Raises PathError, with its ``is_verified`` set, and the errors of `open`.
         """
         accessor = self.open(info)
         if not accessor.is_verified:
@@ -307,7 +309,7 @@ class BinaryCache:
             raise
 
     def _from_nar(self, info: PathInfo, *, fetch_small: bool) -> NarAccessor | None:
-        """Return an accessor with the listing made from the NAR itself; None if that would take long."""
+        """Return an accessor whose listing is made from the NAR itself; None if the NAR would take long to arrive."""
         listing = self._source.nar_listing(info, fetch_small=fetch_small)
         if listing is None:
             return None
@@ -326,14 +328,14 @@ class BinaryCache:
     def nar(self, info: PathInfo) -> Iterator[bytes]:
         """Fetch the whole NAR from its store, bypassing the disk cache.
 
-        The last bytes are returned only after the whole NAR was verified. Iteration raises StoreError, CompressionError and
+        The iterator yields the last bytes only after the whole NAR was verified. Iteration raises StoreError, CompressionError and
         IntegrityError. Close the iterator if it is not read to its end.
         """
         self._proof.check(info)
         return self._streams.open(info)
 
     def verify(self, info: PathInfo) -> None:
-        """Fetch the whole NAR from its store and check its size and hash. Raises what reading `nar` raises."""
+        """Fetch the whole NAR from its store and check its size and hash. Raises the same errors as `nar` and its iterator."""
         for _chunk in self.nar(info):
             pass
 
@@ -349,7 +351,7 @@ class BinaryCache:
     # --- cached NARs that stay open
 
     def open_cached(self, info: PathInfo) -> OpenNar | None:
-        """Return the cached NAR, complete and verified; None if it is not cached. The caller closes it.
+        """Return the cached NAR, which is complete and verified; None if it is not cached. The caller closes the OpenNar.
 
         Raises the errors of `open` if the NAR may not be served.
         """
@@ -365,7 +367,7 @@ class BinaryCache:
         return OpenNar(self._cache, info.nar_key, nar)
 
     def open_fetched(self, info: PathInfo) -> OpenNar:
-        """Return the cached NAR, after fetching it or waiting for a running fill if needed. The caller closes it.
+        """Return the cached NAR. Fetches it, or waits for a running fill, if it is not cached. The caller closes the OpenNar.
 
         Raises the errors of `open`, and CacheFailure if the NAR can't be cached.
         """
@@ -374,10 +376,10 @@ class BinaryCache:
             if nar is not None:
                 return nar
             self._source.fetch(info)
-        raise CacheFailure("the NAR is evicted each time before it can be opened; the cache is too small")
+        raise CacheFailure("the NAR was evicted several times before it could be opened; the cache is too small")
 
     def open_arriving(self, info: PathInfo) -> ArrivingNar:
-        """Return the NAR that a fill is fetching, readable before it is verified unless the cache is strict. The caller closes it.
+        """Return the NAR while a fill fetches it. In strict mode, reads wait until it is verified. The caller closes it.
 
         Joins a running fill or starts one, even if the NAR is cached (see `open_cached`). Raises the errors of `open`, and
         CacheFailure if the NAR can't be cached.
@@ -387,7 +389,7 @@ class BinaryCache:
         return self._source.open_arriving(info)
 
     def bytes_fetched(self, info: PathInfo) -> int:
-        """Return how many bytes this process's running fill of the NAR has received; 0 if there is none. Does not block."""
+        """Return how many bytes of the NAR have arrived; 0 if this process has no running fill of the NAR. Does not block."""
         return self._cache.bytes_fetched(info.nar_key) if self._cache else 0
 
     def disk_usage(self) -> dict[str, object] | None:
@@ -398,13 +400,13 @@ class BinaryCache:
         return {"directory": str(self._cache.layout.directory), "bytes": used, "limit": self._cache.limit}
 
     def total_bytes_fetched(self) -> int:
-        """Return how many bytes all fills of this process have received so far; it grows while a fill makes progress."""
+        """Return how many bytes all fills of this process have received so far. The number grows while a fill makes progress."""
         return self._cache.total_bytes_fetched() if self._cache else 0
 
     # --- listings
 
     def unverified_kind(self, info: PathInfo) -> Kind | None:
-        """Return the path's kind by the store's listing, which is not signed; None if the store has no matching listing."""
+        """Return the kind of the path's root node in the store's unsigned listing; None if the store has no matching listing."""
         listing = self._stored_listing(info)
         return listing.root.kind if listing else None
 
@@ -436,14 +438,14 @@ class BinaryCache:
         return known
 
     def _learn_listing(self, info: PathInfo, listing: NarListing) -> None:
-        """Replace a wrong listing of the store: without a disk cache, the path could otherwise never be read."""
+        """Replace the store's listing, which may be wrong. Without a disk cache, a wrong listing would make the path unreadable."""
         self._remember_listing((info.store.url, info.narinfo.nar_hash.nix32), KnownListing(listing, verified=True))
 
     def _remember_listing(self, key: tuple[str, str], known: KnownListing) -> None:
         self._listings.put(key, known, weight=len(known.listing))
 
     def _stored_listing(self, info: PathInfo) -> NarListing | None:
-        """Return the store's ``.ls`` file; None if there is none that matches. The listing then comes from the NAR."""
+        """Return the store's ``.ls`` file; None if the store has no valid ``.ls`` file that matches the NarSize."""
         narinfo = info.narinfo
         if self._lookup.is_paused(info):
             return None
@@ -456,7 +458,7 @@ class BinaryCache:
 
 
 def _file_size(accessor: NarAccessor, path: str) -> int | None:
-    """Return the size of the regular file at ``path``; None if there is none, or a link leads there."""
+    """Return the size of the regular file at ``path``; None if there is no such file, or if the path leads through a link."""
     try:
         outcome = resolve(accessor.listing, accessor.store_path, path)
     except PathError:
@@ -467,7 +469,7 @@ def _file_size(accessor: NarAccessor, path: str) -> int | None:
 def _open_tier(
     settings: Settings, *, trace: Trace, waits: StoreWaits | None
 ) -> tuple[TierReader | None, TierUploads | None]:
-    """Return the shared tier to read from and to write to, as far as they are configured. Raises SettingsError."""
+    """Return the reader and the uploads of the shared tier; None for each that is not configured. Raises SettingsError."""
     url, keys, secret_key = settings.tier_url, settings.tier_public_keys, settings.tier_secret_key
     if not url:
         return None, None
@@ -483,7 +485,7 @@ def _open_tier(
 def _open_cache(
     settings: Settings, *, strict: bool, patience: float, trace: Trace, waits: StoreWaits | None
 ) -> NarCache | None:
-    """Return the disk cache; None if it is off, or if it is unusable and not required. Raises SettingsError if it is required."""
+    """Return the disk cache; None if it is off or unusable. With ``strict``, raises SettingsError instead of returning None."""
     directory = settings.cache_dir
     if directory is None:
         if strict:

@@ -1,31 +1,30 @@
-"""The exceptions of the project, in one tree. ``api/errors.py`` maps them to statuses, ``narserve/terminal/exits.py`` to
-exit codes.
+"""The exceptions of the project, in one tree. ``api/errors.py`` maps them to HTTP statuses, ``narserve/terminal/exits.py``
+maps them to exit codes.
 
 ::
 
     NarcoreError
     ├ FormatError (ValueError)     bytes or text that break a specification; ``where`` names the offset, line or field
     │  ├ NarError  ├ NarInfoError  ├ CacheInfoError  ├ ListingError  ├ StorePathError  └ HashError
-    ├ IntegrityError               well-formed, but not the bytes that the narinfo describes
+    ├ IntegrityError               well-formed bytes that do not match the narinfo
     │  ├ HashMismatch  ├ SizeMismatch  └ UntrustedSignature
     ├ CompressionError
     │  ├ UnknownCompression  ├ TruncatedStream  └ CorruptStream
     ├ StoreError                   a binary cache store did not return the requested file
     │  ├ FileNotInStore  ├ StoreForbidden  ├ RangeNotSupported  ├ WriteError
     │  └ StoreUnavailable
-    │     ├ StoresUnavailable      several stores: some could not be asked, and the others don't have the path
-    │     ├ StoreUnresponsive      enough requests wait for it already: try again later
+    │     ├ StoresUnavailable      some of several stores could not be asked; the others don't have the path
+    │     ├ StoreUnresponsive      the limit of requests that wait for a store is reached: try later
     │     └ StoreTimeout           └ StoresTimeout
     ├ PathError                    the store path exists, but the path inside it can't be served
     │  ├ NoSuchNode  ├ NotADirectory  ├ SymlinkLoop  ├ OutsideStore  └ InOtherStorePath
-    ├ CapacityError                a limit is reached for the moment: try again later
+    ├ CapacityError                a limit is reached at the moment: try again later
     │  └ CacheFailure              a NAR can't be cached: the disk is full, read-only or missing
     ├ MountError                   a file system can't be mounted, or no process answers for a mount
-    ├ NarTooLarge                  larger than this installation is configured to unpack
+    ├ NarTooLarge                  the NAR is larger than a limit of this installation
     └ SettingsError (ValueError)   an invalid setting
 
-Messages are written for the log. They never contain a password. The messages that clients get are decided by
-``api/errors.py``.
+Messages are written for the log and never contain a password. ``api/errors.py`` decides which messages clients get.
 """
 
 
@@ -49,7 +48,7 @@ class NarError(FormatError):
 
 
 class NarInfoError(FormatError):
-    """A narinfo that lacks a field, has an invalid field, or describes another store path."""
+    """A narinfo that lacks a field, has an invalid field, or does not describe the requested store path."""
 
 
 class CacheInfoError(FormatError):
@@ -109,7 +108,7 @@ class FileNotInStore(StoreError):
 
 
 class StoreForbidden(StoreError):
-    """The file may not be requested: its name leads out of the store, or the store refuses the credentials."""
+    """The store refuses the credentials, or the file name leads out of the store."""
 
 
 class RangeNotSupported(StoreError):
@@ -117,7 +116,7 @@ class RangeNotSupported(StoreError):
 
 
 class WriteError(StoreError):
-    """A file can't be written to a store, or the store can't tell whether it has the file."""
+    """A file can't be written to a store, or the store did not say whether it has the file."""
 
 
 class StoreUnavailable(StoreError):
@@ -136,7 +135,7 @@ class StoreTimeout(StoreUnavailable):
 
 
 class StoreUnresponsive(StoreUnavailable):
-    """The store sends nothing, and as many requests as allowed wait for it; try again after ``retry_after`` seconds."""
+    """The store sends nothing, and the limit of requests that wait for it is reached; try again after ``retry_after`` seconds."""
 
     def __init__(self, message: str, *, retry_after: int = 5) -> None:
         super().__init__(message)
@@ -154,7 +153,7 @@ class StoresTimeout(StoreTimeout):
 class PathError(NarcoreError):
     """The store path exists, but the path inside it can't be served.
 
-    ``is_verified``: the listing of the verified NAR shows it, not only the listing that a store sent.
+    ``is_verified``: the error follows from the listing of the verified NAR, and not only from a listing that a store sent.
     """
 
     is_verified = False
@@ -165,7 +164,7 @@ class NoSuchNode(PathError):
 
 
 class NotADirectory(PathError):
-    """The path continues after a regular file."""
+    """A regular file occurs in the path where a directory is needed."""
 
 
 class SymlinkLoop(PathError):
@@ -185,7 +184,7 @@ class InOtherStorePath(PathError):
 
 
 class CapacityError(NarcoreError):
-    """A limit is reached for the moment; try again after ``retry_after`` seconds."""
+    """A limit is reached at the moment; try again after ``retry_after`` seconds."""
 
     def __init__(self, message: str, *, retry_after: int = 5) -> None:
         super().__init__(message)
@@ -193,7 +192,7 @@ class CapacityError(NarcoreError):
 
 
 class CacheFailure(CapacityError):
-    """A NAR can't be cached: the disk is full or failing, or the directory is not writable. Other sources may work."""
+    """A NAR can't be cached: the disk is full or failing, or the directory is not writable. Reading without the cache may work."""
 
 
 class MountError(NarcoreError):
@@ -201,16 +200,16 @@ class MountError(NarcoreError):
 
 
 class NarTooLarge(NarcoreError):
-    """The NAR is larger than this installation is configured to unpack."""
+    """The NAR is larger than a limit of this installation."""
 
 
 class SettingsError(NarcoreError, ValueError):
-    """An invalid setting; the message names it and gives valid values."""
+    """An invalid setting; the message names the setting and says what is wrong or which values are valid."""
 
 
 def how_to_install(extra: str) -> str:
-    """Return the advice for a missing package: how to install an extra of this project.
+    """Return advice for a missing package: how to install the ``extra`` (an optional group of dependencies) that has it.
 
-    The project has no release on PyPI, so the advice names a checkout. A release changes only this function.
+    The project has no release on PyPI, so the advice is to install from a checkout. Change it here after a release.
     """
     return f"in a checkout of nar-serve, run: pip install '.[{extra}]'"

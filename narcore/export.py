@@ -58,9 +58,9 @@ def write_binary_cache(
 ) -> list[StorePath]:
     """Pack trees into the binary cache at ``directory``, which is created if missing. Return their store paths.
 
-    ``paths`` maps the name of each store path to its tree. For each tree a NAR, a listing and a narinfo (signed with
-    ``secret_key``) are written, and ``nix-cache-info`` once; ``compression`` is ``none`` or ``zstd``. As in Nix, a tree refers to a
-    store path if the path's hash part occurs in its NAR; only the earlier ones of ``paths`` are considered.
+    ``paths`` maps the name of each store path to its tree. Writes a NAR, a listing and a narinfo (signed with
+    ``secret_key``) for each tree, and one ``nix-cache-info``. ``compression`` is ``none`` or ``zstd``. As in Nix, a tree refers to
+    a store path if the path's hash part occurs in the tree's NAR; only paths earlier in ``paths`` are considered.
     """
     (directory / "nar").mkdir(parents=True, exist_ok=True)
     (directory / "nix-cache-info").write_text(
@@ -143,5 +143,5 @@ def _file_events(path: Path, name: bytes, *, executable: bool) -> Iterator[NarEv
 
 
 def source_path(name: str, nar_hash: NixHash, references: Iterable[StorePath] = ()) -> StorePath:
-    """Return the store path of a tree with that NarHash."""
+    """Return the store path of a tree whose NAR has the hash ``nar_hash`` and which refers to ``references``."""
     return ContentAddress("nar", nar_hash).store_path(name, (reference.base_name for reference in references))

@@ -49,8 +49,8 @@ NAMES = frozenset(
     }
 )
 
-# The platforms set these variables. On these platforms only the temporary directory is writable. It has about 512 MB and belongs
-# to this program alone, so the cache may take a large share of it.
+# The serverless platforms Vercel and AWS Lambda set these variables. On these platforms only the temporary directory is writable.
+# It has about 512 MB and belongs to this program alone, so the cache may use a large share of it.
 SERVERLESS = ("VERCEL", "AWS_LAMBDA_FUNCTION_NAME")
 
 Network = IPv4Network | IPv6Network
@@ -108,7 +108,7 @@ class Settings:
     tier_write: bool = False
     workers: int = 2
     threads: int = 32
-    max_connections: int | None = None  # of each worker process; None: as many as the limit of open files allows
+    max_connections: int | None = None  # per worker process; None: as many as the limit on open files allows
     stop_seconds: int = 60
     metrics: bool = False
     trusted_proxies: tuple[Network, ...] = ()
@@ -121,7 +121,7 @@ class Settings:
     def from_environ(cls, environ: Mapping[str, str]) -> Self:
         """Read the settings from the environment. An empty variable counts as not set.
 
-        Raises SettingsError, with one line that names the variable, its value and valid values.
+        Raises SettingsError, with one line that names the variable and says what is wrong or which values are valid.
         """
         given = {name: value.strip() for name, value in environ.items() if value.strip()}
         host, port = _address(given)
@@ -188,13 +188,13 @@ def _port(name: str, text: str) -> int:
 
 
 def _cache_urls(given: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the URLs of NAR_CACHE_URL, or of NIX_CACHE_URL, its name in the Go program. They are checked when they are opened."""
+    """Return the URLs in NAR_CACHE_URL, or in NIX_CACHE_URL, its name in the Go program. Opening a store checks its URL."""
     text = given.get("NAR_CACHE_URL") or given.get("NIX_CACHE_URL") or DEFAULT_CACHE_URL
     return tuple(dict.fromkeys(text.split()))
 
 
 def _domain(text: str) -> str:
-    """Return DOMAIN in lower case, for comparisons. The host name of each store path is ``<hash>.DOMAIN``."""
+    """Return DOMAIN in lower case, for comparisons. Each store path has the host name ``<hash>.DOMAIN``."""
     name = text.lower().strip(".")
     if text and not re.fullmatch(r"[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})*", name):
         raise SettingsError(f"DOMAIN={text!r} is not a host name; use a name such as nar.example.org, without a port")
@@ -202,7 +202,10 @@ def _domain(text: str) -> str:
 
 
 def _trusted_public_keys(given: Mapping[str, str]) -> tuple[PublicKey, ...]:
-    """Parse keys separated by white space, as in nix.conf. The default store's own key applies if it is the only store."""
+    """Parse keys separated by white space, as in nix.conf.
+
+    The default is the key of the default store if this is the only store, and otherwise no key.
+    """
     urls = {url.partition("?")[0].rstrip("/").lower() for url in _cache_urls(given)}
     default = DEFAULT_PUBLIC_KEY if urls == {DEFAULT_CACHE_URL} else ""
     try:
@@ -280,7 +283,7 @@ def _offload_url(text: str) -> str:
 
 
 def _tier_keys(given: Mapping[str, str]) -> tuple[tuple[PublicKey, ...], SecretKey | None]:
-    """Return the keys of the shared tier. The secret key also makes indexes valid that were signed with it."""
+    """Return the public keys and the secret key of the shared tier. The public keys include that of the secret key."""
     try:
         public = parse_public_keys(given.get("NAR_TIER_PUBLIC_KEYS", ""))
     except FormatError as error:
@@ -299,7 +302,7 @@ def _tier_keys(given: Mapping[str, str]) -> tuple[tuple[PublicKey, ...], SecretK
 
 
 def _tier_write(given: Mapping[str, str], cache_dir: Path | None) -> bool:
-    """Return NAR_TIER_WRITE. Raises SettingsError if it is on, and something that it needs is missing."""
+    """Return NAR_TIER_WRITE. Raises SettingsError if it is on and another setting that it needs is missing."""
     write = _switch("NAR_TIER_WRITE", given)
     for name in ("NAR_TIER_URL", "NAR_TIER_SECRET_KEY"):
         if write and name not in given:
@@ -314,7 +317,7 @@ def _is_serverless(given: Mapping[str, str]) -> bool:
 
 
 def _cache_dir(given: Mapping[str, str]) -> Path | None:
-    """Return NAR_CACHE_DIR, or the cache directory of the platform, of the service manager or of the user; None if it is off."""
+    """Return NAR_CACHE_DIR, or the cache directory of the platform, the service manager or the user; None if the cache is off."""
     chosen = given.get("NAR_CACHE_DIR")
     if chosen == "off":
         return None
@@ -331,7 +334,7 @@ def _cache_dir(given: Mapping[str, str]) -> Path | None:
 def _run_dir(given: Mapping[str, str]) -> Path:
     """Return NAR_RUN_DIR, the directory for sockets and state that need not survive a reboot.
 
-    The default is the runtime directory of the service manager, of the system or of the user.
+    The default is the runtime directory of the service manager, the system or the user.
     """
     if "NAR_RUN_DIR" in given:
         return Path(given["NAR_RUN_DIR"]).absolute()

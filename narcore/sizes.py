@@ -1,8 +1,8 @@
 """The chunk size of all streams, and human-readable sizes."""
 
 # How many bytes are read, decompressed, hashed and written at a time. Measured with all codecs: the speed is the same from 64 to
-# 256 KiB, and lower with larger chunks, because a larger chunk is no longer in the processor's cache when it is hashed. (zstd on
-# two idle cores, as a fraction of the speed of `zstd -dc`: 0.90 with 128 KiB, 0.92 with 256, 0.84 with 384 and 512.)
+# 256 KiB. It is lower with larger chunks, because a larger chunk has left the processor's cache before it is hashed.
+# (zstd on two idle cores, as a fraction of the speed of `zstd -dc`: 0.90 with 128 KiB, 0.92 with 256, 0.84 with 384 and 512.)
 CHUNK_SIZE = 256 * 1024
 
 

@@ -16,8 +16,8 @@ event               fields                                          fired when
 ``cache.fill``      the same                                        a fill completed, and the NAR is cached
 ``cache.failure``   the same                                        a fill failed
 ``cache.evict``     the same                                        a NAR was evicted to free space
-``fetch``           store, what: info, narinfo, listing, nar;       a file of a store was closed after a complete, partial or
-                    outcome: whole, left, missing, error;           failed read. ``left``: it was closed before its end.
+``fetch``           store, what: info, narinfo, listing, nar;       a store's file was closed after a complete, partial or
+                    outcome: whole, left, missing, error;           failed read. ``left``: closed before its end.
                     bytes, seconds, error (a class's name, or "")
 ==================  ==============================================  =====================================================
 """

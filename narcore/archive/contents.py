@@ -1,4 +1,4 @@
-"""The nodes of a subtree in NAR order, and the contents of its files from a single read over all of them."""
+"""The nodes of a subtree in NAR order, and the contents of all its files from a single read."""
 
 from collections.abc import Iterator
 

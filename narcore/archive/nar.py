@@ -20,7 +20,7 @@ def nar(accessor: NarAccessor, node: Node, name: str) -> Iterator[bytes]:
 
 
 def _events(listing: NarListing, root: Node, contents: Contents) -> Iterator[NarEvent]:
-    # One iterator for each open directory, which takes little memory however many entries there are. The first yields the root.
+    # One iterator for each open directory, so memory does not grow with the number of entries. The first iterator yields the root.
     open_directories = [iter((root,))]
     while open_directories:
         node = next(open_directories[-1], None)

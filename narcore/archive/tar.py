@@ -51,6 +51,6 @@ def _padded(size: int) -> int:
 
 
 def _end(size: int) -> int:
-    """Return the size of the end: two blocks of zeros, and padding to a whole record."""
+    """Return the size of the archive's end: two blocks of zeros, and padding up to a whole record."""
     end = 2 * tarfile.BLOCKSIZE
     return end + -(size + end) % tarfile.RECORDSIZE

@@ -1,7 +1,7 @@
 """A subtree as a zip archive (PKWARE's APPNOTE.TXT, to which the section numbers refer).
 
-The standard zipfile module is not used because it holds an object for each member until the end. The central directory needs only
-twelve bytes per member here, because the listing has the rest.
+The standard zipfile module is not used because it holds an object for each member until the end. This module holds only twelve
+bytes per member for the central directory, because the listing has the other values.
 """
 
 import stat
@@ -23,15 +23,15 @@ _DOS_TIME, _DOS_DATE = 0, 1 << 5 | 1  # 1 January 1980, the earliest possible da
 MAX_32 = 2**31 - 1  # some readers treat the fields as signed
 _FULL_32, _FULL_16 = 2**32 - 1, 2**16 - 1
 
-# Info-ZIP's extended timestamp, which does not depend on the time zone and begins in 1970: only the modification time, 1 s.
+# Info-ZIP's extended timestamp, in seconds since 1970 in UTC. It has only the modification time, which is 1 s.
 _TIME = struct.pack("<HHBi", 0x5455, 5, 1, 1)
 
 
 def zip_archive(accessor: NarAccessor, node: Node, name: str) -> Iterator[bytes]:
     """Yield the archive of ``node``, whose path in it is ``name``. The iterator raises the errors of reading.
 
-    Files are stored uncompressed: deflating takes ten times as long as everything else. Names are UTF-8 in a zip; other bytes
-    are percent-encoded as in a URL, ``%FF``.
+    Files are stored uncompressed: deflating takes ten times as long as everything else. Names in a zip are UTF-8; bytes of a
+    name that are not UTF-8 are percent-encoded as in a URL (``%FF``).
     """
     offsets, checksums = array("Q"), array("I")
     position = 0
@@ -82,12 +82,12 @@ def _local_header(path: str, node: Node) -> bytes:
 
 
 def _descriptor(size: int, checksum: int) -> bytes:
-    """Return the data descriptor, 4.3.9. Its sizes have 64 bits if the local header has a 64-bit extra field."""
+    """Return the data descriptor, 4.3.9. Its two sizes have 64 bits if the local header has a 64-bit extra field."""
     return struct.pack("<4sLQQ" if size > MAX_32 else "<4sLLL", b"PK\x07\x08", checksum, size, size)
 
 
 def _central_record(path: str, node: Node, offset: int, checksum: int) -> bytes:
-    """Return the record in the central directory, 4.3.12. Large values go to the extra field (4.5.3), in this order."""
+    """Return the record in the central directory, 4.3.12. Large values go into the extra field, in the order of 4.5.3."""
     name, flags = _name(path, node)
     size = _size(node)
     large = [*([size, size] if size > MAX_32 else []), *([offset] if offset > MAX_32 else [])]
@@ -131,7 +131,7 @@ def _name(path: str, node: Node) -> tuple[bytes, int]:
 
 
 def _attributes(node: Node) -> int:
-    """Return the Unix mode in the upper half, and the MS-DOS attributes, the directory flag, in the lower half."""
+    """Return the Unix mode in the upper 16 bits, and the MS-DOS attributes (only the directory flag) in the lower 16 bits."""
     match node.kind:
         case Kind.DIRECTORY:
             return (stat.S_IFDIR | 0o555) << 16 | 0x10

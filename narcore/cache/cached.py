@@ -18,16 +18,16 @@ Stamp = tuple[int, int, int, int]
 
 
 class CachedNar:
-    """One complete NAR, open for reading. It has one user, who closes it; several of them may share the descriptor ``fd``."""
+    """One complete NAR, open for reading. Its user closes it. Several CachedNars may share the descriptor ``fd``."""
 
     __slots__ = ("_close", "_discard", "_mtime_ns", "_size", "fd")
 
     def __init__(
         self, fd: int, status: os.stat_result, *, discard: Callable[[], None], close: Callable[[], None]
     ) -> None:
-        """``discard`` removes the entry from the cache. ``close`` closes the descriptor for this user."""
+        """``discard`` removes the entry from the cache. ``close`` ends this user's share of the descriptor."""
         self.fd = fd
-        self._size = status.st_size  # the whole status would take 500 bytes for each of thousands of readers
+        self._size = status.st_size  # not the whole status, which takes 500 bytes: there may be thousands of readers
         self._mtime_ns = status.st_mtime_ns
         self._discard = discard
         self._close = close
@@ -38,7 +38,7 @@ class CachedNar:
     def pread(self, start: int, stop: int) -> bytes:
         """Return the first bytes of a range within the NAR: at least one, but not always all of them.
 
-        If that fails, removes the entry and raises CacheFailure.
+        If the read fails, removes the entry and raises CacheFailure.
         """
         try:
             with as_cache_failure():
@@ -65,9 +65,9 @@ class CachedNar:
 
 
 class CachedBytes:
-    """Some bytes of a cached NAR. Closing them closes the NAR.
+    """A range of bytes of a cached NAR. ``close`` also closes the CachedNar.
 
-    ``file`` is the descriptor of the NAR, which other readers share, and the offset of the bytes in it.
+    ``file`` is a pair: the descriptor of the NAR, which other readers share, and the offset of the range in the NAR.
     """
 
     def __init__(self, nar: CachedNar, start: int, stop: int) -> None:
@@ -80,7 +80,7 @@ class CachedBytes:
         while start < stop:
             data = self._nar.pread(start, min(start + CHUNK_SIZE, stop))
             start += len(data)
-            if start == stop:  # before the last bytes are returned: the file must still be the one that was verified
+            if start == stop:  # before returning the last bytes, check that the file was not changed
                 self._nar.check_untouched()
             yield data
 
@@ -88,11 +88,11 @@ class CachedBytes:
         return self._chunks
 
     def check_untouched(self) -> None:
-        """Raise CacheFailure if ``file`` has been written to since it was opened. To be called after reading ``file``."""
+        """Raise CacheFailure if ``file`` has been written to since it was opened. Call it after reading ``file``."""
         self._nar.check_untouched()
 
     def again(self, start: int, stop: int) -> bytes:
-        """Raise CacheFailure: bytes that were returned before are not available again, because the file may have been changed."""
+        """Always raise CacheFailure: returned bytes can't be read again, because the file may have been changed."""
         raise CacheFailure("a NAR in the cache was changed while it was read")
 
     def close(self) -> None:
@@ -101,13 +101,13 @@ class CachedBytes:
 
 
 class Verifier:
-    """Checks that a file is the NAR that its name says. Thread-safe."""
+    """Checks that a file contains the NAR whose hash is in its name. Thread-safe."""
 
     def __init__(self) -> None:
         self._unmarkable: LruMemory[Stamp, bool] = LruMemory(1000)
 
     def status(self, fd: int, key: NarKey) -> os.stat_result | None:
-        """Return the file's status if it is the NAR, else None.
+        """Return the file's status if the file contains the NAR ``key``, else None.
 
         A file that is not marked as verified is hashed first, by one process at a time.
         """
@@ -128,7 +128,8 @@ class Verifier:
         try:
             mark(fd, THIS_BOOT)
         except OSError:
-            # Another user's file, or a read-only one: remember the result, so that the file is not hashed for each reader.
+            # The file can't be marked: it belongs to another user or is read-only. Remember the result, so that it is not hashed
+            # for each reader.
             self._unmarkable.put(_stamp(status), True)
         return os.fstat(fd)
 

@@ -1,4 +1,4 @@
-"""Counts of cache events, over all processes that share the directory, including their previous runs."""
+"""Counts of cache events, summed over all processes that share the directory. Counts survive restarts."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from narcore.cache.layout import Layout
 from narcore.cache.locks import locked, replacing
 
 NAMES = ("hit", "miss", "join", "fill", "evict", "failure")
-FLUSH_SECONDS = 1.0  # a killed process loses at most the events of one such period
+FLUSH_SECONDS = 1.0  # a killed process loses the events of at most this period
 
 
 class Counters:
@@ -30,7 +30,7 @@ class Counters:
         self.flush()
 
     def flush(self) -> None:
-        """Write the counts. If that fails, they are written with a later flush: counting must not cause errors."""
+        """Write the counts. If writing fails, a later flush writes them: counting must not cause errors."""
         with self._lock, suppress(OSError):
             self._flushed = time.monotonic()
             with locked(self._layout.lock):

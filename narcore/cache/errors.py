@@ -1,4 +1,4 @@
-"""Errors of the disk cache: OSErrors as CacheFailure, and the two reasons why a fill ends without an error."""
+"""Errors of the disk cache: the conversion of OSErrors, and two exceptions for a fill that stops early without a fault."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ class NoReadersLeft(CacheFailure):
 
 
 class LeaderGaveUp(CacheFailure):
-    """The process that fetched the NAR stopped without an error: the caller may try again."""
+    """The process that fetched the NAR stopped early without a fault: the caller may try again."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Makes room for a new NAR or unpacked file: evicts the least recently used entries before the new one is written."""
+"""Makes room for a new NAR or unpacked file: evicts the least recently used entries before the new file is written."""
 
 import os
 import stat
@@ -27,7 +27,7 @@ from narcore.errors import CacheFailure
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A complete NAR in the directory, or an unpacked ``file``.
+    """A complete NAR in the directory, or an unpacked file, which ``file`` identifies.
 
     ``size`` is in bytes and includes the listings of a NAR. ``used`` is the time of the last use, in nanoseconds since the epoch.
     """
@@ -47,7 +47,7 @@ class _Usage:
 
     entries: list[Entry]
     promised: int  # reserved for files that are being written, or used by files that must not be evicted
-    pending: int  # the part of ``promised`` that is not written yet
+    pending: int  # how many bytes of ``promised`` are not on the disk yet
 
 
 # An evicted file takes up disk space until it is closed. A process that keeps files open for the next reader checks every few
@@ -56,10 +56,10 @@ RELEASE_SECONDS = 7.0
 
 
 class RecentEvictions:
-    """Entries that were evicted to make room, and may still be open in some process.
+    """Entries that were evicted to make room, but may still be open in some process.
 
-    Nothing more is evicted until these processes have had time to close them (RELEASE_SECONDS): otherwise all entries would be
-    evicted, one after the other, without freeing space.
+    For RELEASE_SECONDS, their space counts as if it were free already, because the processes need this time to close the files.
+    Otherwise all entries would be evicted, one after the other, without freeing space.
     """
 
     def __init__(self) -> None:
@@ -74,11 +74,11 @@ class RecentEvictions:
 
     @property
     def size(self) -> int:
-        """The bytes of the entries that were evicted recently. Some of this space may be free by now."""
+        """The total size in bytes of the recently evicted entries. Some of this space may be free by now."""
         return self._size if time.monotonic() < self._until else 0
 
     def finish(self) -> list[Entry]:
-        """Forget the sizes, since there is room now. Returns the entries that were not reported yet."""
+        """Reset ``size`` to 0, since there is room now. Returns the evicted entries that were not reported yet."""
         self._size = 0
         return self.take_unreported()
 
@@ -115,8 +115,8 @@ def make_room_for_file(
 ) -> list[Entry]:
     """Make room for an unpacked file, and for ``extra`` more bytes, as `make_room` does. Returns the evicted entries.
 
-    Raises CacheFailure if there is no room, also in the cases where `make_room` returns None. The NAR that contains the file is not
-    evicted: otherwise, if there is only room for one of them, the NAR and the file would evict each other again and again.
+    Raises CacheFailure if there is no room, also in the cases where `make_room` returns None. Never evicts the NAR that contains
+    the file: if there were room for only one of the two, they would evict each other again and again.
     """
     evicted = _make_room(layout, file.size + extra, limit, reserve, protected=file.digits, recent=recent)
     if evicted is None:
@@ -135,7 +135,10 @@ def _make_room(
     protected: str = "",
     recent: RecentEvictions,
 ) -> list[Entry] | None:
-    """``own`` is the name of the part file that needs the room, if any. The NAR ``protected`` is not evicted."""
+    """Make room as `make_room` does.
+
+    ``own`` is the name of the part file that needs the room, or "". The NAR ``protected`` is not evicted.
+    """
     with locked(layout.lock):
         files = _scan(layout.directory)
         usage = _usage(layout, files, own, protected)
@@ -184,7 +187,7 @@ def _usage(layout: Layout, files: dict[str, os.stat_result], own: str, protected
         if is_new_file(name):
             claim, written = _claim(layout.directory / name, status)
         elif size is not None and name != own:
-            # A part file has no reservation while its fill waits for a slot, or if its process died: its current size counts.
+            # While its fill waits for a slot, or if its process died, a part file has no reservation: its current size counts.
             claim = max(size, status.st_size) if name in reserved else status.st_size
             written = status.st_size
         else:
@@ -201,9 +204,9 @@ def _is_nar(entry: Entry, digits: str) -> bool:
 
 
 def _claim(path: Path, status: os.stat_result) -> tuple[int, int]:
-    """Return the final size of an unpacked file that is being written, and how much of it is written, in bytes.
+    """Return two sizes in bytes of an unpacked file that is being written: its final size, and how much of it is on the disk.
 
-    The file has its final size from the start (it is sparse). If its writer died, removes the file and returns zeros.
+    The file is sparse and has its final size from the start. If its writer died, removes the file and returns zeros.
     """
     with suppress(OSError):  # another user's file
         if remove_if_free(path):
@@ -225,7 +228,7 @@ def _entries(files: dict[str, os.stat_result]) -> list[Entry]:
 
 
 def free_bytes(directory: Path) -> int:
-    """Return how many bytes the file system of the directory has for this process. Raises OSError."""
+    """Return how many bytes are free for this process in the file system of the directory. Raises OSError."""
     status = os.statvfs(directory)
     return status.f_bavail * status.f_frsize
 

@@ -1,6 +1,6 @@
-"""Remembers the error of a failed fill for a few seconds, for all processes, so that not every waiting client tries again.
+"""Remembers the error of a failed fill for a few seconds, for all processes. So waiting clients do not all retry the fill.
 
-The error is only valid for the file that was fetched: another file, in this store or in another one, may have the correct NAR.
+The error applies only to the file that was fetched. Another file, in the same or another store, may contain the correct NAR.
 """
 
 import json
@@ -22,7 +22,7 @@ _CLASSES = {
 
 
 def remember(path: Path, error: errors.NarcoreError, source: str = "") -> None:
-    """Write the error of a fill from ``source`` to ``path``, replacing an older one.
+    """Write the error of a fill from ``source`` to ``path``, replacing an older error.
 
     Ignores OSErrors: if the error can't be written, the next reader starts another fill, which does no harm.
     """
@@ -38,10 +38,10 @@ def recall(path: Path, source: str = "") -> errors.NarcoreError | None:
             return None
         note = json.loads(path.read_bytes())
         return _CLASSES[note["error"]](note["message"]) if note["source"] == source else None
-    except (OSError, ValueError, KeyError, TypeError):  # no file, or an invalid one
+    except (OSError, ValueError, KeyError, TypeError):  # the file is missing or invalid
         return None
 
 
 def is_old(path: Path) -> bool:
-    """Return whether the error in ``path`` is older than SECONDS. Raises OSError if there is none."""
+    """Return whether the error in ``path`` is older than SECONDS. Raises OSError if ``path`` does not exist."""
     return abs(time.time() - path.stat().st_mtime) > SECONDS

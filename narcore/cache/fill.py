@@ -2,10 +2,10 @@
 
 Each process has one ``Fill`` per NAR, with its own thread. The process that gets the lock on the part file downloads; the others
 watch the file grow, and one of them takes over if the lock becomes free before the NAR is complete. Readers read only from the
-file, so they need no memory, and a slow reader does not delay others.
+file. So no data is buffered in memory for them, and a slow reader does not delay others.
 
-The last byte that a reader requests is withheld until the whole NAR is verified: if the NAR is not what its narinfo says, all
-readers get an error, and no reader gets a complete answer. Callers that accept unverified bytes use ``wait_until`` and
+The last byte that a reader requests is withheld until the whole NAR is verified. If the NAR does not match its narinfo, all
+readers get an error, and no reader gets a complete response. Callers that accept unverified bytes use ``wait_until`` and
 ``read_now`` instead of ``read``.
 """
 
@@ -26,7 +26,7 @@ from narcore.sizes import CHUNK_SIZE
 from narcore.stores.waits import StoreWaits
 
 POLL_SECONDS = 0.005  # how often to look for bytes that another process has written
-STALL_SECONDS = 120.0  # readers time out after this time without a byte; longer than a store with all its retries takes
+STALL_SECONDS = 120.0  # readers time out after this time without a byte; all retries of a store take less time
 
 Check = Callable[[NarListing], None]
 
@@ -34,7 +34,7 @@ _Waiting = tuple[int, int, threading.Condition]  # the number of bytes, a unique
 
 
 class Fill:
-    """One NAR that is being fetched. ``NarCache.fill`` creates or finds the fill, and joins it for the caller. Thread-safe."""
+    """One NAR that is being fetched. ``NarCache.fill`` creates or finds a Fill, and adds the caller as a reader. Thread-safe."""
 
     def __init__(
         self,
@@ -45,7 +45,10 @@ class Fill:
         waits: StoreWaits,
         on_end: Callable[["Fill", BaseException | None], None],
     ) -> None:
-        """Create a fill. ``waits`` counts its readers while the store, with the URL ``store``, sends nothing."""
+        """Create a fill from the store with the URL ``store``.
+
+        ``waits`` counts the readers that wait while this store sends nothing.
+        """
         self.part = part
         self._fetch = fetch
         self._store = store
@@ -58,11 +61,11 @@ class Fill:
         self._last_progress = time.monotonic()
         self._readers = 0
         self._available = 0
-        self._is_read = False  # whether readers may have read from the part file
+        self._is_read = False  # True if readers may have read from the part file
         self._listing: NarListing | None = None
         self._error: BaseException | None = None
-        self._closed = False  # new readers can't join, unless the NAR is complete and its file is still open
-        self._ended = False  # the thread does not use the part file any more
+        self._closed = False  # True: new readers can't join, unless the NAR is complete and its file is still open
+        self._ended = False  # True: the fill's thread no longer uses the part file
         self._stopping = False
         self._thread = BackgroundThread(self._run, name=f"fill-{part.key.digits[:8]}")
 
@@ -75,7 +78,7 @@ class Fill:
             self._end(None, CapacityError(f"no thread for a download: {error}"))
 
     def join(self) -> bool:
-        """Add a reader, who must call ``leave``. Returns False if the fill has failed or is ending, or its file is closed."""
+        """Add a reader, which must call ``leave``. Returns False if the fill has failed or is ending, or if its file is closed."""
         with self._lock:
             if self._closed and (self._listing is None or not self._readers):
                 return False
@@ -83,14 +86,17 @@ class Fill:
             return True
 
     def leave(self) -> None:
-        """Remove a reader. The last one closes the file if the fill has ended."""
+        """Remove a reader. When the last reader leaves, the file is closed if the fill has ended."""
         with self._lock:
             self._readers -= 1
             if self._ended and not self._readers:
                 self.part.close()
 
     def stop(self) -> None:
-        """End the fill soon, despite readers: the process is exiting. The part file stays if another process reads it."""
+        """End the fill soon, even if it has readers, because the process is exiting.
+
+        The part file stays if another process reads it.
+        """
         self._stopping = True
 
     def join_thread(self, timeout: float) -> None:
@@ -113,7 +119,7 @@ class Fill:
             return self._listing
 
     def wait_at_most(self, seconds: float) -> NarListing | None:
-        """Like `wait`, but return None if the NAR is not complete after that time."""
+        """Like `wait`, but return None if the NAR is not complete after ``seconds``."""
         with self._lock:
             if self._listing is None and self._error is None:
                 entry = self._wait_entry(sys.maxsize)
@@ -124,7 +130,7 @@ class Fill:
             return self._listing
 
     def wait_until(self, stop: int) -> int:
-        """Wait until the bytes before ``stop`` have arrived, or all bytes; return how many have arrived.
+        """Wait until the first ``stop`` bytes, or the whole NAR, have arrived. Return how many bytes have arrived.
 
         The bytes may not be verified yet. Raises the error of the fill if it has failed, even if the bytes have arrived.
         """
@@ -147,19 +153,19 @@ class Fill:
         return data
 
     def read(self, start: int, stop: int, check: Check, *, whole: bool = False) -> "FillBytes":
-        """Return bytes of the NAR, as they arrive; with ``whole``, after all of the NAR is verified.
+        """Return a range of the NAR, whose bytes come as they arrive; with ``whole``, only after the whole NAR is verified.
 
         ``check`` is called with the verified listing before the last byte is returned.
         """
         return FillBytes(self, start, stop, check, whole=whole)
 
     def stream(self, start: int, stop: int, check: Check, *, whole: bool) -> Generator[bytes]:
-        """Yield the bytes of ``read``."""
+        """Yield the chunks of ``read``."""
         if whole:
             self.wait()
         position = start
         while position < stop:
-            # A response that has begun is not cut: only a new request is refused.
+            # Refuse only a new request: a response that has begun is not interrupted.
             ready = self._wait_beyond(position, stop, may_refuse=position == start)
             if ready == stop:
                 check(self.wait(may_refuse=False))
@@ -190,7 +196,7 @@ class Fill:
         Each reader has its own condition: waking all readers for each chunk costs more than decompressing the chunk.
         """
         if self._error is not None:
-            raise copy.copy(self._error)  # a copy: a shared one would collect the traceback of each reader
+            raise copy.copy(self._error)  # a copy, because a shared error would collect the traceback of each reader
         entry = self._wait_entry(available)
         seconds = min(STALL_SECONDS, self._waits.check_seconds if may_refuse else STALL_SECONDS)
         try:
@@ -256,14 +262,14 @@ class Fill:
         return self.part.lead(self._fetched, publish=self._publish, give_up=self._give_up)
 
     def _starts_over(self) -> bool:
-        """Forget the bytes of a part file that was removed; return False if readers may have read some of them."""
+        """Reset the count of arrived bytes after the part file was removed. Return False if readers may have read some of them."""
         with self._lock:
             if not self._is_read:
                 self._available = 0
             return not self._is_read
 
     def _follow(self) -> None:
-        """Watch the file grow until this process gets its lock. Raises NoReadersLeft."""
+        """Watch the part file grow until this process gets the lock on the file. Raises NoReadersLeft."""
         self._fetching = threading.get_ident()
         while not self.part.try_lead():
             state = self.part.state()
@@ -273,14 +279,14 @@ class Fill:
                 self._wait_for_change(state)
 
     def _wait_for_change(self, state: tuple[int, int]) -> None:
-        """Wait until the part file has another state, or its lock is free."""
+        """Wait until the state of the part file changes, or this process gets its lock. Raises NoReadersLeft."""
         while self.part.state() == state and not self.part.try_lead():
             if self._give_up(lambda: True):
                 raise NoReadersLeft("no reader is left in this process")
             time.sleep(POLL_SECONDS)
 
     def _fetched(self) -> Iterator[bytes]:
-        """Return the chunks of the NAR; reading them notes which thread reads from the store."""
+        """Return the chunks of the NAR. While they are read, ``self._fetching`` is the thread that reads them."""
         chunks = self._fetch()
         return Stage(self._noted(chunks), chunks)
 
@@ -301,7 +307,7 @@ class Fill:
                 self._wake(available)
 
     def _give_up(self, may_end: Callable[[], bool]) -> bool:
-        """Close the fill to new readers if the process exits, or if no reader is left and ``may_end`` returns True.
+        """Close the fill to new readers if the process is exiting, or if no reader is left and ``may_end`` returns True.
 
         Returns whether the fill is closed.
         """
@@ -311,7 +317,7 @@ class Fill:
 
 
 class FillBytes:
-    """Some bytes of a NAR that is being fetched. Closing them leaves the fill."""
+    """A range of bytes of a NAR that is being fetched. ``close`` also leaves the fill."""
 
     def __init__(self, fill: Fill, start: int, stop: int, check: Check, *, whole: bool) -> None:
         self.length = stop - start
@@ -322,7 +328,7 @@ class FillBytes:
         return self._chunks
 
     def again(self, start: int, stop: int) -> bytes:
-        """Return bytes of the NAR that were returned before, even if the fill has failed since."""
+        """Return bytes that this object has already returned, even if the fill has failed since."""
         if self._fill is None:
             raise ValueError("the bytes of the NAR were read after close")
         return self._fill.part.read(start, stop)

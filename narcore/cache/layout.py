@@ -4,7 +4,7 @@
 
     <narhash>.nar              a complete NAR, decompressed            (the layout of Nix's own local-nar-cache)
     <narhash>.listing          the listing of the NAR
-    <narhash>.ls               the listing of a NAR that Nix cached; not used, but removed together with the NAR
+    <narhash>.ls               a listing that Nix wrote; not used, but removed together with the NAR
     <narhash>.<size>.part      a NAR that is being fetched: grows as bytes arrive; locked by the process that writes it
     <narhash>.<size>.readers   locked (shared) by every process that reads from the part file; contains the URL of the store that
                                the NAR is fetched from
@@ -12,19 +12,19 @@
     <narhash>.<start>.<size>.file   an unpacked file: <size> bytes of the NAR, from <start> on
     .lock                      locked while entries are evicted
     .slot-<n>                  locked by a fill; contains the name of the part file that space is reserved for
-    .slot-slow-<n>             the same, of a slow fill that gave its slot to another fill
+    .slot-slow-<n>             the same, for a slow fill that gave its slot to another fill
     .counters                  counts of events
-    .spare.<owner>.new         a sparse file, as large as the space that a process reserves for files to unpack; locked
+    .spare.<owner>.new         a sparse file, as large as the space that a process reserves for unpacked files; locked
     .<name>.<owner>.new        becomes <name> when it is complete; locked while it is written
 
 Only nar-serve uses names that begin with a dot or end in ``.part``, ``.readers`` and ``.error``. A part file or new file
 without a lock belongs to a process that died.
 
-``<narhash>`` is the SHA-256 in nix32. ``<size>`` is the NarSize in the narinfo: that much space is made for the part file.
-Because the size is part of the name, a narinfo with a wrong size does not affect a correct narinfo with the same hash.
+``<narhash>`` is the SHA-256 in nix32. For a part file, ``<size>`` is the NarSize in the narinfo, and that many bytes
+are reserved. Because the size is in the name, a narinfo with a wrong size does not disturb a correct narinfo with the same hash.
 
 The modification time of a NAR marks it as verified: 1 s after the epoch (as in the Nix store) once the NAR has been synced to the
-disk; before that, a time that stands for the current boot. A NAR has another time if it was changed after it was marked, if Nix
+disk; before the sync, a time that stands for the current boot. A NAR has another time if it was changed after it was marked, if Nix
 wrote it, if a backup restored it, or if it was not synced before a crash. Such a NAR is hashed before it is used. A ``.file`` is
 marked in the same way, but for the current boot only; a ``.file`` without the mark is unpacked from the NAR again.
 """
@@ -69,7 +69,7 @@ class NarKey:
 
 @dataclass(frozen=True, slots=True)
 class FileKey:
-    """Identifies an unpacked file by the range of the NAR that it contains, so that its name does not depend on a listing."""
+    """Identifies an unpacked file by the range of the NAR that it contains. So the file's name does not depend on a listing."""
 
     digits: str
     start: int
@@ -115,7 +115,7 @@ class Layout:
         return self.directory / f".spare.{os.getpid()}-{number}.new"
 
     def slots(self) -> list[Path]:
-        """Return all slot files that exist. If other processes have a higher limit, there are more than this process uses."""
+        """Return all slot files that exist. Processes with a higher limit may have created more than this process uses."""
         return [self.directory / name for name in os.listdir(self.directory) if _SLOT_NAME.fullmatch(name)]
 
     def leftovers(self) -> "Leftovers":
@@ -139,8 +139,8 @@ class Layout:
 class Leftovers:
     """Files that dead processes may have left.
 
-    ``parts`` (each preceded by its readers file) and ``new`` files are locked if their owner is alive. ``errors`` are useless
-    if they are old. ``listings`` have no NAR; each is followed by the path that its NAR would have.
+    ``parts`` (each preceded by its readers file) and ``new`` files are locked if their owner is alive. ``errors`` can be
+    removed if they are old. ``listings`` have no NAR; each is paired with the path that its NAR would have.
     """
 
     parts: list[tuple[Path, Path]]
@@ -154,7 +154,7 @@ def is_nar_name(name: str) -> bool:
 
 
 def file_of(name: str) -> FileKey | None:
-    """Parse the name of an unpacked file; None if it is not one."""
+    """Parse the name of an unpacked file; return None if ``name`` is not such a name."""
     match = _FILE_NAME.fullmatch(name)
     return FileKey(match[1], int(match[2]), int(match[3])) if match else None
 
@@ -171,9 +171,9 @@ def reserved_size(name: str) -> int | None:
 
 
 def _boot_mark() -> int:
-    """Return a time before 1987, in seconds since the epoch, so that no real modification time equals it.
+    """Return a time that stands for the current boot, in seconds since the epoch.
 
-    It almost always differs between boots.
+    It is before 1987, so no real modification time equals it. Two boots almost never have the same time.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
@@ -197,5 +197,5 @@ def mark(fd: int, seconds: int) -> None:
 
 def touch(fd: int) -> None:
     """Set the access time of the file to now."""
-    with suppress(OSError):  # the directory is read-only, so nothing is evicted and the order does not matter
+    with suppress(OSError):  # in a read-only directory: nothing is evicted there, so the order does not matter
         os.utime(fd, ns=(time.time_ns(), os.fstat(fd).st_mtime_ns))

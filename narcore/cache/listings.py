@@ -1,10 +1,11 @@
-"""The listing next to a cached NAR. It is made from the NAR itself, and made again if its file is not marked as verified.
+"""The listing next to a cached NAR. It is made from the NAR itself.
+If its file is not marked as verified, the listing is made again.
 
 The file begins with `_MAGIC`, followed by the packed form of the listing (`NarListing.packed_chunks`). A large file is mapped and
 searched in place: a lookup reads only the pages that contain the names on the path. Nothing writes to the file after it got its
-name; a mapped file must not be truncated, because the kernel kills a process that reads beyond the end. This is one reason why Nix
-does not find the file: Nix stores the listing of a NAR in its ``local-nar-cache`` as ``.ls``, and overwrites it in place. It reads
-the NAR if there is no ``.ls`` file.
+name: if a mapped file is truncated, the kernel kills a process that reads beyond its end. For this reason the file is not named
+``.ls``: Nix stores the listings in its ``local-nar-cache`` as ``.ls`` files and overwrites them in place. If there is no ``.ls``
+file, Nix reads the NAR.
 """
 
 import mmap
@@ -21,8 +22,9 @@ from narcore.sizes import CHUNK_SIZE
 
 _MAGIC = b"narlist1"
 
-# A file up to this size is read: this takes less than a millisecond, and a mapping keeps a descriptor open, of which a process
-# has a limited number. There are few mappings: each has about 30,000 entries, and the memory for listings is limited by entries.
+# A file up to this size, in bytes, is read into memory, which takes less than a millisecond. A larger file is mapped. A mapping
+# keeps a descriptor open, and a process has a limited number of descriptors. There are few mappings: each has at least about
+# 30,000 entries, and the memory for listings is limited by the number of entries.
 MAPPED_SIZE = 1 << 20
 
 
@@ -51,7 +53,7 @@ def _read_listing(layout: Layout, key: NarKey) -> NarListing | None:
     try:
         with layout.listing(key.digits).open("rb") as file:
             status = os.fstat(file.fileno())
-            if is_verified(status):  # if not, another program has written to the file
+            if is_verified(status):  # otherwise another program has written to the file
                 return _parse(_map(file.fileno()) if status.st_size > MAPPED_SIZE else file.read(), key)
     except (OSError, ValueError):  # a ListingError is a ValueError, and so is the error for mapping an empty file
         pass

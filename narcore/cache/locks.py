@@ -13,7 +13,7 @@ READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def try_lock(fd: int) -> bool:
-    """Take the exclusive lock if it is free; return whether this descriptor holds it now (it may have held it before)."""
+    """Take the exclusive lock if it is free; return True if this descriptor holds the lock now, also if it already held it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -26,7 +26,7 @@ def unlock(fd: int) -> None:
 
 
 def is_still_at(fd: int, path: Path) -> bool:
-    """Return whether ``path`` still names the open file. If not, a lock on it does not stop processes that open ``path`` now."""
+    """Return whether ``path`` still names the open file. If not, a lock on the open file does not affect the file at ``path``."""
     try:
         there = path.lstat()
     except FileNotFoundError:
@@ -48,7 +48,7 @@ def locked(path: Path) -> Generator[int]:
 
 @contextmanager
 def alone(fd: int) -> Generator[None]:
-    """Hold the exclusive lock on an open file, so that one process does long work on it, and the others find the work done.
+    """Hold the exclusive lock on an open file. So one process does long work on the file, and the others find the work done.
 
     If the file can't be locked (on NFS, if it is open for reading only), continues without the lock.
     """
@@ -82,7 +82,7 @@ def replacing(path: Path) -> Generator[int]:
 def _new_file(path: Path) -> Generator[int]:
     while True:
         with locked(path) as fd:
-            if is_still_at(fd, path):  # if not, another process removed the file before it was locked
+            if is_still_at(fd, path):  # otherwise another process removed the file before it was locked
                 os.ftruncate(fd, 0)
                 yield fd
                 return

@@ -33,20 +33,20 @@ from narcore.trace import Trace, silent
 
 log = logging.getLogger("narcore.cache")
 
-CLEAN_SECONDS = 600.0  # how often a long-running process removes the files that dead processes left
+CLEAN_SECONDS = 600.0  # the time between two removals of the files that dead processes left
 STOP_SECONDS = 2.0  # how long a process that exits waits for its downloads to end
 
-FILL_PATIENCE = 10.0  # seconds that a fill waits for a slot, while its readers wait
+FILL_PATIENCE = 10.0  # how many seconds a fill waits for a slot and for room; its readers wait too
 
-UNPACK_TRIES = 3  # how often to unpack a file that is evicted before it can be opened
+UNPACK_TRIES = 3  # how many times to unpack a file that is evicted before it can be opened
 
 
 class NarCache:
     """NARs by their hash. Thread-safe, and safe to use from several processes.
 
-    ``size`` is called with the directory, after it was created, and returns its limit in bytes. ``waits`` limits how many readers
-    wait for a store that sends nothing; further readers get StoreUnresponsive. The constructor and all methods raise CacheFailure
-    if the directory can't be used.
+    ``size`` is called with the directory, after its creation, and returns the size limit of the cache in bytes. ``waits`` limits
+    how many readers wait for a store that sends nothing; further readers get StoreUnresponsive. The constructor and all methods
+    raise CacheFailure if the directory can't be used.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class NarCache:
         self._verifier = Verifier()
         self._files = OpenFiles()
         self._lock = threading.Lock()
-        # By NAR and source. Fills of one NAR from several sources use one part file, as if they were in several processes.
+        # The fills by NAR and source. Fills of one NAR from several sources share a part file, like fills in several processes.
         self._fills: dict[tuple[NarKey, str], Fill] = {}
         # All running fills. If new readers can't join a fill any more, a second fill of the same NAR may run at the same time.
         self._running: set[Fill] = set()
-        self._fetched = 0  # bytes, by fills that have ended
+        self._fetched = 0  # how many bytes all ended fills received
         self._failed: LruMemory[tuple[NarKey, str], NarcoreError] = LruMemory(1000)
         self._unpacking: SingleFlight[FileKey, None] = SingleFlight()
         self._warned: LruMemory[str, bool] = LruMemory(100)
@@ -100,7 +100,7 @@ class NarCache:
     # --- complete NARs
 
     def open(self, key: NarKey) -> CachedNar | None:
-        """Return the NAR, or None if it is not cached. A file without the mark is hashed first, and removed if it is wrong."""
+        """Return the NAR, or None if it is not cached. A file without the mark is hashed first; a wrong file is removed."""
         nar = self._open(key)
         if nar is None:
             return None
@@ -173,7 +173,9 @@ class NarCache:
                 touch(fd)
                 return fd
             self._unpacking.do(file, partial(self._unpack, file, nar))
-        raise CacheFailure("an unpacked file was evicted immediately, several times; the cache is too small")
+        raise CacheFailure(
+            "an unpacked file was evicted several times before it could be opened; the cache is too small"
+        )
 
     def _unpack(self, file: FileKey, nar: CachedNar) -> None:
         with as_cache_failure():
@@ -182,7 +184,7 @@ class NarCache:
     # --- fills
 
     def joinable(self, key: NarKey, *, source: str = "") -> Fill | None:
-        """Return the running fill of a NAR from ``source`` in this process, or None. Joins it: the caller must ``leave`` it."""
+        """Return this process's running fill of a NAR from ``source``, or None. Adds a reader: the caller must call ``leave``."""
         with self._lock:
             fill = self._fills.get((key, source))
             if fill is None or not fill.join():
@@ -199,10 +201,10 @@ class NarCache:
         store: str = "",
         on_filled: Callable[[], None] | None = None,
     ) -> Fill:
-        """Return the fill of a NAR; starts one with ``fetch`` if there is none. Joins it: the caller must ``leave`` it.
+        """Return the fill of a NAR; start a fill with ``fetch`` if none runs. Adds a reader: the caller must call ``leave``.
 
-        ``source`` names the file that ``fetch`` reads, ``store`` is the URL of its store. A fill from another source does not fail
-        because this file is damaged. ``on_filled`` is called in the thread of the fill once the NAR is cached. Raises
+        ``source`` names the file that ``fetch`` reads, ``store`` is the URL of its store. If this file is damaged, a fill from
+        another source can still succeed. ``on_filled`` is called in the thread of the fill once the NAR is cached. Raises
         CacheFailure if the NAR is larger than the whole cache. If a fill from the same source failed a few seconds ago, raises the
         error of that fill.
         """
@@ -219,12 +221,12 @@ class NarCache:
         return fill
 
     def bytes_fetched(self, key: NarKey) -> int:
-        """Return how many bytes of a NAR this or another process has fetched; 0 if no fill of it runs in this process."""
+        """Return how many bytes of a NAR have arrived, in this or another process; 0 if this process has no fill of the NAR."""
         with self._lock:
             return max((fill.available for (nar, _source), fill in self._fills.items() if nar == key), default=0)
 
     def total_bytes_fetched(self) -> int:
-        """Return how many bytes all fills of this process have received. It grows as long as bytes arrive."""
+        """Return how many bytes all fills of this process have received. The number grows as long as bytes arrive."""
         with self._lock:
             return self._fetched + sum(fill.available for fill in self._running)
 
@@ -265,7 +267,7 @@ class NarCache:
 
     def _evicted(self, evicted: list[Entry]) -> None:
         for entry in evicted:
-            if entry.file is None:  # an unpacked file can be made again without a download
+            if entry.file is None:  # unpacked files are not reported: they can be made again without a download
                 self._note("evict", NarKey(entry.digits, entry.size))
 
     # --- upkeep
@@ -281,7 +283,7 @@ class NarCache:
         return upkeep.clean(self.layout)
 
     def collect(self) -> list[Entry]:
-        """Clean, and evict entries until the cache is below its limit; return the evicted entries. Raises CacheFailure."""
+        """Call `clean`, and evict entries until the cache is below its limit; return the evicted entries. Raises CacheFailure."""
         self.clean()
         recent = RecentEvictions()
         with as_cache_failure():
@@ -310,7 +312,7 @@ class NarCache:
 
 
 def _has_other_size(digits: str, fd: int) -> bool:
-    """Return whether the file has the right hash, although its size is not that in the narinfo: then the narinfo is wrong."""
+    """Return whether the file has the right hash but not the size in the narinfo. In this case the narinfo is wrong."""
     try:
         return is_verified(os.fstat(fd)) and has_digest(fd, digits)
     except OSError:

@@ -8,7 +8,7 @@ from narcore.cache.locks import READ_FLAGS, is_still_at
 
 
 class OpenFile:
-    """A file that one or more readers have open. ``fd`` is its descriptor; they read with offsets, not from its position."""
+    """A file that one or more readers have open. Readers of its descriptor ``fd`` pass offsets, as with pread(2)."""
 
     __slots__ = ("_readers", "fd", "path")
 
@@ -21,7 +21,7 @@ class OpenFile:
         self._readers += 1
 
     def leave(self) -> bool:
-        """Return whether no reader is left."""
+        """Remove a reader; return True if no reader is left."""
         self._readers -= 1
         return not self._readers
 
@@ -29,8 +29,8 @@ class OpenFile:
 class OpenFiles:
     """Opens files, and closes each when its last reader has closed it. Thread-safe.
 
-    Thousands of readers of one NAR need one descriptor. A file that was evicted or replaced gets no new readers, so that its space
-    on the disk is free soon.
+    Thousands of readers of one NAR need one descriptor. A file that was evicted or replaced gets no new readers, so that its
+    disk space soon becomes free.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class OpenFiles:
         self._shared: dict[Path, OpenFile] = {}
 
     def open(self, path: Path) -> OpenFile:
-        """Open a file, or join its readers if it is `shared`. The caller closes it with `close`. Raises OSError."""
+        """Open a file, or join the readers of a file that `share` was called with. The caller calls `close`. Raises OSError."""
         with self._lock:
             file = self._shared.get(path)
             if file is not None:
@@ -50,7 +50,7 @@ class OpenFiles:
         return OpenFile(path, os.open(path, READ_FLAGS))
 
     def share(self, file: OpenFile) -> None:
-        """Let later readers join this file. If another file is shared already, the readers of that file keep it."""
+        """Let later calls of `open` return this file. If another file was shared for its path, the readers of that file keep it."""
         with self._lock:
             self._shared[file.path] = file
 

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable
 
-# A slow fill gives its slot to another one. Almost any other download uses a slot better than one with
-# less than 64 KiB/s. A minute is longer than the pauses of a store that restarts, or of a congested line.
+# A slow fill gives its slot to another fill, because almost any other fill makes better use of it. A fill is slow if it receives
+# less than 64 KiB/s for a minute. A store that restarts, or a congested line, usually pauses for a shorter time.
 SLOW_SECONDS = 60.0
 SLOW_RATE = 64 << 10  # bytes of the NAR per second
 
@@ -18,7 +18,11 @@ class Pace:
         self._position = 0
 
     def is_slow(self, position: int) -> bool:
-        """Report that the fill has ``position`` bytes. Returns True if it was slow until now, once per SLOW_SECONDS."""
+        """Report that the fill has ``position`` bytes. Call this method regularly.
+
+        Once per SLOW_SECONDS, a call checks the rate since the previous check, and returns True if the rate was below SLOW_RATE.
+        All other calls return False.
+        """
         seconds = self._clock() - self._since
         if seconds < SLOW_SECONDS:
             return False

@@ -34,7 +34,7 @@ GiveUp = Callable[[Callable[[], bool]], bool]
 
 
 class PartFile:
-    """A part file, open in this process. Only ``read`` is thread-safe. ``source`` names the file that the NAR is fetched from."""
+    """A part file, open in this process. Only ``read`` is thread-safe. ``source`` names the file that is fetched from the store."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class PartFile:
         return os.fstat(self._fd).st_size
 
     def state(self) -> tuple[int, int]:
-        """Return the size, and a number that changes with each write and while the process that writes it waits for a slot."""
+        """Return the size, and a number that changes on each write and while the writing process waits for a slot."""
         status = os.fstat(self._fd)
         return status.st_size, status.st_mtime_ns
 
@@ -107,7 +107,7 @@ class PartFile:
         with as_cache_failure():
             os.ftruncate(self._readers_fd, 0)
             os.pwrite(self._readers_fd, store.encode(), 0)
-            self._touch()  # readers look again
+            self._touch()  # the changed time makes readers look at the file again
 
     def leader(self) -> str:
         """Return the URL of the store that the file is fetched from; "" if it is not known."""
@@ -116,7 +116,7 @@ class PartFile:
     def finished_elsewhere(self) -> NarListing | None:
         """Return the listing if another process has completed the NAR; None if this process must fetch it. Requires the lock.
 
-        If the fill in the other process failed, raises its error if it fetched from the same source, else LeaderGaveUp.
+        If the fill in the other process failed: raises its error if the source was the same, else LeaderGaveUp.
         """
         with as_cache_failure():
             if is_still_at(self._fd, self._path):
@@ -132,7 +132,7 @@ class PartFile:
         """Use the entry if another process completed the NAR before this process took the lock; else return None."""
         try:
             fd = os.open(self._layout.nar(self.key.digits), READ_FLAGS)
-        except OSError:  # no entry, or an invalid one, which this fill will replace
+        except OSError:  # there is no entry, or an unreadable one, which this fill will replace
             return None
         try:
             status = os.fstat(fd)
@@ -173,7 +173,7 @@ class PartFile:
         return evicted is not None
 
     def _download(self, source: Iterator[bytes], slot: Slot, publish: Publish, give_up: GiveUp) -> NarListing:
-        if self.size() > self.key.size:  # not written by a fill of this NAR
+        if self.size() > self.key.size:  # a fill of this NAR did not write this
             os.ftruncate(self._fd, 0)
         parser, builder = NarParser(contents=False), ListingBuilder()
         position, present = 0, self.size()
@@ -203,7 +203,10 @@ class PartFile:
             self._slots.release_slow(slot)
 
     def _write(self, chunk: bytes, position: int, present: int) -> None:
-        """Write a chunk. Bytes that a previous, failed fill has written must be the same: readers may have received them."""
+        """Write a chunk at ``position``.
+
+        Raises IntegrityError if an earlier, failed fill wrote other bytes there, because readers may have received those bytes.
+        """
         overlap = min(len(chunk), max(0, present - position))
         if overlap and os.pread(self._fd, overlap, position) != chunk[:overlap]:
             raise IntegrityError("the store sent different bytes when the NAR was fetched again")
@@ -217,13 +220,16 @@ class PartFile:
             raise NoReadersLeft("no reader is left")
 
     def _may_give_up(self, done: int) -> bool:
-        """Return whether the fill may end early: not if more than half is fetched, little is left, or another process reads it."""
+        """Return whether the fill may end early.
+
+        It may not if more than half is fetched, if little is left, or if another process reads the part file.
+        """
         if done > self.key.size // 2 or self.key.size - done <= NEARLY_DONE:
             return False
         # Readers hold the shared lock. With the exclusive lock, this process can remove the part file before another one reads it.
         if try_lock(self._readers_fd):
             return True
-        fcntl.flock(self._readers_fd, fcntl.LOCK_SH)  # trying to take the exclusive lock has released the shared one
+        fcntl.flock(self._readers_fd, fcntl.LOCK_SH)  # trying to take the exclusive lock has released the shared lock
         return False
 
     def _add_to_cache(self, listing: NarListing) -> None:
@@ -245,7 +251,10 @@ class PartFile:
         self._unlock()
 
     def _remove(self) -> None:
-        """Remove both files, the readers file first: a process that opens them meanwhile notices, and retries (see _try_open)."""
+        """Remove the readers file, then the part file.
+
+        In this order, a process that is opening the files notices the removal and retries (see _try_open).
+        """
         self._layout.readers(self.key).unlink(missing_ok=True)
         self._path.unlink(missing_ok=True)
 
@@ -259,7 +268,7 @@ class PartFile:
         Called after the readers were notified, since it may take long.
         """
         for path in (self._layout.nar(self.key.digits), self._layout.listing(self.key.digits)):
-            with suppress(OSError):  # evicted already; or not synced, and still marked for this boot only
+            with suppress(OSError):  # it was already evicted; or syncing failed, and the mark for this boot stays
                 fd = os.open(path, READ_FLAGS)
                 try:
                     _make_durable(fd)
@@ -270,8 +279,8 @@ class PartFile:
 def _begun(chunks: Iterator[bytes]) -> Stage:
     """Wait for the first chunk, and return all chunks.
 
-    A fill takes a slot only then: a store that does not answer must not keep the slots from NARs of other stores. Each waiting fill
-    has one chunk in memory.
+    A fill takes a slot only after its first chunk, so that fills from a store that does not answer occupy no slots. Each fill that
+    waits for a slot has one chunk in memory.
     """
     try:
         first = next(chunks, b"")
@@ -284,5 +293,5 @@ def _begun(chunks: Iterator[bytes]) -> Stage:
 def _make_durable(fd: int) -> None:
     if is_verified(os.fstat(fd)):
         os.fdatasync(fd)
-        if is_verified(os.fstat(fd)):  # nothing was written to it in between
+        if is_verified(os.fstat(fd)):  # nothing was written to the file during the sync
             mark(fd, DURABLE)

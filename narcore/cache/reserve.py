@@ -1,7 +1,7 @@
 """Space that a process reserves for small files that it will unpack, so that it need not scan the directory for each file.
 
-The reservation is a sparse file of the reserved size. Other processes count it like a file that is being written. A lock on it
-shows that its owner is alive.
+The reservation is a sparse file of the reserved size. Other processes count the file like an unpacked file that is being written.
+A lock on the file shows that its owner is alive.
 """
 
 import os
@@ -16,11 +16,11 @@ from narcore.cache.layout import FileKey, Layout
 from narcore.cache.locks import OPEN_FLAGS, is_still_at, try_lock
 from narcore.errors import CacheFailure
 
-# Enough for a few thousand files of typical size per scan of the directory. In a small cache, at most 1/RESERVE_SHARE of it.
+# Enough for a few thousand files of typical size per scan of the directory. In a small cache, at most 1/RESERVE_SHARE of the cache.
 RESERVE_MAX = 64 << 20
 RESERVE_SHARE = 100
 
-# A file larger than 1/SMALL of the reserved space does not use it: the directory is scanned for this file alone.
+# A file larger than 1/SMALL of the full reserved space causes no new reservation: the directory is scanned for this file alone.
 SMALL = 8
 
 _numbers = count()
@@ -34,22 +34,25 @@ class Reserve:
         self._limit = limit
         self._full = min(RESERVE_MAX, limit // RESERVE_SHARE)
         self._left = 0
-        # Shared by all files: otherwise each file that finds no room would evict more entries.
+        # One object for all files: otherwise each file that finds no room would evict more entries.
         self._recent = RecentEvictions()
         self._lock = threading.Lock()
         self._fd = -1
         self._path = Path()
 
     def release_for(self, size: int) -> None:
-        """Release the space if a NAR of ``size`` bytes would not fit into the cache next to it."""
+        """Release the space if a NAR of ``size`` bytes and the space together would exceed the cache limit."""
         if size + self._full > self._limit:
             self.close()
 
     def make_room(self, file: FileKey, reserve: Callable[[], None]) -> list[Entry]:
-        """Make room for a file, call ``reserve`` to take it, and return the evicted entries. Raises CacheFailure and OSError."""
+        """Make room for a file, call ``reserve`` to take the room, and return the evicted entries.
+
+        Raises CacheFailure and OSError.
+        """
         with self._lock:
             if self._fd >= 0 and file.size <= self._left:
-                reserve()  # first: counting the space twice for a moment is harmless
+                reserve()  # before the reserve shrinks: counting the space twice for a moment is harmless
                 self._set(self._left - file.size)
                 return []
             if file.size * SMALL <= self._full:
@@ -74,7 +77,7 @@ class Reserve:
             fd = os.open(path, OPEN_FLAGS, 0o600)
             if try_lock(fd) and is_still_at(fd, path):
                 self._fd, self._path = fd, path
-            else:  # another container has a process with the same ID, or another process removed the file before the lock
+            else:  # a process with the same ID in another container has the file, or the file was removed before the lock
                 os.close(fd)
 
     def _set(self, left: int) -> None:

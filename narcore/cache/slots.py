@@ -1,4 +1,4 @@
-"""The limit on concurrent fills, over all processes that share the directory, and the space that each fill has reserved."""
+"""The limit on concurrent fills, for all processes that share the directory, and the space that each fill has reserved."""
 
 import os
 import time
@@ -11,7 +11,7 @@ from narcore.cache.locks import OPEN_FLAGS, READ_FLAGS, locked, try_lock
 from narcore.errors import CacheFailure, CapacityError
 
 POLL_SECONDS = 0.02
-NO_ROOM_POLL_SECONDS = 0.2  # looking for room costs more than looking for a slot
+NO_ROOM_POLL_SECONDS = 0.2  # longer than POLL_SECONDS, because looking for room costs more than looking for a slot
 
 
 class Slot:
@@ -26,7 +26,7 @@ class Slot:
         os.pwrite(self._fd, part_name.encode("ascii"), 0)
 
     def become_slow(self, fd: int) -> None:
-        """Hold the slot file ``fd`` of a slow fill, which is locked, instead of this one."""
+        """Hold the locked file ``fd``, which is for slow fills, instead of the current slot file."""
         os.ftruncate(fd, 0)
         os.pwrite(fd, os.pread(self._fd, 200, 0), 0)
         self.close()
@@ -42,7 +42,7 @@ class Slot:
 class Slots:
     """``count`` lock files. Each fill holds one, and fails if it does not get one within ``patience`` seconds.
 
-    At most ``count`` slow fills go on beside them, each with a lock file of its own.
+    In addition, up to ``count`` slow fills continue without a slot; each has another lock file.
     """
 
     def __init__(self, layout: Layout, count: int, *, patience: float = 10.0) -> None:
@@ -66,12 +66,12 @@ class Slots:
             slot.close()
 
     def release_slow(self, slot: Slot) -> None:
-        """Give the slot of a slow fill, which goes on without it, to another fill. No effect if too many slow fills go on."""
+        """Free the slot of a slow fill, which continues without a slot. No effect if there are already ``count`` such fills."""
         if slot.is_slow:
             return
         fd = self._lock_one(self._layout.slow_slot)
         if fd is not None:
-            with locked(self._layout.lock):  # while other fills look for room, the reservation must not disappear
+            with locked(self._layout.lock):  # other fills that look for room must always see the reservation
                 slot.become_slow(fd)
 
     def _take(self, find_room: Callable[[Slot], bool], on_wait: Callable[[], None]) -> Slot:
@@ -94,7 +94,7 @@ class Slots:
         return Slot(fd) if fd is not None else None
 
     def _lock_one(self, path: Callable[[int], Path]) -> int | None:
-        """Return the descriptor of the first slot file that is free, locked; None if there is none."""
+        """Lock the first free slot file and return its descriptor; return None if none is free."""
         for number in range(self._count):
             fd = os.open(path(number), OPEN_FLAGS, 0o600)
             if try_lock(fd):
@@ -104,7 +104,7 @@ class Slots:
 
 
 def _has_room(slot: Slot, find_room: Callable[[Slot], bool]) -> bool:
-    """Return whether ``find_room`` finds room. If not, closes the slot: another fill may need less room."""
+    """Return whether ``find_room`` finds room. If it finds none, closes the slot, because another fill may need less room."""
     found = False
     try:
         found = find_room(slot)
@@ -123,7 +123,7 @@ def reserved_parts(layout: Layout) -> set[str]:
         except FileNotFoundError:
             continue
         try:
-            if not try_lock(fd):  # the contents of an unlocked slot are from a process that was killed
+            if not try_lock(fd):  # an unlocked slot file has contents only if its process was killed
                 names.add(os.pread(fd, 200, 0).decode("ascii", "replace"))
         finally:
             os.close(fd)

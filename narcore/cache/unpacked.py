@@ -1,4 +1,4 @@
-"""Unpacked files: files in cached NARs, copied to files of their own, which the kernel can read without this process.
+"""Unpacked files: files in cached NARs, copied to separate files, which the kernel can read without this process.
 
 An unpacked file is copied from its NAR again if it is missing or not marked as verified, so its loss is harmless.
 """
@@ -20,7 +20,7 @@ from narcore.cache.locks import READ_FLAGS, replacing
 from narcore.cache.reserve import Reserve
 from narcore.sizes import CHUNK_SIZE
 
-# Errors of copy_file_range(2) if the kernel can't copy between the two files. In that case this process copies the bytes.
+# With these errors, copy_file_range(2) reports that the kernel can't copy between two files. Then this process copies the bytes.
 _NO_COPY = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV}
 
 COPY_SIZE = 1 << 30  # the most bytes to copy in one call of copy_file_range
@@ -28,7 +28,7 @@ COPY_SIZE = 1 << 30  # the most bytes to copy in one call of copy_file_range
 
 @dataclass(frozen=True, slots=True)
 class UnpackedFile:
-    """Identifies an unpacked file that is open elsewhere, to check whether it was evicted and to mark it as used."""
+    """Identifies an unpacked file that another object has open; tells whether it was evicted, and marks it as used."""
 
     path: Path
     device: int
@@ -36,12 +36,12 @@ class UnpackedFile:
 
     @classmethod
     def of(cls, path: Path, fd: int) -> Self:
-        """Return the value for the file that is open at ``fd``."""
+        """Return the UnpackedFile for the file at ``path`` that is open at ``fd``."""
         status = os.fstat(fd)
         return cls(path, status.st_dev, status.st_ino)
 
     def is_evicted(self) -> bool:
-        """Return whether the file was evicted: then only open descriptors keep it on the disk. Also True if it was written to."""
+        """Return whether the file was evicted (only open descriptors keep it on the disk). Also True if it was written to."""
         try:
             return not self._is_same_file(self.path.lstat())
         except FileNotFoundError:
@@ -72,7 +72,7 @@ def open_unpacked(layout: Layout, file: FileKey) -> int | None:
     """Return a descriptor of the file, or None if it does not exist or is not marked as verified."""
     try:
         fd = os.open(layout.file(file), READ_FLAGS)
-    except OSError:  # there is no such file, or another kind of file, which `unpack` replaces
+    except OSError:  # the file is missing, or not a regular file, which `unpack` replaces
         return None
     status = os.fstat(fd)
     if stat.S_ISREG(status.st_mode) and status.st_size == file.size and is_verified(status):
@@ -84,7 +84,7 @@ def open_unpacked(layout: Layout, file: FileKey) -> int | None:
 def unpack(
     layout: Layout, file: FileKey, nar: CachedNar, *, reserve: Reserve, on_evict: Callable[[list[Entry]], None]
 ) -> None:
-    """Unpack the file, replacing an existing one. Raises OSError and CacheFailure, and then leaves no file."""
+    """Unpack the file, replacing an existing file. If it raises OSError or CacheFailure, it leaves no new file."""
     with replacing(layout.file(file)) as fd:
         # The file gets its final size before a byte is written: this reserves the space for it.
         on_evict(reserve.make_room(file, partial(os.ftruncate, fd, file.size)))
@@ -111,7 +111,7 @@ def _copy(nar: CachedNar, target: int, start: int, size: int) -> None:
 
 
 def has_contents_of_nar(file: FileKey, fd: int, nar_fd: int) -> bool:
-    """Return whether the open file has the same bytes as its range of the NAR. Raises OSError."""
+    """Return whether the file open at ``fd`` has the same bytes as its range of the NAR open at ``nar_fd``. Raises OSError."""
     if os.fstat(fd).st_size != file.size:
         return False
     done = 0

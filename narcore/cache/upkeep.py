@@ -1,4 +1,4 @@
-"""Maintenance of the cache directory: removes files that dead processes left, and verifies all entries again."""
+"""Maintenance of the cache directory: removes the files that dead processes left, and verifies all entries again."""
 
 import logging
 import os
@@ -44,10 +44,10 @@ def remove_bad(layout: Layout, key: NarKey, fd: int) -> None:
 
 
 def verify(layout: Layout, progress: Progress = lambda size: None) -> Iterator[tuple[Entry, bool]]:
-    """Hash every NAR again, and remove wrong ones. Yields each entry, and whether it is correct. Raises CacheFailure.
+    """Hash every NAR again, and remove NARs with a wrong hash. Yields pairs: an entry, and whether it is correct.
 
     Unpacked files are compared with their NARs. An unpacked file without its NAR is removed and not yielded. ``progress`` is
-    called with the number of bytes just read; these add up to the sizes of all files.
+    called with the number of bytes just read; the total is the size of all files. Raises CacheFailure.
     """
     with as_cache_failure():
         found = entries(layout)
@@ -59,7 +59,7 @@ def verify(layout: Layout, progress: Progress = lambda size: None) -> Iterator[t
 
 
 def _verify_nar(layout: Layout, entry: Entry, progress: Progress) -> bool | None:
-    """Return whether the NAR is correct; None if it was evicted in between."""
+    """Return whether the NAR is correct; None if it was evicted meanwhile."""
     path = layout.nar(entry.digits)
     try:
         fd = os.open(path, READ_FLAGS)
@@ -79,7 +79,7 @@ def _verify_nar(layout: Layout, entry: Entry, progress: Progress) -> bool | None
 
 
 def _verify_file(layout: Layout, file: FileKey, progress: Progress) -> bool | None:
-    """Return whether the file is correct; None if it was evicted in between, or its NAR does not exist."""
+    """Return whether the file is correct; None if it was evicted meanwhile, or its NAR does not exist."""
     path = layout.file(file)
     with ExitStack() as stack:
         try:

@@ -10,14 +10,14 @@ T = TypeVar("T")
 
 
 class BackgroundThread(threading.Thread):
-    """A thread of this library, which does not keep the process alive. No request of a client runs in it."""
+    """A daemon thread of this library: it does not keep the process alive. Client requests never run in it."""
 
     def __init__(self, target: Callable[[], object], *, name: str) -> None:
         super().__init__(target=target, name=name, daemon=True)
 
 
 class WorkQueue(Generic[T]):
-    """Passes items to ``work``, one after the other, in a thread that ends when the queue is empty. Thread-safe.
+    """Passes items to ``work``, one at a time, in a background thread that ends when the queue is empty. Thread-safe.
 
     ``work`` must not raise. ``name`` is the name of the thread.
     """

@@ -1,8 +1,8 @@
 """Closing an iterator and the source that it reads from.
 
-A generator that was never started runs no ``finally`` block when it is closed. WSGI servers close it in this state when a client
-disconnects before the first byte, and the connection to the store would stay open. So every iterator that reads from another
-iterator is a `Stage`.
+A generator that was never started runs no ``finally`` block when it is closed. A WSGI server closes a generator in this
+state when a client disconnects before the first byte, and the connection to the store would then stay open. Therefore every
+iterator that reads from another iterator is a `Stage`.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator

@@ -1,7 +1,7 @@
 """SHA-256 in a thread of its own.
 
-Hashing takes about as long as decompressing zstd. Both release the interpreter's lock, so a thread that only hashes makes them run
-in parallel.
+Hashing takes about as long as decompressing zstd. Both release the interpreter's lock, so both run in
+parallel if hashing has its own thread.
 """
 
 import hashlib

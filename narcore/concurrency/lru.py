@@ -1,4 +1,4 @@
-"""A cache of limited weight: the least recently used entry is evicted first, and entries may expire."""
+"""A cache with a limit on its total weight. The least recently used entry is evicted first; entries may expire."""
 
 import threading
 import time
@@ -21,7 +21,7 @@ class LruMemory(Generic[K, V]):
         self._weight = 0
 
     def get(self, key: K) -> V | None:
-        """Return the value; None if there is none or it has expired."""
+        """Return the value of ``key``; None if ``key`` has no value or the value has expired."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:

@@ -17,7 +17,7 @@ QUEUE_LENGTH = 4
 class ReadAhead(Iterator[bytes]):
     """The chunks of ``source``, read by a thread that starts at the first read and closes the source at the end.
 
-    An error of the source is raised after the chunks before it.
+    If the source raises an error, the error is raised after the chunks that preceded it.
     """
 
     def __init__(self, source: Iterator[bytes]) -> None:
@@ -29,7 +29,7 @@ class ReadAhead(Iterator[bytes]):
         self._stop = False
 
     def is_ready(self, seconds: float) -> bool:
-        """Wait at most ``seconds`` for the next chunk or the end; return whether ``next`` will not block."""
+        """Wait at most ``seconds`` for the next chunk or the end; return True if ``next`` will not block."""
         self._start()
         if self._next is None and self._end is None:
             try:

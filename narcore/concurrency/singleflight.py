@@ -16,8 +16,8 @@ Wait = Callable[[Future[V], Callable[[], int | None]], object]
 class SingleFlight(Generic[K, V]):
     """Shares one call among concurrent calls with the same key. Results are not cached.
 
-    ``wait`` waits for a Future, which the thread with the returned ID works on. It may raise an error instead, which only its own
-    caller gets.
+    ``wait`` is called with the Future of the running call, and with a function that returns the ID of the thread that runs the
+    call. It waits for the Future. An error that ``wait`` raises goes only to the caller that was waiting.
     """
 
     def __init__(self, *, wait: Wait[V] = lambda future, _thread: future.exception()) -> None:

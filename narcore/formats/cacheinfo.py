@@ -30,9 +30,9 @@ class CacheInfo:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Read the file. As in Nix, lines without a colon and unknown keys are ignored; the last of repeated keys counts.
+        """Read the file. As in Nix, lines without a colon and unknown keys are ignored; if a key is repeated, its last line counts.
 
-        Raises CacheInfoError if it is not UTF-8, is HTML (an error page with status 200), or has an invalid value.
+        Raises CacheInfoError if the file is not UTF-8, is HTML (an error page with status 200), or has an invalid value.
         """
         try:
             text = data.decode("utf-8")

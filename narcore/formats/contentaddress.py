@@ -1,4 +1,4 @@
-"""Content addresses: the CA field of a narinfo, and the store path that Nix computes from one.
+"""Content addresses: the CA field of a narinfo, and the store path that Nix computes from a content address.
 
 ::
 
@@ -9,8 +9,9 @@
            | "output:out"                        inner = sha256("fixed:out:" ["r:"] hash ":"), for all others
 
 (Nix: src/libstore/content-address.cc, and makeStorePath, makeFixedOutputPath and makeTextPath in src/libstore/store-api.cc;
-there, digits are base 16, and references are sorted full paths.) Such a path needs no signature: its name authenticates its
-references and, once the contents have been hashed, its contents.
+in this computation, digits are base 16, and references are sorted full paths. ``fold`` combines the bytes into 20 bytes with XOR,
+and encodes them in nix base 32.) Such a path needs no signature: its hash part authenticates its references and, once the contents
+have been hashed, its contents.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath
 
 Method = Literal["flat", "nar", "text"]
 
-# If two prefixes match, the longer one comes first.
+# The prefixes are tried in this order, so ``fixed:r:`` comes before ``fixed:``.
 _PREFIXES: dict[str, Method] = {"fixed:r:": "nar", "fixed:": "flat", "text:": "text"}
 _OF_METHOD = {method: prefix for prefix, method in _PREFIXES.items()}
 _WHERE = "content address"
@@ -34,10 +35,10 @@ _WHERE = "content address"
 
 @dataclass(frozen=True, slots=True)
 class ContentAddress:
-    """A hash, and what was hashed: a NAR (``nar``), or the bytes of a single file (``flat``, ``text``).
+    """A hash, and the method that says what was hashed: a NAR (``nar``), or the bytes of a single file (``flat``, ``text``).
 
-    Raises FormatError on construction for a ``text`` hash other than sha256. If a path refers to itself, its ``nar`` hash is not
-    the hash of the unmodified NAR: see `refers_to_itself`.
+    Raises FormatError on construction for a ``text`` hash other than sha256. The ``nar`` hash of a path that refers to itself
+    is not the hash of the unmodified NAR: see `refers_to_itself`.
     """
 
     method: Method
@@ -64,7 +65,7 @@ class ContentAddress:
 
     @property
     def is_by_nar_hash(self) -> bool:
-        """Whether this hash is also the narinfo's NarHash."""
+        """Whether this hash is also the narinfo's NarHash, for a path that does not refer to itself."""
         return self.method == "nar" and self.hash.algorithm == "sha256"
 
     def store_path(
@@ -75,11 +76,11 @@ class ContentAddress:
         self_reference: bool = False,
         store_dir: str = DEFAULT_STORE_DIR,
     ) -> StorePath:
-        """Return the store path of the contents with this address.
+        """Return the store path of contents that have this address.
 
-        ``references`` are base names in any order, without the path's own base name: ``self_reference`` says whether the path
-        refers to itself. Raises FormatError for references that Nix does not allow: a text can't refer to itself, and only a text
-        and a NAR hashed by sha256 can have references.
+        ``references`` are base names in any order, without the path's own base name; ``self_reference`` says whether the path
+        refers to itself. Raises FormatError for references that Nix does not allow. With the method ``text``, a path can't refer
+        to itself. Among the other kinds, only a NAR hashed by sha256 can have references.
         """
         others = [f"{store_dir}/{reference}" for reference in sorted(set(references))]
         if self.method == "text" and not self_reference:
@@ -98,7 +99,7 @@ class ContentAddress:
 def refers_to_itself(narinfo: NarInfo) -> bool:
     """Return whether the path is among its own references.
 
-    The hash of such a path is computed before the path is known, from its NAR with zeros in place of the path's hash part.
+    The content address of such a path is computed before the path is known: from its NAR with zeros in place of the hash part.
     """
     return narinfo.store_path.base_name in narinfo.references
 
@@ -106,7 +107,7 @@ def refers_to_itself(narinfo: NarInfo) -> bool:
 def is_address_of(narinfo: NarInfo) -> bool:
     """Return whether the narinfo's store path follows from its CA, name and references, so that it needs no signature.
 
-    If CA and NarHash are hashes of the same bytes, they must be equal. If they are hashes of different bytes, the NarHash is not
+    If CA and NarHash are hashes of the same bytes, this function also requires that they are equal. Otherwise the NarHash is not
     authenticated, and the contents have to be checked as well: see `contents_unproved`.
     """
     if narinfo.ca is None:
@@ -135,7 +136,7 @@ def _needs_contents(address: ContentAddress, narinfo: NarInfo) -> bool:
 
 
 def _hash(text: str) -> NixHash:
-    """Parse ``<algorithm>:<digits>``. SRI is refused: NixHash reads it, but content addresses never use it."""
+    """Parse ``<algorithm>:<digits>``. Refuses the SRI notation: NixHash reads it, but content addresses never use it."""
     if ":" not in text:
         raise FormatError("no algorithm before the hash", where=_WHERE)
     try:

@@ -13,7 +13,7 @@ from narcore.errors import FormatError
 from narcore.formats.names import to_text
 
 SIZE_MAX = 16 << 20
-"""The size limit of a file in bytes: the largest known files have about 3 MB."""
+"""The size limit of a file in bytes. The largest known files have about 3 MB."""
 
 _STRING = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)"', re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
@@ -27,7 +27,8 @@ T = TypeVar("T")
 class DerivationOutput(NamedTuple):
     """An output of a derivation.
 
-    ``path`` is "" if it is known only after the build; ``hash_algorithm`` and ``hash`` are "" unless the hash is fixed in advance.
+    ``path`` is "" if the output path is known only after the build; ``hash_algorithm`` and ``hash`` are "" unless the hash is fixed
+    in advance.
     """
 
     name: str
@@ -37,7 +38,7 @@ class DerivationOutput(NamedTuple):
 
 
 class Input(NamedTuple):
-    """Another derivation, and the outputs of it that are needed."""
+    """An input derivation, and the names of those of its outputs that the build needs."""
 
     path: str
     outputs: tuple[str, ...]

@@ -1,8 +1,8 @@
 """NAR listings: the names, types, sizes and offsets of the files in a NAR (the ``.ls`` files of a binary cache).
 
 A listing may have a million entries, so entries are not stored as objects: a NarListing consists of a few columns, and a Node is
-created on demand. An ``.ls`` file is not signed, so its offsets are not trusted but computed from the tree. The NAR size that
-results has to equal the narinfo's.
+created on demand. An ``.ls`` file is not signed, so its offsets are not trusted. The offsets and the NAR
+size are computed from the tree, and the computed NAR size has to equal the NarSize of the narinfo.
 
 Names and targets are bytes in a NAR and ``str`` here: UTF-8 with surrogateescape, which preserves any bytes.
 """
@@ -25,7 +25,7 @@ from narcore.formats.nar import wire
 from narcore.formats.nar.events import Data, DirectoryEnd, End, NarEvent, Regular, Symlink
 
 NODES_MAX = 2**22
-"""The limit of entries in one listing: ten times the number in the largest known packages. They take about 200 MB as columns."""
+"""The limit of entries in one listing: ten times as many as the largest known packages have. The columns then take about 200 MB."""
 
 MEMORY_MAX = 160 << 20
 """The limit of memory, in bytes, for reading an ``.ls`` file. The estimate is conservative: actual use is at most 100 MiB."""
@@ -39,7 +39,8 @@ _EXECUTABLE = len(wire.EXECUTABLE) + 8
 _SYMLINK = len(wire.SYMLINK) + 8
 _DIRECTORY = len(wire.DIRECTORY)
 _CLOSE = len(wire.CLOSE_ENTRY)
-# Sizes are computed as if the root were an entry with an empty name. These are the corrections before and after the root, in bytes.
+# Sizes are computed as if the root were an entry with an empty name. These two corrections, in bytes, apply before
+# and after the root.
 _BEFORE_ROOT = len(wire.ROOT) - _HEAD
 _AFTER_ROOT = len(wire.CLOSE) - _CLOSE
 
@@ -89,12 +90,13 @@ class _Columns:
         self.sizes = array("Q")  # a file's contents in bytes; a directory's number of entries; a target in bytes
         # The offset of a file's contents in the NAR; of a directory's entries in ``children``; of a target in ``targets``.
         self.starts = array("Q")
-        self.children = array("I")  # rows; the entries of a directory are adjacent, in byte order of their names
+        # Row numbers. The numbers of one directory's entries are adjacent, in byte order of the names.
+        self.children = array("I")
         self.targets = bytearray()
 
 
 class _PackedColumns:
-    """The columns of a listing in the packed form: views of its bytes."""
+    """The columns of a listing in packed form, as views of the packed bytes."""
 
     __slots__ = _Columns.__slots__
 
@@ -128,9 +130,9 @@ class NarListing:
     def parse(cls, data: bytes, *, nar_size: int) -> "NarListing":
         """Read a decompressed ``.ls`` file for a NAR of ``nar_size`` bytes.
 
-        Raises ListingError if the file breaks the format or a rule of NARs, is not complete, or does not match ``nar_size`` or its
-        own offsets. Also raises it if reading the file would take more memory than a listing of about 200,000 entries takes.
-        (Reading the NAR itself takes little memory.)
+        Raises ListingError if the file breaks the format or a rule of NARs, is not complete, or has a wrong offset, or if its NAR
+        would not have ``nar_size`` bytes. Also raises ListingError if reading the file could take more than MEMORY_MAX bytes,
+        which may happen from about 200,000 entries on. (Reading the NAR itself takes little memory.)
         """
         if listing_json.memory_needed(data) > MEMORY_MAX:
             raise ListingError("reading the listing would take too much memory")
@@ -148,15 +150,15 @@ class NarListing:
 
     @classmethod
     def from_packed(cls, data: bytes | memoryview, *, nar_size: int) -> "NarListing":
-        """Return the listing that `to_packed` wrote. Takes the same short time for any listing, because nothing is parsed.
+        """Return the listing from the output of `to_packed`. Takes the same short time for any listing, because nothing is parsed.
 
-        The listing refers to ``data``. Only the sizes of the columns are checked, so ``data`` must come from a trusted source; else
-        the methods of the listing may raise IndexError. Raises ListingError if ``data`` has a wrong size.
+        The listing refers to ``data``. Only the sizes of the columns are checked, so ``data`` must come from a trusted source:
+        with other data, the methods of the listing may raise IndexError. Raises ListingError if ``data`` has a wrong size.
         """
         return cls(_PackedColumns(memoryview(data)), nar_size)
 
     def to_packed(self) -> bytes:
-        """Return the listing in a form that is searched without being parsed: its columns, one after another.
+        """Return the listing in a form that can be searched without parsing: its columns, one after another.
 
         Four counts (nodes, bytes of names, children, bytes of targets), then the columns kinds, names, name ends, sizes, starts,
         children and targets. All numbers are little-endian; counts, sizes and starts have 8 bytes, name ends and children 4.
@@ -217,11 +219,11 @@ class NarListing:
         return (columns.starts[index], columns.sizes[index]) if columns.kinds[index] < _DIRECTORY_NODE else None
 
     def children(self, node: Node, start: int = 0) -> Iterator[Node]:
-        """Yield the entries of a directory in byte order of their names, starting with entry ``start``; nothing for other nodes."""
+        """Yield the entries of a directory in byte order of their names, from number ``start`` on; none for other nodes."""
         return map(self._node, map(self._columns.children.__getitem__, self._places(node.index)[start:]))
 
     def child(self, node: Node, name: str) -> Node | None:
-        """Return the entry with that name; None if there is none, ``node`` is not a directory, or the name is invalid in a NAR."""
+        """Return the entry ``name`` of a directory; None if there is no such entry or ``node`` is not a directory."""
         try:
             raw_name = to_bytes(name)
         except UnicodeEncodeError:
@@ -252,9 +254,9 @@ class NarListing:
         return sums[self._last_row(node.index) + 1] - sums[node.index]
 
     def fingerprint(self, node: Node) -> str:
-        """Return a text that differs between two listings if they differ at ``node`` or below it, apart from the node's own name.
+        """Return a text that changes if ``node`` or anything below it changes, apart from the node's own name.
 
-        Listings of the same NAR have the same fingerprints. For a directory, the time grows with the subtree: about 1 ms for
+        Two listings of the same NAR give the same fingerprint. For a directory, the time grows with the subtree: about 1 ms for
         50,000 rows.
         """
         if node.kind is not Kind.DIRECTORY:
@@ -272,7 +274,7 @@ class NarListing:
         return digest.hexdigest()
 
     def _targets_below(self, first: int, last: int) -> slice:
-        """Return the place of all link targets of these rows."""
+        """Return the slice of ``targets`` that contains the link targets of rows ``first`` to ``last`` (inclusive)."""
         columns, link = self._columns, bytes((_SYMLINK_NODE,))
         kinds = bytes(columns.kinds[first : last + 1])
         if link not in kinds:
@@ -288,11 +290,11 @@ class NarListing:
         return row
 
     def json_chunks(self, node: Node | None = None, recursive: bool = True) -> Iterator[bytes]:
-        """Yield the ``.ls`` file of a node (the root if None) and everything below it, in chunks of about 64 KiB.
+        """Yield the ``.ls`` file that describes a node (default: the root) and everything below it, in chunks of about 64 KiB.
 
-        If not recursive, it contains one level, with child directories as ``{"type":"directory"}``. The order of fields is Nix's;
-        bytes that are not UTF-8 become ``\\udc80`` to ``\\udcff``. Offsets are relative to the whole NAR, so `parse` reads only
-        the recursive listing of the root.
+        If not recursive, the file contains one level, with child directories as ``{"type":"directory"}``. Fields are in the same
+        order as in Nix. Bytes that are not UTF-8 become ``\\udc80`` to ``\\udcff``. Offsets are relative to the whole NAR, so
+        `parse` accepts only the recursive listing of the root.
         """
         parts: list[str] = []
         size = 0
@@ -375,16 +377,16 @@ class NarListing:
 class ListingBuilder:
     """Builds a listing from the events of one NAR while they arrive.
 
-    The events must be valid and in order, as NarParser produces them and NarWriter requires them. Data, End and a Regular's
-    ``nar_offset`` (0) may be missing: sizes and offsets are computed, and compared with those given. After a ListingError, the
-    builder must not be used any more.
+    The events must be valid and in order, as NarParser produces them and NarWriter requires them. Data and End events may be
+    missing, and ``nar_offset`` may be 0: the builder computes sizes and offsets, and compares them with those in the events. After
+    a ListingError, the builder must not be used any more.
     """
 
     __slots__ = ("_columns", "_open", "_position", "_siblings")
 
     def __init__(self) -> None:
         self._columns = _Columns()
-        self._position = _BEFORE_ROOT  # in the NAR
+        self._position = _BEFORE_ROOT  # the offset in the NAR
         # The rows of the entries that the current directory has so far. Outside of all directories: the row of the root.
         self._siblings = array("I")
         self._open: list[tuple[int, array[int]]] = []  # for each open directory, its row and the siblings before it
@@ -401,8 +403,8 @@ class ListingBuilder:
             raise ListingError("a size or an offset is out of bounds") from error
 
     def _add_all(self, events: Iterable[NarEvent]) -> None:
-        # One long loop over local names, for speed: a NAR may have hundreds of thousands of entries, and this loop runs for each of
-        # them, in addition to parsing and hashing.
+        # For speed, this is one long loop that uses only local variables. A NAR may have hundreds of thousands of entries, and the
+        # loop body runs for each entry, in addition to parsing and hashing.
         columns, siblings, position = self._columns, self._siblings, self._position
         kinds, names, name_ends = columns.kinds, columns.names, columns.name_ends
         sizes, starts = columns.sizes, columns.starts
@@ -450,7 +452,7 @@ class ListingBuilder:
         self._siblings, self._position = siblings, position
 
     def _close(self, entries: "array[int]") -> "array[int]":
-        """End the innermost directory, which has ``entries``; return its siblings."""
+        """End the innermost directory, whose entries are the rows ``entries``; return the rows of its siblings."""
         if not self._open:
             raise ListingError("the end of a directory without its beginning")
         columns = self._columns
@@ -488,6 +490,6 @@ def _swapped(numbers: "memoryview | array[int]") -> "array[int]":
 def contents_prefix(node: Node) -> bytes:
     """Return the bytes before the contents of a regular file in the NAR: the contents tag and the length.
 
-    The offset in an ``.ls`` file is right only if these bytes stand directly before it.
+    An offset in an ``.ls`` file is correct only if the NAR has these bytes directly before the offset.
     """
     return _CONTENTS + wire.U64.pack(node.size)

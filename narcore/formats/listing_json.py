@@ -1,4 +1,4 @@
-"""Parses ``.ls`` files: from JSON to the events of the NAR that a file describes.
+"""Parses ``.ls`` files: turns the JSON into the events of the NAR that it describes.
 
 ``{"version":1,"root":node}``, where a node is one of these (Nix: src/libutil/nar-listing.cc); other fields are ignored::
 
@@ -29,9 +29,9 @@ def events(data: bytes) -> Iterator[NarEvent]:
 
 
 def memory_needed(data: bytes) -> int:
-    """Return the most memory, in bytes, that reading the file can take, estimated from its characters.
+    """Return an upper bound, in bytes, on the memory for reading the file. It is estimated from counts of characters.
 
-    The factors were measured with all kinds of JSON. A well-formed listing takes half of that estimate. Without this check, a file
+    The factors were measured with all kinds of JSON. A well-formed listing takes half of this bound. Without this check, a file
     of 32 MiB could take 900 MiB: ``{},{},{},...``
     """
     a_character = 2 if data.isascii() and b"\\" not in data else 12  # one non-Latin-1 character widens the whole string
@@ -79,7 +79,7 @@ def _events(root: object) -> Iterator[NarEvent]:
 
 def _regular(name: bytes, node: dict[str, object]) -> Regular:
     size, executable, nar_offset = node.get("size"), node.get("executable", False), node.get("narOffset")
-    if type(size) is not int or not 0 <= size <= wire.SIZE_MAX:  # isinstance would accept True as an int
+    if type(size) is not int or not 0 <= size <= wire.SIZE_MAX:  # isinstance would also accept True, which is an int
         raise ListingError("missing or invalid size", where=shown(name))
     if not isinstance(executable, bool):
         raise ListingError("executable is not true or false", where=shown(name))
@@ -98,7 +98,7 @@ def _checked_target(name: bytes, target: object) -> bytes:
 
 
 def _entries(name: bytes, entries: object, depth: int) -> Iterator[tuple[bytes, object]]:
-    """Return the entries of the directory ``name``, which are at ``depth``: with names as bytes, sorted and checked."""
+    """Return the entries of the directory ``name``, checked and sorted, with names as bytes. ``depth`` is the entries' depth."""
     if not isinstance(entries, dict):
         raise ListingError("a directory has no entries field: the listing is not complete", where=shown(name))
     if entries and depth > wire.DEPTH_MAX:
@@ -122,5 +122,5 @@ def _encoded(text: object, name: bytes) -> bytes:
 
 
 def shown(name: bytes) -> str:
-    """Return the name of a node for a message: its full path is not tracked."""
+    """Return the name of a node for a message. Only the name is known here, not the full path."""
     return f"entry {name!r}" if name else "root"

@@ -1,8 +1,8 @@
 """narinfos: what a binary cache publishes about one store path (Nix: src/libstore/nar-info.cc).
 
-A narinfo has lines of ``Key: value``. Not every cache writes them as Nix does today: unusual but unambiguous input is accepted and
-recorded as a ``Quirk``, invalid input is refused. Only StorePath, NarHash, NarSize and References are signed; the other fields are
-not authenticated.
+A narinfo has lines of ``Key: value``. Some caches write them differently from today's Nix. Unusual but unambiguous input is
+accepted and recorded as a ``Quirk``; invalid input is refused. Only StorePath, NarHash, NarSize and References are signed; the
+other fields are not authenticated.
 """
 
 import enum
@@ -17,7 +17,7 @@ from narcore.formats.nixhash import NixHash, Notation, notation_of
 from narcore.formats.signature import PublicKey, Signature
 from narcore.formats.storepath import DEFAULT_STORE_DIR, StorePath, is_base_name
 
-LINES_MAX = 1000  # Nix writes about ten; only Sig may be repeated
+LINES_MAX = 1000  # Nix writes about ten lines; the only repeated field is Sig
 REFERENCES_MAX = 50_000
 SIZE_MAX = 2**63 - 1
 
@@ -26,7 +26,7 @@ _SIZE = re.compile(r"[0-9]{1,19}")  # as many digits as SIZE_MAX has
 _SINGLE = frozenset(
     ("StorePath", "URL", "Compression", "FileHash", "FileSize", "NarHash", "NarSize", "Deriver", "System")
 )
-_ONCE = frozenset(("References", "CA"))  # Nix refuses a second line; of repeated other fields it takes the last
+_ONCE = frozenset(("References", "CA"))  # Nix refuses a second line of these; for other fields, Nix takes the last line
 _KNOWN = _SINGLE | _ONCE | {"Sig"}
 
 
@@ -42,7 +42,7 @@ class Quirk(enum.Flag):
     BASE64_HASH = enum.auto()
     SRI_HASH = enum.auto()
     UNKNOWN_DERIVER = enum.auto()
-    """``Deriver: unknown-deriver``, which means that there is none."""
+    """``Deriver: unknown-deriver``, which means that the deriver is not known."""
     SYSTEM = enum.auto()
     """The legacy field System."""
     UNKNOWN_FIELD = enum.auto()
@@ -52,7 +52,7 @@ class Quirk(enum.Flag):
     UNSORTED_REFERENCES = enum.auto()
     """The references are not sorted or contain duplicates; the fingerprint sorts them."""
     UNREADABLE_SIGNATURE = enum.auto()
-    """A Sig that is not an Ed25519 signature, possibly of a future kind; it is ignored because it can't be verified."""
+    """A Sig that is not an Ed25519 signature, possibly a future kind of signature; it is ignored because it can't be verified."""
 
 
 _NOTATION_QUIRKS = {
@@ -110,7 +110,7 @@ class NarInfo:
         """
         fields = _Fields(_decode(data))
         file_hash = fields.last("FileHash")
-        return cls(  # ``quirks`` has to be last: reading the other fields fills it
+        return cls(  # ``quirks`` has to be last, because reading the other fields adds to the quirks
             store_path=_store_path(fields.required("StorePath"), store_dir),
             url=fields.required("URL"),
             compression=fields.compression(),
@@ -167,7 +167,10 @@ class _Fields:
         self._values: dict[str, list[str]] = {}
         lines = text.split("\n")
         if lines.pop():
-            raise NarInfoError("the last line has no end: truncated, or not a narinfo", where=f"line {len(lines) + 1}")
+            raise NarInfoError(
+                "the last line has no line break: the narinfo is truncated, or this is not a narinfo",
+                where=f"line {len(lines) + 1}",
+            )
         if len(lines) > LINES_MAX:
             raise NarInfoError(f"more than {LINES_MAX} lines")
         for number, line in enumerate(lines, 1):

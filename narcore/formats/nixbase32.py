@@ -1,7 +1,7 @@
 """Nix's base 32: the digits of hashes in store paths and narinfos.
 
-The bytes are read as one little-endian number, and its digits, of five bits each, are written most significant first
-(Nix: src/libutil/base-nix-32.cc). Therefore it is not RFC 4648's base 32, and can't be decoded digit by digit from the left.
+The bytes are read as one little-endian number. Its digits have five bits each, and the most significant digit comes first
+(Nix: src/libutil/base-nix-32.cc). Therefore this is not RFC 4648's base 32, and can't be decoded digit by digit from the left.
 """
 
 from functools import lru_cache
@@ -20,7 +20,7 @@ def encoded_length(size: int) -> int:
 
 @lru_cache(maxsize=4096)
 def encode(raw: bytes) -> str:
-    """Return the digits of ``raw``. Cached: one request needs the digits of one NarHash several times."""
+    """Return the digits of ``raw``. Cached, because a single request needs the digits of the same NarHash several times."""
     number = int.from_bytes(raw, "little")
     count = encoded_length(len(raw))
     return "".join(ALPHABET[number >> (5 * position) & 31] for position in reversed(range(count)))

@@ -1,6 +1,7 @@
 """A hash with its algorithm, in every notation that Nix reads (Nix: src/libutil/hash.cc).
 
-These are ``sha256:`` followed by base 16, nix base 32 or base 64, which differ in length; and SRI, ``sha256-`` and base 64.
+The notations are ``sha256:`` followed by base 16, nix base 32 or base 64, which differ in length, and SRI: ``sha256-`` followed by
+base 64. The name of another algorithm may replace ``sha256``.
 """
 
 import binascii
@@ -26,7 +27,7 @@ class Notation(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class NixHash:
-    """A hash. ``algorithm`` is md5, sha1, sha256 or sha512; raises HashError if ``digest`` does not have its size in bytes."""
+    """A hash. ``algorithm`` is md5, sha1, sha256 or sha512; raises HashError if ``digest`` has a wrong length."""
 
     algorithm: str
     digest: bytes

@@ -1,6 +1,6 @@
 """Resolves a path inside a store path to a node of the NAR's listing, or to the path that its links lead to.
 
-Pure: nothing is fetched. Inside this NAR, links are followed as the kernel does. Outside of it, paths are only resolved lexically,
+Nothing is fetched. Inside this NAR, links are followed as the kernel does. Outside of this NAR, paths are only resolved lexically,
 because following links there would require another NAR.
 """
 
@@ -15,7 +15,7 @@ MAX_LINKS = 40  # the limit of Linux (MAXSYMLINKS in include/linux/namei.h)
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The node at the path, reached without links. ``path`` has no slash at either end; "" is the root."""
+    """The node at the path; no link was followed. ``path`` has no slash at either end; "" is the root."""
 
     node: Node
     path: str
@@ -23,7 +23,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """A link leads to this path of the same store path. The path of a directory ends in a slash (the root's is "/")."""
+    """A link leads to ``path`` in the same store path. The path of a directory ends in a slash (the root's is "/")."""
 
     path: str
 
@@ -65,7 +65,7 @@ class _Walk:
         self.pending: list[str] = []
         self.links = 0
         self.last_link = ""
-        # The followed links whose targets are still being walked, each with the length of ``pending`` without its target.
+        # The followed links whose targets are still being walked. Each has the length of ``pending`` before the target was added.
         self.open_links: list[tuple[int, str]] = []
 
     def run(self, segments: list[str]) -> Outcome:
@@ -136,7 +136,10 @@ class _Walk:
         return Elsewhere("/" + "/".join(place), "/" + "/".join(place[: self._depth_of_store_dir(place)]))
 
     def _depth_of_store_dir(self, place: list[str]) -> int:
-        """Return how many segments of ``place`` form its store dir: our store dir, or all segments before the first base name."""
+        """Return how many segments of ``place`` form its store dir.
+
+        This is either this NAR's store dir, or all segments before the first segment that is a store path's base name.
+        """
         ours = self.own_place[:-1]
         if place[: len(ours)] == ours and len(place) > len(ours):
             if is_base_name(place[len(ours)]):
@@ -148,7 +151,7 @@ class _Walk:
         raise OutsideStore(f"the link {self.last_link} leads out of {self.store_path.store_dir}")
 
     def _close_links(self) -> None:
-        """Drop the links whose targets were walked to the end: no segment in ``pending`` comes from these links."""
+        """Drop the links whose targets were walked to the end: ``pending`` has no segment from these targets."""
         while self.open_links and self.open_links[-1][0] > len(self.pending):
             self.open_links.pop()
 

@@ -1,6 +1,6 @@
 """Ed25519 signatures and keys, ``name:base64``, as in narinfos and nix.conf (Nix: src/libutil/signature/local-keys.cc).
 
-The name only selects the key: names are compared exactly, and trust depends on the key itself, not on its name. Whether a path is
+The name only selects the key, by exact comparison. Trust depends on the key itself, not on its name. Whether a path is
 trusted is decided in ``narcore/lookup/lookup.py``.
 ``cryptography`` is imported at first use, so a server that trusts every cache never loads it.
 """
@@ -15,8 +15,8 @@ from narcore.errors import FormatError
 SIGNATURE_SIZE = 64
 KEY_SIZE = 32  # of a public key, and of a secret key's seed
 
-# The y coordinates of the points of small order, in all encodings. If the public key is one of them, anyone can make valid
-# signatures without a secret key. libsodium, and therefore Nix, refuses these keys; OpenSSL does not.
+# The y coordinates of the curve's points of small order, in all encodings. If a public key is one of these points, anyone can make
+# valid signatures without a secret key. libsodium, and therefore Nix, refuses these keys; OpenSSL does not.
 _P = 2**255 - 19
 _ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
 _WEAK = frozenset((0, 1, _P - 1, _P, _P + 1, _ORDER_8, _P - _ORDER_8))
@@ -129,7 +129,8 @@ class SecretKey:
 def parse_public_keys(text: str) -> tuple[PublicKey, ...]:
     """Read public keys separated by white space, as in ``trusted-public-keys`` of nix.conf; the list may be empty.
 
-    Raises FormatError, which gives a key's position and name but not its contents, because it may be a secret key.
+    Raises FormatError. Its message gives the position and the name of the key, but never the key itself, because a user may have
+    written a secret key by mistake.
     """
     return tuple(_listed_key(number, word) for number, word in enumerate(text.split(), 1))
 

@@ -58,19 +58,19 @@ class StorePath:
 
 
 def is_hash_part(text: str) -> bool:
-    """Return whether ``text`` can be a hash part, the key by which a store path is looked up in a binary cache."""
+    """Return whether ``text`` can be a hash part, which is the key of a store path in a binary cache."""
     return _HASH_PART.fullmatch(text) is not None
 
 
 def is_base_name(text: str) -> bool:
-    """Return whether ``text`` is a valid ``<hash part>-<name>``. Creates no StorePath, because narinfos list thousands."""
+    """Return whether ``text`` is a valid ``<hash part>-<name>``. Creates no StorePath, because a narinfo may list thousands."""
     return _BASE_NAME.fullmatch(text) is not None
 
 
 def check_store_dir(text: str) -> str:
     """Return ``text`` if it can be a store dir: absolute, not the root, without empty, ``.`` or ``..`` segments.
 
-    Raises StorePathError otherwise, and for control characters, because a store dir is used in URLs and headers.
+    Otherwise raises StorePathError. Control characters are refused too, because a store dir is used in URLs and headers.
     """
     first, *segments = text.split("/")
     if first or not segments or not {"", ".", ".."}.isdisjoint(segments) or _CONTROL.search(text):
@@ -81,8 +81,9 @@ def check_store_dir(text: str) -> str:
 def split_store_path(path: str, store_dir: str = DEFAULT_STORE_DIR) -> tuple[StorePath, str]:
     """Split an absolute path into the store path and the path below it: ``/nix/store/<base name>/x/y`` gives ``x/y``.
 
-    Slashes before and after the base name may repeat, as in any POSIX path. The path below is returned unchanged, "" if there is
-    none; ``..`` stays in it, because its meaning depends on links. Raises StorePathError if ``path`` is not below ``store_dir``.
+    Slashes before and after the base name may repeat, as in any POSIX path. The path below is returned unchanged; it is "" for the
+    store path itself. Any ``..`` stays in it, because the meaning of ``..`` depends on links. Raises StorePathError if ``path`` is
+    not below ``store_dir``.
     """
     rest = path
     for segment in store_dir.split("/"):  # the first is "": the path has to be absolute

@@ -1,7 +1,8 @@
 """Decompression of streams, for each supported value of a narinfo's ``Compression``.
 
 A new compression needs a line in ``_CODECS``; its decoder goes into ``decoders.py``, or into a module of its own. If listings can
-be compressed with it, ``_MAGICS`` needs its first bytes. zstd has a module of its own, because its frames have limits to check.
+be compressed with it, ``_MAGICS`` also needs the first bytes of its files. zstd has a module of its own, because the limits of its
+frames have to be checked.
 """
 
 import bz2
@@ -23,7 +24,7 @@ _LZMA = Codec("lzma", functools.partial(LzmaDecoder, lzma.FORMAT_ALONE), (lzma.L
 _BZIP2 = Codec("bzip2", bz2.BZ2Decompressor, (OSError,))
 _LZIP = Codec("lzip", LzipDecoder, (LzipError, lzma.LZMAError))
 
-# A codec that needs a package is created at first use, so that importing this module stays cheap.
+# Each codec is created at first use, so that importing this module stays cheap even if a codec needs a package.
 _CODECS: dict[str, Callable[[], Codec]] = {
     "xz": lambda: _XZ,
     "bzip2": lambda: _BZIP2,
@@ -45,12 +46,12 @@ _MAGICS = ((b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\x00", "xz"), (b"\x1f\x8b",
 def decompress(name: str, chunks: Iterable[bytes], *, chunk_size: int = CHUNK_SIZE) -> Iterator[bytes]:
     """Decompress ``chunks`` with the compression ``name`` (as in a narinfo) into chunks of 1 to ``chunk_size`` bytes.
 
-    Memory is bounded by the window of the stream (a window of more than 64 MiB is refused) and a few chunks, whatever the
-    input. Several streams, frames or members may follow one another, except for ``br``, whose format does not allow it.
+    Memory is bounded for any input: by the window of the stream (a window of more than 64 MiB is refused) and a few chunks.
+    The input may contain several streams, frames or members, one after another, except for ``br``: its format forbids that.
 
     Raises UnknownCompression immediately. The iterator raises TruncatedStream if the input ends too early or is empty, and
-    CorruptStream if the codec refuses the input, including trailing bytes. Not every codec has checksums: only the NarHash shows
-    that the bytes are right. ``chunks`` is closed together with the iterator, or if this function raises.
+    CorruptStream if the codec refuses the input, including trailing bytes. Some formats have no checksums, so only the
+    NarHash proves that the output is correct. ``chunks`` is closed together with the iterator, or if this function raises.
     """
     try:
         body = _unpack(name, chunks, chunk_size)
@@ -61,7 +62,7 @@ def decompress(name: str, chunks: Iterable[bytes], *, chunk_size: int = CHUNK_SI
 
 
 def sniff(head: bytes) -> str:
-    """Return the compression of a listing or a narinfo, judged by its first bytes; brotli if they are no known magic number."""
+    """Return the compression of a listing or a narinfo, judged by its first bytes; ``br`` if they are not a known magic number."""
     for magic, name in _MAGICS:
         if head.startswith(magic):
             return name
@@ -69,12 +70,15 @@ def sniff(head: bytes) -> str:
 
 
 def unpack_small(packed: bytes, limit: int) -> bytes:
-    """Decompress a small file with the compression that `sniff` finds. Raises CompressionError, also above ``limit`` bytes."""
+    """Decompress a small file with the compression that `sniff` finds. Raises CompressionError.
+
+    Output of more than ``limit`` bytes is an error, too.
+    """
     unpacked = bytearray()
     for chunk in decompress(sniff(packed[:8]), [packed]):
         unpacked += chunk
         if len(unpacked) > limit:
-            raise CorruptStream(f"a small file has more than {limit} bytes")
+            raise CorruptStream(f"the unpacked file has more than {limit} bytes")
     return bytes(unpacked)
 
 

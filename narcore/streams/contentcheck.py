@@ -1,7 +1,7 @@
 """Checks the contents of a NAR against a content address, as a stage after ``integrity.verified``.
 
-It is needed only for paths that are trusted because of their address and not because of a signature, and only if the address does
-not follow from the NarHash: see ``formats.contentaddress.contents_unproved``.
+The check is needed only for a path that is trusted because of its content address and not because of a signature, and only if the
+NarHash does not prove the address: see ``formats.contentaddress.contents_unproved``.
 """
 
 import hashlib
@@ -21,15 +21,15 @@ SELF_REFERENCES_MAX = 1 << 20  # eight bytes of memory each; the largest real pa
 
 @stage
 def addressed(chunks: Iterable[bytes], address: ContentAddress, *, self_reference: str = "") -> Iterator[bytes]:
-    """Pass on the ``chunks`` of a NAR, and check that its contents have that ``address``.
+    """Pass on the ``chunks`` of a NAR, and check that its contents have the content address ``address``.
 
     ``self_reference`` is the hash part of the store path if the path is among its own references. The last chunk is passed on only
     after the check. Raises HashMismatch if the contents have another hash; raises NarError if a NAR of a single file is expected
-    but the input is not a NAR, or if there are more than SELF_REFERENCES_MAX self references. Holds one chunk, whatever the size.
+    but the input is not a NAR, or if there are more than SELF_REFERENCES_MAX self references. Holds back one chunk at a time.
     """
     hasher = _hasher(address, self_reference)
     previous = b""
-    for chunk in filter(None, chunks):  # an empty chunk must not push out the chunk that is held back
+    for chunk in filter(None, chunks):  # an empty chunk must not release the chunk that is held back
         hasher.update(chunk)
         if previous:
             yield previous
@@ -50,10 +50,10 @@ def _hasher(address: ContentAddress, self_reference: str) -> Hasher:
 
 
 class _SingleFile:
-    """Hashes the contents of the file that a NAR consists of.
+    """Hashes the contents of the single file in a NAR.
 
-    Raises HashMismatch for other kinds of nodes and for executables: Nix never gives them such an address, and the hash does not
-    cover the difference.
+    Raises HashMismatch for other kinds of nodes and for executables. Nix never gives them such an address, and the hash of the
+    contents would not show the difference.
     """
 
     def __init__(self, algorithm: str) -> None:
@@ -82,10 +82,10 @@ class _SingleFile:
 
 
 class _ModuloSelf:
-    """Hashes a NAR with zeros in place of the path's own hash part, and then the offsets of the replaced hash parts.
+    """Hashes a NAR with zeros in place of the path's own hash part, followed by the offsets of the replaced hash parts.
 
     (Nix: src/libutil/references.cc, HashModuloSink.) The offsets distinguish self references from zeros. Some releases of Nix
-    omitted the offsets; their paths are not accepted, because anyone could turn zeros in them into self references.
+    did not hash the offsets. Paths made by these releases are not accepted, because anyone could turn zeros into self references.
     """
 
     def __init__(self, algorithm: str, own: bytes) -> None:

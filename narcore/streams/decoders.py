@@ -8,15 +8,16 @@ from collections.abc import Callable
 from narcore.errors import UnknownCompression, how_to_install
 from narcore.streams.members import Codec, Decoder
 
-# The limit of a window in bytes: how far back a stream may refer to its own output, which its decoder keeps in memory. `xz -9`
-# and `zstd -21` need this much, `lzip -9` needs 32 MiB, brotli at most 16 MiB. Only `zstd --ultra -22` needs more, for files above
-# 64 MiB. Nix writes frames of 16 MiB; a NAR on cache.nixos.org is one frame of level 19, with a window of 8 MiB.
+# The limit of a window in bytes. A window is how far back a stream may refer to its own output; its decoder keeps this output in
+# memory. `xz -9` and `zstd -21` need this much, `lzip -9` needs 32 MiB, brotli at most 16 MiB. Only `zstd --ultra -22` needs more,
+# for files above 64 MiB. Nix writes frames of 16 MiB; a NAR on cache.nixos.org is one frame of level 19, with a window of 8 MiB.
 MAX_WINDOW = 1 << 26
 
 # liblzma counts its own tables in addition to the dictionary.
 _LZMA_MEMORY = MAX_WINDOW + (1 << 20)
 
-# brotli's `output_buffer_limit` is not a hard limit: the output grows in steps until it reaches the limit (96 KiB for this value).
+# brotli's `output_buffer_limit` is not a hard limit: the output grows in steps until it reaches the limit.
+# With this value, it has up to 96 KiB.
 _BROTLI_STEP = 64 * 1024
 
 
@@ -110,7 +111,7 @@ def brotli_codec() -> Codec:
 
 @functools.cache
 def gzip_codec() -> Codec:
-    """Return the gzip codec: isal's if it is installed, which is about three times as fast as zlib."""
+    """Return the gzip codec. Uses isal if it is installed, because isal is about three times as fast as zlib."""
     try:
         from isal import igzip_lib
     except ImportError:

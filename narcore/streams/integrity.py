@@ -12,7 +12,7 @@ from narcore.formats.nixhash import NixHash
 class Hasher(Protocol):
     """The interface of hashlib's objects.
 
-    A hasher that works in its own thread may also have ``close()``, which is called at the end of the stream in every case.
+    A hasher that works in its own thread may also have ``close()``, which is called at the end of the stream, also after an error.
     """
 
     def update(self, data: bytes, /) -> object:
@@ -28,14 +28,14 @@ def verified(
 ) -> Iterator[bytes]:
     """Pass ``chunks`` on and check that they have ``nar_size`` bytes and the hash ``nar_hash``.
 
-    No byte beyond ``nar_size`` is passed on, and the last chunk only after the check: a reader that has received all bytes has
-    verified bytes. Raises SizeMismatch and HashMismatch. A reader that stops earlier gets no check.
+    Passes on no byte beyond ``nar_size``, and passes on the last chunk only after the check. So if a reader has received all bytes,
+    the bytes are verified. If a reader stops earlier, nothing is checked. Raises SizeMismatch and HashMismatch.
     """
     hasher = hasher or hashlib.new(nar_hash.algorithm)
     try:
         size = 0
         previous = b""
-        for chunk in filter(None, chunks):  # an empty chunk must not push out the chunk that is held back
+        for chunk in filter(None, chunks):  # an empty chunk must not release the chunk that is held back
             size += len(chunk)
             if size > nar_size:
                 raise SizeMismatch(f"the NAR is longer than its NarSize of {nar_size} bytes")

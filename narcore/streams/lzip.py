@@ -84,8 +84,8 @@ class LzipDecoder:
 def dictionary_size(coded: int) -> int:
     """Return the dictionary size in bytes that the byte ``coded`` of a header stands for.
 
-    Bits 4-0 are the base 2 logarithm of a base size, bits 7-5 how many sixteenths of it to subtract. Raises LzipError if the size
-    is out of bounds.
+    Bits 4-0 are the base 2 logarithm of a base size. Bits 7-5 say how many sixteenths of the base size to subtract. Raises
+    LzipError if the size is out of bounds.
     """
     base = 1 << (coded & 0x1F)
     size = base - (base >> 4) * (coded >> 5)

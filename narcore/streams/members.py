@@ -5,13 +5,13 @@ from typing import NamedTuple, Protocol
 
 from narcore.errors import CorruptStream, TruncatedStream
 
-# Decoders copy unused input from one call to the next, so they get their input in pieces of this many bytes. Measured: 32 to
-# 256 KiB unpack equally fast; smaller pieces waste less on files of many tiny members.
+# A decoder gets its input in pieces of this many bytes, because it copies unused input from one call to the next. Measured: pieces
+# of 32 to 256 KiB are unpacked equally fast. With smaller pieces, less is copied in a file of many tiny members.
 FEED_SIZE = 64 * 1024
 
 
 class Decoder(Protocol):
-    """The interface of a decoder of one member: that of ``bz2.BZ2Decompressor``."""
+    """The interface of a decoder of one member. ``bz2.BZ2Decompressor`` has the same interface."""
 
     @property
     def eof(self) -> bool:
@@ -26,7 +26,7 @@ class Decoder(Protocol):
         """The part of the last input after the member; valid once ``eof`` is true."""
 
     def decompress(self, data: bytes, max_length: int, /) -> bytes:
-        """Take ``data``, return at most ``max_length`` bytes."""
+        """Decode ``data`` and return at most ``max_length`` bytes of output."""
 
 
 class Codec(NamedTuple):
@@ -86,7 +86,7 @@ def _unpack_piece(codec: Codec, decoder: Decoder, data: bytes, chunk_size: int) 
 
 
 def _drain(codec: Codec, decoder: Decoder, chunk_size: int) -> Iterator[bytes]:
-    """Yield the remaining output: isal, zlib and brotli may still hold some after they have taken all input."""
+    """Yield the remaining output: isal, zlib and brotli may still hold output after they have taken all input."""
     while not decoder.eof:
         if output := _decompress(codec, decoder, b"", chunk_size):
             yield output

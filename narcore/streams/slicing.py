@@ -8,7 +8,7 @@ from narcore.errors import TruncatedStream
 
 @stage
 def skip(chunks: Iterable[bytes], start: int) -> Iterator[bytes]:
-    """Yield all but the first ``start`` bytes of ``chunks``; nothing if the stream is shorter, which is not an error."""
+    """Yield all but the first ``start`` bytes of ``chunks``. A shorter stream is not an error; it yields nothing."""
     for chunk in chunks:
         if part := chunk[start:]:
             yield part
@@ -19,8 +19,8 @@ def skip(chunks: Iterable[bytes], start: int) -> Iterator[bytes]:
 def skip_and_limit(chunks: Iterable[bytes], start: int, stop: int) -> Iterator[bytes]:
     """Yield the bytes from ``start`` to ``stop`` (exclusive) of ``chunks``; ``0 <= start <= stop``.
 
-    Only the first and the last chunk are cut, the others are passed on unchanged. Nothing is read after the chunk with the last
-    byte; the source is then closed. Raises TruncatedStream if the source ends before ``stop``.
+    Cuts only the first and the last chunk, and passes on the others unchanged. Reads nothing after the chunk with the last
+    byte, and then closes the source. Raises TruncatedStream if the source ends before ``stop``.
     """
     if start == stop:
         return
@@ -36,9 +36,9 @@ def skip_and_limit(chunks: Iterable[bytes], start: int, stop: int) -> Iterator[b
 
 @stage
 def skip_and_drain(chunks: Iterable[bytes], start: int, stop: int) -> Iterator[bytes]:
-    """Like `skip_and_limit`, but read the source to its end before the last bytes are passed on.
+    """Like `skip_and_limit`, but read the source to its end before passing on the last bytes.
 
-    For a source that verifies itself at its end: a reader that has received all bytes has verified bytes.
+    Meant for a source that verifies itself at its end: if a reader has received all bytes, the bytes are verified.
     """
     end = 0
     previous = b""

@@ -1,7 +1,8 @@
 """Random access to an xz file with several blocks, through the index at its end.
 
 One ``.xz`` stream is ``header block* index footer`` (the .xz file format, version 1.1, section 2). The footer contains the size of
-the index. The index contains the packed and unpacked size of each block. So any block can be found and unpacked without the others.
+the index. The index contains the packed and unpacked size of each block. So each block can be found and unpacked without the
+others.
 """
 
 import lzma
@@ -27,7 +28,7 @@ _BLOCKS_MAX = 1 << 20  # a terabyte in blocks of a megabyte
 
 @dataclass(frozen=True, slots=True)
 class XzFooter:
-    """The last 12 bytes of a stream: the size of the index before it in bytes, and the flags, which the header repeats."""
+    """The last 12 bytes of a stream: the size in bytes of the index before the footer, and flags that the header repeats."""
 
     index_size: int
     flags: bytes
@@ -49,8 +50,8 @@ class XzFooter:
 class XzIndex:
     """The positions of the blocks.
 
-    ``packed[i]`` and ``unpacked[i]`` are the offsets of block i in the file and in the contents; one more entry in each is the end
-    of the last block.
+    ``packed[i]`` and ``unpacked[i]`` are the offsets of block i in the file and in the contents. Each has one more entry, for the
+    end of the last block.
     """
 
     packed: tuple[int, ...]
@@ -75,14 +76,14 @@ class XzIndex:
         return len(self.packed) - 1
 
     def covering(self, start: int, stop: int) -> range:
-        """Return the blocks with the bytes from ``start`` to ``stop`` (exclusive, after ``start``) of the contents."""
+        """Return the blocks that contain the bytes ``start`` to ``stop`` (exclusive) of the contents; ``start < stop``."""
         return range(bisect_right(self.unpacked, start) - 1, bisect_left(self.unpacked, stop))
 
 
 def unpack_blocks(header: bytes, chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """Unpack consecutive whole blocks, with ``size`` unpacked bytes in total, of a stream with that header.
+    """Unpack consecutive whole blocks of a stream that begins with ``header``; ``size`` is their total unpacked size in bytes.
 
-    Raises CorruptStream (each block has a checksum) and TruncatedStream.
+    Raises CorruptStream, also if a block's checksum is wrong, and TruncatedStream.
     """
     return Stage(_unpack(header, chunks, size), chunks)
 

@@ -1,8 +1,8 @@
-"""zstd with bounded memory, over all frames, with detection of truncated input (RFC 8878, section 3.1).
+"""Decompresses zstd with bounded memory: reads all frames and detects truncated input (RFC 8878, section 3.1).
 
-The library's stream reader is its only fast interface with bounded memory, but it does not report truncated input. Therefore
-`FrameWalker` follows the frames in the packed bytes that go into the reader. It only parses one header per block, which costs
-almost nothing.
+Of the library's interfaces, only the stream reader is fast and has bounded memory, but it does not report truncated input.
+Therefore `FrameWalker` follows the frames in the packed bytes that go into the stream reader. The walker parses only one header per
+block, so it costs almost nothing.
 """
 
 from collections.abc import Iterable, Iterator
@@ -40,9 +40,9 @@ class FrameWalker:
     def __init__(self) -> None:
         self.frames = 0  # the number of frames that have begun, including skippable ones
         self._part = _Part.MAGIC  # the next part to read
-        self._size = 4  # its size
-        self._partial = b""  # its first bytes
-        self._skip = 0  # the number of bytes to skip before it
+        self._size = 4  # the size of this part
+        self._partial = b""  # the bytes of this part received so far
+        self._skip = 0  # the number of bytes to skip before this part
         self._descriptor = 0
 
     @property
@@ -105,7 +105,7 @@ class FrameWalker:
 
 
 def _header_size(descriptor: int) -> int:
-    """Return the size between the descriptor and the first block (window, dictionary id, content size); at least one byte."""
+    """Return the size of the fields between the descriptor and the first block (window, dictionary id, content size)."""
     single_segment = descriptor >> 5 & 1
     content_size = (single_segment, 2, 4, 8)[descriptor >> 6]
     return (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3] + content_size
@@ -125,7 +125,7 @@ def _check_window(size: int) -> None:
 
 
 class _Source:
-    """The library's input: `read` returns the next chunk, whatever its size, which saves a copy."""
+    """The library's input. `read` returns the next chunk and ignores the requested size, which avoids a copy."""
 
     __slots__ = ("_chunks", "walker")
 
@@ -161,7 +161,7 @@ def unpack_zstd(chunks: Iterable[bytes], chunk_size: int) -> Iterator[bytes]:
 
 @stage
 def unpack_whole_frames(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """Unpack consecutive whole frames, with ``size`` unpacked bytes in total. Raises TruncatedStream and CorruptStream."""
+    """Unpack whole frames with a total unpacked size of ``size`` bytes. Raises TruncatedStream and CorruptStream."""
     for unpacked in unpack_zstd(chunks, CHUNK_SIZE):
         size -= len(unpacked)
         if size < 0:

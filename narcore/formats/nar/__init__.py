@@ -9,8 +9,8 @@ The grammar (Nix: src/libutil/archive.cc; manual: protocols/nix-archive)::
             | str("type") str("symlink") str("target") str(target)
             | str("type") str("directory") { str("entry") str("(") str("name") str(name) str("node") node str(")") }
 
-The same grammar, with each run of fixed strings merged into one token of `wire`. ``pad`` is the padding of the preceding string;
-``contents``, ``target`` and ``name`` are a u64le length and the bytes::
+The grammar below is the same, with each run of fixed strings merged into one token of `wire`. ``pad`` is the padding of the
+preceding string; ``contents``, ``target`` and ``name`` are a u64le length and the bytes::
 
     nar        = ROOT root
     root       = leaf pad CLOSE | directory

@@ -6,7 +6,7 @@
     node      = Regular Data*  |  Symlink  |  Directory node* DirectoryEnd
 
 The events are named tuples, because tuples are the cheapest values to create, and a NAR may have a million events. They therefore
-compare as tuples: tell events apart by their type (``isinstance`` or ``match``), never by ``==`` alone.
+compare as tuples. Distinguish events by their type (``isinstance`` or ``match``), never by ``==`` alone.
 """
 
 import enum
@@ -22,7 +22,7 @@ class Directory(NamedTuple):
 class DirectoryEnd(NamedTuple):
     """The end of the innermost open directory."""
 
-    # This is the only empty tuple among the events; `while event := ...` must not stop at it.
+    # Among the events, only this tuple is empty. It must be true, so that `while event := ...` does not stop here.
     def __bool__(self) -> Literal[True]:
         return True
 
@@ -39,8 +39,8 @@ class Regular(NamedTuple):
 class Data(NamedTuple):
     """A part of the contents of the last Regular, never empty.
 
-    The parser's ``data`` is a memoryview of the (immutable) chunk that it received. As long as it is referenced, it keeps that
-    whole chunk in memory: copy data that is stored, with ``bytes(data)``.
+    The parser's ``data`` is a memoryview of the (immutable) chunk that it received. As long as the memoryview is
+    referenced, it keeps the whole chunk in memory. To store the data, copy it with ``bytes(data)``.
     """
 
     data: bytes | memoryview

@@ -5,13 +5,13 @@ tests, byte by byte.
 
 Strategy:
 
-- Each state is a method for one place in the grammar. It either returns an event, or says how many bytes it needs, and is called
-  again from its start when they are available. It moves the position only after a match. For each token it starts again a fixed
-  number of times, so any chunking takes linear time.
-- A state compares a whole merged token with ``startswith``. Only if that fails does it find out whether bytes are missing or
-  wrong (`_mismatch`).
-- Chunks wait in a queue. One chunk at a time is the buffer, without a copy; only a token that crosses the end of a chunk is
-  joined from its parts. So the parser holds one token and the chunks that it was given, and never copies contents.
+- Each state is a method for one place in the grammar. The method either returns an event, or says how many bytes it needs and is
+  called again when these bytes are available. It moves the position only after a match. The number of such repeated calls per
+  token is bounded, so parsing takes linear time for chunks of any size.
+- A state compares a whole merged token with ``startswith``. If the comparison fails, `_mismatch` finds out whether bytes
+  are missing or wrong.
+- Chunks wait in a queue. The parser uses one chunk at a time as its buffer, without a copy. Only a token that crosses the end of a
+  chunk is joined from its parts. So the parser holds one token and the chunks that it was given, and never copies contents.
 """
 
 from collections import deque
@@ -54,23 +54,23 @@ from narcore.formats.nar.wire import (
     target_fault,
 )
 
-# A named tuple's Python-level __new__ takes half of the time of creating it, so it is bypassed.
+# The __new__ of a named tuple is Python code. It takes half of the time of creating an event, so the parser bypasses it.
 _new = tuple.__new__
 _read_u64 = U64.unpack_from
 _DIRECTORY_END = DirectoryEnd()
 
 Step = NarEvent | None
-"""The result of a state: an event, or None if it needs more bytes first."""
+"""The result of a state: an event, or None if the state needs more bytes first."""
 
 
 class NarParser:
     """Turns the bytes of one NAR into events.
 
     Call `receive_data` with the next bytes and then `next_event` until it returns NEED_DATA, or loop over `events`; call
-    `receive_eof` when there are no more bytes. With ``contents=False`` no Data follows a Regular: contents are skipped, but their
-    length and padding are still checked.
+    `receive_eof` when there are no more bytes. With ``contents=False``, contents are skipped and no Data events are returned, but
+    the length and the padding of contents are still checked.
 
-    Every violation of the format raises a NarError whose ``where`` is ``"offset N"``, and raises it again on every further call.
+    Every violation of the format raises a NarError whose ``where`` is ``"offset N"``. Every further call raises the same error.
     """
 
     __slots__ = (
@@ -104,7 +104,7 @@ class NarParser:
         self._starved = True  # all received bytes are consumed, no event is left
         self._failure = ("", "")  # the error message and its place, after an error
 
-        # Functions and not bound methods, which would be a reference cycle that keeps the chunks alive.
+        # A function and not a bound method: a bound method would make a reference cycle, which keeps the chunks in memory.
         self._state: Callable[[NarParser], Step] = NarParser._root
         self._contents = NarParser._data if contents else NarParser._skip
         self._siblings: list[bytes] = []  # for each open directory, the name of its last entry
@@ -114,11 +114,11 @@ class NarParser:
 
     @property
     def offset(self) -> int:
-        """The number of consumed bytes of the NAR: those that the events returned so far cover."""
+        """The number of consumed bytes of the NAR: the bytes that the events returned so far represent."""
         return self._base + self._position
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> None:
-        """Add the next bytes of the NAR. ``bytes`` are not copied, mutable objects are."""
+        """Add the next bytes of the NAR. Mutable objects are copied; ``bytes`` are not."""
         if self._eof:
             raise RuntimeError("receive_data after receive_eof")
         if data:
@@ -129,14 +129,14 @@ class NarParser:
     def receive_eof(self) -> None:
         """Declare that there are no more bytes.
 
-        If the NAR is incomplete, NarError is raised here, or by `next_event` if there are events before the end.
+        If the NAR is incomplete, raises NarError; if there are events left, `next_event` raises the error after them.
         """
         self._eof = True
         if self._starved:
             self.next_event()
 
     def next_event(self) -> NarEvent | NeedData:
-        """Return the next event, or NEED_DATA. There are no events after End, and any more bytes raise NarError."""
+        """Return the next event, or NEED_DATA. After End there are no events, and further bytes raise NarError."""
         while True:
             event = self._state(self)
             if event is not None:
@@ -304,7 +304,7 @@ class NarParser:
         return None
 
     def _mismatch(self, expected: str, *tokens: bytes, at: int | None = None, padding: int = 0) -> Step:
-        """Handle input that has none of ``tokens`` at ``at`` (default: the position): bytes are missing or wrong."""
+        """Handle input that has none of ``tokens`` at ``at`` (default: the position), because bytes are missing or wrong."""
         at = self._position if at is None else at
         found = self._buffer[at : at + max(map(len, tokens))]
         possible = [len(fixed) for fixed in tokens if fixed.startswith(found)]
@@ -320,7 +320,7 @@ class NarParser:
 
     def _refuse(self, fault: str, at: int) -> NoReturn:
         """Raise NarError for a fault at ``at``, a position in the buffer."""
-        # Not the exception itself: it refers to its frames, which refer to the parser, and this cycle would keep the chunks alive.
+        # Keeps only the text: the exception refers to its frames, and they refer to the parser. This cycle would keep the chunks.
         self._failure = (fault, f"offset {self._base + at}")
         self._state = NarParser._failed
         self._failed()
@@ -372,7 +372,7 @@ class NarParser:
 def parse_nar(chunks: Iterable[bytes], contents: bool = True) -> Iterator[NarEvent]:
     """Yield the events of the NAR in ``chunks``, which may be split anywhere. Closes ``chunks`` at the end if possible.
 
-    Raises NarError if the input is not exactly one complete NAR, after the events before the error.
+    If the input is not exactly one complete NAR, raises NarError after the events that precede the error.
     """
     parser = NarParser(contents)
     try:

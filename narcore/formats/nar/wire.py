@@ -1,7 +1,7 @@
 """The NAR format on the wire: its strings, its merged tokens and its limits.
 
-A NAR is a sequence of length-prefixed strings, and most of them are fixed. Every run of fixed strings is merged into one
-token here, as in snix's nix-compat (``nar/wire``). So the parser compares whole tokens, the writer emits whole tokens, and both
+A NAR is a sequence of length-prefixed strings, and most of them are fixed. This module merges every run of fixed strings
+into one token, as in snix's nix-compat (``nar/wire``). The parser compares whole tokens and the writer emits whole tokens, so both
 can be checked against the grammar in this package's docstring. The limits are those of Nix (src/libutil/archive.cc).
 """
 
@@ -18,7 +18,7 @@ TARGET_MAX: Final = 4095
 DEPTH_MAX: Final = 64
 """The depth limit of a node; the root has depth 0. Unbounded nesting is CVE-2026-44028."""
 SIZE_MAX: Final = 2**63 - 1
-"""The size limit of a regular file in bytes. A larger size exceeds the signed offsets of every file system, so it is an attack."""
+"""The size limit of a regular file in bytes. File offsets are signed 64-bit numbers, so no real file is larger."""
 
 U64: Final = struct.Struct("<Q")
 
@@ -90,7 +90,7 @@ def target_fault(target: bytes) -> str | None:
 
 
 def first_difference(found: bytes, tokens: Iterable[bytes]) -> tuple[int, str]:
-    """Find the first string in ``found`` that continues none of ``tokens``. Return its offset in ``found`` and the error."""
+    """Find the first string in ``found`` that matches none of ``tokens``. Return the string's offset in ``found`` and the error."""
     start = 0
     while start + 8 <= len(found):
         length = U64.unpack_from(found, start)[0]

@@ -1,7 +1,7 @@
 """The NAR writer: events in, bytes out. It is the inverse of the parser, with the same rules.
 
-The end of a node (padding, closing brackets) is written together with whatever follows, so that contents are passed on alone,
-without a copy.
+The end of a node (padding, closing brackets) is written together with the next event. So contents are passed on alone, without a
+copy.
 """
 
 from collections.abc import Iterable, Iterator
@@ -37,8 +37,8 @@ class NarWriter:
     `send` each event; the concatenated results are the NAR. ``Regular.nar_offset`` is ignored. A producer that doesn't know the
     size may call `finish` instead of sending End.
 
-    Raises NarError if an event is not allowed here, or if a name, target, size or depth breaks a rule. Its ``where`` is the offset
-    reached; nothing is written for the event.
+    Raises NarError if an event is not allowed here, or if a name, target, size or depth breaks a rule. The error's ``where`` is
+    the offset reached so far; nothing is written for the event.
     """
 
     __slots__ = ("_begun", "_ended", "_pending", "_remaining", "_siblings", "offset")
@@ -47,7 +47,7 @@ class NarWriter:
         self.offset = 0  # bytes written so far
         self._begun = False
         self._ended = False
-        self._pending = b""  # the end of the last node, to be written before anything else
+        self._pending = b""  # the end of the last node, which is written before the next event
         self._remaining = 0  # bytes of contents still to come
         self._siblings: list[bytes] = []  # for each open directory, the name of its last entry
 
