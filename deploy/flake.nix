@@ -1,6 +1,7 @@
-# The flake is in this directory to keep the top level small. Nix still copies the whole checkout as its source.
+# The flake is in deploy/ to keep the top directory of the repository small. Nix still copies the whole checkout as the source.
+# Run these commands in a checkout; without a checkout, write git+https://...?dir=deploy instead of ./deploy.
 #
-#     nix run     './deploy' -- serve            from a checkout, or git+https://...?dir=deploy
+#     nix run     './deploy' -- serve
 #     nix develop './deploy' -c ./start-dev
 {
   description = "Serve every file of every store path of a Nix binary cache at a plain URL";

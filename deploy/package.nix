@@ -1,4 +1,4 @@
-# nar-serve as a Nix package, with all optional dependencies for running a server: pkgs.callPackage ./deploy/package.nix { }
+# nar-serve as a Nix package, with the optional dependencies of a server. Use: pkgs.callPackage ./deploy/package.nix { }
 { lib, python3Packages }:
 
 let
@@ -12,7 +12,7 @@ python3Packages.buildPythonApplication {
   inherit (project) version;
   pyproject = true;
 
-  # Only the files that the package contains, so that changing a test does not cause a rebuild.
+  # The source has only the files that the package contains, so that a changed test does not cause a rebuild.
   src = builtins.path {
     name = "nar-serve-source";
     path = ../.;
@@ -33,7 +33,7 @@ python3Packages.buildPythonApplication {
     in
     map (requirement: python3Packages.${nameOf requirement}) requirements;
 
-  # The tests need Nix and a network interface. Run them with ./start-dev test.
+  # The tests need Nix and a network interface, which the build sandbox does not have. Run them with ./start-dev test.
   doCheck = false;
   pythonImportsCheck = [ "narserve.server.master" "narcore" ];
 

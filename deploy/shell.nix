@@ -1,7 +1,7 @@
 # A shell for ./start-dev and ./start-dev test: nix-shell deploy/shell.nix
 #
 # As on other systems, start-dev installs the Python packages from PyPI into .venv. This shell provides Python, the libraries that
-# binary wheels link to, and the programs that the tests run or compare with.
+# binary wheels link to, and the programs that the tests run, or whose results the tests compare with nar-serve's.
 { pkgs ? import <nixpkgs> { } }:
 
 pkgs.mkShell {
@@ -25,7 +25,8 @@ pkgs.mkShell {
   ];
 
   env = {
-    # Binary wheels need the C++ library, which NixOS does not have at the usual place. uv must use this Python, not download one.
+    # Binary wheels need the C++ library, which NixOS does not have in the usual place. uv must use this Python, and not download
+    # another one.
     LD_LIBRARY_PATH = pkgs.lib.makeLibraryPath [ pkgs.stdenv.cc.cc.lib pkgs.zlib ];
     UV_PYTHON_DOWNLOADS = "never";
   };

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Writes the lock files: for each install set, the exact version and the hashes of every package.
 
-``./start-dev lock`` runs this program. It needs uv, because pip can't resolve for several Python
-versions and platforms at once. Users and deployments install the files with pip alone. The requirements come from
-pyproject.toml. The index is always PyPI, even if the machine is configured to use another one, and the files name no index.
+``./start-dev lock`` runs this program. It needs uv, because pip can't resolve for several Python versions and platforms
+at once. To install the packages of a lock file, users and deployments need only pip. The requirements come from pyproject.toml.
+The package index is always PyPI, even if the machine is configured to use another index. The lock files do not name the index.
 """
 
 import os
@@ -29,7 +29,7 @@ HEADER = """\
 
 @dataclass(frozen=True, slots=True)
 class InstallSet:
-    """The packages that one kind of installation needs."""
+    """The packages that one kind of installation needs. ``build_backend``: also the packages that build nar-serve itself."""
 
     purpose: str
     extras: tuple[str, ...]
@@ -38,12 +38,12 @@ class InstallSet:
 
 EVERY_EXTRA = ("csi", "isal", "lz4", "metrics", "objectstore", "server")
 
-# The largest set comes first. It constrains the others, so that a package has one version in all files.
+# The set dev comes first. It constrains the other sets, so that a package has the same version in all files.
 SETS: Mapping[str, InstallSet] = {
     "dev": InstallSet("All tests and checks: ./start-dev test", ("dev",)),
     "all": InstallSet("A server with every extra: the Docker image", EVERY_EXTRA),
     "serve": InstallSet("The development server: ./start-dev", ("server", "watch")),
-    # The package copies the sources, so nothing builds the project.
+    # The Lambda package has a copy of the sources, so no build backend is needed.
     "lambda": InstallSet("The AWS Lambda package", ("lz4", "objectstore"), build_backend=False),
 }
 
@@ -62,7 +62,7 @@ def main(options: list[str]) -> int:
 
 
 def renew(uv: str, name: str, options: list[str]) -> int:
-    """Write one file. Versions that still satisfy pyproject.toml stay, unless an option says otherwise."""
+    """Write one file. Keeps each version that still satisfies pyproject.toml, unless an option such as ``--upgrade`` is given."""
     file = lock_file(name)
     command = [uv, "pip", "compile", "-", "--universal", "--python-version", OLDEST_PYTHON, "--generate-hashes"]
     command += ["--no-config", "--default-index", PYPI, "--no-emit-index-url", "--no-emit-find-links"]
@@ -79,7 +79,7 @@ def renew(uv: str, name: str, options: list[str]) -> int:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without settings that change what uv resolves: another index, constraints, dates."""
+    """Return this process's environment without settings that change uv's result, such as another index or constraints."""
     keep = {"UV_CACHE_DIR", "UV_NATIVE_TLS", "UV_SYSTEM_CERTS"}
     return {name: value for name, value in os.environ.items() if not name.startswith("UV_") or name in keep}
 
@@ -89,7 +89,7 @@ def lock_file(name: str) -> Path:
 
 
 def requirements(name: str) -> list[str]:
-    """The requirements of an install set, as pyproject.toml states them.
+    """Return the requirements of an install set, from pyproject.toml.
 
     Raises KeyError if there is no such set or extra.
     """
@@ -104,7 +104,7 @@ def requirements(name: str) -> list[str]:
 
 
 def of_extra(project: dict[str, Any], extra: str) -> list[str]:
-    """The requirements of an extra. An extra of the project itself is replaced by the requirements of that extra."""
+    """Return the requirements of an extra. If it requires other extras of the project, includes their requirements instead."""
     found: list[str] = []
     for requirement in project["optional-dependencies"][extra]:
         if requirement.startswith(f"{project['name']}["):

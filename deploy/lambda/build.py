@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes the ZIP file for AWS Lambda: this project and the packages of locks/lambda.txt, for Lambda's machine.
+"""Writes the ZIP file for AWS Lambda: this project and the packages of locks/lambda.txt, for the architecture of the function.
 
-``python3 deploy/lambda/build.py`` needs pip and a network. ``plugin.js`` runs it for ``npx osls package`` and ``deploy``.
+``python3 deploy/lambda/build.py`` needs pip and access to PyPI. ``plugin.js`` runs it for ``npx osls package`` and ``deploy``.
 """
 
 import argparse
@@ -20,8 +20,8 @@ LOCK = ROOT / "locks" / "lambda.txt"
 SOURCES = ("api/**/*", "narcore/**/*", "narserve/__init__.py", "narserve/awslambda/*")
 LEFT_OUT = ("*/__pycache__/*",)
 
-# Files of the packages that nothing imports. Metadata stays, because packages read their own version from it. zstandard
-# has two implementations, a C extension and one with cffi. cryptography needs only the C module of cffi.
+# Files of the packages that nothing imports. The metadata stays, because packages read their own version from it. zstandard has
+# two implementations: a C extension, which is used, and one with cffi. cryptography needs only the C module of cffi.
 NOT_NEEDED: tuple[str, ...] = (
     *("bin/*", "*/tests/*", "*.pyi", "*.pyx", "*.pxd", "*.h", "*.c", "*/RECORD", "*/licenses/*", "*/sboms/*"),
     *("zstandard/_cffi*", "zstandard/backend_cffi.py", "cffi/*", "pycparser/*"),
@@ -53,12 +53,12 @@ def main() -> int:
 
 
 def install(stage: Path, python: str, machine: str) -> None:
-    """Install the packages of the lock as wheels for Lambda's machine, even if this machine is different.
+    """Install the packages of the lock file as wheels for the ``machine`` of the function, even on another kind of machine.
 
-    pip evaluates environment markers for this machine. The markers of the lock are the same for every CPython, and a test
-    checks this.
+    pip evaluates environment markers for the machine on which it runs. That is harmless: the markers in the lock file have the
+    same value for every CPython. A test checks this.
     """
-    # Amazon Linux 2023 has glibc 2.34. pip does not infer older tags from a newer one.
+    # Amazon Linux 2023 has glibc 2.34, and also runs wheels for older versions. pip needs the tag of each of these versions.
     platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(34, 16, -1)] + [f"manylinux2014_{machine}"]
     command = [
         sys.executable,
@@ -97,14 +97,15 @@ def is_any(path: Path, patterns: tuple[str, ...]) -> bool:
 
 
 def compile_all(stage: Path, python: str) -> bool:
-    """Write byte code next to the sources. Return False if this machine lacks the Python version.
+    """Write byte code next to the sources. Return False if this machine does not have the Python version.
 
-    A function can't write byte code itself: its code directory is read-only.
+    The function on Lambda can't write byte code itself, because its code directory is read-only.
     """
     interpreter = find_python(python)
     if interpreter is None:
         return False
-    # Python does not compare the byte code with the sources: Lambda changes the dates, and the files never change.
+    # unchecked-hash: Python does not compare byte code with the sources. A comparison of dates would fail, because Lambda changes
+    # the dates of the files. No comparison is needed, because the files never change.
     command: list[str | Path] = [
         interpreter,
         "-m",
@@ -133,7 +134,7 @@ def find_python(version: str) -> str | None:
 
 
 def write_zip(stage: Path, output: Path) -> int:
-    """Write a ZIP file that is the same for the same files (sorted, one date), and return its size in bytes."""
+    """Write the ZIP file, and return its size in bytes. The files are sorted and have one date, so the result is reproducible."""
     with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for path in sorted(path for path in stage.rglob("*") if path.is_file()):
             name = path.relative_to(stage).as_posix()

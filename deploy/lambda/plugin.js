@@ -1,6 +1,7 @@
 'use strict';
 
-// Plugin for osls that makes the package with build.py, so that "npx osls deploy" is the only command needed.
+// A plugin for osls (a fork of the Serverless Framework). It makes the package with build.py, so "npx osls deploy" is the only command
+// needed.
 
 const { spawnSync } = require('child_process');
 const path = require('path');

@@ -1,6 +1,6 @@
 # NixOS module services.nar-serve: serves files of Nix binary caches over HTTP.
 #
-# The service has the same hardening as ../nar-serve.service, which gives the reasons; a test compares the two.
+# The service has the same settings as ../nar-serve.service, where comments give the reasons. A test compares the two files.
 { config, lib, pkgs, ... }:
 
 let
@@ -48,8 +48,8 @@ in
       default = [ "https://cache.nixos.org" ];
       example = [ "https://cache.example.org?priority=10" "https://cache.nixos.org" ];
       description = ''
-        URLs of the binary caches to serve from. All users of this machine can read them in the Nix store; if a URL contains
-        a password, set NAR_CACHE_URL in environmentFile instead.
+        URLs of the binary caches to serve from. All users of this machine can read these URLs in the Nix store. If a URL
+        contains a password, set NAR_CACHE_URL in environmentFile instead.
       '';
     };
 
@@ -58,8 +58,8 @@ in
       default = [ ];
       example = [ "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=" ];
       description = ''
-        Trusted public keys. Each store path must be signed by one of them. If the list is empty, signatures are not checked,
-        unless cache.nixos.org is the only cache: its key is built in.
+        Trusted public keys. Each store path must be signed by one of them. If the list is empty, signatures are checked
+        only if cache.nixos.org is the only cache, because its key is built in.
       '';
     };
 
@@ -67,7 +67,7 @@ in
       type = lib.types.attrsOf lib.types.str;
       default = { };
       example = { NAR_CACHE_SIZE = "20G"; NAR_MAX_CONNECTIONS = "1000"; NAR_METRICS = "on"; NAR_TRUSTED_PROXIES = "127.0.0.1"; };
-      description = "Other settings, by the names of their environment variables.";
+      description = "Other settings. The names are those of the environment variables.";
     };
 
     environmentFile = lib.mkOption {

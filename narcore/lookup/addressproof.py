@@ -15,8 +15,9 @@ from narcore.streams.contentcheck import addressed
 class AddressProof:
     """Checks the contents of a path against its content address, once per NAR, before any of them are returned. Thread-safe.
 
-    If the address does not contain the NarHash, a correct NarHash proves nothing: anyone could have put the hash of another NAR
-    into an unsigned narinfo. ``read`` returns a whole NAR; ``on_mismatch`` is called if a NAR does not match its address.
+    Some content addresses do not contain the NarHash. For such an address, a NAR that matches the NarHash proves nothing: anyone
+    can write the hash of another NAR into an unsigned narinfo. Therefore the contents themselves are hashed. ``read`` returns a
+    whole NAR; ``on_mismatch`` is called if a NAR does not match its address.
     """
 
     def __init__(

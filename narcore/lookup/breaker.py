@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 log = logging.getLogger("narcore.lookup")
 
-# The store is checked after failures of this many different files in a row. If the check fails, the circuit breaker opens. Each
-# failed attempt after a pause doubles the next pause.
+# The store is checked after this many failures in a row, each of another file or of a connection. If the check fails, the circuit
+# breaker opens. Each failed attempt after a pause doubles the next pause.
 FAILURES = 3
 PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 300.0
@@ -16,8 +16,9 @@ LONGEST_PAUSE_SECONDS = 300.0
 class CircuitBreaker:
     """Decides whether a store may be asked, so that requests do not all wait for the timeout of a failing store. Thread-safe.
 
-    One broken file does not open it: it counts different files, and the caller checks the store itself before it opens.
-    ``url`` names the store in the log, which gets a line when the breaker opens and when it closes. ``clock`` returns seconds.
+    One broken file does not open the breaker: repeated failures of one file count once, and the caller checks the store itself
+    before the breaker opens. The breaker logs a line when it opens and when it closes, with ``url`` as the name of the store.
+    ``clock`` returns seconds.
     """
 
     def __init__(self, url: str, clock: Callable[[], float]) -> None:
@@ -39,18 +40,19 @@ class CircuitBreaker:
             return self._has_opened and self._clock() < self._open_until
 
     def allows_call(self) -> bool:
-        """Whether to ask the store. After the pause one caller is allowed, as a trial."""
+        """Return whether to ask the store. After the pause, one caller may ask it, as a trial."""
         with self._lock:
             if not self._has_opened:
                 return True
             if self._clock() < self._open_until:
                 return False
             self._on_trial = True
-            self._open_until = self._clock() + self._pause  # if the trial never reports, another is allowed then
+            # If the trial reports no result in this time, another trial is allowed.
+            self._open_until = self._clock() + self._pause
             return True
 
     def succeeded(self) -> None:
-        """Report a call, or a check, that the store answered: the breaker closes."""
+        """Report that the store answered a call or a check: the breaker closes."""
         with self._lock:
             was_open = self._has_opened
             self._failed_files.clear()
@@ -62,7 +64,7 @@ class CircuitBreaker:
     def failed(self, file: str | None) -> bool:
         """Report a failed call. ``file`` is the requested file, or None if no connection to the store was possible.
 
-        Returns True after FAILURES failures in a row, and after a failed trial: the caller then checks the store, and calls
+        Returns True after FAILURES failures in a row, and after a failed trial. The caller must then check the store, and call
         `succeeded` or `check_failed`.
         """
         with self._lock:

@@ -1,4 +1,4 @@
-"""Lookup of narinfos by hash part at one or several substituters: their order, signatures and trust, and errors.
+"""Lookup of narinfos by hash part: asks one or several substituters in order, and checks signatures and trust.
 
 Without trusted keys, no signature is checked and every narinfo is accepted (``Trust.UNCHECKED``).
 """
@@ -37,15 +37,15 @@ log = logging.getLogger("narcore.lookup")
 
 Strategy = Literal["ordered", "parallel"]
 
-# The narinfo of a path with thousands of references has about 100 KiB.
+# In bytes. The narinfo of a path with thousands of references has about 100 KiB.
 NARINFO_LIMIT = 1 << 20
 NARINFO_MEMORY = 8 << 20
 
-# A narinfo may be signed again or removed, so it is not cached forever. A missing one may be uploaded at any moment.
+# A narinfo may be signed again or removed, so it is not cached forever. A missing narinfo may be uploaded at any moment.
 NARINFO_SECONDS = 3600.0
 MISSING_SECONDS = 5.0
 
-# How long the other stores are asked first for a path: after a store sent a wrong NAR, and after its NAR could not be read.
+# After a store sent a wrong NAR, or its NAR could not be read, the other stores are asked first for this path for so many seconds.
 WRONG_NAR_SECONDS = 300.0
 FAILED_NAR_SECONDS = 60.0
 
@@ -78,10 +78,11 @@ class Lookup:
     def find(self, hash_part: str, store_dir: str) -> PathInfo:
         """Return the narinfo of a path. It comes from the first substituter, in their order, that has a valid and trusted narinfo.
 
-        Raises FileNotInStore only if all substituters with this store dir answered that they do not have the path. Otherwise, with
-        one substituter, raises its error (StoreError, NarInfoError, UntrustedSignature); with several, raises StoresUnavailable or
-        StoresTimeout if some could not be asked, else the first error. Raises StoreUnresponsive if too many requests wait for a
-        store that sends nothing.
+        Raises FileNotInStore only if all substituters with this store dir answered that they do not have the path.
+
+        If the only substituter fails, raises its error: StoreError, NarInfoError or UntrustedSignature. With several substituters,
+        raises StoresUnavailable or StoresTimeout if some of them could not be asked, else the first error. Raises
+        StoreUnresponsive if too many requests wait for a store that sends nothing.
         """
         key = (store_dir, hash_part)
         known = self._found.get(key)
@@ -94,7 +95,10 @@ class Lookup:
         return self._ask_responsive(hash_part, store_dir)
 
     def _ask_responsive(self, hash_part: str, store_dir: str) -> PathInfo:
-        """Ask the stores, together with all requests for the same path, except those that wait for a store that sends nothing."""
+        """Ask the stores. Concurrent requests for the same path share the answer.
+
+        If the call fails because a store became unresponsive in the meantime, asks again. The new call does not wait for it.
+        """
         unresponsive = self._unresponsive()
         while True:
             try:
@@ -112,7 +116,7 @@ class Lookup:
     def sources(self, info: PathInfo) -> Iterator[PathInfo]:
         """Yield a PathInfo for each store that can send the NAR: ``info`` itself, then those of other stores with the same NAR.
 
-        ``info`` comes last if its store is paused or unresponsive, or if the NAR from its store was wrong or missing recently.
+        ``info`` comes last if its store is paused or unresponsive, or if its store recently sent a wrong NAR or could not send it.
         """
         url = info.store.url
         is_demoted = self._is_demoted(url, info.narinfo.store_path.hash_part)
@@ -131,14 +135,14 @@ class Lookup:
             try:
                 other = self._fetch(substituter, own.hash_part, own.store_dir)
             except NarcoreError:
-                continue  # the error to report is that of the store whose narinfo is used
+                continue  # only errors of the store whose narinfo is used are reported
             if (other.narinfo.nar_hash, other.narinfo.nar_size) == (narinfo.nar_hash, narinfo.nar_size):
                 yield other
 
     def demote(self, info: PathInfo, failure: NarcoreError) -> None:
-        """Note that the NAR could not be read, or does not match its narinfo: other substituters are asked first for a while.
+        """Ask other substituters first for a while, because the NAR could not be read, or does not match its narinfo.
 
-        Ignores StoreUnresponsive: the NAR was not requested.
+        Ignores StoreUnresponsive, because then the NAR was not requested.
         """
         if isinstance(failure, StoreUnresponsive):
             return
@@ -162,7 +166,7 @@ class Lookup:
         _request_cache_infos(self._substituters, wait_for_answers=wait)
 
     def is_paused(self, info: PathInfo) -> bool:
-        """Return whether the circuit breaker of the path's store is open, and there are other stores to ask."""
+        """Return whether the circuit breaker of the path's store is open and there are other stores to ask."""
         return len(self._substituters) > 1 and self._substituter(info).is_paused
 
     # --- asking
@@ -192,7 +196,8 @@ class Lookup:
     def _answers(self, hash_part: str, store_dir: str) -> list[Callable[[], PathInfo]]:
         """Return a function for each substituter, in order, that returns its answer or raises its error.
 
-        With the strategy ``parallel``, all calls but the first have begun in background threads.
+        With the strategy ``parallel``, all calls but the first begin at once in background threads, as far as the limits of
+        `Substituter.soon` allow.
         """
         asked = [each for each in self._in_order(hash_part) if each.store_dir in (None, store_dir)]
         calls = [partial(self._fetch, substituter, hash_part, store_dir) for substituter in asked]
@@ -201,7 +206,7 @@ class Lookup:
         return [*calls[:1], *(each.soon(call) for each, call in zip(asked[1:], calls[1:], strict=True))]
 
     def _in_order(self, hash_part: str) -> list[Substituter]:
-        """Return the substituters by priority, then in the configured order. Those whose NAR of this path failed come last."""
+        """Return the substituters by priority, then in the configured order. Substituters demoted for this path come last."""
         if len(self._substituters) > 1:
             _request_cache_infos(
                 [each for each in self._substituters if not each.has_own_priority], wait_for_answers=True
@@ -233,7 +238,7 @@ class Lookup:
         try:
             narinfo = _parsed(data, store_dir)
         except NarInfoError:
-            # The store dir is checked only here, because that saves a request for stores with the usual store dir.
+            # The store dir is in nix-cache-info. It is compared only after parsing failed, which saves a request in the usual case.
             if substituter.info().store_dir != store_dir:
                 raise FileNotInStore(f"{substituter.url} has the store directory {substituter.store_dir}") from None
             raise
@@ -258,7 +263,7 @@ class Lookup:
 
 
 def _parsed(data: bytes, store_dir: str) -> NarInfo:
-    """Parse a narinfo, which may be compressed: an object store sends it as it was uploaded (Nix's ``narinfo-compression``)."""
+    """Parse a narinfo. With Nix's ``narinfo-compression`` it is uploaded compressed, and an object store sends it like that."""
     try:
         return NarInfo.parse(data, store_dir)
     except NarInfoError as error:

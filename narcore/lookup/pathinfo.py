@@ -22,7 +22,7 @@ class Trust(enum.StrEnum):
 
     @property
     def is_verified(self) -> bool:
-        """Whether the narinfo itself was verified, not only the store trusted."""
+        """Whether the narinfo itself was verified. False if only its store is trusted."""
         return self in (Trust.SIGNATURE, Trust.ADDRESS)
 
     @property
@@ -32,7 +32,7 @@ class Trust(enum.StrEnum):
 
 
 class TrustExplanation(NamedTuple):
-    """Texts about a Trust. Pages show ``sentence``; ``answer`` answers "is it trusted?"; ``check`` says what was checked."""
+    """Texts about a Trust. Pages show ``sentence``. ``answer`` answers "is it trusted?". ``check`` says what was checked."""
 
     sentence: str
     answer: str
@@ -78,7 +78,7 @@ class PathInfo:
 
     @property
     def nar_source(self) -> str:
-        """What is fetched to get the NAR. If it is damaged, another file with the same NAR may still be correct."""
+        """The remote file with the NAR: store, URL, compression. If it is damaged, another file with this NAR may be correct."""
         return f"{self.store.url} {self.narinfo.url} {self.narinfo.compression}"
 
     def to_json(self) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""A substituter (Nix's term): one of the binary caches that are asked for store paths, with its nix-cache-info and its state."""
+"""A substituter (Nix's term): a binary cache that is asked for store paths. Has its nix-cache-info and its circuit breaker."""
 
 import copy
 import logging
@@ -33,7 +33,7 @@ CACHE_INFO_LIMIT = 1 << 16
 CACHE_INFO_SECONDS = 3600.0
 FAILED_INFO_SECONDS = 30.0
 
-# How long lookups wait for a store's first nix-cache-info. After that they go on without its priority until it arrives.
+# How long lookups wait for a store's first nix-cache-info. After that time they use the default priority until it arrives.
 CACHE_INFO_WAIT_SECONDS = 3.0
 
 DEFAULT_PRIORITY = 50  # Nix's (src/libstore/store-api.hh)
@@ -57,7 +57,7 @@ class Substituter:
         run_check: Callable[[Callable[[], None]], object] = call_in_background,
         waits: StoreWaits | None = None,
     ) -> None:
-        """Create a substituter. ``run_check`` runs the check of a store that keeps failing, without delaying the request.
+        """Create a substituter. ``run_check`` runs the check of a store that keeps failing. It must not delay the request.
 
         ``waits`` limits how many requests wait for the store while it sends nothing.
         """
@@ -79,7 +79,7 @@ class Substituter:
 
     @classmethod
     def open(cls, url: str, *, trace: Trace = silent, waits: StoreWaits | None = None) -> Self:
-        """Open the store at ``url``, whose query parameters ``priority`` and ``trusted`` are read here. Raises SettingsError."""
+        """Open the store at ``url``, and read its query parameters ``priority`` and ``trusted``. Raises SettingsError."""
         parameters = parse_qs(url.partition("?")[2], keep_blank_values=True)
         store = open_store(url)
         if trace is not silent:
@@ -94,7 +94,7 @@ class Substituter:
 
     @property
     def priority(self) -> int:
-        """The priority in the URL, else that in nix-cache-info if it has arrived, else Nix's default. Lower numbers come first."""
+        """The priority from the URL, from nix-cache-info if it has arrived, or Nix's default. Lower numbers come first."""
         known = self._info.priority if self._info is not None else None
         return next((number for number in (self._priority, known) if number is not None), DEFAULT_PRIORITY)
 
@@ -109,7 +109,7 @@ class Substituter:
         return self._info.store_dir if self._info is not None else None
 
     def request_cache_info(self) -> Future[None]:
-        """Fetch its nix-cache-info in the background, unless it was fetched in the last hour, or failed in the last 30 s.
+        """Fetch nix-cache-info in the background, unless a request succeeded in the last hour or failed in the last 30 s.
 
         Returns the future of the running or last request.
         """
@@ -121,16 +121,16 @@ class Substituter:
             return request
 
     def wait_for_cache_info(self) -> None:
-        """Request its nix-cache-info. If no answer and no error has arrived yet, wait for it.
+        """Request nix-cache-info, and wait for the first answer or error.
 
-        Waits until CACHE_INFO_WAIT_SECONDS after the request was sent.
+        Waits until CACHE_INFO_WAIT_SECONDS after the request was sent. Does not wait if an earlier request has ended.
         """
         request = self.request_cache_info()
         if self._info is None and self._info_failure is None:
             wait([request], timeout=max(0.0, self._info_requested_at + CACHE_INFO_WAIT_SECONDS - self._clock()))
 
     def info(self) -> CacheInfo:
-        """Return its nix-cache-info, or Nix's defaults if the store has no such file. Waits until the store answers or times out.
+        """Return nix-cache-info, or Nix's defaults if the store has no such file. Waits until the store answers or times out.
 
         Raises StoreError or CacheInfoError.
         """
@@ -156,11 +156,11 @@ class Substituter:
             return CacheInfo()
 
     def check(self) -> None:
-        """Request its nix-cache-info now, even if an answer is cached. Raises StoreError or CacheInfoError if that fails."""
+        """Request nix-cache-info now, even if an answer is cached. Raises StoreError or CacheInfoError if the request fails."""
         try:
             CacheInfo.parse(self.read("nix-cache-info", CACHE_INFO_LIMIT))
         except FileNotInStore:
-            self.store.check()  # distinguishes a missing file from one that may not be read
+            self.store.check()  # distinguishes a missing file from a file that may not be read
 
     # --- asking
 
@@ -180,9 +180,9 @@ class Substituter:
         try:
             content = self._waits.call(self.url, partial(read_file, self.store, path, limit))
         except StoreUnresponsive:
-            raise  # the store has not failed yet: another request waits for it, and will report how that ends
+            raise  # the store has not failed yet: an earlier request still waits for it, and will report the result
         except StoreUnavailable as failure:
-            # A copy has no traceback, which would keep the data that was being read.
+            # The copy has no traceback. A traceback would keep the data that was being read in memory.
             self._last_failure = copy.copy(failure)
             log.warning("%s", failure)
             self._count_failure(failure, path)
@@ -205,7 +205,8 @@ class Substituter:
     def _is_failure_of_store(self, failure: StoreUnavailable) -> bool:
         """Return whether the failure may open the circuit breaker.
 
-        If there is only one store, it is asked as long as it can be reached: a pause would also refuse the files that it can send.
+        The breaker of an only store opens only if the store can't be reached: a pause would also refuse the files that the store
+        can send.
         """
         return failure.is_unreachable or not self.is_only
 
@@ -217,15 +218,15 @@ class Substituter:
             if self._is_failure_of_store(failure):
                 self._breaker.check_failed()
                 return
-        except StoreError:  # for example FileNotInStore: any other answer shows that the store works
+        except StoreError:  # any other error, such as FileNotInStore, is an answer, and shows that the store works
             pass
         self._breaker.succeeded()
 
     def soon(self, call: Callable[[], T]) -> Callable[[], T]:
         """Begin a call to the store in a background thread. Returns a function that waits for it and returns its result.
 
-        If too many calls to this store are running, or too many requests wait for it, the call begins only when its result is
-        requested.
+        If too many calls to this store are running, or too many requests wait for the store, the call begins only when the
+        returned function is called.
         """
         if self._waits.is_full(self.url) or not self._calls.acquire(blocking=False):
             return call

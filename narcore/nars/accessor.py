@@ -1,7 +1,7 @@
-"""Random access to a NAR: a listing, which has the offset of each file, and a function that reads bytes there.
+"""Random access to a NAR: a listing, which has the offset of each file, and a function that reads bytes at an offset.
 
 The creator of the accessor decides where the bytes come from: a file on disk, a running download, a range of a remote file, or a
-stream whose beginning is discarded. Callers of the accessor need not know.
+stream whose beginning is discarded. Callers of the accessor need not know the source.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,8 +19,8 @@ class NarBytes(Protocol):
 
     It yields exactly ``length`` bytes or raises an error; it never ends early without an error.
 
-    ``is_verified`` tells whether the iterator also raises an error if the NAR does not match its NarHash, or if the NAR does not
-    match the listing that gave the position of the bytes. If False, the bytes are unverified even after all of them were read.
+    If ``is_verified`` is True, the iterator also raises an error if the NAR does not match its NarHash, or does not match the
+    listing that gave the position of the bytes. If False, the bytes are unverified even after all of them were read.
     """
 
     @property
@@ -36,7 +36,7 @@ ReadNode = Callable[[Node, int, int], NarBytes]
 
 @dataclass(frozen=True, slots=True)
 class NoBytes:
-    """The contents of an empty file. ``is_verified``: the listing of the NAR itself has the empty file."""
+    """The contents of an empty file. ``is_verified``: the listing that was made from the NAR says that the file is empty."""
 
     is_verified: bool
     length: int = 0
@@ -60,8 +60,9 @@ class NarAccessor:
         is_verified: bool,
         is_cached: Callable[[], bool],
     ) -> None:
-        """Create an accessor. ``read_node`` reads a range of a regular file. ``is_verified``: the listing was made from the
-        verified NAR, not sent by its store.
+        """Create an accessor. ``read_node`` reads a range of a regular file.
+
+        ``is_verified``: the listing was made from the verified NAR, and not sent by its store.
         """
         self.store_path = store_path
         self.listing = listing
@@ -70,7 +71,7 @@ class NarAccessor:
         self._is_cached = is_cached
 
     def watched(self, on_read: Callable[[NarBytes], None]) -> "NarAccessor":
-        """Return the same accessor, except that ``on_read`` is called with the bytes that a read opens, before the read returns.
+        """Return an accessor of the same files that calls ``on_read`` with the bytes that a read opens, before the read returns.
 
         If ``on_read`` raises, the bytes are closed and the read raises.
         """

@@ -1,4 +1,4 @@
-"""Bytes of one file from one source, and the rest from another source if the first one fails."""
+"""Bytes of one file from one source. If the source fails, the rest comes from another source."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 
@@ -19,9 +19,9 @@ Take = Callable[[Iterator[bytes], int, int], Iterator[bytes]]
 class Streamed:
     """Some bytes of the file ``node`` from a stream of the NAR. The bytes before them are discarded.
 
-    If little of the NAR follows them (see `is_worth_verifying`), the stream is read to its end, where the NarHash is checked,
-    before the last bytes are returned: then a NAR that does not match its narinfo never yields a complete answer. Reading always
-    raises CorruptStream if the file does not begin at its offset in the listing.
+    If little of the NAR follows the requested bytes (see `is_worth_verifying`), the stream is read to its end before the last
+    bytes are returned. The NarHash is checked at the end, so a NAR that does not match its narinfo never yields a complete answer.
+    In all cases, reading raises CorruptStream if the file does not begin at its offset in the listing.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Streamed:
 
 
 class PartOrElsewhere:
-    """Some bytes from a range of a remote file; if that fails, the rest from other sources.
+    """Some bytes from a range of a remote file. If the range fails, the rest comes from other sources.
 
     ``elsewhere`` is called with the error and the offset of the next byte. It yields the sources to try, in order.
     """
@@ -101,10 +101,13 @@ class PartOrElsewhere:
 
 
 class CachedOrStreamed:
-    """Some bytes from the cache; if the cache fails before the end, the rest from a new stream (with ``strict``, raises instead).
+    """Some bytes from the cache. If the cache fails before the end, the rest comes from a new stream.
 
-    ``file`` has the same meaning as in ``CachedBytes``. A caller that reads ``file`` directly must call ``check_untouched``
-    at the end, and does not get the rest from a stream. ``stream`` must return streams that verify the NAR.
+    With ``strict``, raises the error of the cache instead. Bytes that were already returned are compared with the stream; raises
+    CacheFailure if the cache can't return them again for this comparison. ``stream`` must return streams that verify the NAR.
+
+    ``file`` has the same meaning as in ``CachedBytes``. A caller that reads ``file`` directly must call ``check_untouched`` at
+    the end. Such a caller does not get the rest from a stream.
     """
 
     is_verified = True
@@ -143,7 +146,7 @@ class CachedOrStreamed:
             yield from self._stream(start, sent, stop)
 
     def _stream(self, start: int, sent: int, stop: int) -> Generator[bytes]:
-        """Yield the bytes from ``sent`` on. The bytes before were returned already, and must be the same in the stream."""
+        """Yield the bytes from ``sent`` on. The bytes before ``sent`` were already returned, and must be the same in the stream."""
         rest = self._open_stream(start, stop)
         try:
             position = start
@@ -160,9 +163,9 @@ class CachedOrStreamed:
 
 @stage
 def as_listed(chunks: Iterable[bytes], listing: NarListing, on_other: Callable[[NarListing], None]) -> Iterator[bytes]:
-    """Yield the NAR as it arrives, and check that ``listing`` is its listing before the last bytes are returned.
+    """Yield the NAR as it arrives. Before the last bytes, check that ``listing`` is the listing of this NAR.
 
-    If it is not, calls ``on_other`` with the correct listing and raises IntegrityError.
+    If the listing is wrong, calls ``on_other`` with the correct listing and raises IntegrityError.
     """
     parser, builder = NarParser(contents=False), ListingBuilder()
     previous = b""
@@ -182,6 +185,6 @@ def as_listed(chunks: Iterable[bytes], listing: NarListing, on_other: Callable[[
 
 
 def check_same(found: NarListing, expected: NarListing) -> None:
-    """Raise IntegrityError if the listing ``found`` in a NAR is not the one that its store sent."""
+    """Raise IntegrityError if ``found``, the listing of a NAR, differs from ``expected``, the listing that its store sent."""
     if found != expected:
         raise IntegrityError("the listing that the store sent does not match the NAR")

@@ -1,4 +1,4 @@
-"""NARs of the disk cache that are held open and read many times, for a file system: complete NARs, and NARs being fetched."""
+"""NARs in the disk cache that a file system holds open and reads many times: complete NARs, and NARs that are being fetched."""
 
 import os
 import sys
@@ -16,9 +16,9 @@ from narcore.formats.listing import Kind, NarListing, Node
 
 
 class OpenNar:
-    """A cached NAR, complete and verified, held open. Thread-safe, except that ``close`` must come after all reads.
+    """A cached NAR, complete and verified, held open. Thread-safe, but call ``close`` only after all reads have ended.
 
-    It can still be read after it was evicted, and takes up disk space as long as it is open.
+    The NAR can still be read after it was evicted, and takes up disk space as long as it is open.
     """
 
     def __init__(self, cache: NarCache, key: NarKey, nar: CachedNar) -> None:
@@ -34,7 +34,7 @@ class OpenNar:
         if not 0 <= start <= stop <= self._key.size:
             raise ValueError(f"no bytes {start} to {stop} in a NAR of {self._key.size}")
         data = self._nar.pread(start, stop) if start < stop else b""
-        while len(data) < stop - start:  # interrupted by a signal, or more than the system returns at once
+        while len(data) < stop - start:  # a signal interrupted the read, or the system returns less at once
             data += self._nar.pread(start + len(data), stop)
         self._nar.check_untouched()
         return data
@@ -42,8 +42,8 @@ class OpenNar:
     def open_unpacked(self, node: Node) -> int:
         """Return a read-only descriptor of the unpacked file of a regular file; the caller closes it.
 
-        Unpacks the file if it is not in the cache, which takes space there, and time. Raises CacheFailure, and ValueError if the
-        node is not a regular file within this NAR.
+        If the unpacked file is not in the cache, unpacks it first, which takes time and disk space. Raises CacheFailure, and
+        ValueError if the node is not a regular file within this NAR.
         """
         if node.kind is not Kind.REGULAR or node.nar_offset + node.size > self._key.size:
             place = f"at {node.nar_offset} in a NAR of {self._key.size} bytes"
@@ -59,7 +59,7 @@ class OpenNar:
         """Whether the entry was removed from the cache or replaced."""
         try:
             return not is_still_at(self._nar.fd, self._cache.layout.nar(self._key.digits))
-        except OSError:  # the directory can't be read
+        except OSError:  # unknown: the directory can't be read
             return False
 
     def touch(self) -> None:
@@ -68,7 +68,7 @@ class OpenNar:
 
     def drop_pages(self, start: int = 0, stop: int = 0) -> None:
         """Tell the kernel to drop these bytes from its page cache (``stop`` 0: up to the end)."""
-        with suppress(OSError):  # only advice
+        with suppress(OSError):  # this is only advice to the kernel; nothing depends on it
             os.posix_fadvise(self._nar.fd, start, stop - start if stop else 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
@@ -76,14 +76,14 @@ class OpenNar:
 
 
 class ArrivingNar:
-    """A NAR that is being fetched into the cache. Thread-safe; calls that are running when it is closed complete.
+    """A NAR that is being fetched into the cache. Thread-safe. ``close`` does not interrupt running calls.
 
     With ``whole``, no byte is returned before the whole NAR is verified. Otherwise bytes are returned as they arrive; they are
     verified only once `finish` has returned. The NAR can be read until this object is closed, even if its entry is evicted.
     """
 
     def __init__(self, fill: Fill, *, whole: bool) -> None:
-        """``fill`` must have been joined; this object leaves it."""
+        """The caller has joined ``fill``, as a reader; this object leaves it."""
         self._fill = fill
         self._whole = whole
         self._lock = threading.Lock()
@@ -91,7 +91,7 @@ class ArrivingNar:
         self._closed = False
 
     def wait_for(self, stop: int) -> int:
-        """Wait until the bytes before ``stop`` have arrived, or all bytes; return how many can be read now.
+        """Wait until the bytes before ``stop`` have arrived (with ``whole``: the whole NAR); return how many bytes can be read now.
 
         Raises the error of the fill if it fails, and StoreTimeout if no bytes arrive for a long time.
         """
@@ -117,7 +117,10 @@ class ArrivingNar:
             return self._fill.wait()
 
     def close(self) -> None:
-        """Leave the fill when the running calls end. Without other readers the fill ends, unless it is more than half done."""
+        """Leave the fill when the running calls have ended.
+
+        A fill without readers ends, unless more than half of the NAR is fetched, little is left, or another process reads it.
+        """
         with self._lock:
             if self._closed:
                 return

@@ -1,4 +1,4 @@
-"""Ranges of a NAR from the remote file, if they can be read without the rest: see ``RemoteParts``."""
+"""Ranges of a NAR from the remote file, if a range can be read without the rest of the file: see ``RemoteParts``."""
 
 import threading
 from collections.abc import Iterator
@@ -18,39 +18,40 @@ from narcore.streams.xzblocks import FOOTER_SIZE, XzFooter, XzIndex, unpack_bloc
 from narcore.streams.zstd import unpack_whole_frames
 from narcore.tier.seekable import SeekTable
 
-# For a NAR up to this size, a download of the whole NAR takes no longer than a range: most of the time is the round trip.
+# In bytes. Up to this size, a download of the whole NAR takes no longer than a range: most of the time is the round trip.
 WHOLE_SIZE = 1 << 20
 
-# If Nix writes several xz blocks, each has 24 MiB; most zstd files have no seek table. For a NAR below this size, requesting the
-# index or the seek table would waste a round trip.
+# In bytes. If Nix writes several xz blocks, each has 24 MiB; most zstd files have no seek table. For a NAR below this size, a
+# request for the index or the seek table would usually be wasted.
 BLOCKS_SIZE = 32 << 20
 
-# Large enough to get the footer and the index of some 400 blocks, or frames, in one request.
+# In bytes. Large enough to get the footer and the index of about 400 blocks or frames in one request.
 TAIL_SIZE = 4096
 INDEX_LIMIT = 8 << 20
 
-# At most this many ranges of one NAR are read at once. For further readers, the whole NAR is fetched once instead.
+# At most this many ranges of one NAR are read at the same time. For more readers, the whole NAR is fetched once instead.
 AT_ONCE = 2
 
-# The tag stands before the contents of a file. If the requested bytes begin at most this far into the contents, one request reads
-# both the tag and the bytes. Otherwise the tag is read with a request of its own.
+# The tag is the bytes of the NAR before the contents of a file; it includes their length. If the requested bytes begin at most this
+# many bytes after the tag begins, one request reads both. Otherwise a separate request reads the tag.
 NEAR = 64 << 10
 
+# How long no range of a remote file is requested after ranges of this file could not be read.
 REFUSED_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """The blocks of the NAR's file: those of an xz index, or the frames of a zstd seek table.
+    """The blocks of the NAR's file: the blocks in an xz index, or the frames in a zstd seek table.
 
-    ``index`` is None for an uncompressed file, where any range can be read. ``header`` is that of an xz file.
+    ``index`` is None for an uncompressed file, of which any range can be read. ``header`` is the stream header of an xz file.
     """
 
     header: bytes = b""
     index: XzIndex | SeekTable | None = None
 
     def widened(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the smallest range that contains ``start`` to ``stop`` (in the NAR) and can be read."""
+        """Return the smallest readable range of the NAR that contains ``start`` to ``stop``."""
         if self.index is None:
             return start, stop
         blocks = self.index.covering(start, stop)
@@ -58,10 +59,10 @@ class Blocks:
 
 
 class RemoteParts:
-    """Reads ranges of NARs that are uncompressed, or whose file is xz with several blocks or zstd with a seek table. Thread-safe.
+    """Reads ranges of a NAR whose file is uncompressed, xz with several blocks, or zstd with a seek table. Thread-safe.
 
-    The bytes can't be verified, since the NarHash covers the whole NAR. But it is checked that the store sends exactly the
-    requested range of a file of the right size, and that the tag and the length of the contents precede them in the NAR.
+    The bytes can't be verified, because the NarHash covers the whole NAR. Only two things are checked: the store sends exactly the
+    requested range of a file of the right size, and the tag, which includes the length, precedes the contents in the NAR.
     """
 
     def __init__(self) -> None:
@@ -74,8 +75,8 @@ class RemoteParts:
     def read(self, info: PathInfo, node: Node, start: int, stop: int, *, cheap: bool) -> NarBytes | None:
         """Read bytes ``start`` to ``stop`` of the NAR, all within the contents of ``node``; None if the range can't be read.
 
-        With ``cheap``, also returns None if fetching the whole NAR costs less: the NAR is small, the ranges read so far add up to
-        half of it, or several of its ranges are being read.
+        With ``cheap``, also returns None if fetching the whole NAR costs less: the NAR is small, this range and the earlier ranges
+        add up to more than half of it, or AT_ONCE of its ranges are being read.
         """
         place = (info.store.url, info.narinfo.url)
         key = info.nar_key
@@ -86,7 +87,7 @@ class RemoteParts:
             chunks = self._find(info, key, node, start, stop, cheap=cheap)
         except StoreUnavailable:
             pass  # the next source reports the error
-        except NarcoreError:  # no ranges, another file, no index or one of one block, or another tag
+        except NarcoreError:  # no ranges, another file size, no index, an index of one block, or another tag
             self._refused.put(place, True, seconds=REFUSED_SECONDS)
         finally:
             if chunks is None:
@@ -149,7 +150,7 @@ class RemoteParts:
 
 
 class _Part:
-    """Bytes of a remote range, which counts as being read until they are closed."""
+    """Bytes of a remote range. The range counts as being read until ``close`` is called."""
 
     is_verified = False
 
@@ -190,17 +191,17 @@ _READ_BLOCKS = {"xz": _read_xz_index, "zstd": _read_seek_table}
 
 
 def _check_index(index: XzIndex | SeekTable, info: PathInfo, end: int) -> None:
-    """Raise CorruptStream if this is not an index of several blocks that have the NAR, and that end at ``end`` in the file."""
+    """Raise CorruptStream unless the index has several blocks that make up the NAR and end at offset ``end`` of the file."""
     if index.packed[-1] != end or index.unpacked[-1] != info.narinfo.nar_size or len(index) < 2:
         raise CorruptStream(
-            "the file is not a single stream of several blocks or frames, or its unpacked size is not that of the NAR"
+            "the file is not a single stream of several blocks or frames, or its unpacked size differs from the NarSize"
         )
 
 
 def _read_tail(info: PathInfo, file_size: int, size: int, tail: bytes = b"") -> bytes:
-    """Return at least the last ``size`` bytes of the file; ``tail``, its last bytes, is not read again.
+    """Return at least the last ``size`` bytes of the file. ``tail`` has the last bytes of the file, which are not read again.
 
-    Raises CorruptStream if the size exceeds that of the file or INDEX_LIMIT.
+    Raises CorruptStream if ``size`` exceeds ``file_size`` or INDEX_LIMIT.
     """
     if size > min(file_size, INDEX_LIMIT):
         raise CorruptStream(
@@ -212,7 +213,7 @@ def _read_tail(info: PathInfo, file_size: int, size: int, tail: bytes = b"") -> 
 
 
 def _open(info: PathInfo, blocks: Blocks, first: int, last: int) -> Iterator[bytes]:
-    """Read bytes ``first`` to ``last`` of the NAR, which must be whole blocks."""
+    """Read bytes ``first`` to ``last`` of the NAR. They must be whole blocks, if the file has blocks."""
     index = blocks.index
     if index is None:
         file = _request(info, first, last, info.narinfo.nar_size)
@@ -246,7 +247,7 @@ def _check_tag(info: PathInfo, blocks: Blocks, node: Node) -> None:
 
 
 def after_tag(chunks: Iterator[bytes], start: int, tag: bytes) -> Iterator[bytes]:
-    """Return the bytes that follow ``tag``, which must begin at offset ``start`` of the chunks. Reads the tag at once.
+    """Return the bytes that follow ``tag``, which must begin at offset ``start`` of the chunks. Reads the tag immediately.
 
     Raises CorruptStream if there are other bytes at ``start``, and TruncatedStream if the chunks end before the end of the tag.
     """
@@ -259,7 +260,7 @@ def after_tag(chunks: Iterator[bytes], start: int, tag: bytes) -> Iterator[bytes
             head += chunk[start:]
             start = max(0, start - len(chunk))
         if not head.startswith(tag):
-            raise CorruptStream("the NAR has no such file at that offset")
+            raise CorruptStream("the NAR has no file of this size at this offset")
     except BaseException:
         close(chunks)
         raise

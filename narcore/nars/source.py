@@ -1,12 +1,12 @@
-"""Chooses where the bytes of a NAR come from: the best available source, or the next one if that fails.
+"""Chooses where the bytes of a NAR come from: the best available source, or the next one if it fails.
 
 A *fill* fetches a NAR into the disk cache, once for all readers (``cache/fill.py``). The sources, best first:
 
 1. a running fill of this NAR;
 2. the complete, verified NAR in the disk cache;
 3. the NAR in the shared tier;
-4. a range of the remote file, if it can be read without the rest (never with ``NAR_VERIFY=strict``);
-5. a new fill; or, if the NAR can't be cached, a stream, whose beginning is discarded.
+4. a range of the remote file, if the range can be read without the rest of the file (never with ``NAR_VERIFY=strict``);
+5. a new fill. If the NAR can't be cached: a stream, whose bytes before the requested ones are discarded.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,7 +34,8 @@ from narcore.trace import Trace
 
 OnListing = Callable[[PathInfo, NarListing], None]
 
-# How many bytes of a NAR are fetched, or waited for, only to read its listing: this takes about a second.
+# In bytes. A request that needs only the listing of a NAR fetches, or waits for, at most this many bytes of the NAR. This takes
+# about a second.
 SMALL_NAR = 16 << 20
 
 # How many seconds an answer that needs only the listing waits for the last SMALL_NAR bytes of a NAR that is being fetched. A user
@@ -44,16 +45,16 @@ ARRIVAL_SECONDS = 2.0
 
 @dataclass(slots=True)
 class KnownListing:
-    """The listing in which a file was found. If it is not ``verified``, it came from the store and may be wrong.
+    """The listing in which a file was found. If ``verified`` is False, the listing came from the store and may be wrong.
 
-    It becomes verified when it is compared with the listing of the verified NAR.
+    ``verified`` becomes True when `check` has compared the listing with the listing of the verified NAR.
     """
 
     listing: NarListing
     verified: bool
 
     def check(self, found: NarListing) -> None:
-        """Raise IntegrityError if the store sent this listing and it differs from ``found``, the listing of the verified NAR."""
+        """Raise IntegrityError if this listing came from the store and differs from ``found``, the listing of the verified NAR."""
         if not self.verified:
             check_same(found, self.listing)
             self.verified = True
@@ -76,7 +77,7 @@ class NarSource:
     ) -> None:
         """``on_other_listing`` is called with the listing of a NAR if the listing that its store sent is wrong.
 
-        ``uploads`` gets each NAR that was fetched into the cache.
+        Each NAR that was fetched into the cache is offered to ``uploads``.
         """
         self._on_other_listing = on_other_listing
         self._streams = streams
@@ -92,7 +93,7 @@ class NarSource:
     # --- listings
 
     def read_listing(self, info: PathInfo) -> NarListing:
-        """Return the listing made from the NAR itself, which is read to its end (and cached, if possible)."""
+        """Return the listing made from the NAR itself. Reads the NAR to its end, and caches it if possible."""
         if self._cache:
             try:
                 return self._filled_listing(self._cache, info)
@@ -102,9 +103,9 @@ class NarSource:
         return NarListing.from_events(parse_nar(self._streams.open(info), contents=False))
 
     def nar_listing(self, info: PathInfo, *, fetch_small: bool) -> NarListing | None:
-        """Return the listing made from the NAR itself if the NAR is cached, or arrives within a moment (see ARRIVAL_SECONDS).
+        """Return the listing made from the NAR itself if the NAR is cached, or arrives within ARRIVAL_SECONDS; else return None.
 
-        With ``fetch_small``, fetches a NAR of up to SMALL_NAR bytes, and raises the errors of fetching. Otherwise returns None.
+        With ``fetch_small``, fetches a missing NAR of up to SMALL_NAR bytes, and raises the errors of fetching.
         """
         listing = self._present_listing(self._cache, info) if self._cache else None
         if listing is None and fetch_small and info.narinfo.nar_size <= SMALL_NAR:
@@ -124,7 +125,7 @@ class NarSource:
             fill.leave()
 
     def whole(self, info: PathInfo) -> Iterator[bytes]:
-        """Return the whole, verified NAR, from the cache if it can be cached. Raises NarcoreError, also while it is read."""
+        """Return the whole, verified NAR, from the cache if it can be cached. Raises NarcoreError, also while the NAR is read."""
         if self._cache:
             try:
                 nar = self._cache.open(info.nar_key)
@@ -187,7 +188,7 @@ class NarSource:
         return found
 
     def _check_empty(self, info: PathInfo, known: KnownListing) -> bool:
-        """Return whether ``known`` was compared with the NAR. Otherwise only the listing of the store says that the file is empty.
+        """Return whether the NAR itself shows that the file is empty. If False, only the listing from the store says so.
 
         Raises IntegrityError if the NAR has another listing, and the errors of fetching a small NAR.
         """
@@ -234,8 +235,8 @@ class NarSource:
     def _from_tier(
         self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int
     ) -> tuple[str, NarBytes] | None:
-        """Return the bytes from the tier; None if it can't be used. If it fails later, the rest is verified, too."""
-        # An offset in an unverified listing could name other bytes of the NAR than those of the file.
+        """Return the bytes from the tier; None if the tier can't be used. If it fails later, the rest is verified, too."""
+        # With an unverified listing, the offset could be wrong, and the tier would send bytes of another file.
         part = self._tier.read(info, start, stop) if self._tier is not None and known.verified else None
         if part is None:
             return None
@@ -272,7 +273,7 @@ class NarSource:
         return CachedOrStreamed(cached, stream, start, strict=self._strict)
 
     def _uncached(self, info: PathInfo, known: KnownListing, node: Node, start: int, stop: int) -> tuple[str, NarBytes]:
-        # If half of a NAR or more is requested, a stream costs at most twice as much as a range, and its hash is checked.
+        # If half of the NAR or more is requested, a stream costs at most twice as much as a range, and the NarHash is checked.
         small = 2 * (stop - start) < info.narinfo.nar_size
         part = self._remote.read(info, node, start, stop, cheap=False) if small else None
         if part is None:

@@ -19,7 +19,7 @@ from narcore.streams.compression import decompress
 from narcore.streams.integrity import verified
 from narcore.streams.slicing import skip
 
-# After the last requested byte, the rest of a NAR is read to check the hash. This is done only if the rest has at most this many
+# After the last requested byte, the rest of a NAR is read only to check the hash. This is done if the rest has at most this many
 # bytes, or is at most as large as the part that was read.
 VERIFY_REST = 8 << 20
 
@@ -32,7 +32,8 @@ def is_worth_verifying(done: int, nar_size: int) -> bool:
 class NarStreams:
     """Opens NARs as streams.
 
-    ``sources`` yields the stores to get a NAR from, the best first; the next one is requested only if the previous ones failed.
+    ``sources`` yields a PathInfo for each store that can send the NAR, the best first. It is asked for the next one only if the
+    previous ones failed.
     ``on_failure`` is called for each store that could not send the NAR, or whose bytes did not match the narinfo.
     """
 
@@ -41,10 +42,10 @@ class NarStreams:
         self._on_failure = on_failure
 
     def open(self, info: PathInfo) -> Iterator[bytes]:
-        """Return the bytes of the NAR. The last ones are returned only after NarSize and NarHash have been checked.
+        """Return the bytes of the NAR. The last bytes are returned only after NarSize and NarHash have been checked.
 
-        Reading raises StoreError, CompressionError and IntegrityError. If a store fails in between, the stream continues from
-        another store that has the same NAR.
+        If a store fails before the end, the stream continues from another store that has the same NAR. Reading raises StoreError,
+        CompressionError and IntegrityError.
         """
         narinfo = info.narinfo
         used: list[PathInfo] = []
@@ -61,7 +62,7 @@ class NarStreams:
         try:
             yield from chunks
         except IntegrityError as error:
-            for source in used:  # if there are several, it is unknown which store sent the wrong bytes
+            for source in used:  # with several stores, it is unknown which one sent the wrong bytes
                 self._on_failure(source, error)
             raise
 
@@ -86,7 +87,7 @@ class NarStreams:
 
 
 def _decompressed(info: PathInfo, start: int) -> Iterator[bytes]:
-    """Yield the NAR from ``start`` on. All errors are raised by the iterator, also those of opening."""
+    """Yield the NAR from ``start`` on. The iterator raises all errors, also the errors of opening the file."""
     if start and info.narinfo.compression == "none":
         try:
             rest = _open(info, start)

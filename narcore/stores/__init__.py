@@ -9,8 +9,9 @@
     memory     in memory, for tests and demonstrations
     traced     TracedStore: emits a trace event for each file
     waits      StoreWaits: limits how many threads wait for a store that sends nothing
+    writer     StoreWriter: the interface of stores that can be written to; localwriter writes to a directory
     names      converts the path in a narinfo to file names
-    cafile     the certificate authorities that are trusted
+    cafile     the file of trusted certificate authorities
 """
 
 from narcore.errors import SettingsError

@@ -8,7 +8,7 @@ from typing import Protocol, Self
 
 from narcore.errors import FileNotInStore, StoreError, StoreTimeout
 
-# How long a small file may take. A read timeout is not enough: a file that arrives byte by byte never exceeds it.
+# How long a small file may take to arrive. A read timeout is not enough: a file that arrives byte by byte never exceeds it.
 SMALL_FILE_SECONDS = 60.0
 
 
@@ -26,11 +26,11 @@ class StoreFile:
     """One file of a store, or the requested part of it. It can be read once.
 
     Iterating yields non-empty chunks of at most ``CHUNK_SIZE`` bytes, each as soon as it arrives. Reading raises
-    ``StoreUnavailable`` if the bytes end early; a truncated file never ends without an error if the store can detect it.
+    ``StoreUnavailable`` if the bytes end early, as far as the store can detect that.
     Close the file, or use it as a context manager. Reading to the end also closes it; stopping early does not.
 
     ``size`` is the size of the whole file, even if only a part was requested, or None if the store does not report it.
-    ``content_encoding`` is the Content-Encoding of HTTP, in lower case: the bytes are as stored, not decoded.
+    ``content_encoding`` is the Content-Encoding of HTTP, in lower case. The bytes are not decoded.
     """
 
     __slots__ = ("_body", "content_encoding", "size")
@@ -58,9 +58,9 @@ class StoreFile:
 class BinaryCacheStore(Protocol):
     """The files of a binary cache, by relative path. Every method may be called from many threads at once.
 
-    ``path`` is the ``URL`` field of a narinfo: relative to the store, percent-encoded, possibly with a query. All methods
-    raise ``StoreForbidden`` if the path leads out of the store, and ``StoreUnavailable`` (or its subclass ``StoreTimeout``) if
-    the store can't answer.
+    ``path`` has the form of the ``URL`` field of a narinfo: relative to the store, percent-encoded, possibly with a query. All
+    methods raise ``StoreForbidden`` if the path leads out of the store, and ``StoreUnavailable`` (or its subclass
+    ``StoreTimeout``) if the store can't answer.
     """
 
     @property
@@ -80,8 +80,8 @@ class BinaryCacheStore(Protocol):
     def check(self) -> None:
         """Raise a ``StoreError`` that says what to do if the store can't be used with its settings.
 
-        A store without nix-cache-info passes the check. In object stores, this method distinguishes a missing file from a file
-        that may not be read; ``get_file`` does not.
+        A store without nix-cache-info passes the check. In object stores, ``get_file`` can't distinguish a missing file from a file
+        that may not be read; this method can.
         """
         ...
 
@@ -95,7 +95,7 @@ def check_part(start: int, stop: int | None) -> None:
 
 
 def check_by_asking(store: BinaryCacheStore) -> None:
-    """Implement ``check`` for a store that reports a missing file and a denied one differently."""
+    """Implement ``check`` for a store that reports missing files and denied access differently."""
     with suppress(FileNotInStore):
         store.get_file("nix-cache-info").close()
 
@@ -103,7 +103,7 @@ def check_by_asking(store: BinaryCacheStore) -> None:
 def read_file(store: BinaryCacheStore, path: str, limit: int) -> bytes:
     """Return the contents of a small file.
 
-    Raises ``StoreError`` if it has more than ``limit`` bytes, and ``StoreTimeout`` if it takes more than SMALL_FILE_SECONDS.
+    Raises ``StoreError`` if the file has more than ``limit`` bytes, and ``StoreTimeout`` if it takes more than SMALL_FILE_SECONDS.
     """
     deadline = time.monotonic() + SMALL_FILE_SECONDS
     with store.get_file(path) as file:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-# In this order: the two variables that the library requests reads, then Nix's and OpenSSL's.
+# The order: first the two variables that the library requests reads, then the variable of Nix, then the variable of OpenSSL.
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NIX_SSL_CERT_FILE", "SSL_CERT_FILE")
 
 

@@ -14,20 +14,20 @@ from narcore.stores.base import StoreFile, check_by_asking, check_part
 from narcore.stores.http.urls import redacted
 from narcore.stores.names import file_names
 
-# O_NONBLOCK: opening a FIFO returns immediately, and the check with fstat then rejects it. O_NOFOLLOW: the path is
-# already resolved; if its last segment is a link now, somebody has replaced the file in between.
+# O_NONBLOCK: opening a FIFO returns immediately, and the later check with fstat rejects the FIFO. O_NOFOLLOW: the path is
+# already resolved. If its last segment is a link now, another process has replaced the file since then.
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
 
-# Errors that mean that there is no regular file of that name, not that the directory is broken.
-# (ENXIO: a socket. ELOOP: a cycle of links.)
+# These errors mean that there is no regular file of that name. They do not mean that the directory is broken.
+# ENXIO: the name is a socket. ELOOP: a cycle of links.
 _NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO}
 
 
 class LocalBinaryCacheStore:
-    """The files below one directory. Symlinks are followed as long as they stay inside it.
+    """The files below one directory. Symlinks are followed if they lead to a file inside the directory.
 
     ``location`` is ``file:///path`` (percent-encoded) or an absolute path; parameters after ``?`` are ignored. The directory
-    need not exist yet (a disk may be mounted later): until it does, the store is unavailable.
+    need not exist yet, because a disk may be mounted later. Until it exists, the store is unavailable.
     """
 
     def __init__(self, location: str) -> None:
@@ -101,7 +101,7 @@ def _host_and_path(url: str) -> tuple[str, str]:
 
 
 def _regular_file(descriptor: int) -> FileIO | None:
-    # Checked before FileIO is called: FileIO rejects a directory, and leaves the descriptor open.
+    # The type is checked before FileIO is called, because FileIO rejects a directory but leaves the descriptor open.
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return FileIO(descriptor)
     os.close(descriptor)

@@ -9,7 +9,7 @@ from pathlib import Path
 from narcore.errors import WriteError
 from narcore.stores.writer import CLAIM_SECONDS, CLAIMS, StoredObject
 
-_NEW = ".new"  # the end of the name of a file that is not complete
+_NEW = ".new"  # the names of incomplete files end with this
 
 
 class LocalWriter:
@@ -25,7 +25,7 @@ class LocalWriter:
             return (self._root / name).is_file()
 
     def put(self, name: str, chunks: Iterable[bytes], headers: Mapping[str, str]) -> None:
-        """Like `StoreWriter.put`. A directory has no place for the ``headers``."""
+        """Like `StoreWriter.put`. Ignores ``headers``, because a directory can't store them."""
         with self._new(name) as new:
             with self._errors(name):
                 file = new.open("xb")
@@ -40,14 +40,14 @@ class LocalWriter:
                 new.replace(self._root / name)
 
     def claim(self, name: str) -> bool:
-        """Like `StoreWriter.claim`. Two processes may take over one expired claim, which is harmless: both write the same bytes."""
+        """Like `StoreWriter.claim`. If two processes take over one expired claim, both write the same bytes, which is harmless."""
         claim = f"{CLAIMS}/{name}"
         with self._new(claim) as new, self._errors(claim):
             new.write_text(str(int(self._now()) + CLAIM_SECONDS))
             try:
                 (self._root / claim).hardlink_to(new)
             except FileExistsError:
-                with suppress(FileNotFoundError):  # just released
+                with suppress(FileNotFoundError):  # another process has just released the claim
                     if int((self._root / claim).read_text()) > self._now():
                         return False
                 new.replace(self._root / claim)

@@ -11,7 +11,7 @@ from narcore.stores.names import file_names
 class MemoryStore:
     """A store of ``files``, by relative path. The mapping is not copied: files that are added later are served.
 
-    ``content_encodings`` sets the Content-Encoding of some files, as an HTTP store may.
+    ``content_encodings`` has the Content-Encoding of some files, by relative path, to imitate an HTTP store.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Converts the path in a narinfo to file names, for stores that have files and not URLs."""
+"""Converts the path in a narinfo to file names, for stores that find files by name and not by URL."""
 
 from urllib.parse import unquote
 
@@ -8,9 +8,9 @@ from narcore.errors import StoreForbidden
 def file_names(path: str) -> tuple[str, ...]:
     """Return the names to try for ``path``, the literal one first. Raises ``StoreForbidden`` if one leads out of the store.
 
-    Nix appends a narinfo's URL to the directory unchanged (local-binary-cache-store.cc), so the literal name comes first. But
-    a cache copied from an HTTP server has URLs such as ``nar/x.nar?hash=y``, and callers percent-encode the characters that a
-    URL can't contain. The second name is the path parsed as a URL: decoded, without its query.
+    The first name is ``path`` unchanged: Nix appends a narinfo's URL to the directory in this way (local-binary-cache-store.cc).
+    The second name is ``path`` parsed as a URL, percent-decoded and without its query. It is needed for a cache that was copied
+    from an HTTP server and has URLs such as ``nar/x.nar?hash=y``, and for callers that percent-encode the path.
     """
     literal = _inside(path)
     as_url = _inside(unquote(path.partition("?")[0], errors="surrogateescape"))

@@ -14,7 +14,7 @@ _WHAT = ((".narinfo", "narinfo"), (".ls", "listing"), ("nix-cache-info", "info")
 
 
 class TracedStore:
-    """A wrapper around ``store`` that emits an event for each file when reading it ends."""
+    """A wrapper around ``store`` that emits an event for each file when the reading of the file ends."""
 
     def __init__(
         self, store: BinaryCacheStore, trace: Trace, *, clock: Callable[[], float] = time.perf_counter

@@ -1,8 +1,8 @@
 """Counts the threads that wait for a store that sends nothing, so that one store can't occupy all threads of a server.
 
-A thread waits for a store itself, or for another thread that gets something from the store: a call in the background, the download
-of a NAR, the same request of another client. What counts is always the thread that reads from the store: a thread that waits for
-a slow download is not counted as long as bytes of the download arrive.
+A thread waits for a store directly, or waits for another thread that reads from the store: a background call, a download of a
+NAR, or another client's request for the same file. In the second case, the thread is counted only while the other thread
+gets no bytes: a thread that waits for a slow download is not counted as long as bytes of the download arrive.
 """
 
 import logging
@@ -21,16 +21,18 @@ from narcore.stores.base import BinaryCacheStore, StoreFile
 
 log = logging.getLogger("narcore.stores")
 
-# Only waits of this time without a byte count: a store that needs a second for each answer is slow, and works.
+# A wait counts only after this time without a byte: a store that needs a second for each answer is slow, but works.
 SILENT_SECONDS = 2.0
 
-# How often a waiting thread checks whether it is one too many, and when clients should try again.
+# How often a waiting thread checks whether the limit is exceeded, and after which time a refused client should try again.
 CHECK_SECONDS = 0.25
 RETRY_SECONDS = 5
 
-# How many threads can wait for each other in a row: a request, the request that it shares, its background call, a download.
+# The longest chain of threads, each of which waits for the next: a request, the request whose answer it shares, the background call
+# of that request, a download, and so on.
 MAX_CHAIN = 8
 
+# A refusal is logged at most once per store in this time.
 LOG_SECONDS = 60.0
 
 T = TypeVar("T")
@@ -42,7 +44,7 @@ GetThread = Callable[[], ThreadId | None]
 class _Wait:
     """A wait for ``store`` that began at ``since``, or a wait for another thread, which ``thread`` returns.
 
-    ``counts`` is true if the waiting thread belongs to a request.
+    ``counts`` is True if the waiting thread belongs to a request.
     """
 
     counts: bool
@@ -54,11 +56,12 @@ class _Wait:
 class StoreWaits:
     """The waits of all threads, and a limit on how many threads of requests wait for one store that is silent. Thread-safe.
 
-    At most ``limit`` requests wait for one silent store, and at most half as many more for all silent stores together, so that
+    At most ``limit`` requests wait for one silent store, and at most 1.5 times ``limit`` for all silent stores together, so that
     two such stores can't occupy all threads. ``limit`` None: no limit. Threads of the library itself (`BackgroundThread`) do not
-    count, and are never refused. A wait that is refused raises ``StoreUnresponsive``. When a wait for a store has ended without a
-    byte, the store is silent until it sends a byte, and a new wait for it counts immediately. Otherwise, after each timeout, new
-    requests could occupy all threads again.
+    count, and are never refused. A wait that exceeds the limit raises ``StoreUnresponsive``.
+
+    When a wait for a store has ended without a byte, the store counts as silent until it sends a byte: a new wait for it counts
+    immediately. Otherwise, after each timeout, new requests could occupy all threads again.
     """
 
     def __init__(self, limit: int | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -79,7 +82,7 @@ class StoreWaits:
 
     @contextmanager
     def reading(self, store: str) -> Generator[None]:
-        """Count this thread as waiting for the store with this URL, until the block ends: with bytes, or with an error."""
+        """Count this thread as waiting for the store with this URL until the block ends, with bytes or with an error."""
         since, is_silent = self._clock(), False
         with self.watching(store):
             try:
@@ -92,7 +95,7 @@ class StoreWaits:
 
     @contextmanager
     def watching(self, store: str) -> Generator[None]:
-        """Count this thread as waiting for the store, which another process reads from."""
+        """Count this thread as waiting for the store while another process reads from the store."""
         if self._limit is None:
             yield
             return
@@ -100,10 +103,10 @@ class StoreWaits:
             yield
 
     def call(self, store: str, work: Callable[[], T], *, discard: Callable[[T], None] | None = None) -> T:
-        """Return the result of ``work``, which requests something from a store. Raises StoreUnresponsive, and what it raises.
+        """Return the result of ``work``, which requests something from a store. Raises StoreUnresponsive, and what ``work`` raises.
 
-        A request's thread does not run ``work`` itself, because it could not stop waiting for it. If it stops waiting, the result
-        is passed to ``discard``.
+        The thread of a request does not run ``work`` itself, because then it could not stop waiting. If it stops waiting, the later
+        result of ``work`` is passed to ``discard``.
         """
         if self._limit is None or _is_background():
             return work()
@@ -114,7 +117,7 @@ class StoreWaits:
             thread.append(threading.get_ident())
             return work()
 
-        # The wait begins before the call: requests that share this one begin later, and stop waiting earlier.
+        # The wait begins before the call, so requests that share the call begin to wait later. The latest waits are refused first.
         with self.following(lambda: thread[0] if thread else None):
             try:
                 future = call_in_background(run)
@@ -131,7 +134,7 @@ class StoreWaits:
     # --- threads that wait for another thread
 
     def wait(self, future: Future[T], thread: GetThread) -> None:
-        """Wait until ``future`` is done, which a thread works on. Raises StoreUnresponsive if this wait is one too many."""
+        """Wait until ``future`` is done. ``thread`` returns the thread that works on it. Raises the error of `check`."""
         with self.following(thread):
             self._wait(future)
 
@@ -149,8 +152,8 @@ class StoreWaits:
     def following(self, thread: GetThread, *, may_refuse: bool = True) -> Generator[None]:
         """Count this thread as waiting for what another thread waits for, until the block ends.
 
-        Raises StoreUnresponsive at once if that is one wait too many, unless ``may_refuse`` is False. During the wait, `check`
-        does the same.
+        Raises StoreUnresponsive immediately if this wait exceeds the limit, unless ``may_refuse`` is False. The caller has to call
+        `check` during the wait.
         """
         if self._limit is None:
             yield
@@ -161,7 +164,7 @@ class StoreWaits:
             yield
 
     def check(self) -> None:
-        """Raise StoreUnresponsive if this thread waits for a silent store, and too many earlier requests do so, too."""
+        """Raise StoreUnresponsive if this thread waits for a silent store and too many requests began to wait earlier."""
         if self._limit is None or self._total_limit is None or _is_background():
             return
         me = threading.get_ident()
@@ -178,7 +181,7 @@ class StoreWaits:
     # --- requests that have not begun to wait
 
     def is_full(self, store: str) -> bool:
-        """Return whether the store sends nothing, and as many requests as allowed wait for it, or for all silent stores."""
+        """Return whether the store is silent and the limit of waiting requests is reached, for it or for all silent stores."""
         if self._limit is None or self._total_limit is None:
             return False
         with self._lock:
@@ -186,7 +189,7 @@ class StoreWaits:
             return number >= self._limit or (store in self._silent and total >= self._total_limit)
 
     def check_store(self, store: str) -> None:
-        """Raise StoreUnresponsive if `is_full`."""
+        """Raise StoreUnresponsive if `is_full` returns True."""
         if self.is_full(store):
             raise self._refusal(store)
 
@@ -196,7 +199,7 @@ class StoreWaits:
     def _entered(self, wait: _Wait) -> Generator[None]:
         me = threading.get_ident()
         with self._lock:
-            outer = self._waits.get(me)  # of a call that could not run in the background
+            outer = self._waits.get(me)  # set if a call could not run in the background
             self._waits[me] = wait
         try:
             yield
@@ -207,9 +210,9 @@ class StoreWaits:
                     self._waits[me] = outer
 
     def _counts(self, store: str, *, before: ThreadId | None = None) -> tuple[int, int]:
-        """Return how many requests wait for ``store``, if it is silent, and how many wait for any silent store.
+        """Return how many requests wait for ``store`` if it is silent, and how many wait for any silent store.
 
-        With ``before``, counts only requests that began to wait before that thread.
+        With ``before``, counts only requests that began to wait before the thread ``before``.
         """
         number = total = 0
         for thread, wait in self._waits.items():
@@ -221,7 +224,7 @@ class StoreWaits:
         return number, total
 
     def _silent_store(self, thread: ThreadId | None) -> str | None:
-        """Return the store that the thread waits for, itself or through other threads, if the store is silent."""
+        """Return the store that the thread waits for, directly or through other threads, if the store is silent; else None."""
         for _ in range(MAX_CHAIN):
             wait = self._waits.get(thread) if thread is not None else None
             if wait is None:
@@ -257,7 +260,7 @@ class CountedStore:
         return self._store.url
 
     def get_file(self, path: str, start: int = 0, stop: int | None = None) -> StoreFile:
-        """Open a file. Also raises StoreUnresponsive."""
+        """Like `BinaryCacheStore.get_file`. Also raises StoreUnresponsive."""
         return self._waits.call(self.url, partial(self._open, path, start, stop), discard=StoreFile.close)
 
     def _open(self, path: str, start: int, stop: int | None) -> StoreFile:

@@ -24,16 +24,16 @@ class StoreWriter(Protocol):
     def put(self, name: str, chunks: Iterable[bytes], headers: Mapping[str, str]) -> None:
         """Store ``chunks`` as one file, which becomes visible when it is complete.
 
-        ``headers`` are for stores that serve them: Content-Type and Cache-Control. If the iterator raises, nothing is stored and
-        the exception propagates unchanged.
+        ``headers`` (Content-Type and Cache-Control) are stored if the store serves its files over HTTP. If the iterator raises,
+        nothing is stored and the exception propagates unchanged.
         """
         ...
 
     def claim(self, name: str) -> bool:
         """Claim the right to write ``name``. Returns False if another process has the claim.
 
-        A claim that is not released expires after CLAIM_SECONDS, because a process may die. So a claim prevents duplicate work, but
-        not every second write.
+        A claim that is not released expires after CLAIM_SECONDS, because a process may die. So a claim usually
+        prevents a second write of the same file, but not always.
         """
         ...
 

@@ -23,8 +23,8 @@ Progress = Callable[[int], None]
 def check_path(store: BinaryCacheStore, narinfo: NarInfo, keys: Sequence[PublicKey], progress: Progress) -> None:
     """Read the index and the whole NAR of a path, and check everything: signature, digests, seek table, FileHash, NarHash, listing.
 
-    ``narinfo`` is that of the tier. ``progress`` gets the number of unpacked bytes. Raises StoreError, IntegrityError,
-    CompressionError and FormatError.
+    ``narinfo`` is the narinfo in the tier. ``progress`` is called with the size of each unpacked chunk. Raises StoreError,
+    IntegrityError, CompressionError and FormatError.
     """
     index = read_index(store, narinfo.nar_hash.nix32, keys)
     of_narinfo = (narinfo.url, narinfo.compression, narinfo.file_hash, narinfo.file_size, narinfo.nar_size)
@@ -35,16 +35,16 @@ def check_path(store: BinaryCacheStore, narinfo: NarInfo, keys: Sequence[PublicK
         parse_nar(_contents(store, narinfo, index, file_hash.update, progress), contents=False)
     )
     if found != index.listing:
-        raise IntegrityError("the listing in the index is not that of the NAR")
+        raise IntegrityError("the listing in the index does not match the NAR")
     _check_table(store, narinfo, index, file_hash.update)
     if NixHash("sha256", file_hash.digest()) != index.file_hash:
-        raise HashMismatch("the seekable file does not have its FileHash")
+        raise HashMismatch("the seekable file does not match its FileHash")
 
 
 def _contents(
     store: BinaryCacheStore, narinfo: NarInfo, index: TierIndex, update: Callable[[bytes], None], progress: Progress
 ) -> Iterator[bytes]:
-    """Return the NAR, out of its frames."""
+    """Return the NAR, unpacked from its frames and verified."""
     packed = _seen(store.get_file(narinfo.url, 0, index.frames.packed[-1]), update)
     contents = _seen(unpack_frames(packed, index, range(len(index.frames))), lambda chunk: progress(len(chunk)))
     return verified(contents, nar_hash=narinfo.nar_hash, nar_size=narinfo.nar_size)
@@ -55,12 +55,12 @@ def _check_table(store: BinaryCacheStore, narinfo: NarInfo, index: TierIndex, up
         table = b"".join(_seen(file, update))
     found = SeekTable.parse(table)
     if found.packed != tuple(index.frames.packed) or found.unpacked != tuple(index.frames.unpacked):
-        raise CorruptStream("zstd: the seek table is not that of the index")
+        raise CorruptStream("zstd: the seek table does not match the index")
 
 
 @stage
 def _seen(chunks: Iterable[bytes], see: Callable[[bytes], None]) -> Iterator[bytes]:
-    """Pass ``chunks`` on, and call ``see`` with each."""
+    """Yield each chunk unchanged, after calling ``see`` with it."""
     for chunk in chunks:
         see(chunk)
         yield chunk

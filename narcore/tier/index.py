@@ -3,13 +3,13 @@
 ::
 
     header      magic number, NarHash, NarSize, hash and size of the seekable file, number of frames, size of the listing
-    positions   of the frames in the file, then in the NAR: 8 bytes each, one more than there are frames
+    positions   the start of each frame in the file and the end of the last, 8 bytes each; then the same for the NAR
     digests     SHA-256 of each packed frame
     listing     in its packed form (NarListing.to_packed)
     signature   ``name:base64``, as in a narinfo; Ed25519 over `_message`
 
-All numbers are little-endian. A reader checks the signature once; then it searches the listing and the positions where they are,
-so the cost of a lookup does not depend on the number of entries.
+All numbers are little-endian. A reader checks the signature once. Then it searches the listing and the positions without decoding
+them, so the cost of a lookup hardly depends on the number of entries.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from narcore.formats.signature import PublicKey, SecretKey, Signature
 from narcore.tier.seekable import SeekableNar, SeekTable
 
 INDEX_LIMIT = 16 << 20
-"""The limit of an index, in bytes: about 400,000 entries, or a NAR of 300 GiB. A reader holds the whole index in memory."""
+"""The largest index, in bytes. It is enough for about 400,000 entries or a NAR of 300 GiB. A reader holds it in memory."""
 
 _MAGIC = b"nartier1"
 _HEADER = struct.Struct("<8s32sQ32sQIQ")
@@ -38,7 +38,8 @@ _WHERE = "index of a NAR in the tier"
 class TierIndex:
     """The contents of an index whose signature was checked.
 
-    ``digests`` are the SHA-256 digests of the packed frames, 32 bytes each. ``key_name`` is the name of the key that signed it.
+    ``digests`` are the SHA-256 digests of the packed frames, 32 bytes each. ``key_name`` is the name of the key that signed the
+    index. ``nbytes`` is the size of the index.
     """
 
     nar_hash: NixHash
@@ -115,17 +116,17 @@ def make_index(nar: SeekableNar, *, nar_hash: NixHash, key: SecretKey) -> bytes:
 
 
 def _message(body: bytes | memoryview) -> bytes:
-    """Return the bytes that the key signs. The prefix prevents the use of the signature for anything else, such as a narinfo."""
+    """Return the bytes that the key signs. Because of the prefix, the signature is not valid for other data, such as a narinfo."""
     return b"nar-serve;index of a NAR in the tier;1;sha256:" + hashlib.sha256(body).hexdigest().encode()
 
 
 def _check_signature(body: memoryview, signature: bytes, keys: Iterable[PublicKey]) -> str:
     try:
         parsed = Signature.parse(signature.decode())
-    except ValueError as error:  # a FormatError is a ValueError, too
+    except ValueError as error:  # FormatError is a subclass of ValueError
         raise FormatError("no signature", where=_WHERE) from error
-    if str(parsed).encode() != signature:  # base64 has several spellings of the same bytes
-        raise FormatError("the signature is not in its usual form", where=_WHERE)
+    if str(parsed).encode() != signature:  # several base64 texts decode to the same bytes
+        raise FormatError("the base64 of the signature is not in the standard form", where=_WHERE)
     message = _message(body)
     if not any(key.verify(message, parsed) for key in keys):
         raise UntrustedSignature(f"no key of NAR_TIER_PUBLIC_KEYS has signed the {_WHERE} (key name: {parsed.name!r})")

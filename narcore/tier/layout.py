@@ -4,7 +4,7 @@ CACHE_INFO = "nix-cache-info"
 
 
 def nar_name(digits: str) -> str:
-    """Return the name of a NAR: seekable zstd."""
+    """Return the name of the seekable zstd file of a NAR."""
     return f"nar/{digits}.nar.zst"
 
 

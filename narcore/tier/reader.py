@@ -1,4 +1,4 @@
-"""``TierReader``: listings and parts of NARs out of the tier. Bytes are returned only after a check against a signed digest."""
+"""``TierReader``: reads listings and parts of NARs from the tier. Checks bytes against a signed digest before returning them."""
 
 import hashlib
 import logging
@@ -42,13 +42,14 @@ from narcore.trace import Trace, silent
 
 log = logging.getLogger("narcore.tier")
 
-# For a NAR up to this size, a download of the whole NAR takes no longer than two requests to the tier.
+# In bytes. For a NAR up to this size, a download of the whole NAR takes no longer than two requests to the tier.
 SMALL_NAR = 1 << 20
 
-# In bytes: four indexes of the largest size, or the indexes of some thousand usual NARs.
+# In bytes. Enough for four indexes of the largest size, or the indexes of some thousand usual NARs.
 INDEX_MEMORY = 64 << 20
 
-# Another instance may add a NAR at any time; in the meantime, each request for the NAR would ask the tier again.
+# How long the tier is not asked: for a NAR that is missing, for a NAR that is damaged, and for all NARs if the tier fails. A
+# missing NAR is asked for again soon, because another instance may add it at any time.
 MISSING_SECONDS = 60.0
 DAMAGED_SECONDS = 600.0
 UNAVAILABLE_SECONDS = 20.0
@@ -63,8 +64,8 @@ FAILURES = (StoreError, CompressionError, IntegrityError, FormatError)
 class TierReader:
     """Reads NARs from the tier. Thread-safe.
 
-    Only NARs of path infos that were verified are read: the NarHash of any other narinfo may be false, and could name a NAR that
-    the client may not read.
+    Only NARs of verified path infos are read. The NarHash of an unverified narinfo may be false, and could name a NAR that the
+    client may not read.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class TierReader:
         self.store.close()
 
     def listing(self, info: PathInfo) -> NarListing | None:
-        """Return the listing of the NAR, which is verified; None if the tier does not have the NAR or can't be used."""
+        """Return the verified listing of the NAR; None if the tier does not have the NAR or can't be used."""
         index = self._index(info)
         return index.listing if index else None
 
@@ -124,9 +125,9 @@ class TierReader:
             return None
         try:
             index = self._indexes.get(digits) or self._flights.do(digits, partial(self._fetch, digits))
-        except StoreUnresponsive:  # another request is fetching this index, and the tier sends nothing to it
+        except StoreUnresponsive:  # another request is already waiting for this index, and the tier sends nothing
             return None
-        # A signed narinfo with the same hash and another size is wrong; whoever reads the whole NAR will notice.
+        # A signed narinfo with the same NarHash and another NarSize is wrong; the check of a whole NAR from a store detects that.
         return index if index and index.nar_size == info.narinfo.nar_size else None
 
     def _fetch(self, digits: str) -> TierIndex | None:
@@ -163,12 +164,12 @@ def read_index(store: BinaryCacheStore, digits: str, keys: Sequence[PublicKey]) 
     """Return the index of a NAR. Raises StoreError, UntrustedSignature and FormatError."""
     index = TierIndex.parse(read_file(store, index_name(digits), INDEX_LIMIT), keys)
     if index.nar_hash.nix32 != digits:
-        raise HashMismatch(f"the index of the NAR {digits} is that of the NAR {index.nar_hash.nix32}")
+        raise HashMismatch(f"the index of the NAR {digits} describes the NAR {index.nar_hash.nix32}")
     return index
 
 
 class TierBytes:
-    """Some bytes of a NAR in the tier, all of them verified. Iterating raises StoreError if the rest can't be read."""
+    """Some bytes of a NAR in the tier. All of them are verified. Iterating raises StoreError if the rest can't be read."""
 
     is_verified = True
 
@@ -194,9 +195,9 @@ class TierBytes:
 
 
 def open_part(store: BinaryCacheStore, index: TierIndex, start: int, stop: int) -> Iterator[bytes]:
-    """Return bytes ``start`` to ``stop`` of a NAR: one range request, of which one frame at a time is in memory.
+    """Return bytes ``start`` to ``stop`` of a NAR. Sends one range request, and holds one frame at a time in memory.
 
-    The first frame is read and checked at once. Raises one of FAILURES, also while the rest is read.
+    The first frame is read and checked immediately. Raises one of FAILURES, also while the rest is read.
     """
     if start == stop:
         return iter(())
@@ -214,7 +215,9 @@ def open_part(store: BinaryCacheStore, index: TierIndex, start: int, stop: int) 
 
 @stage
 def unpack_frames(packed: Iterable[bytes], index: TierIndex, frames: range) -> Iterator[bytes]:
-    """Yield the contents of ``frames`` in chunks; ``packed`` has exactly their bytes. Each frame is checked before it is unpacked.
+    """Yield the contents of ``frames`` in chunks. ``packed`` yields exactly the packed bytes of these frames.
+
+    The digest of each frame is checked before the frame is unpacked.
 
     Raises HashMismatch, SizeMismatch and CorruptStream.
     """
@@ -222,7 +225,7 @@ def unpack_frames(packed: Iterable[bytes], index: TierIndex, frames: range) -> I
     for frame in frames:
         size = table.packed[frame + 1] - table.packed[frame]
         if not 0 < size <= _PACKED_MAX:
-            raise CorruptStream(f"a frame of {size} bytes is too large")
+            raise CorruptStream(f"a frame of {size} bytes is empty or too large")
         while len(rest) < size:
             chunk = next(chunks, None)
             if chunk is None:
@@ -237,13 +240,13 @@ def unpack_frames(packed: Iterable[bytes], index: TierIndex, frames: range) -> I
 
 
 def _unpack(packed: bytes, digest: bytes, size: int) -> bytes:
-    """Return the contents of a frame, ``size`` bytes."""
+    """Return the contents of a frame. They must have ``size`` bytes."""
     import zstandard
 
     if hashlib.sha256(packed).digest() != digest:
-        raise HashMismatch("a frame does not have the digest in the index")
+        raise HashMismatch("a frame does not match its digest in the index")
     if not 0 < size <= FRAME_SIZE:
-        raise CorruptStream(f"a frame with {size} bytes of contents is too large")
+        raise CorruptStream(f"a frame with {size} bytes of contents is empty or too large")
     try:
         content = zstandard.ZstdDecompressor().decompress(packed, max_output_size=size)
     except zstandard.ZstdError as error:

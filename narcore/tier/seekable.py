@@ -1,7 +1,8 @@
 """NARs as seekable zstd: independent frames, and a seek table in a skippable frame at the end.
 
 The format is zstd's own (contrib/seekable_format/zstd_seekable_compression_format.md). Any zstd decoder unpacks such a file as a
-whole, because decoders skip the seek table. ``zstandard`` has no reader or writer for it.
+whole, because decoders skip the seek table. The Python package ``zstandard`` has no reader or writer for this
+format.
 """
 
 import hashlib
@@ -19,11 +20,12 @@ from narcore.formats.nar.events import NarEvent, Regular
 from narcore.formats.nar.parser import NarParser
 
 FRAME_SIZE = 1 << 20
-"""The largest frame, in unpacked bytes. Reading one byte costs one frame; smaller frames compress worse (256 KiB: 6.4 % larger
-than a single frame, 1 MiB: 2.7 %, 4 MiB: 0.6 %; shared libraries, level 3)."""
+"""The largest frame, in unpacked bytes. To read one byte, a reader fetches and unpacks a whole frame. But smaller frames compress
+worse: compared with a single frame, a file is 6.4 % larger with frames of 256 KiB, 2.7 % with 1 MiB, and 0.6 % with 4 MiB (measured
+with shared libraries, level 3)."""
 
 OWN_FRAMES_SIZE = 256 << 10
-"""A file larger than this has frames of its own, which contain no bytes of other files. Reading it unpacks nothing else."""
+"""A file larger than this (in bytes) has frames that contain no bytes of other files. So reading it unpacks no other file."""
 
 FRAMES_MAX = 1 << 20
 """The largest number of frames in one table. It is enough for every NAR of up to 85 GiB, because any three adjacent frames contain
@@ -43,8 +45,8 @@ _RESERVED = 0x7C
 class SeekTable:
     """The positions of the frames.
 
-    ``packed[i]`` and ``unpacked[i]`` are the offsets of frame i in the file and in the contents; one more entry in each is the end
-    of the last frame.
+    ``packed[i]`` is the offset of frame i in the file, and ``unpacked[i]`` is its offset in the contents. Each has one more entry:
+    the end of the last frame.
     """
 
     packed: Sequence[int]
@@ -73,9 +75,9 @@ class SeekTable:
 
     @staticmethod
     def size_at_end(data: bytes) -> int:
-        """Return the size in bytes, as a frame, of the table at the end of a file that ends with ``data``.
+        """Return the size in bytes of the frame that has the table. ``data`` is the end of the file.
 
-        Only the last 9 bytes are needed. Raises CorruptStream if they do not end a table.
+        Only the last 9 bytes of the file are needed. Raises CorruptStream if they are not the end of a table.
         """
         count, entry = _footer(data)
         return _HEADER.size + count * entry.size + _FOOTER.size
@@ -92,12 +94,12 @@ class SeekTable:
         return len(self.packed) - 1
 
     def covering(self, start: int, stop: int) -> range:
-        """Return the frames that contain the bytes ``start`` to ``stop`` of the contents; at least one byte is required."""
+        """Return the frames that contain the bytes ``start`` to ``stop`` of the contents. The range must not be empty."""
         return range(bisect_right(self.unpacked, start) - 1, bisect_left(self.unpacked, stop))
 
 
 def _footer(data: bytes) -> tuple[int, struct.Struct]:
-    """Return the number of frames, and the form of an entry, from the footer of a table. Raises CorruptStream."""
+    """Return the number of frames and the layout of an entry, from the footer of a table. Raises CorruptStream."""
     if len(data) < _FOOTER.size:
         raise CorruptStream("zstd: no seek table")
     count, descriptor, magic = _FOOTER.unpack_from(data, len(data) - _FOOTER.size)
@@ -107,14 +109,14 @@ def _footer(data: bytes) -> tuple[int, struct.Struct]:
 
 
 class FrameCutter:
-    """Cuts a NAR into the contents of frames, by `FRAME_SIZE` and `OWN_FRAMES_SIZE`. Makes the listing at the same time."""
+    """Cuts a NAR into the contents of frames, as `FRAME_SIZE` and `OWN_FRAMES_SIZE` require. Also makes the listing."""
 
     def __init__(self) -> None:
         self._parser = NarParser(contents=False)
         self._builder = ListingBuilder()
         self._cuts: deque[int] = deque()  # the offsets at which large files begin and end
         self._frame = bytearray()
-        self._position = 0  # in the NAR
+        self._position = 0  # how many bytes of the NAR have been cut
 
     def receive(self, chunk: bytes) -> Iterator[bytes]:
         """Add the next bytes, and yield the frames that are complete. Raises NarError if this is not a NAR."""
@@ -148,7 +150,7 @@ class FrameCutter:
             yield event
 
     def _next_cut(self) -> int:
-        """Return the offset in the NAR where the current frame ends at the latest."""
+        """Return the offset in the NAR at which the current frame must end."""
         while self._cuts and self._cuts[0] == self._position - len(self._frame):  # the frame begins there
             self._cuts.popleft()
         full = self._position - len(self._frame) + FRAME_SIZE
@@ -161,9 +163,10 @@ class FrameCutter:
 
 
 class SeekableNar:
-    """The seekable zstd file of a NAR, as an iterator of its bytes: one frame at a time, then the table.
+    """The seekable zstd file of a NAR, as an iterator over its bytes: one frame at a time, then the table.
 
-    The other attributes are complete after the last byte was returned. ``digests`` are the SHA-256 digests of the packed frames.
+    The attributes and properties are complete after the last byte was returned. ``digests`` are the SHA-256 digests of the packed
+    frames.
     """
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
@@ -178,7 +181,7 @@ class SeekableNar:
         """Yield the file. Raises NarError, and the errors of the chunks."""
         import zstandard
 
-        # The checksum lets `zstd -t` find damage. A fixed level and no threads: the same NAR becomes the same file.
+        # With the checksum, `zstd -t` detects damage. The level is fixed and no threads are used: one NAR gives one file.
         compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True, write_content_size=True)
         for frame in self._frames():
             packed = compressor.compress(frame)

@@ -1,4 +1,4 @@
-"""``TierUploads``: adds NARs to the tier in the background, after they were verified."""
+"""``TierUploads``: adds verified NARs to the tier in the background."""
 
 import logging
 import queue
@@ -15,11 +15,11 @@ from narcore.tier.writer import TierWriter
 
 log = logging.getLogger("narcore.tier")
 
-# NARs that wait for their upload. If there are more, the tier does not get them until they are fetched again: an upload must never
-# delay an answer, and must not hold memory.
+# How many NARs can wait for their upload. Further NARs are not added to the tier until they are fetched again, because uploads must
+# not delay answers or use unlimited memory.
 QUEUE_MAX = 100
 
-# A path that was added, or that can't be added, is not tried again by this process for this time.
+# This process does not try to add a path again for this time after the path was queued, even if the upload failed.
 DONE_SECONDS = 600.0
 
 # How long a process that exits waits for the running upload to end.
@@ -29,13 +29,13 @@ OpenCached = Callable[[PathInfo], Iterable[bytes] | None]
 
 
 class Stopped(NarcoreError):
-    """The process exits before the upload is complete."""
+    """The upload was given up: the process exits, or the NAR is not in the cache any more."""
 
 
 class TierUploads:
     """A queue of NARs, and one thread that adds them to the tier. The thread starts with the first NAR. Thread-safe.
 
-    There is only one thread, because packing uses up to one core, and answering requests needs the cores, too.
+    There is only one thread, because packing a NAR uses up to one core, and the other cores must answer requests.
     """
 
     def __init__(self, writer: TierWriter) -> None:
@@ -47,10 +47,11 @@ class TierUploads:
         self._stopping = False
 
     def offer(self, info: PathInfo, open_cached: OpenCached) -> None:
-        """Add the path later. Returns immediately.
+        """Queue the path for an upload, and return immediately.
 
-        ``open_cached`` returns the NAR, which is closed after use, or None if it is not cached any more. Nothing happens if the
-        narinfo was not verified, the NAR is so small that a reader would not use the tier, or the queue is full.
+        ``open_cached`` returns the NAR, which is closed after use, or None if the NAR is not cached any more. The path is not
+        queued if the narinfo was not verified, the NAR is too small for the tier, the path was queued recently, or the queue is
+        full.
         """
         name = info.narinfo.store_path.base_name
         if not info.trust.is_verified or info.narinfo.nar_size <= SMALL_NAR or self._done.get(name):
@@ -66,9 +67,9 @@ class TierUploads:
         self._start()
 
     def close(self) -> None:
-        """Stop. A running upload ends with its next chunk, and leaves nothing in the tier."""
+        """Stop the thread. A running upload stops before its next chunk, and the incomplete NAR is not stored."""
         self._stopping = True
-        with suppress(queue.Full):  # the thread stops after the current upload, without a message
+        with suppress(queue.Full):  # then the thread sees _stopping after the current upload
             self._queue.put_nowait(None)
         if self._thread is not None:
             self._thread.join(STOP_SECONDS)

@@ -30,11 +30,12 @@ _NARINFO = {"Content-Type": "text/x-nix-narinfo"}
 class TierWriter:
     """Adds NARs to the tier. Thread-safe, and safe to use from several processes.
 
-    The order of the objects of a path is: NAR, index, narinfo. So a reader that finds one of them finds those before it.
+    The objects of a path are written in this order: NAR, index, narinfo. So if a reader finds the index, the NAR exists, and if it
+    finds the narinfo, both exist.
     """
 
     def __init__(self, writer: StoreWriter, store: BinaryCacheStore, key: SecretKey, keys: Sequence[PublicKey]) -> None:
-        """``store`` reads the objects that ``writer`` writes. Indexes are signed with ``key``; those of ``keys`` are valid, too."""
+        """``store`` reads the objects that ``writer`` writes. Signs indexes with ``key``; accepts ``keys``, too."""
         self.writer = writer
         self._store = store
         self._key = key
@@ -54,11 +55,11 @@ class TierWriter:
         return self.writer.has(narinfo_name(info.narinfo.store_path.hash_part))
 
     def add(self, info: PathInfo, open_nar: OpenNar, *, force: bool = False) -> bool:
-        """Add a path, unless the tier has it. Returns False if it has, or if another process is adding the same NAR.
+        """Add a path. Returns False if the tier already has the path, or if another process is adding the same NAR.
 
-        ``open_nar`` opens the NAR, which is verified during the upload; it is not called if the tier has the NAR of another path.
-        With ``force``, all objects are written again. Raises ValueError if the narinfo was not verified, WriteError, StoreError,
-        ListingError if the NAR has too many entries, and the errors of reading the NAR.
+        ``open_nar`` opens the NAR, which is verified during the upload. It is not called if the tier has the same NAR, for another
+        path. With ``force``, all objects are written again. Raises ValueError if the narinfo was not verified, WriteError,
+        StoreError, ListingError if the NAR has too many entries, and the errors of reading the NAR.
         """
         if not info.trust.is_verified:
             raise ValueError("readers of the tier would not use a path without a trusted signature")
@@ -68,7 +69,7 @@ class TierWriter:
         if not self.writer.claim(digits):
             return False
         try:
-            # Checked after the claim: another process may have added the NAR just before.
+            # The index is read after the claim, because another process may have added the NAR just before the claim.
             index = (None if force else self._index(digits)) or self._add_nar(info.narinfo, open_nar)
             self._add_narinfo(info.narinfo, index)
         finally:
@@ -76,7 +77,7 @@ class TierWriter:
         return True
 
     def _index(self, digits: str) -> TierIndex | None:
-        """Return the valid index of a NAR that the tier has; None if it has to be added."""
+        """Return the index of the NAR if the tier has a valid one; None if the NAR has to be added."""
         if not self.writer.has(index_name(digits)):
             return None
         try:
@@ -110,9 +111,10 @@ class TierWriter:
 
 
 class _Upload:
-    """The bytes of a seekable file. ``index`` is the index object, after the last byte.
+    """The bytes of a seekable file. After the last byte, ``index`` is the index object.
 
-    The last bytes are returned only after the index was made, so a NAR whose index is too large is not stored.
+    The last bytes are returned only after the index was made. If the index is too large, an error is raised, and the NAR is not
+    stored.
     """
 
     def __init__(self, nar: SeekableNar, nar_hash: NixHash, key: SecretKey) -> None:

@@ -1,10 +1,13 @@
-"""Where the credentials for S3 come from, in the order of Amazon's tools. obstore or boto3 then reads them.
+"""Finds where the credentials for S3 come from, in the order of Amazon's tools, and whether obstore or boto3 reads them.
 
 1. ``?profile=`` or ``AWS_PROFILE``: boto3, which supports every kind of profile
-2. ``AWS_ACCESS_KEY_ID``, a web identity token, or a container's endpoint: obstore, from the environment
-3. a container's endpoint without a token file, which obstore ignores, or a ``[default]`` in the shared files: boto3
-4. the instance's metadata service, if it answers: obstore
-5. none: requests are not signed
+2. ``AWS_ACCESS_KEY_ID``, a web identity token, or the credentials endpoint of a container: obstore, from the environment
+3. the credentials endpoint of a container without a token file: boto3, because obstore ignores such an endpoint
+4. a ``[default]`` section in the shared configuration files of AWS: boto3
+5. the metadata service of the instance, if it answers: obstore
+6. otherwise there are no credentials, and requests are not signed
+
+``AWS_SKIP_SIGNATURE=true`` turns signing off, except with ``?profile=``.
 """
 
 import configparser
@@ -31,7 +34,7 @@ _IN_ENVIRONMENT = (
 _SHARED_FILES = (("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials"), ("AWS_CONFIG_FILE", ".aws/config"))
 # A section with one of these keys provides credentials, not only a region.
 _SHARED_KEYS = ("aws_access_key_id", "role_arn", "credential_process", "sso_session", "sso_start_url", "login_session")
-# botocore renews credentials ten minutes before they expire, so those that it returns are valid for at least ten minutes.
+# botocore renews credentials ten minutes before they expire, so the credentials that it returns are valid for ten minutes or more.
 _PROFILE_TTL = timedelta(minutes=10)
 
 
@@ -43,7 +46,7 @@ class Source(Enum):
 
 
 def known_source(profile: str, environ: Mapping[str, str]) -> Source | None:
-    """Return the source, without using the network, or None if only the metadata service is left. Raises ``SettingsError``."""
+    """Return the source without using the network. None: only the metadata service is left to ask. Raises ``SettingsError``."""
     source = _known_source(profile, environ)
     if source is Source.BOTO3 and importlib.util.find_spec("boto3") is None:
         raise SettingsError(
@@ -75,20 +78,22 @@ def find_source(profile: str, environ: Mapping[str, str]) -> Source:
     source = known_source(profile, environ)
     if source is not None:
         return source
-    # IMDSv2: the first request is for a token. obstore begins in the same way.
+    # Version 2 of the metadata service (IMDSv2): the first request asks for a token, as obstore's does.
     lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
     token = f"{metadata_endpoint(environ)}/latest/api/token"
     return Source.INSTANCE if metadata.answers("PUT", token, lifetime) else Source.NONE
 
 
 def metadata_endpoint(environ: Mapping[str, str]) -> str:
-    """Return the URL of the metadata service: from the variable of the AWS SDKs, then obstore's, then the default."""
+    """Return the URL of the metadata service: from the variable of the AWS SDKs, else from obstore's variable, else the default."""
     names = ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_METADATA_ENDPOINT")
     return next((environ[name].rstrip("/") for name in names if environ.get(name)), metadata.LINK_LOCAL)
 
 
 def open_boto3(profile: str) -> tuple[Callable[[], "S3Credential"], str | None]:
-    """Return a provider of the credentials of a profile (empty: the profile of the environment or the files), and its region.
+    """Return a provider of the credentials of a profile, and its region.
+
+    An empty ``profile`` is the profile that ``AWS_PROFILE`` names, or ``default``.
 
     Raises ``StoreForbidden`` if boto3 finds no credentials.
     """
@@ -99,7 +104,7 @@ def open_boto3(profile: str) -> tuple[Callable[[], "S3Credential"], str | None]:
     try:
         session = boto3.Session(profile_name=profile or None)
         return Boto3CredentialProvider(session, ttl=_PROFILE_TTL), session.region_name
-    except (botocore.exceptions.BotoCoreError, ValueError) as error:  # its text may contain the answer of a service
+    except (botocore.exceptions.BotoCoreError, ValueError) as error:  # its message may contain a service's answer
         named = profile or os.environ.get("AWS_PROFILE") or "default"
         raise StoreForbidden(
             f"boto3 finds no credentials for profile {named!r} ({type(error).__name__}); "

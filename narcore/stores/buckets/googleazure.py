@@ -1,7 +1,7 @@
-"""A binary cache in a bucket of Google Cloud Storage, or a container of Azure Blob Storage, through obstore.
+"""A binary cache in a bucket of Google Cloud Storage or a container of Azure Blob Storage. Uses the library obstore.
 
 Unlike the HTTP and S3 stores, this store follows every redirect of the endpoint, because obstore has no option to turn
-that off. The endpoint is Google's or Microsoft's own, or one that the administrator chose.
+this off. The endpoint belongs to Google or Microsoft, or the administrator chose it.
 """
 
 import os
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _CODE = re.compile(r"<Code>(\w{1,80})</Code>")
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
-# Error codes of Azure and Google that concern the credentials, not this file.
+# Error codes of Azure and Google for a problem with the credentials, not with the requested file.
 _BAD_CREDENTIALS = {
     "AuthenticationFailed",
     "AuthorizationFailure",
@@ -80,8 +80,8 @@ class ObjectBinaryCacheStore:
     """``gs://bucket[/prefix]`` or ``az://container[/prefix]``, each with an optional ``?endpoint=``.
 
     Credentials come from the environment, under the names that Google's and Azure's own tools use, or from the machine's
-    metadata service; without any, requests are not signed. Azure's account is ``AZURE_STORAGE_ACCOUNT_NAME`` or
-    ``?account=``. Times are in seconds. obstore retries after temporary failures, and resumes a body that was cut.
+    metadata service. Without credentials, requests are not signed. Azure's account is ``?account=`` or
+    ``AZURE_STORAGE_ACCOUNT_NAME``. Times are in seconds. obstore retries after temporary failures, and resumes a body that was cut.
     """
 
     def __init__(self, url: str, *, connect_timeout: float = 5.0, read_timeout: float = 30.0, retries: int = 3) -> None:
@@ -150,7 +150,7 @@ class ObjectBinaryCacheStore:
         return self._open_google() if self._bucket.scheme == "gs" else self._open_azure()
 
     def _store(self) -> "GCSStore | AzureStore":
-        # Created at the first request: a forked worker needs connections of its own.
+        # Created at the first request, because a forked worker needs its own connections.
         with self._lock:
             if self._opened is None:
                 self._opened = self.open_client()
@@ -195,7 +195,7 @@ class _Body:
         return self
 
     def __next__(self) -> bytes:
-        if self._error is not None:  # read again after an error: a truncated file must never end cleanly
+        if self._error is not None:  # a truncated file must never end cleanly, so later reads also fail
             raise self._error
         if not self._left:
             self._stream = None
@@ -217,7 +217,7 @@ class _Body:
         return bytes(piece)
 
     def _failed(self, error: StoreError) -> StoreError:
-        # The file exists, since reading has begun. So even a status such as 404 means only that reading failed.
+        # The file exists, because reading has begun. So a status such as 404 does not mean that the file is missing.
         self._error = error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error))
         self._stream = None
         return self._error
@@ -231,7 +231,7 @@ class _Body:
 
 
 def has_google_credentials(environ: Mapping[str, str]) -> bool:
-    """Return whether there are credentials, in the order of Google's tools. Takes one second at most."""
+    """Return whether there are credentials. Looks in the same places as Google's tools. Takes one second at most."""
     if _is_true(environ.get("GOOGLE_SKIP_SIGNATURE")):
         return False
     # os.path.expanduser, unlike pathlib, does not fail for a user without a home directory, which is usual in containers.
@@ -267,7 +267,7 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _store_error(what: str, failure: Exception) -> StoreError:
-    """Convert an error of obstore. Its text is examined but not passed on: it contains URLs, which may contain a signature."""
+    """Convert an error of obstore. Examines its text, but does not pass it on: it contains URLs with signatures."""
     from obstore.exceptions import BaseError
 
     text = str(failure)

@@ -1,7 +1,7 @@
 """Detects the metadata service of a cloud, which provides credentials to the programs on a machine.
 
-The libraries detect it by waiting for an answer, which takes minutes on a machine that drops the packets. This module sends
-one request, as boto3 does: without an answer within one second, there is no service, and requests are not signed.
+The libraries wait for an answer of the service, which takes minutes on a machine that drops the packets. This module sends one
+request, as boto3 does. If no answer arrives within one second, it assumes that there is no service.
 """
 
 import http.client
@@ -13,7 +13,7 @@ LINK_LOCAL = "http://169.254.169.254"
 
 
 def answers(method: str, url: str, headers: Mapping[str, str]) -> bool:
-    """Return whether the service at ``url`` (http) answers with 200. No proxy is used. Other statuses may come from a firewall."""
+    """Return whether the service at ``url`` (http) answers with 200. Other statuses may come from a firewall. Uses no proxy."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=SECONDS)
     try:

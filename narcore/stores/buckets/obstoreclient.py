@@ -1,4 +1,4 @@
-"""Code that all users of obstore share: the check that it is installed, its timeouts, retries and trusted certificates."""
+"""Options and errors of the library obstore: whether it is installed, timeouts, retries, trusted certificates, error texts."""
 
 import importlib.util
 import os
@@ -20,11 +20,11 @@ _STATUS = re.compile(r"status code: (\d{3})")
 
 
 class AccessDenied(FileNotInStore):
-    """Status 403 with another reason than bad credentials: the file does not exist, or may not be read."""
+    """Status 403 for another reason than bad credentials: the file does not exist, or may not be read."""
 
 
 def require_obstore(scheme: str) -> None:
-    """Raise ``SettingsError`` if obstore is not installed. Does not import it: the first request does."""
+    """Raise ``SettingsError`` if obstore is not installed. Does not import it; the first request does."""
     if importlib.util.find_spec("obstore") is None:
         raise SettingsError(
             f"{scheme}:// stores require obstore, which is not installed; {how_to_install('objectstore')}"
@@ -37,7 +37,7 @@ def client_options(connect_timeout: float = 5.0, read_timeout: float = 30.0) -> 
         "allow_http": True,  # the URL of the endpoint decides between http and https
         "connect_timeout": timedelta(seconds=connect_timeout),
         "read_timeout": timedelta(seconds=read_timeout),
-        "timeout": timedelta(days=7),  # the limit of a whole download, which may take any time
+        "timeout": timedelta(days=7),  # the limit of a whole download: in effect none
         "user_agent": f"nar-serve/{__version__}",
     }
     bundle = ca_file(os.environ)
@@ -71,7 +71,7 @@ def no_credentials(what: str, text: str) -> StoreError:
 
 @contextmanager
 def opening(what: str, prefix: str) -> Iterator[None]:
-    """Convert the errors of obstore when a store is opened to ``StoreForbidden``. Their text is not passed on."""
+    """Convert errors that obstore raises when a store is opened to ``StoreForbidden``, without their text."""
     from obstore.exceptions import BaseError
 
     try:

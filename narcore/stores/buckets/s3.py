@@ -3,11 +3,11 @@
 Strategy
 --------
 obstore finds the credentials (environment, web identity, container, instance; boto3 helps with profiles), renews them and
-signs the requests. Our own HTTP client fetches the bytes. obstore could fetch them too, but it follows every redirect of the
-endpoint, to any address, and sends the session token along; it has no option to turn that off. Our client checks each hop,
-resumes a body that was cut (with ``If-Range``), and uses the proxies and certificates of the environment.
+signs the requests. Our own HTTP client (``stores/http``) fetches the bytes. obstore could fetch them too, but it follows every
+redirect of the endpoint to any address, sends the session token along, and has no option to turn this off. Our client checks
+each redirect, resumes a body that was cut (with ``If-Range``), and uses the proxies and certificates of the environment.
 
-The signature is in the query of the URL, and each attempt is signed again. Messages and logs contain URLs without the query.
+The signature is in the query of the URL. Each attempt has a new signature. Messages and logs contain URLs without the query.
 """
 
 import os
@@ -49,7 +49,7 @@ SIGNED_SECONDS = 3600
 
 _CODE = re.compile(rb"<Code>(\w{1,80})</Code>")
 _REGION = re.compile(rb"<Region>([a-z0-9-]{1,40})</Region>")
-# Error codes that concern the credentials, not this file.
+# Error codes for a problem with the credentials or the account, not with the requested file.
 _BAD_CREDENTIALS = {
     "InvalidAccessKeyId": "the service does not know the key",
     "SignatureDoesNotMatch": "the secret key is wrong, or a proxy changes the request",
@@ -67,8 +67,9 @@ _METHODS: dict[str, Literal["GET", "HEAD"]] = {"GET": "GET", "HEAD": "HEAD"}
 class S3BinaryCacheStore:
     """``s3://bucket[/prefix][?profile=&region=&scheme=&endpoint=&addressing-style=]``, as in Nix.
 
-    ``options`` are those of ``HttpBinaryCacheStore``. The endpoint and the credentials are determined at the first request,
-    not when the store is created: this may ask a metadata service, and each forked worker needs its own connections.
+    ``options`` are passed to ``HttpBinaryCacheStore``. The endpoint and the credentials are determined at the first request, not
+    when the store is created: finding them may send a request to a metadata service, and each forked worker needs its own
+    connections.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
@@ -93,8 +94,9 @@ class S3BinaryCacheStore:
     def check(self) -> None:
         """Raise a ``StoreError`` that says what to do if the bucket can't be used with the settings.
 
-        A bucket without nix-cache-info passes the check; a bucket that may not be read does not. ``get_file`` can't distinguish
-        them: it treats a 403 as a missing file, because S3 answers 403 for a missing file if the bucket may not be listed.
+        A bucket without nix-cache-info passes the check; a bucket that may not be read does not pass. ``get_file`` can't
+        distinguish the two: it treats a 403 as a missing file, because S3 answers 403 for a missing file if the bucket may not be
+        listed.
         """
         try:
             self.get_file("nix-cache-info").close()
@@ -113,7 +115,7 @@ class S3BinaryCacheStore:
             http.close()
 
     def _check_settings(self) -> None:
-        """Raise ``SettingsError`` if the settings are wrong, as far as this can be detected without a request."""
+        """Raise ``SettingsError`` for wrong settings that can be detected without a request."""
         try:
             known_source(self._profile, os.environ)
             s3_access(self._bucket, self._region or DEFAULT_REGION, self._endpoint)
@@ -171,7 +173,7 @@ class S3BinaryCacheStore:
 
 @dataclass(frozen=True, slots=True)
 class _Credentials:
-    """How to reach a bucket and sign requests to it: settings of obstore, and the provider of the credentials if it is boto3."""
+    """How to reach a bucket and sign requests: settings of obstore. ``provider`` is set if boto3 provides the credentials."""
 
     bucket: str
     access: S3Access
@@ -212,7 +214,7 @@ class S3Signer:
         key = unquote(urlsplit(url).path.removeprefix(self._base))
         try:
             return obstore.sign(self._store, _METHODS[method], key, timedelta(seconds=SIGNED_SECONDS))
-        except (BaseError, OSError) as error:  # its text may contain a token
+        except (BaseError, OSError) as error:  # the text of the error may contain a token
             raise no_credentials(self._what, str(error)) from None
 
 
@@ -241,7 +243,7 @@ class S3Refusal(Refusal):
 
 
 def _quoted(name: str) -> str:
-    """Return a key, percent-encoded as in the signature."""
+    """Return the key ``name``, percent-encoded in the same way as obstore does for the signature."""
     try:
         return quote(name, safe="/")
     except UnicodeEncodeError:  # not UTF-8: keys are text

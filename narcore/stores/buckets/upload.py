@@ -21,7 +21,7 @@ _PARTS_AT_ONCE = 3
 class BucketWriter:
     """A StoreWriter for the bucket ``url``. Names are relative to its prefix.
 
-    ``open_client`` connects; it is called at the first request, because a forked worker needs its own client.
+    ``open_client`` returns a client. It is called at the first request, because a forked worker needs its own client.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class BucketWriter:
                 if int(bytes(current.bytes())) > self._now().timestamp():
                     return False
                 obstore.put(self._store(), key, expiry, mode=_version_of(current.meta))
-            except (FileNotFoundError, PreconditionError):  # just released, or taken over by another process
+            except (FileNotFoundError, PreconditionError):  # another process has just released or taken over the claim
                 return False
         return True
 
@@ -120,7 +120,7 @@ class BucketWriter:
 
 
 def _version_of(meta: "ObjectMeta") -> "UpdateVersion":
-    """Return what identifies a version of an object: S3 and Azure need the ETag, Google its own version."""
+    """Return what identifies a version of an object. S3 and Azure need the ETag; Google needs its version number."""
     version: UpdateVersion = {"e_tag": meta["e_tag"]}
     if meta["version"] is not None:
         version["version"] = meta["version"]

@@ -13,8 +13,8 @@ from narcore.stores.http.urls import StoreUrl, redacted
 _URL = re.compile(
     r"(?P<scheme>s3|gs|az)://(?P<bucket>[^/?#@]*)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?", re.IGNORECASE
 )
-# All three services now allow fewer names than this pattern, but old buckets and compatible services still use such names. None
-# of the characters can end a host name or a path segment.
+# This pattern allows more names than the three services allow for new buckets, because old buckets and compatible services use
+# them. It allows no character that would end a host name or a path segment.
 _BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]{0,254}")
 _REGION = re.compile(r"[a-z0-9-]{1,40}")
 _DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -57,7 +57,7 @@ class BucketUrl:
         return cls(match["scheme"].lower(), bucket, prefix, _parameters(match["query"] or ""))
 
     def __str__(self) -> str:
-        """Return the URL without parameters, except the endpoint: the same bucket name at another endpoint is another store."""
+        """Return the URL with only one parameter, the endpoint: buckets of one name at two endpoints are two stores."""
         path = f"/{quote(self.prefix)}" if self.prefix else ""
         endpoint = self.parameters.get("endpoint", "")
         return f"{self.scheme}://{self.bucket}{path}" + (f"?endpoint={redacted(endpoint)}" if endpoint else "")
@@ -74,7 +74,9 @@ class BucketUrl:
 
 @dataclass(frozen=True, slots=True)
 class S3Access:
-    """How to reach a bucket: ``endpoint`` is a URL without the bucket, ``base`` with it."""
+    """How to reach a bucket. ``base`` is the URL of the bucket. ``endpoint`` is the URL that obstore needs: without the path of the
+    bucket. ``virtual``: the bucket is part of the host name.
+    """
 
     endpoint: str
     base: str
@@ -83,10 +85,10 @@ class S3Access:
 
 
 def s3_access(url: BucketUrl, region: str, endpoint: StoreUrl | None) -> S3Access:
-    """Return how to reach a bucket, by Nix's rules. ``endpoint`` is None for Amazon's own. Raises ``SettingsError``.
+    """Return how to reach a bucket, by Nix's rules. ``endpoint`` None: Amazon's own endpoint. Raises ``SettingsError``.
 
     ``addressing-style`` decides whether the bucket is part of the host name. If it is not set, the bucket is part of the host
-    name only at Amazon's own endpoint, and only if its name has no dot (no certificate matches a host with another dot).
+    name only at Amazon's own endpoint, and only if it is one DNS label: Amazon's certificate does not match a bucket with a dot.
     """
     if not _REGION.fullmatch(region):
         raise SettingsError(f"{url}: {region!r} is not the name of a region; write for example us-east-1")

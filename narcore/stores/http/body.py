@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from narcore.stores.http.client import HttpClient
 
-# A body is resumed again and again as long as it makes progress: a NAR of gigabytes arrives even through a proxy that cuts
-# every 100 MB. A cut less than PROGRESS bytes after the previous one counts as no progress.
+# A body that makes progress is resumed up to MAX_RESUMES times: a NAR of gigabytes arrives even through a proxy that cuts the
+# connection after every 100 MB. A cut less than PROGRESS bytes after the previous cut counts as no progress.
 MAX_RESUMES = 50
 MAX_RESUMES_WITHOUT_PROGRESS = 3
 PROGRESS = 1024 * 1024
@@ -54,8 +54,8 @@ def content_encoding(headers: Mapping[str, str]) -> str | None:
 def strong_validator(headers: Mapping[str, str]) -> str | None:
     """Return the value for ``If-Range``: a strong ETag, else a strong Last-Modified (RFC 9110, section 13.1.5), else None.
 
-    A Last-Modified date is strong if the Date of the response is at least one second later (section 8.8.2.2): then the file
-    can't have changed twice within that second.
+    Last-Modified has a resolution of one second. It is strong if the Date of the response is at least one second later (section
+    8.8.2.2): then no later change of the file can have the same date.
     """
     etag = headers.get("ETag", "")
     if re.fullmatch(r'"[^"]*"', etag):
@@ -71,8 +71,8 @@ def strong_validator(headers: Mapping[str, str]) -> str | None:
 class HttpBody:
     """The bytes of ``url`` from ``start`` to ``stop``, which ``response`` has begun to send.
 
-    ``stop`` is None if the server did not send the length of the file. Then a cut is detected here only if the body is chunked.
-    If the body ends where the connection ends, a cut body looks complete; later, the check of NarSize detects the cut.
+    ``stop`` is None if the server did not send the length of the file. Then this class detects a cut only if the body is chunked.
+    A body that is not chunked ends with the connection, so a cut body looks complete; the later check of NarSize detects the cut.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class HttpBody:
         return self
 
     def __next__(self) -> bytes:
-        if self._error is not None:  # read again after an error: a truncated file must never end cleanly
+        if self._error is not None:  # a truncated file must never end cleanly, so later reads also fail
             raise self._error
         if self._done:
             raise StopIteration
@@ -124,7 +124,7 @@ class HttpBody:
             self._response.close()
 
     def _next_chunk(self) -> bytes:
-        """Return the next bytes, or none at the end. Resumes the body if it is cut and a limit is not reached."""
+        """Return the next bytes, or no bytes at the end. Resumes the body after a cut, within the limits."""
         while self._position != self._stop:
             size = CHUNK_SIZE if self._stop is None else min(CHUNK_SIZE, self._stop - self._position)
             try:
@@ -146,7 +146,7 @@ class HttpBody:
             raise
 
     def _count_resume(self, cut: StoreUnavailable) -> None:
-        # A server that stalls gets only one retry: each costs a whole timeout, and a client waits for it.
+        # A server that stalls gets only one retry, because each retry takes a whole timeout, and a client waits for it.
         stalled_again = isinstance(cut, StoreTimeout) and self._position == self._last_cut
         progress = self._last_cut is None or self._position - self._last_cut >= PROGRESS
         self._last_cut = self._position

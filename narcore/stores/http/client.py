@@ -1,15 +1,15 @@
 """The requests of one HTTP store: connection pool, credentials, redirects, retries. The caller interprets the final status.
 
-Importing ``requests`` takes longer than the rest of the program, so ``store`` imports this module at the first request.
+Importing ``requests`` takes longer than importing the rest of the program. So ``store`` imports this module at the first request.
 
 Strategy
 --------
 Many threads share one client. This is safe: urllib3's pools are thread-safe, and an adapter only reads its own attributes.
-The ``Session`` is only used to prepare requests and to read the environment (netrc, proxies, CA bundle); neither changes it.
+The ``Session`` is only used to prepare requests and to read the environment (netrc, proxies, CA bundle). Neither use changes it.
 Its cookie jar, the only mutable part, stays empty, because the ``Session`` never receives a response.
 
-``Session.send`` is not used. It reads the whole body of every redirect, however long, and follows redirects without our
-checks. Here, every hop is checked first (see ``guard``) and the body of a redirect is discarded.
+``Session.send`` is not used. It reads the whole body of every redirect, of any length, and follows redirects without our
+checks. This module checks every redirect before it follows it (see ``guard``), and discards the body of the redirect.
 
 Errors of the libraries requests and urllib3 contain URLs, and URLs contain signatures and passwords. Therefore none of these
 errors is passed on, not even as a cause: each is converted to a ``StoreError`` with a text of our own.
@@ -34,7 +34,7 @@ from narcore.stores.http.urls import StoreUrl, redirect_target, without_query
 from narcore.version import __version__
 
 MAX_REDIRECTS = 5
-POOL_SIZE = 64  # connections kept for reuse; more are opened when needed, and closed after use
+POOL_SIZE = 64  # connections kept for reuse; further connections are opened when needed, and closed after use
 DRAIN_SIZE = 64 * 1024
 DRAIN_SECONDS = 1.0
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -44,7 +44,7 @@ _FAILURES = (OSError, urllib3.exceptions.HTTPError, UnicodeError)
 
 
 class Sign(Protocol):
-    """Returns the URL to send for a method and a URL. Raises ``StoreError``."""
+    """Adds a signature: returns the URL to request, for a method and the URL of a file. Raises ``StoreError``."""
 
     def __call__(self, method: str, url: str, /) -> str: ...
 
@@ -71,7 +71,7 @@ class HttpClient:
         self._netrc = netrc
         self._session = requests.Session()
         self._session.headers.clear()
-        # identity: FileSize and FileHash of a narinfo describe the bytes as they are stored.
+        # identity turns encoding off: FileSize and FileHash of a narinfo describe the bytes as they are stored.
         self._session.headers.update(
             {"User-Agent": f"nar-serve/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
         )
@@ -102,10 +102,10 @@ class HttpClient:
             self.sleep(pause)
 
     def read(self, response: requests.Response, size: int, url: str) -> bytes:
-        """Return the next bytes of a body as soon as there are any: at most ``size``, none at the end of the body.
+        """Return the next bytes of a body as soon as some arrive: at most ``size`` bytes, no bytes at the end of the body.
 
-        Raises ``StoreUnavailable`` or ``StoreTimeout``. ``read1`` is one ``recv`` into the bytes that are returned: it is as
-        fast as reading full chunks, without waiting for a chunk to fill up.
+        Raises ``StoreUnavailable`` or ``StoreTimeout``. ``read1`` calls ``recv`` once, without copying the bytes: it is as fast as
+        reading full chunks, but does not wait until a chunk is full.
         """
         try:
             return response.raw.read1(size, decode_content=False) or b""
@@ -115,7 +115,7 @@ class HttpClient:
     def discard(self, response: requests.Response) -> bytes:
         """Close a response. If the rest of its body is short, reads it first, so that the connection can be reused.
 
-        Returns the bytes that were read: enough for the body of an error, which is short.
+        Returns the bytes that were read. The body of an error response is short, so it is usually returned whole.
         """
         left: int | None = response.raw.length_remaining
         try:
@@ -162,19 +162,19 @@ class HttpClient:
         is_own = self._store.is_own_origin(url)
         request = requests.Request(method, url, headers=dict(headers), auth=self._auth() if is_own else _no_credentials)
         prepared = self._session.prepare_request(request)
-        prepared.url = url  # requests re-encodes it; a signed or unusual URL must be sent as it is
+        prepared.url = url  # requests re-encodes the URL, but a signed or unusual URL must be sent unchanged
         environment = self._session.merge_environment_settings(url, {}, None, True, None)
         adapter = self._own_adapter if is_own else self._guarded_adapter
         return adapter.send(
             prepared,
             stream=True,
             timeout=self._timeout,
-            verify=ca_file(os.environ) or True,  # nothing in the environment turns verification off
+            verify=ca_file(os.environ) or True,  # the environment can't turn verification off
             proxies=environment["proxies"],
         )
 
     def _auth(self) -> "tuple[bytes, bytes] | Callable[[requests.PreparedRequest], requests.PreparedRequest] | None":
-        """Return the credentials of the store's URL. For None, the library requests reads netrc."""
+        """Return the credentials in the store's URL. If it returns None, the library requests reads netrc."""
         if self._store.credentials is not None:
             user, password = self._store.credentials
             return user.encode(), password.encode()
@@ -196,7 +196,7 @@ class HttpClient:
 
 
 def _no_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Add nothing. As the ``auth`` of a request, this keeps the library requests from reading netrc."""
+    """Add no credentials. If a request has this function as ``auth``, the library requests does not read netrc."""
     return request
 
 
@@ -212,14 +212,14 @@ def _drain(response: requests.Response) -> bytes:
 
 
 def _is_temporary(failure: BaseException) -> bool:
-    """Return whether a retry may succeed. Not after a read timeout: the client has waited long enough."""
+    """Return whether to retry. Returns False after a read timeout, because our client has already waited long enough."""
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(failure)):
         return False
     return isinstance(failure, requests.ConnectionError)
 
 
 def _is_connecting(failure: BaseException) -> bool:
-    """Return whether the failure happened before a request could be sent: no address, no connection, no TLS or no proxy."""
+    """Return whether no request could be sent, because DNS, the connection, TLS or the proxy failed."""
     kinds = (urllib3.exceptions.NewConnectionError, requests.exceptions.SSLError, requests.exceptions.ProxyError)
     return any(isinstance(cause, kinds) for cause in _causes(failure))
 
@@ -230,7 +230,7 @@ def _reason(failure: BaseException) -> str:
             return f"the certificate is not trusted: {cause.verify_message}"
         if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, requests.RequestException):
             return cause.strerror
-    if type(failure) is OSError:  # the library requests raises a plain OSError only for this
+    if type(failure) is OSError:  # the library requests raises a plain OSError only for a missing CA bundle
         return f"the CA bundle that {' or '.join(CA_VARIABLES)} names does not exist"
     if any(isinstance(cause, urllib3.exceptions.IncompleteRead) for cause in _causes(failure)):
         return "the bytes end early"

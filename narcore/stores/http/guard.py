@@ -1,13 +1,13 @@
 """Decides which hosts a redirect may lead to.
 
-A cache may redirect to another host (cachix and S3 do). A hostile or compromised cache could thereby make us fetch from
-hosts that only we can reach: this machine, its network, a cloud's metadata service. Therefore a redirect to another host may
-only lead to an address of a kind that the store itself has: a public cache may redirect to public addresses, a cache in a
-private network also to private addresses.
+A cache may redirect to another host; cachix and S3 do. So a hostile or compromised cache could make nar-serve fetch from hosts
+that the cache itself can't reach: this machine, its network, a cloud's metadata service. Therefore a redirect to another host
+may lead only to a public address, or to an address of the same kind as the store's own. For example, a cache in a private
+network may redirect to private addresses.
 
-The name is resolved here, and the connection goes to the address that was checked: a name that changes its address in
-between (DNS rebinding) does not bypass the check. If there is a proxy, the proxy resolves names; then only numeric hosts are
-checked.
+This module resolves the host name and connects to the address that it has checked. So a name whose address changes after the
+check (DNS rebinding) does not bypass it. If there is a proxy, the proxy resolves host names. Then the module checks only hosts
+that are given as IP addresses.
 
 Imports urllib3: only ``stores/http/client.py`` imports this module.
 """
@@ -37,13 +37,13 @@ class AddressKind(StrEnum):
 
 
 def kind_of(address: str) -> AddressKind:
-    """Return the kind of an IP address. An IPv6 address that contains an IPv4 address has the kind of the latter."""
+    """Return the kind of an IP address. An IPv6 address that contains an IPv4 address has the kind of that IPv4 address."""
     ip = _unwrapped(ipaddress.ip_address(address))
     if ip.is_loopback:
         return AddressKind.LOOPBACK
     if ip.is_link_local:
         return AddressKind.LINK_LOCAL
-    if ip.is_unspecified or ip.is_multicast or ip.is_reserved:  # unspecified: 0.0.0.0 is this machine on Linux
+    if ip.is_unspecified or ip.is_multicast or ip.is_reserved:  # unspecified: on Linux, 0.0.0.0 means this machine
         return AddressKind.RESERVED
     if isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local:
         return AddressKind.PRIVATE
@@ -59,9 +59,9 @@ def _unwrapped(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.I
 
 
 def addresses(host: str, *, numeric: bool = False) -> list[str]:
-    """Return the addresses of a host, which may be none. With ``numeric``, a host name has none; only an address has one.
+    """Return the addresses of a host, or an empty list. With ``numeric``, does not resolve names: only an address has one.
 
-    getaddrinfo parses the address here, because connecting uses it too: it accepts ``127.1`` and ``0x7f000001``.
+    getaddrinfo parses the address, because connecting also uses getaddrinfo, which accepts forms like ``127.1`` and ``0x7f000001``.
     """
     flags = socket.AI_NUMERICHOST if numeric else 0
     try:

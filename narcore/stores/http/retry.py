@@ -1,4 +1,4 @@
-"""How often a request is retried, and how long to wait before each retry. Pure: the caller sleeps."""
+"""How often a request is retried, and how long to wait before each retry. This module only computes; the caller sleeps."""
 
 import random
 from datetime import UTC, datetime
@@ -10,13 +10,13 @@ MAX_RETRY_AFTER = 10.0
 
 
 def backoff(failures: int) -> float:
-    """Return the seconds to wait after ``failures`` in a row: doubling, with jitter, so that clients do not retry in step."""
+    """Return the seconds to wait after ``failures`` in a row. Each wait doubles; jitter spreads the retries of many clients."""
     jitter = 0.5 + random.random() / 2  # noqa: S311 - jitter, not a secret
     return FIRST_PAUSE * 2.0 ** (failures - 1) * jitter
 
 
 class Pauses:
-    """The pauses of one request: at most ``retries``, and limited in total, whatever the server asks for."""
+    """The pauses of one request: at most ``retries``, and limited in total, even if the server requests longer pauses."""
 
     def __init__(self, retries: int) -> None:
         self._retries = retries

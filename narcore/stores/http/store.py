@@ -56,9 +56,9 @@ class HttpBinaryCacheStore:
     Times are in seconds. ``read_timeout`` limits the time without data, not the length of a download. ``retries`` is how
     often a request is retried after a temporary failure: no connection, or status 429, 500, 502, 503, 504.
 
-    ``sign`` takes the URL of a file and returns the URL to request, with a signature in it; ``refusal`` converts a
-    status to an error. The stores of buckets pass functions of their own for both, and turn ``netrc`` off,
-    because the cloud services reject a request with two authorizations.
+    ``sign`` takes the URL of a file and returns the URL to request, which contains a signature. ``refusal`` converts a status
+    to an error. The S3 store passes its own functions for both. It also turns ``netrc`` off, because S3 rejects a request
+    that has both a signature and other credentials.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class HttpBinaryCacheStore:
             client.close()
 
     def _client(self) -> "HttpClient":
-        # Created at the first request: importing requests is slow, and a forked worker needs connections of its own.
+        # Created at the first request, because importing requests is slow and a forked worker needs its own connections.
         with self._lock:
             if self._opened is None:
                 from narcore.stores.http.client import HttpClient
@@ -129,7 +129,7 @@ class HttpBinaryCacheStore:
         if status == (HTTPStatus.PARTIAL_CONTENT if part else HTTPStatus.OK):
             return
         if part and status in (HTTPStatus.OK, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
-            # 416: the file exists, but not all of the range. The body of a 200 is the whole file, which is not read.
+            # 416: the file exists, but is shorter than the range. 200: the body is the whole file, so it is not read.
             raise RangeNotSupported(f"{without_query(url)}: requested a range, got status {status}")
         raise self._error(url, response)
 

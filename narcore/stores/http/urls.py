@@ -1,4 +1,4 @@
-"""The URL of an HTTP store, and the URLs that may be requested on its behalf. Pure text processing, without network access.
+"""The URL of an HTTP store, and the URLs that may be requested for it. Only processes text; sends nothing.
 
 The signature of a narinfo does not cover its ``URL`` field, and a redirect comes from the network: both are untrusted input.
 """
@@ -15,7 +15,7 @@ _PORTS = {"http": 80, "https": 443}
 # Browsers and libraries disagree on what these characters mean in a URL. No legitimate URL contains them.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f\\]")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-# RFC 3986, sections 2.2 and 2.3, and "%": text that is percent-encoded already is not changed.
+# Characters that are not percent-encoded: those of RFC 3986, sections 2.2 and 2.3, and "%", so that encoded text stays unchanged.
 _LEGAL = "%:/?#[]@!$&'()*+,;=-._~"
 
 
@@ -49,8 +49,8 @@ class StoreUrl:
     def join(self, path: str) -> str:
         """Return the URL of a file. Raises ``StoreForbidden`` if the path leads out of this store.
 
-        A relative path is appended to the store's path, and may not leave it through ``..``. ``/path`` and an absolute URL are
-        resolved as in RFC 3986 if they stay on this host. Nix resolves the URL in a narinfo in the same way.
+        A relative path is appended to the store's path, and its ``..`` may not leave the store's path. ``/path`` and absolute URLs
+        are resolved as in RFC 3986, and must stay on the store's host. Nix resolves the URL in a narinfo in the same way.
         """
         if not path or _UNFIT.search(path) or "#" in path or path.startswith("//"):
             raise StoreForbidden(f"not a file of {self}: {redacted(path)!r}")
@@ -70,9 +70,9 @@ class StoreUrl:
         return f"{parts.scheme}://{_authority(parts)}{path}{query}"
 
     def is_own_origin(self, url: str) -> bool:
-        """Return whether ``url`` has this store's origin, and may therefore receive its credentials.
+        """Return whether ``url`` has this store's origin, and may therefore receive the store's credentials.
 
-        Changing from http to https, on the default ports of the same host, is allowed.
+        A change from http to https on the same host counts as the same origin if both use the default port.
         """
         own, other = _origin(_split(str(self))), _origin(_split(url))
         return other == own or (own == ("http", own[1], 80) and other == ("https", own[1], 443))
@@ -81,8 +81,8 @@ class StoreUrl:
 def redirect_target(current: str, location: str) -> str:
     """Return the absolute URL of a ``Location`` header, without a fragment. Raises ``StoreForbidden``.
 
-    Another host is allowed (caches redirect to object stores). These are forbidden: schemes other than http and https, a change
-    from https to http, and credentials in the URL. ``guard`` decides whether the host may be connected to.
+    Another host is allowed, because caches redirect to object stores; ``guard`` checks its address. Forbidden are schemes other
+    than http and https, a change from https to http, and credentials in the URL.
     """
     if _UNFIT.search(location):
         raise StoreForbidden("a redirect to an invalid URL")
@@ -97,12 +97,12 @@ def redirect_target(current: str, location: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """Return ``text`` without anything that may be a user and a password, even if the URL is invalid."""
+    """Return ``text`` without everything before the last ``@``, which may be a user and a password, even in an invalid URL."""
     return f"...@{text.rpartition('@')[2]}" if "@" in text else text
 
 
 def without_query(url: str) -> str:
-    """Return a URL for a message: without its query, which may be a signature."""
+    """Return a URL for a message: without its query, which may contain a signature."""
     return url.partition("?")[0]
 
 
@@ -134,7 +134,7 @@ def _authority(parts: SplitResult) -> str:
 
 
 def _origin(parts: SplitResult) -> tuple[str, str, int]:
-    # Only one final dot marks the root of DNS (RFC 3986 3.2.2); a name with two is not the same host.
+    # One final dot marks the root of DNS (RFC 3986, section 3.2.2). A name with two final dots is not the same host.
     return parts.scheme, (parts.hostname or "").removesuffix("."), parts.port or _PORTS[parts.scheme]
 
 
@@ -168,7 +168,7 @@ def _normal_path(base: str, relative: str) -> str:
 
 
 def _decodings(segment: str) -> Iterator[str]:
-    """Yield a segment as it is, and decoded once, twice and three times: each server on the way may decode it."""
+    """Yield a segment unchanged, and decoded once, twice and three times, because each server on the way may decode it."""
     for _ in range(4):
         yield segment
         decoded = unquote(segment, errors="replace")
