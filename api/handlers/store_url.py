@@ -24,12 +24,12 @@ _SLASHES = re.compile("/{2,}")
 
 @dataclass(frozen=True, slots=True)
 class StorePathUrl:
-    """The parts of a URL. Its path is ``prefix`` + ``store_dir`` + / + ``base`` + ``rest``; with ``host``, it is just ``rest``."""
+    """The parts of a URL. The path is ``prefix`` + ``store_dir`` + / + ``base`` + ``rest``, or just ``rest`` if ``host`` is set."""
 
     prefix: str  # UNPACK or ""
     store_dir: str | None  # None: any store dir
     base: str  # <hash>, or <hash>-<name>
-    rest: str  # everything from the slash after the base on, or ""
+    rest: str  # the slash after the base and everything that follows, or ""
     host: OwnHost | None = None
 
     @property

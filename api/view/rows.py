@@ -64,7 +64,7 @@ class Order(NamedTuple):
 
 
 def breadcrumbs(ref: NodeRef) -> list[Link]:
-    """Return links to the store path and to each directory down to this one. They are relative, so any prefix and host works."""
+    """Return links to the store path and to each directory down to ``ref``. They are relative, so any prefix and host works."""
     names = [ref.store_path.rpartition("/")[2], *filter(None, ref.path.split("/"))]
     return [Link(name, "../" * (len(names) - 1 - depth) or "./") for depth, name in enumerate(names)]
 

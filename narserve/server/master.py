@@ -41,7 +41,7 @@ def run(settings: Settings, listener: socket.socket) -> NoReturn:
     _share_arenas()
     preload(settings)
     master = Master(_Application(settings, listener))
-    gc.freeze()  # workers share the memory of existing objects until it is written to, which the garbage collector would do
+    gc.freeze()  # otherwise the garbage collector would write to existing objects, and each worker would get its own copy of them
     master.run()
     sys.exit(0)
 

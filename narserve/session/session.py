@@ -1,4 +1,4 @@
-"""The stores and instances that a command reads from, as named by the options, the environment and the targets."""
+"""The stores and instances that a command reads from, selected by the options, the environment and the targets."""
 
 import functools
 import os
@@ -28,7 +28,7 @@ from narserve.terminal.progress import patience
 if TYPE_CHECKING:
     from narserve.session.instance import Instance
 
-MAX_HOPS = 40  # links from one store path to another; Linux follows as many in one path
+MAX_HOPS = 40  # links from one store path to another; Linux follows at most 40 links in one path, too
 
 P = ParamSpec("P")
 
