@@ -44,8 +44,8 @@ class Reads:
     def seal(self) -> bool:
         """Return whether the response rests on verified data. If so, later reads that are not verified raise IntegrityError.
 
-        A verified read includes a check of the listing. If nothing was read (a HEAD, a 304, a redirect), the result is True if the
-        listing is verified and, for a response that depends on the bytes of a file, the verified NAR is cached.
+        A verified read includes a check of the listing. If nothing was read (a HEAD, a 304, a redirect), the listing must be
+        verified. If the response depends on the bytes of a file, the verified NAR must also be cached.
         """
         if self._any:
             verified = self._all_verified

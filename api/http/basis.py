@@ -7,7 +7,7 @@ and ranges of a remote NAR, are not signed, so an answer that uses them is not v
 - ``ETag`` (`NodeRef.validators`) is the same before and after verification. It covers everything that the answer uses from the
   listing, so an answer from a wrong listing has another ETag than the same answer from the NAR.
 - ``Cache-Control`` of an unverified answer is UNVERIFIED. A verified answer keeps the lifetime that its response declares:
-  FOREVER for what depends only on the NAR, PAGE for HTML pages, which also depend on the program.
+  FOREVER if the response depends only on the NAR, PAGE for HTML pages, which also depend on the program.
 - ``NAR-Verified`` has the word ``content`` only if the answer is verified.
 """
 

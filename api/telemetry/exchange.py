@@ -120,7 +120,7 @@ class Observed:
         return _Body(body, exchange, self._end)
 
     def _watch_file(self, body: Any, exchange: Exchange) -> Iterable[bytes]:
-        """Observe a file without wrapping it, so that the server can send it. Bytes are counted when it is closed.
+        """Observe a file without wrapping it, so that the server can send it. Its bytes are counted when the file is closed.
 
         This thread does nothing more for the response: the server may close the file in another thread, much later.
         """

@@ -97,8 +97,8 @@ def _is_best_by_file(settings: Settings, place: LocatedNode, info: PathInfo) -> 
     """Return whether to read file by file (True), or to read the NAR from its start (False).
 
     Reading by file is best for a single file, for a cached NAR, and for a part of the tree if ranges of the remote file can be
-    read. A part of the tree is also read by file if the disk cache will store the NAR: the NAR is then fetched only once, even if
-    the next command reads another part.
+    read. A part of the tree is also read by file if the disk cache will store the NAR. The NAR is then fetched only once, and the
+    next command can read another part from the cache.
     """
     if place.opened.accessor.is_cached or place.node.kind is not Kind.DIRECTORY:
         return True

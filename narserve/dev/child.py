@@ -3,8 +3,8 @@
 Standard input is a pipe from the supervisor, which never writes to it. Closing the pipe tells the child to finish its requests and
 exit. The kernel closes the pipe if the supervisor is killed, so no orphan remains.
 
-The child is run by its path, not with ``-m``, and imports nothing of the project before it can show an error page: an error in any
-module becomes a page with the traceback.
+The supervisor runs this file by its path, not with ``-m``. The child imports nothing of the project before it can show an error
+page, so an error in any module becomes a page with the traceback.
 """
 
 import argparse

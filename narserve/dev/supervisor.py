@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TREES = ("api", "narcore", "narserve", "public")
 FILES = ("vercel.json", "pyproject.toml")
 
-# A child that ends by itself is restarted. To avoid a tight loop, a child that ran for less than this only restarts on a change.
+# A child that ends by itself is restarted. To avoid a tight loop, a child that ran for fewer seconds restarts only on a change.
 WORTH_RESTARTING_SECONDS = 2.0
 
 

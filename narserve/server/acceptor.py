@@ -106,7 +106,7 @@ class Acceptor:
         return not self._is_stopping and not self._connections.has_free_thread
 
     def _accept_one(self) -> bool:
-        """Return whether to go on."""
+        """Accept one connection. Returns whether the caller may try to accept another one."""
         if not self._connections.has_room:
             self._wait_for_room("the limit of connections is reached (NAR_MAX_CONNECTIONS)")
             return False

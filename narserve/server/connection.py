@@ -6,7 +6,7 @@
     InThread        waits for a thread that writes the response
     SendingFile     sends a response whose body is a file in the disk cache
     Flushing        sends a small response of the server itself
-    Draining        receives the rest of the body of a request, to reach the next request
+    Draining        receives and discards the rest of the body of a request, to reach the next request
     Lingering       the server has closed its side, and waits until the client closes the other side
 
 No step blocks the loop: it handles the event that has occurred, and returns to the loop.

@@ -23,8 +23,8 @@ log = logging.getLogger("narserve.server")
 # How often, in seconds, the loop checks whether the client of a thread is too slow. SendingSocket measures the rate over a minute.
 THREAD_CHECK_SECONDS = 5.0
 
-# The timeout of a ``send`` that makes no progress, in seconds. It does not affect a client that takes 1 KiB/s: such a client needs
-# less than half of this time to free a third of a send buffer of 4 MB (tcp_wmem). SendingSocket notices slower clients.
+# The timeout of a ``send`` that makes no progress, in seconds. It does not affect a client that takes 1 KiB/s: in less than half of
+# this time, such a client frees a third of a send buffer of 4 MB (tcp_wmem). SendingSocket notices slower clients.
 SEND_SECONDS = 3600.0
 
 
@@ -98,7 +98,7 @@ class Connections:
         return len(self._open) < self._limits.connections or bool(self.waiting)
 
     def add(self, sock: socket.socket, client: Address) -> None:
-        """Take over a new connection. If that is one too many, close the connection that has been idle longest."""
+        """Take over a new connection. If there are now too many connections, close the one that has been idle longest."""
         connection = Connection(self, sock, client)
         self._open.add(connection)
         self._young.start(connection, self.loop.now)

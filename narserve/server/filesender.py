@@ -23,9 +23,10 @@ log = logging.getLogger("narserve.server")
 CACHED_SECONDS = 1.0
 
 # How many bytes the kernel queues for a connection before they can be sent (TCP_NOTSENT_LOWAT in tcp(7)). By default, it queues up
-# to 4 MB, and all TCP connections of a machine share a limit (tcp_mem, a tenth of the memory): 600 stopped readers would slow down
-# every connection of a machine with 24 GB. A client that has taken the first FAST_SIZE bytes may be fast, so it gets a longer
-# queue: the queue must not run empty before the next turn of the loop, which other threads may delay by 5 ms or more.
+# to 4 MB. All TCP connections of a machine share a limit (tcp_mem, a tenth of the memory). With the default, 600 stopped readers
+# would therefore slow down every connection of a machine with 24 GB. A client that has taken the first FAST_SIZE bytes may be fast,
+# so it gets a longer queue. This queue must not run empty before the next turn of the loop, which other threads may delay by 5 ms
+# or more.
 UNSENT_SIZE = 64 * 1024
 FAST_UNSENT_SIZE = 1024 * 1024
 FAST_SIZE = 1024 * 1024
@@ -40,7 +41,7 @@ class SendState(Enum):
 
     DONE = auto()  # nothing: the kernel has all bytes
     BLOCKED = auto()  # the socket must be writable
-    READING = auto()  # the pool reads the file; then ``on_readable`` is called
+    READING = auto()  # the pool must read a part of the file; ``on_readable`` is called afterwards
     CUT = auto()  # nothing: the response can't be completed, and the connection must be closed
 
 
@@ -167,7 +168,7 @@ class FileSender:
         return SendState.DONE if window.position == window.stop else SendState.BLOCKED
 
     def _send_head(self, *, more: bool) -> bool:
-        """Return whether the whole head is sent."""
+        """Send the head. Returns whether the whole head is sent."""
         count = self._sock.send(self._head, _MORE if more else 0)
         self._head = self._head[count:]
         return not self._head

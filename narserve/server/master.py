@@ -32,7 +32,7 @@ log = logging.getLogger("narserve.server")
 M_ARENA_MAX = -8  # malloc.h of glibc
 ARENAS = 2
 
-# Two signals within this time have one cause: ``timeout`` sends a signal to the process, and then to its process group.
+# Two signals within this time, in seconds, count as one: the program ``timeout`` signals the process, and then its process group.
 SAME_SIGNAL_SECONDS = 0.3
 
 

@@ -12,7 +12,7 @@ PER_THREAD = 4
 # A connection needs its socket, and possibly the file that is being sent over it.
 PER_CONNECTION = 2
 
-# The maximum number of connections of a worker. More connections could need more memory than a small machine has: a connection
+# The maximum number of connections of a worker. More connections could need more memory than a small machine has. A connection
 # needs a few kilobytes in this process, and up to some megabytes of buffers in the kernel.
 MOST = 16384
 

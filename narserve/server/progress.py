@@ -55,7 +55,7 @@ def reset_on_close(sock: socket.socket) -> None:
 
 
 class Stall:
-    """Tells when a client has not acknowledged a byte for ``STALL_SECONDS``. All times are in seconds of one clock."""
+    """Detects that a client has acknowledged no byte for ``STALL_SECONDS``. All times are in seconds of one clock."""
 
     __slots__ = ("_acknowledged", "_since")
 
@@ -72,7 +72,7 @@ class Stall:
 
 
 class SendRate:
-    """Tells when a client takes less than ``MINIMUM_RATE`` over ``RATE_SECONDS``. To be called every few seconds."""
+    """Detects that a client takes less than ``MINIMUM_RATE`` over ``RATE_SECONDS``. To be called every few seconds."""
 
     __slots__ = ("_samples",)
 
@@ -94,7 +94,7 @@ class SendRate:
 
 
 class SendingSocket:
-    """The socket of a response that a thread sends, with the count that another thread needs to judge the client.
+    """The socket of a response that a thread sends. It counts the bytes, so that another thread can detect a slow client.
 
     ``sock`` has a timeout, so that ``send`` returns when it has sent a part. The timeout only needs to be longer than
     ``RATE_SECONDS``: ``is_too_slow`` decides when to give up.

@@ -19,8 +19,8 @@ MAX_REQUEST_LINE = 8190
 # larger body, a new connection costs less than receiving the body.
 MAX_DRAINED = 64 * 1024
 
-# If a head contains a line feed without a carriage return (RFC 9112 2.2), the server does not wait for the rest of the head,
-# because gunicorn refuses such a head in any case.
+# If a head contains a line feed without a carriage return (RFC 9112 2.2), gunicorn refuses it in any case. Therefore the server
+# does not wait for the rest of such a head.
 _END = re.compile(rb"\r\n\r\n|(?<!\r)\n")
 
 Address = tuple[str, int]

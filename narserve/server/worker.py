@@ -87,8 +87,8 @@ class _Application(Protocol):
 class Placement:
     """Decides where a request is answered: by ``threads``, by a thread of its own, or, with the result None, in the loop.
 
-    ``threads`` does not answer /healthz, /readyz and /metrics, except for a host name below the setting DOMAIN: each such host is
-    a store path, and these paths are files of it.
+    /healthz, /readyz and /metrics are not answered by ``threads``. The exception is a host name below the setting DOMAIN. Such a
+    host name belongs to one store path, so a URL such as /healthz is the URL of a file in this store path.
     """
 
     def __init__(self, settings: Settings, threads: Executor) -> None:

@@ -177,7 +177,7 @@ class Instance:
 
 
 class _Files:
-    """Reads the files of one store path by node. Over HTTP, files are requested by path, so this maps nodes to paths."""
+    """Reads the files of one store path by node. Over HTTP, files are requested by path, so this class maps nodes to paths."""
 
     def __init__(self, instance: Instance, store_path: StorePath, listing: NarListing) -> None:
         self._instance = instance

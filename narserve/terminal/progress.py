@@ -1,6 +1,6 @@
 """Progress bars and messages for a waiting user: on standard error, and only if it is a terminal.
 
-The bars are those of click. One line that counts bytes is enough, and rich would add three dependencies.
+click draws the bars: one line that counts bytes is enough, and the package rich would add three dependencies.
 """
 
 import sys
