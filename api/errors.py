@@ -183,7 +183,8 @@ def _row_for(error: Exception) -> ErrorRow:
 def _message(error: Exception, row: ErrorRow) -> str:
     """Return the message of the exception as complete sentences, or "" if the message is not meant for the client."""
     if isinstance(error, HTTPException):
-        # A description passed to the constructor is meant for the client. The default text of the class is Werkzeug's.
+        # A description that was passed to the constructor is written for the client. The default description is Werkzeug's, and is
+        # left out if the row has advice.
         is_custom = error.description != type(error).description or not row.advice
         text = (error.description or "") if is_custom else ""
     else:

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class _App(Flask):
-    """A Flask app without asynchronous functions. Looking for them takes 4% of the time of a small response."""
+    """A Flask app whose views are never coroutines. Flask's check for coroutines takes 4% of the time of a small response."""
 
     def ensure_sync(self, func: T) -> T:
         return func
@@ -89,9 +89,9 @@ def create_app(
 def _add_store_path_route(app: Flask, stores: StoreHandler) -> None:
     """Add the main route, ``/<store dir>/<store path>/<path in it>``.
 
-    The route is not a Werkzeug rule but a function that runs before the view of each request. Werkzeug would merge
-    slashes before it matches, and decode the path to text, although names in a NAR are bytes. Also, the store dirs are not known
-    before the stores have been contacted.
+    The route is not a Werkzeug rule but a function that runs before the view of each request. Werkzeug would merge slashes
+    before it matches a rule, and it would decode the path to text, but names in a NAR are bytes. Also, a rule would have to
+    contain the store dirs, which are unknown until the stores have been contacted.
     """
     app.url_map.merge_slashes = False
     app.before_request(partial(stores.answer, request))
@@ -100,7 +100,7 @@ def _add_store_path_route(app: Flask, stores: StoreHandler) -> None:
 def _large_responses(settings: Settings, trace: Trace) -> LargeResponses | None:
     if not settings.offload_url:
         return None
-    strict = BinaryCache.from_settings(  # uses the same cache directory
+    strict = BinaryCache.from_settings(  # has the same cache directory as the BinaryCache that the app serves
         replace(settings, verify="strict"), trace=trace, threads=settings.threads
     )
     return LargeResponses(Offload(Bucket.open(settings.offload_url)), strict)
@@ -109,7 +109,7 @@ def _large_responses(settings: Settings, trace: Trace) -> LargeResponses | None:
 def _redirect_to_root() -> Response | None:
     """Redirect a request for SCRIPT_NAME without a final slash to the root.
 
-    Werkzeug's own redirect is a 308 to the host that the request names.
+    Werkzeug's own redirect would be permanent (308), and its Location would contain the host name that the client sent.
     """
     if isinstance(request.routing_exception, RequestRedirect):
         return redirect_response(request, "/", immutable=False)
@@ -117,7 +117,7 @@ def _redirect_to_root() -> Response | None:
 
 
 def _options() -> Response | None:
-    """Answer OPTIONS for a URL that is not in a store path. Flask's own response lacks the headers for security."""
+    """Answer OPTIONS for a URL that is not in a store path. Flask's own response lacks the security headers."""
     return options_response() if request.method == "OPTIONS" and request.url_rule is not None else None
 
 

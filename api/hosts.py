@@ -14,7 +14,8 @@ from werkzeug.exceptions import NotFound
 from api.responses.templates import SITE
 from narcore.formats.storepath import is_hash_part
 
-# A name of any characters, and the port if the client sent one. With an invalid port, the name is not below a domain.
+# Two groups: a name of any characters, and the port if the client sent one. If the port is invalid, it becomes part of the name,
+# and such a name is not below the domain.
 _HOST = re.compile(r"(.*?)(?::([0-9]*))?", re.DOTALL)
 
 
@@ -27,7 +28,7 @@ class OwnHost:
 
     @classmethod
     def of(cls, request: Request, domain: str) -> Self | None:
-        """Parse the Host header. Returns None if the host is not below ``domain``, else sets SITE in the environ of the request.
+        """Parse the Host header. Returns None if the host is not below ``domain``; otherwise sets SITE in the request's environ.
 
         Raises NotFound if the host is below ``domain`` but not the host of a store path.
         """
@@ -42,7 +43,8 @@ class OwnHost:
             raise NotFound(f"The host name of a store path is <hash>.{domain}, where <hash> is its 32-character hash.")
         return cls(label, site)
 
-    # The URLs below have no scheme (RFC 3986 4.2), so the client uses the scheme of its request, even if a proxy changed it.
+    # The URLs below have no scheme (RFC 3986 4.2), so the client uses the scheme of its own request. A proxy may have sent the
+    # request to this server with another scheme.
 
     def origin_of(self, hash_part: str) -> str:
         """Return the origin that serves another store path."""

@@ -19,14 +19,14 @@ from narcore.settings import Network
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-# A name or an IPv4 address, or an IPv6 address in brackets; and a port.
+# A host name, an IPv4 address, or an IPv6 address in brackets; then an optional port.
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
 # The characters of a path (RFC 3986 3.3).
 _PREFIX = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]*")
 
-# A decoded prefix has exactly one slash at the beginning: with two, a redirect below the prefix would lead to another host
-# (RFC 3986 4.2). Browsers read a backslash as a slash.
+# A decoded prefix must begin with exactly one slash. If it began with two, a redirect to a URL below the prefix would lead to
+# another host (RFC 3986 4.2). Backslashes are excluded because browsers treat a backslash as a slash.
 _DECODED_PREFIX = re.compile(rb"(?:/[^/\\\x00-\x1f\x7f]+)+")
 
 # Some proxies append the port to the address.
@@ -75,7 +75,7 @@ class TrustedProxies:
 
 
 def parse_address(text: str) -> Address | None:
-    """Parse an IP address, with or without a port. Returns None for anything else.
+    """Parse an IP address, with or without a port. Returns None for any other text.
 
     An IPv4-mapped IPv6 address, as an IPv6 socket reports an IPv4 client, becomes an IPv4 address.
     """

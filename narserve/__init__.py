@@ -5,8 +5,8 @@
     program      the group of all commands, and the entry point
     commands     one module per command
     terminal     output, progress bars and exit codes
-    session      what PATH and --store name: the binary caches and running instances that a command reads
-    get          what ``nar-serve get`` writes: the staging directory and the tree in it
+    session      the binary caches and running servers that a command reads, according to PATH and --store
+    get          the staging directory of ``nar-serve get``, and the writer of the tree in it
     server       the gunicorn master and worker of ``nar-serve serve``, and the listening socket
     awslambda    the handler and the runtime client on AWS Lambda
     dev          the development server

@@ -13,7 +13,8 @@ from api.responses.limits import Limit
 from api.responses.templates import MOVED, page_url
 from narcore.binarycache import BinaryCache
 
-# Headers that would make the response partial or empty. Also wsgi.file_wrapper: the body is uploaded, not sent by the WSGI server.
+# Keys of the environ that are left out when a copy is made. The headers would make the response partial or empty. With
+# wsgi.file_wrapper, the body would be an object for the WSGI server to send, but the body is uploaded.
 _OMITTED = ("HTTP_RANGE", "HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "wsgi.file_wrapper")
 
 

@@ -51,7 +51,7 @@ class NodeRequest:
         return self.cache.locate(self.info, self.url.rest, follow_last=self.format is None)
 
     def response(self, located: Located) -> Response:
-        """Make the file, page, archive or redirect. Its lifetime depends on what it rests on.
+        """Make the file, page, archive or redirect. Its cache lifetime depends on whether its data is verified.
 
         Raises NotFound if a link leads to a store dir that is not served.
         """
@@ -68,7 +68,7 @@ class NodeRequest:
         return response
 
     def basis(self, *, is_verified: bool) -> Basis:
-        """Return what a response about this store path rests on."""
+        """Return whether the data of a response about this store path is verified, and how."""
         return Basis(self.info.trust.value if self.info.trust.is_verified else "", is_verified)
 
     def _kind(self, outcome: Outcome) -> str:
@@ -152,7 +152,7 @@ class _Answer:
         )
 
     def _file(self, node: Node, path: str) -> Response:
-        if not node.size:  # no bytes are read, but this compares the listing with the NAR, if that is cheap
+        if not node.size:  # reading no bytes still compares the listing with the NAR, if that is cheap
             self.reads.accessor.read(node).close()
         return file_response(
             self.asked.request,

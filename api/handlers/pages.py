@@ -51,7 +51,7 @@ class Pages:
     def _store_dir_of(self, hash_part: str) -> str:
         first, *others = self._cache.store_dirs(ask=False)
         if others:
-            with suppress(NarcoreError):  # the request after the redirect reports the error
+            with suppress(NarcoreError):  # the client is redirected, and its next request reports the error
                 return self._cache.path_info_anywhere(hash_part).narinfo.store_path.store_dir
         return first
 

@@ -1,4 +1,4 @@
-"""The readiness check: whether a binary cache answers, known from a check in the background."""
+"""The readiness check: whether a binary cache answers. The check runs in the background."""
 
 import logging
 import threading
@@ -11,14 +11,15 @@ from narcore.errors import NarcoreError
 
 log = logging.getLogger("api")
 
-# How old a result may be before a request starts the next check. A request gets the previous result, so it does not wait for a
-# store, and any number of requests cause one check in this time.
+# If the last result is at least this old, in seconds, a request starts a new check. This request still gets the last result, so it
+# does not wait for a store. Any number of requests cause at most one check per REFRESH_SECONDS.
 REFRESH_SECONDS = 5.0
 
-# After this time without a check, a result says nothing: the request waits for a new one. Load balancers ask more often.
+# A result of this age, in seconds, is not used any more: the request waits for a new result. Load balancers check more often.
 STALE_SECONDS = 30.0
 
-# How long a request waits for the first check, or for one after a long pause. Kubernetes gives up after 1 s by default.
+# How long a request waits for the first result, or for a new result if the last one is stale. By default, Kubernetes gives up
+# after 1 s.
 WAIT_SECONDS = 2.0
 
 

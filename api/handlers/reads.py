@@ -32,7 +32,7 @@ class Reads:
     def whole(self, node: Node) -> bytes:
         """Return all bytes of a small file that the response shows if possible, such as a README.
 
-        Raises the errors of reading. The response is then unverified: the error may be that the listing is wrong.
+        Raises the errors of reading. The response is then unverified, because a wrong listing may have caused the error.
         """
         try:
             with closing(self.accessor.read(node)) as content:
@@ -44,8 +44,8 @@ class Reads:
     def seal(self) -> bool:
         """Return whether the response rests on verified data. If so, later reads that are not verified raise IntegrityError.
 
-        A verified read includes a check of the listing. Without reads (a HEAD, a 304, a redirect), the listing determines the
-        response; bytes that were not read count as verified if the verified NAR is cached.
+        A verified read includes a check of the listing. If nothing was read (a HEAD, a 304, a redirect), the listing must be
+        verified. If the response depends on the bytes of a file, the verified NAR must also be cached.
         """
         if self._any:
             verified = self._all_verified

@@ -65,7 +65,7 @@ class StoreHandler:
             return redirect_response(request, url.at(url.rest, base=base_name))
         requested = requested_format(request)
         node_request = NodeRequest(self._cache, request, url, info, self._limit, requested, self._highlighter)
-        if requested == NARINFO:  # describes the store path; the rest of the URL and the contents don't matter
+        if requested == NARINFO:  # a narinfo describes the whole store path, so the rest of the URL doesn't matter
             response = self._limit.check(request, json_response(request, info.to_json()))
             node_request.basis(is_verified=False).apply(response.headers)
         else:

@@ -24,12 +24,12 @@ _SLASHES = re.compile("/{2,}")
 
 @dataclass(frozen=True, slots=True)
 class StorePathUrl:
-    """The parts of a URL. Its path is ``prefix`` + ``store_dir`` + / + ``base`` + ``rest``; with ``host``, it is just ``rest``."""
+    """The parts of a URL. The path is ``prefix`` + ``store_dir`` + / + ``base`` + ``rest``, or just ``rest`` if ``host`` is set."""
 
     prefix: str  # UNPACK or ""
     store_dir: str | None  # None: any store dir
     base: str  # <hash>, or <hash>-<name>
-    rest: str  # everything from the slash after the base on, or ""
+    rest: str  # the slash after the base and everything that follows, or ""
     host: OwnHost | None = None
 
     @property
@@ -46,8 +46,8 @@ class StorePathUrl:
 def parse_store_url(request: Request, cache: BinaryCache, domain: str) -> StorePathUrl | None:
     """Parse the URL of a request. Returns None if the URL is neither below a store dir nor on a host below ``domain``.
 
-    Raises StorePathError if the URL is below a store dir but not in a store path, and NotFound if the host is below ``domain`` but
-    is not the host of a store path.
+    Raises StorePathError if the URL is below a store dir but not in a store path. Raises NotFound if the host is below ``domain``
+    but is not the host of a store path.
     """
     path = _decoded_path(request)
     host = OwnHost.of(request, domain)
@@ -68,8 +68,8 @@ def _parse_path(path: str, cache: BinaryCache) -> StorePathUrl | None:
             raise StorePathError(f"{path[:300]!r} is not a store path or a file in a store path")
         return None
     store_dir, base, rest = match[1], match[2], match[3] or ""
-    # Below the default store dir, the URL is accepted without asking the stores for their store dirs: a store with another store
-    # dir answers later that it does not have the path.
+    # A URL below the default store dir is accepted without asking the stores for their store dirs. If a store has another store
+    # dir, it answers later that it does not have the path.
     if store_dir != DEFAULT_STORE_DIR and not cache.may_have(store_dir):
         return None
     return StorePathUrl(prefix, store_dir, base, rest)

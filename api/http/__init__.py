@@ -7,6 +7,6 @@ negotiation     the Accept header (RFC 9110, section 12)
 mediatypes      Content-Type, from the file name or from the first bytes
 text            names in URLs, in headers and on pages
 noderef         identifies the node of a NAR that a response is about; makes its validators
-basis           whether an answer rests on verified data, and the headers that follow from it
+basis           whether all data of an answer is verified, and the headers that say so
 ==============  ======================================================================
 """

@@ -92,5 +92,5 @@ def _is_modified_since(condition: str | None, validators: Validators) -> bool | 
 def _date(text: str | None) -> datetime | None:
     try:
         return parse_date(text)
-    except OverflowError:  # a year of a hundred digits; Werkzeug catches all other errors
+    except OverflowError:  # the year is too large; Werkzeug catches all other errors
         return None

@@ -11,7 +11,7 @@ import re
 PLAIN = "text/plain; charset=utf-8"
 BINARY = "application/octet-stream"
 
-# How many bytes at the beginning of a file determine its type if its name does not.
+# If the file name does not determine the type, this many bytes at the beginning of the file do.
 SNIFF_LENGTH = 1024
 
 _TYPES: dict[str, str] = {
@@ -71,7 +71,7 @@ _TYPES: dict[str, str] = {
     "image/tiff": "tif tiff",
     "image/vnd.microsoft.icon": "ico cur",
     "image/vnd.djvu": "djvu djv",
-    # sound and film
+    # audio and video
     "audio/mpeg": "mp3",
     "audio/mp4": "m4a",
     "audio/aac": "aac",

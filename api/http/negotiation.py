@@ -20,7 +20,7 @@ def negotiate(accept: str | None, offers: Sequence[str], default: str) -> str:
     """Return the offer that the client prefers, or ``default``; among equal offers, the first.
 
     A wildcard expresses no preference: ``*/*`` selects the default, and ``application/json, */*`` selects JSON. If no offer is
-    acceptable, the default is returned too, since a 406 would help nobody.
+    acceptable, the default is also returned, because it is more useful to the client than a 406.
     """
     ranges = _parse(accept or "*/*")
     matches = {offer: _match(ranges, offer) for offer in (*offers, default)}

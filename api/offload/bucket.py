@@ -14,7 +14,8 @@ from narcore.stores.buckets.url import BucketUrl, S3Access, parse_endpoint, s3_a
 if TYPE_CHECKING:
     from obstore.store import S3Store
 
-# Validity of a presigned URL: long enough to begin a download. The credentials of a role, which sign the URL, last for hours.
+# Validity of a presigned URL in seconds: long enough to begin a download. The URL also expires with the credentials that signed it;
+# the credentials of a role are valid for hours.
 URL_SECONDS = 3600
 
 
@@ -52,7 +53,7 @@ class Bucket:
     def url_of(self, name: str, disposition: str) -> str:
         """Return a presigned URL of the object, valid for URL_SECONDS.
 
-        ``disposition`` is the Content-Disposition of the response to it, or "".
+        ``disposition`` is the Content-Disposition that the bucket sends with the object, or "".
         """
         return presigned_get(
             f"{self._access.base}/{quote(self._url.key(name), safe='/-_.~')}",

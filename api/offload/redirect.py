@@ -44,7 +44,8 @@ class Offload:
         redirect = safe_headers()
         redirect["Location"] = location
         redirect["Content-Type"] = "text/plain; charset=utf-8"
-        redirect["Cache-Control"] = "no-store"  # the URL expires after an hour, or earlier with the key that signed it
+        # The URL expires after an hour, or earlier if the key that signed it expires.
+        redirect["Cache-Control"] = "no-store"
         return Response(f"See {location}\n", status=302, headers=redirect)
 
     def _ensure(self, name: str, whole: Callable[[], Response]) -> None:

@@ -75,7 +75,7 @@ def archive_response(request: Request, accessor: NarAccessor, node: Node, ref: N
 
 
 class _Prefetched:
-    """An iterator whose first chunk is read immediately, so that an error before it becomes an error page."""
+    """An iterator whose first chunk is read immediately, so that an error in reading it becomes an error page."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class FileBytes(NarBytes, Protocol):
     """Bytes that can be sent from a file.
 
-    ``file`` is the descriptor of an open file, and the offset of the bytes in it; or None if the bytes are in no file. All readers
-    of the file share the descriptor, so its position must not be used.
+    ``file`` is a pair: the descriptor of an open file, and the offset of the bytes in this file. It is None if the bytes are not in
+    a file. All readers of the file share the descriptor, so its position must not be used.
     """
 
     file: tuple[int, int] | None
@@ -70,8 +70,8 @@ class FileWindow:
     """A part of an open file, as a file object for ``wsgi.file_wrapper``.
 
     nar-serve's own server sends the file with sendfile, from ``position`` up to ``stop``, and calls ``check_untouched`` before the
-    last bytes. Another server calls ``read``, which returns the last bytes only if the file is unchanged. There is no ``fileno``: a
-    server would send from the position of the descriptor, which all readers of the file share.
+    last bytes. Another server calls ``read``, which returns the last bytes only if the file is unchanged. This class has no
+    ``fileno``: with it, a server would send from the position of the descriptor, which all readers of the file share.
 
     ``close`` checks the file again, because its pages may have changed after the server passed them to the kernel. If it raises,
     the server cuts the connection.

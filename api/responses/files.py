@@ -38,7 +38,7 @@ class _File:
         return type_by_content(head, complete=self.size <= SNIFF_LENGTH)
 
     def has_head(self, part: ByteRange) -> bool:
-        """Return whether ``part`` contains all bytes that determine the type, which must be the same for every range."""
+        """Return whether ``part`` contains all bytes that determine the type. Every range of a file must have the same type."""
         return part.start == 0 and part.stop >= min(self.size, SNIFF_LENGTH)
 
 

@@ -43,7 +43,7 @@ HEX_PAGE = 8 * 1024
 DERIVATION_LIMIT = 1 << 20
 
 _EMBEDDED = {"image": "image", "audio": "audio", "video": "video", "application/pdf": "pdf"}
-# Media types that no browser, or not every browser, can display.
+# Media types that some or all browsers can't display.
 _NOT_EMBEDDED = (
     "image/tiff",
     "image/heic",

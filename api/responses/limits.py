@@ -44,7 +44,7 @@ class Limit:
         This check needs no bytes of the file. ``headers`` returns the headers of the whole response.
         """
         if self.size is not None and length > self.size:
-            # The last byte of a range is inclusive. The URL is the requested URL, so that the command can be pasted.
+            # A range includes its last byte. The command contains the requested URL, so that the user can paste it as it is.
             example = f"curl -r 0-{self.size - 1} '{_url(request)}'"
             raise ResponseTooLarge(
                 f"The response would have {length} bytes; this server sends at most {self.size} bytes in one response. "

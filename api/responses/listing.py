@@ -31,7 +31,7 @@ def prefers_json(request: Request) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """Sources of the parts of a page besides the entries.
+    """Sources of those parts of a page that are not the entries.
 
     ``info`` fills the panel at the root of a store path. ``read`` reads the README; it is None if reading is not cheap. A page
     that lacks the README of its directory is not cached, so that the cached page is the same for everyone.
@@ -105,14 +105,15 @@ class _Page:
             return unchanged
         headers["Content-Type"] = f"{HTML}; charset=utf-8"
         text = self._read(readme)
-        if readme is not None and text is None:  # the page lacks its README, which the next request may be able to read
+        # If the README could not be read, the next request may be able to read it, so the page is not cached.
+        if readme is not None and text is None:
             headers["Cache-Control"] = NO_STORE
             del headers["ETag"], headers["Last-Modified"]
         return streamed(self._render(order, text), headers)
 
     @property
     def _panel_version(self) -> str:
-        """The values besides the NAR that determine the page, for its ETag."""
+        """All values that determine the page and are not in the NAR. They are part of the ETag."""
         info = self.extras.info
         return f"{info.narinfo.to_text()} {info.store.url} {info.trust}" if info else ""
 

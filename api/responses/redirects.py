@@ -24,7 +24,7 @@ def redirect_response(
     ``origin`` (``//host``) redirects to another host name of this server; SCRIPT_NAME is the same there. ``immutable``: the
     target depends only on the store path, so the redirect may be cached forever (see `cache_forever`).
     """
-    # Exactly one slash: "//host" would be another host (RFC 3986 4.2).
+    # The target must begin with exactly one slash: "//host" would lead to another host (RFC 3986 4.2).
     location = f"{origin}{script_root(request)}/{quote_path(path.lstrip('/'))}"
     if keep_query and request.query_string:
         location += "?" + quote_from_bytes(request.query_string, safe=_QUERY_CHARACTERS)

@@ -20,7 +20,7 @@ from api.responses.base import OWN_CSP, Response, cache_forever, not_modified, s
 from api.responses.body import joined
 from api.responses.redirects import script_root
 
-# This prefix can't be in a store dir: no component of a store dir is a single dash.
+# No store dir begins with this prefix, because no component of a store dir is a single dash.
 STATIC_PREFIX = "/-/static/"
 
 _API = Path(__file__).parent.parent
@@ -36,15 +36,15 @@ _STATIC = {
     "link.svg": _SVG,
 }
 
-# The policy of pages with the script of this server. The pages also work without the script. The files that a page embeds are on
-# the same host.
+# The policy of pages that contain the script of this server. The pages also work without the script. All files that a page embeds
+# are on the host of the page.
 PAGE_CSP = f"{OWN_CSP}; script-src 'self'; media-src 'self'; frame-src 'self'; object-src 'self'"
 
-# Set in the environ of a request for the host name of a store path: the host name, with its port, that serves all store paths.
-# Pages take their static files from there, since every URL of the other host is in the store path.
+# If a request is for the host name of a store path, its environ has this key. The value is the main host name and port, which serve
+# all store paths. Pages load their static files from the main host, since every URL on the host of a store path is in that path.
 SITE = "nar_serve.site"
 
-# Set in the environ of a request whose response will be served by another host, a bucket.
+# The environ of a request has this key if a bucket, which is another host, will serve the response.
 MOVED = "nar_serve.moved"
 
 # A static file that a style sheet refers to.

@@ -1,4 +1,4 @@
-"""The response with a value as JSON, such as a narinfo or the OpenAPI document."""
+"""A response that contains a value as JSON, such as a narinfo or the OpenAPI document."""
 
 import json
 

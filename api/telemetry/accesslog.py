@@ -5,8 +5,9 @@
     192.0.2.7 "GET /nix/store/...-hello/bin/hello" 200 38400 B 3.1 ms disk 5f0c...e1
     192.0.2.7 "GET /nix/store/...-big/big.iso" 200 7340032 B 812.0 ms fill cut 91ab...77
 
-The fields are: client, request, status, bytes of the body, time until the end of the body, sources of the bytes (disk, fill,
-tier, range, stream; absent if no file was read), ``cut`` if the client did not get the whole body, and the request id.
+The fields are: client, request, status, bytes of the body, time until the end of the body, sources of the bytes, ``cut``, and the
+request id. The sources are disk, fill, tier, range and stream; the field is absent if no file was read. The field ``cut`` is
+present only if the client did not get the whole body.
 """
 
 import logging

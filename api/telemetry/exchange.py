@@ -120,12 +120,12 @@ class Observed:
         return _Body(body, exchange, self._end)
 
     def _watch_file(self, body: Any, exchange: Exchange) -> Iterable[bytes]:
-        """Observe a file without wrapping it, so that the server can send it. Bytes are counted when it is closed.
+        """Observe a file without wrapping it, so that the server can send it. Its bytes are counted when the file is closed.
 
         This thread does nothing more for the response: the server may close the file in another thread, much later.
         """
         exchange.begin_body()
-        window = body.filelike  # the attribute in PEP 3333's example, which gunicorn has too
+        window = body.filelike  # PEP 3333's example has this attribute, and gunicorn's wrapper has it too
         close_file = body.close
 
         def end() -> None:
@@ -166,7 +166,8 @@ class _Body:
             for chunk in self._body:
                 exchange.begin_body()
                 yield chunk
-                exchange.sent += len(chunk)  # counted here, after the server has taken the chunk and asked for the next
+                # Counted after the yield, because the server asks for the next chunk when it has taken this one.
+                exchange.sent += len(chunk)
         except Exception as error:
             _record_cut(exchange, error)
             raise

@@ -56,7 +56,7 @@ class Metrics:
         self._create_series()
 
     def _create_series(self) -> None:
-        """Create all series with the value 0: a rate ignores the first event of a series that did not exist before."""
+        """Create all series with the value 0. Otherwise a rate in Prometheus would miss the first event of each series."""
         for source in SOURCES:
             self._reads.labels(source)
         for event in CACHE_EVENTS:
@@ -77,7 +77,8 @@ class Metrics:
             self._first_byte.labels(kind).observe(exchange.first_byte)
         if not exchange.complete:
             self._cut.labels(kind).inc()
-        # Last, so that the metrics that another process reads at this moment have the times of each request that they count.
+        # The request is counted last. Another process may read the metrics at this moment, and the times of each request that it
+        # counts must already be there.
         self._requests.labels(kind, str(exchange.status)).inc()
 
     # --- a listener of narcore.trace

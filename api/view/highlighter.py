@@ -1,8 +1,8 @@
 """Highlights source text within a limit of CPU time, in a process of its own.
 
-Some lexers need minutes of CPU time for a small hostile text, and a regular expression of CPython can be neither interrupted nor
-run beside other threads. So a child process highlights each text: the kernel ends it when it has used its CPU time, and meanwhile
-the threads of this process run. A child takes a tenth of a second to start, therefore the results are cached.
+Some lexers need minutes of CPU time for a small hostile text. In CPython, a regular expression blocks all threads of the process
+and can't be interrupted. Therefore a child process highlights each text, and the threads of this process keep running. The kernel
+ends the child when it has used its limit of CPU time. A child takes a tenth of a second to start, so the results are cached.
 """
 
 import json
@@ -21,10 +21,10 @@ from narcore.concurrency.lru import LruMemory
 
 SECONDS = 2.0
 
-# A child that waits for a processor uses no CPU time. This limits the time that a request waits for it, in seconds.
+# How long a request waits for its child, in seconds. The limit of CPU time does not end a child that waits for a processor.
 _WAIT = 8.0
 
-# How long a request waits for its turn, in seconds. Most texts take a tenth of that.
+# How long a request waits for a free child, in seconds. Most texts are highlighted in a tenth of this time.
 PATIENCE = 1.0
 
 # Bytes of results per process. A page of 128 KiB becomes about 0.5 MB of HTML.
@@ -34,10 +34,10 @@ T = TypeVar("T")
 
 
 class Highlighter:
-    """Makes the lines of at most ``threads`` / 4 texts at once. At most ``threads`` / 4 further requests wait for their turn.
+    """Makes the lines of at most ``threads`` / 4 texts at the same time. At most ``threads`` / 4 further requests wait.
 
-    So half of the threads of a server are free for other requests. ``seconds`` is the CPU time of a child, and ``patience`` is
-    how many seconds a request waits. Thread-safe.
+    At least half of the threads of a server therefore remain free for other requests. ``seconds`` is the limit of CPU time of a
+    child. ``patience`` is how many seconds a request waits for other texts to be finished. Thread-safe.
     """
 
     def __init__(self, threads: int, *, seconds: float = SECONDS, patience: float = PATIENCE) -> None:
@@ -64,7 +64,7 @@ class Highlighter:
         return None if lines is None else lines.decode("utf-8", "surrogatepass").split("\n")
 
     def _highlighted(self, key: bytes, task: bytes) -> bytes | None:
-        lines = self._cached.get(key)  # another request may have made them while this one waited
+        lines = self._cached.get(key)  # while this request waited, another request may have made the same lines
         if lines is None:
             lines = _run_child(task)
             if lines is not None:
@@ -84,7 +84,7 @@ class Highlighter:
         ).encode()
 
     def _in_turn(self, make: Callable[[], T | None]) -> T | None:
-        """Return the result of ``make``, or None if the turn of this thread does not come in time."""
+        """Wait until fewer than the maximum number of texts are in progress, then call ``make``. Returns None after a timeout."""
         if not self._takes_slot():
             return None
         try:

@@ -1,7 +1,7 @@
 """The README of a directory: Markdown as safe HTML, any other format as plain text.
 
-A README is untrusted. Its own HTML, script URLs and images from other servers are not passed on, so opening the page sends no
-request to another server.
+A README is untrusted. The page leaves out its raw HTML, its script URLs, and its images on other servers. A browser that opens the
+page therefore sends no request to another server.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SIZE_LIMIT = 256 * 1024
 
-# The parser takes half a second for the worst input of this size, and the time grows quadratically.
+# The parser takes half a second for the worst input of this size. The time grows with the square of the size.
 _MARKDOWN_LIMIT = 48 * 1024
 
 _NAMES = ("README.md", "README.markdown", "README", "README.txt", "README.rst", "Readme.md", "readme.md")

@@ -64,7 +64,7 @@ class Order(NamedTuple):
 
 
 def breadcrumbs(ref: NodeRef) -> list[Link]:
-    """Return links to the store path and to each directory down to this one. They are relative, so any prefix and host works."""
+    """Return links to the store path and to each directory down to ``ref``. They are relative, so any prefix and host works."""
     names = [ref.store_path.rpartition("/")[2], *filter(None, ref.path.split("/"))]
     return [Link(name, "../" * (len(names) - 1 - depth) or "./") for depth, name in enumerate(names)]
 
@@ -107,9 +107,9 @@ def rows(listing: NarListing, nodes: Iterable[Node], ref: NodeRef, prefix: str) 
 def _target_href(link: Node, ref: NodeRef, href: str, prefix: str) -> str:
     """Return the URL for the target of a symbolic link, or "" if the target is outside of the store.
 
-    The text of the target does not always decide this: a ``..`` may follow a name that is itself a link, or the target may leave
-    this store path or store dir. In these cases the result is ``href``, the URL of the link itself; the server then follows
-    the link.
+    The text of the target is not always enough to find its URL. A ``..`` may follow a name that is itself a link, or the target may
+    be outside of this store path or store dir. In these cases the result is ``href``, the URL of the link itself; the server then
+    follows the link.
     """
     steps = [step for step in link.target.split("/") if step not in ("", ".")]
     ups = next((index for index, step in enumerate(steps) if step != ".."), len(steps))

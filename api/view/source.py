@@ -1,6 +1,6 @@
 """Text as lines of HTML (escaped text), highlighted by Pygments if the language is known and the text is not too long.
 
-Run as a program, this module highlights one text; ``api.view.highlighter`` starts it and says why.
+``api.view.highlighter`` runs this module as a program that highlights one text, and its docstring gives the reason.
 """
 
 import json
@@ -101,8 +101,8 @@ def line_blocks(lines: Iterable[str], *, numbered: bool) -> Iterator[Markup]:
 def language_of(name: str, text: str) -> Language | None:
     """Choose the language of a file by its name, or by the interpreter in the first line of its normalized text.
 
-    Returns None if there is none, or if the text or one of its lines is too long to be highlighted. Pygments' own guess is not
-    used because it tries all languages.
+    Returns None if the language is unknown, or if the text or one of its lines is too long to be highlighted. Pygments' own guess
+    is not used, because it tries all languages.
     """
     if not name or len(text) > _LONGEST or any(len(line) > _LONGEST_LINE for line in text.split("\n")):
         return None
@@ -154,7 +154,7 @@ def _spanned(css: str, text: str, links: StoreLinks) -> str:
 
 @lru_cache(maxsize=256)
 def _css(token: object) -> str:
-    """Return the CSS class for a Pygments token type, or "". Its string form is the full name: Token.Name.Function.Magic."""
+    """Return the CSS class for a Pygments token type, or "". ``str(token)`` is a full name such as Token.Name.Function.Magic."""
     names = str(token).split(".")[1:]
     known = (".".join(names[:length]) for length in range(len(names), 0, -1))
     return next((_CLASSES[name] for name in known if name in _CLASSES), "")

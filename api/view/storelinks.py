@@ -12,7 +12,7 @@ from narcore.formats.nixbase32 import ALPHABET
 
 # Characters that are invisible or change the displayed order of other characters ("Trojan Source"), and other control characters.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
-_PUNCTUATION = ".,:;!?"  # not part of a path at its end
+_PUNCTUATION = ".,:;!?"  # at the end of a path, these characters belong to the sentence around the path
 
 
 class Link(NamedTuple):

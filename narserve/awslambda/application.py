@@ -18,7 +18,7 @@ log = logging.getLogger("api")
 def load_application(carries: int, examples: Sequence[tuple[str, str]] = ()) -> WSGIApplication:
     """Make the application from the environment.
 
-    ``carries`` is the largest response body, in bytes, that the platform carries. ``examples`` are pairs of label and URL path for
+    ``carries`` is the largest response body, in bytes, that the platform allows. ``examples`` are pairs of label and URL path for
     the landing page. Exits the process with a one-line message if a setting is invalid.
     """
     try:

@@ -9,9 +9,9 @@ from mangum import Mangum
 
 from narserve.awslambda.restapi import path_variables
 
-# Largest body in bytes. The JSON text is limited to 6,291,556 bytes. 4 MiB are 5,592,408 bytes in base64, and the rest is for
-# headers; the next round number, 4.5 MiB, does not fit. A longer JSON text ends the process, and the client gets a 502 without an
-# explanation.
+# Largest body in bytes. Lambda limits the JSON text to 6,291,556 bytes. In base64, 4 MiB become 5,592,408 bytes, and the rest is
+# for headers. A body of 4.5 MiB would leave only 100 bytes for headers. If the JSON text is too long, Lambda ends the process, and
+# the client gets a 502 without an explanation.
 CARRIES = 4 << 20
 
 

@@ -1,7 +1,7 @@
-"""A runtime client for Lambda that streams responses: with ``responseTransferMode: STREAM``, API Gateway carries 200 MB.
+"""A runtime client for Lambda that streams responses. With ``responseTransferMode: STREAM``, API Gateway allows 200 MB for each.
 
-Run as ``python -m narserve.awslambda.streaming`` in place of Lambda's own runtime client, which can't stream; ``stream`` is the
-wrapper script that Lambda starts. Handles one request at a time, as Lambda sends them.
+Run as ``python -m narserve.awslambda.streaming`` in place of Lambda's own runtime client, which can't stream. Lambda starts the
+wrapper script ``stream``, which starts this module. Lambda sends one request at a time, so this client handles one at a time.
 
 https://docs.aws.amazon.com/lambda/latest/dg/runtimes-custom.html#runtimes-custom-response-streaming
 """

@@ -38,8 +38,8 @@ HELP = """Run a CSI plugin until a signal stops it. The plugin provides volumes 
   nar-serve csi --cache main=/var/lib/nar-serve/main
   nar-serve csi --cache main=/var/lib/nar-serve/main --status
 
-Each --cache is a directory where nar-serve mount shows a binary cache. A volume shows the first cache, unless its pod names
-another. Each volume is a CSI ephemeral volume: it exists as long as its pod, and only this pod sees what it writes.
+Each --cache is a directory where nar-serve mount shows a binary cache. A volume shows the first cache, unless its pod selects
+another cache. Each volume is a CSI ephemeral volume: it exists as long as its pod, and only this pod sees the files that it writes.
 
 \b
 A pod can set these volumeAttributes:
@@ -47,7 +47,8 @@ A pod can set these volumeAttributes:
   mode: MODE          ro (read-only), or overlay (writes are removed with the pod); the default is overlay, unless the
                       volume has readOnly: true
   group: "GID"        the group that may write, besides root; the default is the fsGroup of the pod
-  prefetch: PATHS     store paths to fetch in advance, and all that they refer to; separated by white space or commas
+  prefetch: PATHS     store paths to fetch in advance, together with all store paths that they refer to; separated by
+                      white space or commas
 
 The name of the plugin (--driver-name) must be the name of the CSIDriver object. The plugin needs root, and its
 mounts must be visible to the node (mountPropagation: Bidirectional); deploy/kubernetes sets this up. Running pods are not affected

@@ -33,15 +33,16 @@ HELP = f"""Run a volume plugin until a signal stops it. The plugin provides volu
   nar-serve docker-volume --cache main=/srv/nix-store
   docker run --rm --volume-driver nar-serve -v /nix/store debian /nix/store/<hash>-hello-2.12/bin/hello
 
-Each --cache is a directory where nar-serve mount shows a binary cache. A volume shows the first cache, unless its options name
-another. The files that a container writes stay in its volume.
+Each --cache is a directory where nar-serve mount shows a binary cache. A volume shows the first cache, unless its options select
+another cache. The files that a container writes stay in its volume.
 
 \b
 Options of docker volume create -d nar-serve:
   -o cache=NAME       the cache to show; the default is the first
   -o mode=ro          a read-only volume; use it with -v NAME:/nix/store:ro,nocopy
   -o group=GID        the group that may write, besides root
-  -o prefetch=PATHS   store paths to fetch in advance, and all that they refer to; separated by commas
+  -o prefetch=PATHS   store paths to fetch in advance, together with all store paths that they refer to;
+                      separated by commas
 
 The plugin needs root, and must share its mounts with dockerd (no PrivateMounts= or similar in its systemd unit). Volumes are stored
 in {STATE_DIR}. Running containers are not affected when the plugin stops or restarts.

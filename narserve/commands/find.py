@@ -113,7 +113,7 @@ class Pattern:
                 yield place + 1
 
     def _skipped(self, places: set[int]) -> set[int]:
-        """Add the places after each ``**``, since ``**`` also matches no name at all."""
+        """Add the place after each ``**`` in ``places``, since ``**`` may match zero names."""
         for place in sorted(places):
             while place < len(self._segments) and self._segments[place] is None:
                 place += 1

@@ -74,7 +74,7 @@ def _has_nar_hash(goal: Destination, info: PathInfo) -> bool:
     try:
         for chunk in write_nar(dump(Path(goal.path))):
             sha256.update(chunk)
-    except (OSError, ValueError):  # it can't be read, or a NAR can't contain it
+    except (OSError, ValueError):  # the existing file can't be read, or is of a kind that a NAR can't contain
         return False
     return sha256.digest() == info.narinfo.nar_hash.digest
 
@@ -94,11 +94,11 @@ def _staging_name(place: LocatedNode) -> bytes:
 
 
 def _is_best_by_file(settings: Settings, place: LocatedNode, info: PathInfo) -> bool:
-    """Return whether to read file by file, rather than read the NAR from its start.
+    """Return whether to read file by file (True), or to read the NAR from its start (False).
 
     Reading by file is best for a single file, for a cached NAR, and for a part of the tree if ranges of the remote file can be
-    read. A part of the tree is also read by file if the disk cache will store the NAR: the NAR is then fetched only once, even if
-    the next command reads another part.
+    read. A part of the tree is also read by file if the disk cache will store the NAR. The NAR is then fetched only once, and the
+    next command can read another part from the cache.
     """
     if place.opened.accessor.is_cached or place.node.kind is not Kind.DIRECTORY:
         return True
@@ -185,8 +185,9 @@ def _in_one_pass(session: Session, place: LocatedNode, writer: TreeWriter, *, is
 def _write_nar(place: LocatedNode, reading: "_Reading", path: list[bytes], writer: TreeWriter) -> None:
     """Write the node at ``path`` from the NAR that ``reading`` yields.
 
-    The hash is checked at the end of the NAR: a whole tree is verified before it appears at the destination. After a part of the
-    tree, the rest of the NAR is only read if it is short enough. Raises IntegrityError if the NAR has no such node.
+    The hash is checked at the end of the NAR, so a whole tree is verified before it appears at the destination. If ``path`` is only
+    a part of the tree, the rest of the NAR is read, and the hash checked, only if the rest is short enough. Raises IntegrityError
+    if the NAR has no node at ``path``.
     """
     with progress(_label(place), reading.total) as reading.tick, closing(reading):
         events = parse_nar(reading)

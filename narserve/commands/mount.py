@@ -29,7 +29,7 @@ from narserve.session.session import read_settings
 from narserve.terminal.exits import TROUBLE, print_error, print_message
 
 READY_SECONDS = 60  # mounting takes 1 to 2 s, and longer on a busy machine that is booting
-DEAD_SECONDS = 3.0  # a dead mount fails immediately; a mount that gives no answer is alive and hangs
+DEAD_SECONDS = 3.0  # a dead mount fails immediately; a mount that does not answer within this time is alive but hangs
 GONE_SECONDS, LAZY_GONE_SECONDS = 5.0, 1.0
 STOP_SECONDS = 10.0
 
@@ -149,7 +149,7 @@ def mount(
 
 
 def _real_path(directory: Path) -> Path:
-    """Return the path without links, as in mountinfo. This does not access the file system that is mounted at ``directory``."""
+    """Return the path without links, as in /proc/self/mountinfo. Does not access the file system mounted at ``directory``."""
     path = absolute(directory)
     target = Path(os.path.realpath(path.parent)) / path.name
     try:
@@ -174,7 +174,7 @@ def _cache_dir(settings: Settings, target: Path) -> Path:
 def _check_not_hidden(options: MountOptions) -> None:
     """Check that the mount does not hide the program. Raises MountError.
 
-    Otherwise a worker that starts would need files of its own mount, and wait for itself.
+    Otherwise a new worker would need files that only the worker itself can provide, and would wait forever.
     """
     program = {sys.executable, os.path.realpath(sys.executable), sys.prefix, sys.base_prefix, __file__}
     for path in sorted(program):
@@ -212,7 +212,8 @@ def _prepare(options: MountOptions, settings: Settings) -> None:
         print_message("NAR_TRUSTED_PUBLIC_KEYS is not set: store paths are accepted without a trusted signature")
     os.environ["NAR_CACHE_URL"] = " ".join(settings.cache_urls)
     os.environ["NAR_CACHE_DIR"] = str(options.cache_dir)
-    # Otherwise Python looks for modules in the working directory. If that is the target, a starting worker waits for itself.
+    # Otherwise Python looks for modules in the working directory. If the working directory is the target of the mount, a new worker
+    # would wait for files that only the worker itself can provide.
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
@@ -239,7 +240,8 @@ def _is_dead(run_dir: Path, mounted: Mount) -> bool:
     path = control_path(run_dir, mounted.target)
     if path.exists():
         return is_abandoned(path)
-    # The mount may have another run_dir, so ask the mount itself: in another process, which can be left behind if it hangs.
+    # The mount may have another run_dir, so its control socket can't be found. A child process accesses the mount instead: if the
+    # mount hangs, only the child hangs, and this process goes on without it.
     process = subprocess.Popen([sys.executable, "-Sc", _ASK_ROOT, str(mounted.target)])  # noqa: S603
     try:
         return process.wait(DEAD_SECONDS) in {errno.ENOTCONN, errno.ECONNABORTED}
@@ -320,7 +322,7 @@ def _unmount(run_dir: Path, target: Path, *, lazy: bool) -> None:
         raise MountError(f"nar-serve is not mounted at {target}; see all mounts with nar-serve mount --status")
     _detach(target, lazy=lazy)
     socket_file = control_path(run_dir, target)
-    # After the holder has ended, the target can be mounted again. If the mount is in use, this can take any time.
+    # The target can be mounted again after the holder has ended. While the mount is in use, the holder does not end.
     deadline = time.monotonic() + (LAZY_GONE_SECONDS if lazy else GONE_SECONDS)
     while socket_file.exists() and not is_abandoned(socket_file) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -22,7 +22,7 @@ _EARLIER = b"narcore.mount."
 
 
 def mode_text(mode: object, reason: object) -> str:
-    """Return how files are read, and the reason if the kernel does not read them itself."""
+    """Return how files are read. If the kernel does not read them itself, the text contains the reason."""
     return f"{mode} ({reason})" if reason else f"{mode}"
 
 
@@ -60,7 +60,8 @@ def _nothing(run_dir: Path) -> str:
     others = sorted({str(mounted.target) for mounted in mounts() if is_ours(mounted)})
     if not others:
         return "nothing is mounted; mount a directory: nar-serve mount DIR"
-    return f"nothing is mounted with NAR_RUN_DIR={run_dir}; mounts with another NAR_RUN_DIR, for --run-dir: {' '.join(others)}"
+    found = f"nothing is mounted with NAR_RUN_DIR={run_dir}"
+    return f"{found}; set --run-dir to the NAR_RUN_DIR of one of these mounts: {' '.join(others)}"
 
 
 def _sockets(run_dir: Path) -> dict[Path, str]:
@@ -98,7 +99,7 @@ def earlier_holders(target: str, proc: Path = Path("/proc")) -> list[int]:
 
 
 def _has_argument(cmdline: Path, prefix: bytes, text: bytes = b"") -> bool:
-    """Return whether an argument of the process begins with ``prefix``, and ``text`` is in its command line."""
+    """Return whether the process has an argument that begins with ``prefix``, and its command line contains ``text``."""
     try:
         data = cmdline.read_bytes()
     except OSError:  # the process has ended, or /proc is mounted with hidepid

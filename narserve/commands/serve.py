@@ -24,7 +24,7 @@ from narserve.session.session import read_settings
 
 log = logging.getLogger("narserve.server")
 
-# The kernel closes a connection if the client acknowledges no byte for this long, also after the server has closed it.
+# The kernel closes a connection if the client acknowledges no byte for this long, even after the server has closed the socket.
 STALL_SECONDS = 300
 
 _OPTIONS = {"listen_on": "--listen", "workers": "--workers", "threads": "--threads"}

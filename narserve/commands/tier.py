@@ -23,7 +23,7 @@ from narserve.terminal.output import StandardOutput
 from narserve.terminal.progress import Tick, progress
 
 CLOSURE_MAX = 10_000
-"""The limit of store paths in one closure. A whole NixOS system has 1000 to 5000."""
+"""The maximum number of store paths in one closure. The closure of a whole NixOS system has 1000 to 5000 store paths."""
 
 
 @click.group(no_args_is_help=True, short_help="Fill and check the shared tier: add, stat, verify.")

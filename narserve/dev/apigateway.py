@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, unquote
 # Size limit of a response that is not streamed, in bytes of JSON: Lambda's "6 MB", plus the overhead that it allows.
 ENVELOPE_LIMIT = 6_291_556
 
-# In a response to HEAD, the gateway sends no Content-Length; it renames the function's header to this.
+# In a response to HEAD, the gateway renames the function's Content-Length to this header.
 REMAPPED_LENGTH = "x-amzn-Remapped-Content-Length"
 
 STAGE = "prod"
@@ -54,7 +54,7 @@ class EnvelopeError(Exception):
 def event_of(request: HttpRequest, *, stage: str = STAGE) -> dict[str, Any]:
     """Return the event of a request.
 
-    A path that begins with the stage stands for a request to the gateway's own host name, any other path for a custom domain.
+    If the path begins with the stage, the request is treated as sent to the gateway's own host name, otherwise to a custom domain.
     """
     full_path, _, query = request.target.partition("?")
     has_stage = full_path == f"/{stage}" or full_path.startswith(f"/{stage}/")

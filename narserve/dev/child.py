@@ -3,8 +3,8 @@
 Standard input is a pipe from the supervisor, which never writes to it. Closing the pipe tells the child to finish its requests and
 exit. The kernel closes the pipe if the supervisor is killed, so no orphan remains.
 
-The child is run by its path, not with ``-m``, and imports nothing of the project before it can show an error page: an error in any
-module becomes a page with the traceback.
+The supervisor runs this file by its path, not with ``-m``. The child imports nothing of the project before it can show an error
+page, so an error in any module becomes a page with the traceback.
 """
 
 import argparse
@@ -86,7 +86,7 @@ class DrainingServer(ThreadedWSGIServer):
         super().__init__(host, port, app, LoggedRequestHandler, fd=fd)
         self._open = 0
         self._changed = threading.Condition()
-        # During a reload, two children wait on the socket; the child that is too late must not block in accept().
+        # During a reload, two children wait on the socket. If one child accepts a connection, the other must not block in accept().
         os.set_blocking(self.socket.fileno(), False)
 
     def get_request(self) -> tuple["socket", Any]:
@@ -111,8 +111,8 @@ class DrainingServer(ThreadedWSGIServer):
 
 
 class LoggedRequestHandler(WSGIRequestHandler):
-    # HTTP/1.1 for chunked bodies: with HTTP/1.0, a truncated response without a length looks complete. Werkzeug closes the
-    # connection after each response, so after a reload no client is still connected to the old code.
+    # HTTP/1.1 allows chunked bodies. With HTTP/1.0, a truncated response without a length would look complete. Werkzeug closes the
+    # connection after each response, so no client stays connected to the old code after a reload.
     protocol_version = "HTTP/1.1"
 
     def run_wsgi(self) -> None:

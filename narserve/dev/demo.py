@@ -44,8 +44,8 @@ def build_demo(root: Path, directory: Path) -> Demo:
     with tempfile.TemporaryDirectory(prefix="nar-serve-demo-") as scratch:
         trees = {name: Path(scratch, name) for name in (DOCS, TREE, SITE)}
         make_docs(root, trees[DOCS])
-        # The other trees refer to the documents, whose hash is only known now. The documents are written again with them, since
-        # references are only found among paths that are written together.
+        # The other trees refer to the documents, and the hash of the documents is known only now. The documents are written again
+        # together with the other trees, because references are found only among paths that are written together.
         (docs,) = write_binary_cache(directory, {DOCS: trees[DOCS]}, secret_key=key)
         make_tree(root, trees[TREE], docs)
         make_site(root, trees[SITE], docs)

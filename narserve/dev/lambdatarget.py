@@ -45,7 +45,7 @@ class LambdaTarget:
             return own_answer(502, "Internal server error", str(error))
 
     def _invoke(self, event: dict[str, Any]) -> bytes:
-        # Encoded as by the runtime client since Python 3.12. The context argument is only needed on Lambda.
+        # The answer is encoded as in Lambda's runtime client for Python 3.12 and newer. Only Lambda needs the context argument.
         return json.dumps(self._handler(event, None), ensure_ascii=False).encode()
 
 

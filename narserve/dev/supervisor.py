@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TREES = ("api", "narcore", "narserve", "public")
 FILES = ("vercel.json", "pyproject.toml")
 
-# A child that ends by itself is restarted. To avoid a tight loop, a child that ran for less than this only restarts on a change.
+# A child that ends by itself is restarted. To avoid a tight loop, a child that ran for fewer seconds restarts only on a change.
 WORTH_RESTARTING_SECONDS = 2.0
 
 
@@ -103,7 +103,7 @@ class Supervisor:
         command: list[str | Path] = [sys.executable, ROOT / "narserve" / "dev" / "child.py", "--fd", str(fd)]
         command += ["--host", self.listener.getsockname()[0], "--target", self.target]
         command += ["--examples", json.dumps(self.examples), *options]
-        # In its own process group, so that Ctrl-C reaches only the supervisor, which then stops the children gracefully.
+        # Each child has its own process group, so that Ctrl-C reaches only the supervisor, which stops the children gracefully.
         return Child(
             subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[fd], env=self.environ, cwd=ROOT, process_group=0)
         )

@@ -1,8 +1,8 @@
 """Staging directory: a tree is written to a hidden directory beside its destination, and moved to the destination when complete.
 
-So a tree at the destination is always complete. The name of the staging directory identifies the source, so the next run for the
-same source continues an interrupted one, and different sources are never mixed. Only the owner can access the directory. The
-process that writes to it holds a lock on it.
+Therefore a tree at the destination is always complete. The name of the staging directory identifies the source: after an
+interruption, the next run for the same source continues, and different sources are never mixed. Only the owner can access the
+directory. The process that writes to the directory holds a lock on it.
 """
 
 import errno
@@ -50,7 +50,7 @@ class Destination:
 
     @contextmanager
     def staged(self, staging: bytes) -> Generator[int]:
-        """Open the directory ``staging`` beside the destination. The caller makes ``ROOT`` in it, which is then moved.
+        """Open the directory ``staging`` beside the destination. The caller makes ``ROOT`` in it; on exit, ROOT is moved.
 
         If the caller fails, the staged data is kept for the next run, unless the data was wrong. Raises OSError, and CapacityError
         if another process writes to the directory.
@@ -75,7 +75,7 @@ class Destination:
             os.close(fd)
 
     def _remove(self, staging: bytes) -> None:
-        """Remove the empty staging directory. Something that another program has put in its place is left alone."""
+        """Remove the empty staging directory. If another program has replaced it, the replacement is left alone."""
         with suppress(OSError):
             os.rmdir(staging, dir_fd=self.parent_fd)
 

@@ -1,8 +1,8 @@
 """Writes a tree to disk, safe against hostile trees and against anything that already exists in the directory.
 
-Every step uses the descriptor of the directory it works in, so no path is resolved twice: no link, and nothing that appears
-meanwhile, can redirect a write. An existing file is only reused if it belongs to this user, and its bytes are the beginning of the
-file to write.
+Every step uses the descriptor of the directory in which it works. Neither a link nor a file that another process creates meanwhile
+can therefore redirect a write. An existing file is reused only if it belongs to this user and if its bytes are the beginning of
+the file to write.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Accepts connections for a worker, when it has a thread for them, or when no other worker has."""
+"""Accepts connections for a worker: while the worker has a free thread, or if no worker has a free thread."""
 
 import errno
 import logging
@@ -19,14 +19,14 @@ BUSY_SECONDS = 0.007
 BUSY_CHECKS = 3
 BUSY_BATCH = 16
 
-# How long a worker does not accept if it has too many connections, or too many open files, and can close none.
+# How long a worker stops accepting, in seconds, when it has too many connections or open files and no idle connection to close.
 FULL_SECONDS = 0.1
 
 # Connections accepted in one turn of the loop, so that a flood of connections does not keep the loop from its other work.
 BATCH = 64
 
-# How long a stopping worker still accepts connections. The master has refused new ones, but some may be in the middle of the TCP
-# handshake: a few round trips.
+# How long a stopping worker still accepts connections, in seconds. The master already refuses new connections, but some clients may
+# be in the middle of the TCP handshake, which takes a few round trips.
 STOP_SECONDS = 0.2
 
 WARN_SECONDS = 60.0
@@ -58,9 +58,9 @@ class Acceptor:
         return self._listener.fileno() < 0
 
     def stop(self) -> None:
-        """Accept for STOP_SECONDS what the kernel has accepted, then close the listener.
+        """Accept, for STOP_SECONDS, the connections that the kernel has queued for the listener, then close the listener.
 
-        The kernel resets the connections that are in its queue when the listener is closed.
+        When the listener is closed, the kernel resets the connections that are still in the queue.
         """
         self._is_stopping = True
         self._stopping.start(self, self._loop.now)
@@ -68,7 +68,7 @@ class Acceptor:
         self._accept_some(BATCH)
 
     def _accept(self) -> None:
-        """Accept while there are free threads."""
+        """Accept while a thread is free, or, in a stopping worker, without regard to the threads."""
         for _ in range(BATCH):
             if self._must_wait():
                 self._pause()
@@ -84,7 +84,7 @@ class Acceptor:
                 return
 
     def _check(self) -> None:
-        """Accept connections although no thread is free, if they wait because all workers are busy."""
+        """Accept connections although this worker has no free thread, if all other workers are busy too."""
         self._waited = self._waited + 1 if self._has_waiting() else 0
         if self._waited >= BUSY_CHECKS:
             self._accept_some(BUSY_BATCH)
@@ -106,7 +106,7 @@ class Acceptor:
         return not self._is_stopping and not self._connections.has_free_thread
 
     def _accept_one(self) -> bool:
-        """Return whether to go on."""
+        """Accept one connection. Returns whether the caller may try to accept another one."""
         if not self._connections.has_room:
             self._wait_for_room("the limit of connections is reached (NAR_MAX_CONNECTIONS)")
             return False
@@ -116,7 +116,7 @@ class Acceptor:
             return False
         except OSError as error:
             if error.errno not in _FULL:
-                return True  # the client is gone already, or the network had an error: see accept(2)
+                return True  # the client has already disconnected, or the network had an error: see accept(2)
             if self._connections.close_longest_idle():
                 return True
             self._wait_for_room(error.strerror or str(error))

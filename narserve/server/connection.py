@@ -6,10 +6,10 @@
     InThread        waits for a thread that writes the response
     SendingFile     sends a response whose body is a file in the disk cache
     Flushing        sends a small response of the server itself
-    Draining        receives the rest of the body of a request, to reach the next request
-    Lingering       has closed its side, and waits until the client closes the other side
+    Draining        receives and discards the rest of the body of a request, to reach the next request
+    Lingering       the server has closed its side, and waits until the client closes the other side
 
-No step waits: each handles what is there, and returns to the loop.
+No step blocks the loop: it handles the event that has occurred, and returns to the loop.
 """
 
 import logging
@@ -32,13 +32,13 @@ log = logging.getLogger("narserve.server")
 
 RECEIVE_SIZE = 16 * 1024
 
-# A client may send a large body, although it is refused. Closing the connection while the client sends would discard the response
-# (RFC 9112 9.6), so this many bytes are received and discarded.
+# A client may keep sending a large body although the server has refused the request. If the server closed the connection meanwhile,
+# the client could lose the response (RFC 9112 9.6). So the server first receives and discards up to this many bytes.
 MAX_LINGERED = 1 << 20
 
 
 class Owner(Protocol):
-    """What a connection needs of ``Connections``: among others, the timeouts of each step."""
+    """The part of ``Connections`` that a connection uses, including the timeouts of each step."""
 
     loop: Loop
     responder: Responder
@@ -65,10 +65,10 @@ class Step(Protocol):
     @property
     def timeouts(self) -> "Timeouts[Connection]": ...
     def ready(self) -> None:
-        """Handle what the socket has, or make use of its free space."""
+        """Handle the bytes that the socket has received, or write to its free buffer space."""
 
     def expired(self) -> None:
-        """Handle the end of the time of this step."""
+        """Handle the timeout of this step."""
 
 
 class Connection:
@@ -93,7 +93,7 @@ class Connection:
             self.guard(self._step.expired)
 
     def guard(self, call: Callable[[], object]) -> None:
-        """Call a function. A bug in it ends this connection, and not the event loop with all others."""
+        """Call a function. If it has a bug, only this connection ends, not the event loop with all connections."""
         try:
             call()
         except Exception:
@@ -101,7 +101,7 @@ class Connection:
             self.close()
 
     def go_on(self, step: Step) -> None:
-        """Take the next step, which is called when the socket is ready for it."""
+        """Change to the next step. The loop calls the step when the socket is ready for it."""
         if self._step is not None:
             self._step.timeouts.stop(self)
         self._step = step
@@ -110,7 +110,7 @@ class Connection:
             self.watch(step.events)
 
     def read_request(self) -> None:
-        """Wait for the next request. Bytes of it that were already received are handled in the next turn of the loop."""
+        """Wait for the next request. If some of its bytes were already received, the next turn of the loop handles them."""
         self.go_on(ReadingHead(self))
         if self.received:
             self.owner.loop.call_soon(partial(self.guard, self._handle_received))
@@ -132,7 +132,7 @@ class Connection:
         self.owner.answer(self, request)
 
     def answered(self, request: ReceivedRequest, answer: Answer, buffered: bytes = b"") -> None:
-        """Send what is left of a response, after the application was called. ``buffered`` is a response as a whole."""
+        """Send the rest of a response, after the application was called. ``buffered`` is a whole response, or empty."""
         if answer.file is not None:
             self.go_on(step := SendingFile(self, request, answer))
             step.ready()
@@ -181,7 +181,7 @@ class Connection:
         self.close()
 
     def cut(self, end_response: Callable[[], object]) -> None:
-        """Call ``end_response`` and reset the connection, when the loop has time for it: the client is probably gone."""
+        """Call ``end_response`` and reset the connection when the loop has time. This can wait: the client is probably gone."""
         self._leave_step()
         self.owner.loop.call_later(partial(self.guard, end_response))
         self.owner.loop.call_later(partial(self.guard, self.abort))
@@ -213,7 +213,7 @@ class Connection:
 
 
 class ReadingHead:
-    """Waits for a request. The first byte may take as long as an idle connection may last; the rest of the head has less time."""
+    """Waits for a request. The timeout for the first byte is that of an idle connection; the rest of the head has a shorter one."""
 
     __slots__ = ("_connection", "timeouts")
     events = READ
@@ -229,7 +229,8 @@ class ReadingHead:
         if data is None:
             return
         if not data:
-            if not can_be_parsed(connection.received, 0):  # else the next turn answers a pipelined request
+            # If a request was pipelined and can be parsed, the next turn answers it.
+            if not can_be_parsed(connection.received, 0):
                 connection.close()
             return
         before = len(connection.received)
@@ -244,7 +245,7 @@ class ReadingHead:
 
 
 class InThread:
-    """Waits for a thread that writes the response. Ends it if the client is too slow.
+    """Waits for a thread that writes the response. Cuts the response if the client is too slow.
 
     The loop may still watch the socket, because stopping and restarting the watch costs two system calls per request. The
     watch only has to stop if the client sends something or closes the connection in the meantime.
@@ -265,7 +266,7 @@ class InThread:
         now = self._connection.owner.loop.now
         if self._sending is not None and self._sending.is_too_slow(now):
             log.warning("cutting a response to %s: the client takes less than 1 KiB/s", self._connection.client[0])
-            abort(self._connection.sock)  # the thread gets an error, and ends
+            abort(self._connection.sock)  # the thread gets an error, and ends the response
         self.timeouts.start(self._connection, now)
 
 

@@ -20,11 +20,11 @@ from narserve.server.responder import Answer, BufferedOutput, ClientGone, Output
 
 log = logging.getLogger("narserve.server")
 
-# How often the loop checks whether the client of a thread is too slow. SendingSocket measures over a minute.
+# How often, in seconds, the loop checks whether the client of a thread is too slow. SendingSocket measures the rate over a minute.
 THREAD_CHECK_SECONDS = 5.0
 
-# Ends a ``send`` that makes no progress. A client that takes 1 KiB/s needs less time than this to free a third of a send buffer of
-# 4 MB (tcp_wmem). SendingSocket notices slower clients.
+# The timeout of a ``send`` that makes no progress, in seconds. It does not affect a client that takes 1 KiB/s: in less than half of
+# this time, such a client frees a third of a send buffer of 4 MB (tcp_wmem). SendingSocket notices slower clients.
 SEND_SECONDS = 3600.0
 
 
@@ -35,7 +35,8 @@ class Limits:
     connections: int
     threads: int
     # nginx and the load balancers of AWS keep idle connections for 60 seconds. The server keeps them longer, so that it does not
-    # close a connection while a proxy sends a request on it. Browsers and load balancers also open connections ahead.
+    # close a connection while a proxy sends a request on it. Browsers and load balancers also open connections before they have a
+    # request for them.
     waiting: float = 75.0
     head: float = 10.0  # a head is one to three packets, sent at once
     draining: float = 5.0
@@ -43,7 +44,7 @@ class Limits:
     lingering: float = 2.0
     stopping: float = 2.0  # how long a stopping worker waits for a request that a client may be sending
     # A client sends its request right after the TCP handshake. Until the request arrives, but at most for this long, a new
-    # connection counts as if it occupied a thread, so that a worker does not accept more connections than it can answer at once.
+    # connection counts as if it occupied a thread. A worker therefore accepts only as many connections as it can answer at once.
     young: float = 0.005
 
 
@@ -51,7 +52,7 @@ class Connections:
     """The open connections. ``where`` returns the threads that answer a request, or None for the loop itself.
 
     All methods belong to the thread of the loop. ``threads``, one of the results of ``where``, has ``limits.threads`` threads.
-    ``on_free_thread`` is called when one of them is free again, or no longer counts as occupied by a new connection.
+    ``on_free_thread`` is called when a thread becomes free, or when a new connection no longer counts as if it occupied a thread.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Connections:
         return len(self._open) < self._limits.connections or bool(self.waiting)
 
     def add(self, sock: socket.socket, client: Address) -> None:
-        """Take over a new connection. If that is one too many, close the connection that has been idle longest."""
+        """Take over a new connection. If there are now too many connections, close the one that has been idle longest."""
         connection = Connection(self, sock, client)
         self._open.add(connection)
         self._young.start(connection, self.loop.now)
@@ -114,7 +115,7 @@ class Connections:
         return connection is not None
 
     def stop(self) -> None:
-        """Let each connection end after its next response, or if it has no request soon."""
+        """Let each connection end after its next response, or if no request begins within ``stopping`` seconds (see Limits)."""
         self._is_stopping = True
         self.waiting.shorten(self._limits.stopping, self.loop.now)
 

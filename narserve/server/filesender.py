@@ -17,18 +17,20 @@ from narserve.server.progress import STALL_SECONDS, Stall, unacknowledged
 
 log = logging.getLogger("narserve.server")
 
-# Some file systems can't tell whether bytes are in the page cache. Bytes that the pool has read from them count as cached for this
-# long after their first use. The kernel drops them sooner only if memory is scarce; then the loop waits for the disk once.
+# Some file systems can't tell whether bytes are in the page cache. On these file systems, bytes that the pool has read count as
+# cached for this many seconds after their first use. If memory is scarce, the kernel may drop the bytes sooner; then the loop waits
+# for the disk once.
 CACHED_SECONDS = 1.0
 
 # How many bytes the kernel queues for a connection before they can be sent (TCP_NOTSENT_LOWAT in tcp(7)). By default, it queues up
-# to 4 MB, and all TCP connections of a machine share a limit (tcp_mem, a tenth of the memory): 600 stopped readers would slow down
-# every connection of a machine with 24 GB. A client that has taken the first part may be fast: then the queue must last until the
-# next turn of the loop, which other threads may delay by 5 ms or more.
+# to 4 MB. All TCP connections of a machine share a limit (tcp_mem, a tenth of the memory). With the default, 600 stopped readers
+# would therefore slow down every connection of a machine with 24 GB. A client that has taken the first FAST_SIZE bytes may be fast,
+# so it gets a longer queue. This queue must not run empty before the next turn of the loop, which other threads may delay by 5 ms
+# or more.
 UNSENT_SIZE = 64 * 1024
 FAST_UNSENT_SIZE = 1024 * 1024
-FAST_SIZE = 1024 * 1024  # the first part
-FAST_BLOCKS = 4  # sent or read at once for such a client: fewer turns of the loop and fewer checks of the page cache
+FAST_SIZE = 1024 * 1024
+FAST_BLOCKS = 4  # sent or read at once for a fast client: fewer turns of the loop and fewer checks of the page cache
 _UNSENT_OPTION = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # on Linux and macOS
 
 _MORE = getattr(socket, "MSG_MORE", 0)  # on Linux: the head and the first bytes of the file share a packet
@@ -39,7 +41,7 @@ class SendState(Enum):
 
     DONE = auto()  # nothing: the kernel has all bytes
     BLOCKED = auto()  # the socket must be writable
-    READING = auto()  # the pool reads the file; then ``on_readable`` is called
+    READING = auto()  # the pool must read a part of the file; ``on_readable`` is called afterwards
     CUT = auto()  # nothing: the response can't be completed, and the connection must be closed
 
 
@@ -70,8 +72,8 @@ class FileSender:
 
     All methods belong to the thread of the event loop. Nothing is read into the memory of the process. The last block is sent only
     if the file is unchanged at that moment, so that a file that was changed never becomes a complete response. The kernel sends
-    from the page cache, so a write can still change bytes that the kernel has queued. Closing the body detects a write that came
-    before, but not one that comes after.
+    from the page cache, so a write to the file can still change bytes that the kernel has queued. Closing the body detects earlier
+    writes, but can't detect a later write.
 
     ``on_readable`` is called in the loop when the state READING has ended; the loop then calls ``on_writable``. ``clock`` returns
     seconds. The sender does not close the socket.
@@ -97,7 +99,8 @@ class FileSender:
         self._on_readable = on_readable
         self._read: Read | None = None
         self._clock = clock
-        self._cached = 0, 0.0  # the pool has read the file up to this offset, which counts as cached until this time
+        # An offset and a time: the pool has read the file up to the offset, and these bytes count as cached until the time.
+        self._cached = 0, 0.0
         self._stall = Stall(clock())
         self._fast_at = body.filelike.position + FAST_SIZE
         self._has_limit = body.filelike.stop - body.filelike.position > UNSENT_SIZE
@@ -123,7 +126,7 @@ class FileSender:
             return SendState.CUT
 
     def expired(self, now: float) -> bool:
-        """Return whether the client, or the disk, has stalled, and log it. To be called every ``STALL_CHECK_SECONDS`` seconds."""
+        """Return whether the client or the disk has stalled; if so, log it. To be called every ``STALL_CHECK_SECONDS`` seconds."""
         if self._body is None:
             return False
         sent = self._body.filelike.position - len(self._head)
@@ -134,7 +137,7 @@ class FileSender:
         return True
 
     def close(self) -> bool:
-        """End the response, in any state. If the pool reads from the file now, the response ends when the pool has finished.
+        """End the response, in any state. If the pool is reading from the file, the response ends when the pool has finished.
 
         Returns False if the file has changed: then the client may have wrong bytes, and the connection must be reset.
         """
@@ -165,7 +168,7 @@ class FileSender:
         return SendState.DONE if window.position == window.stop else SendState.BLOCKED
 
     def _send_head(self, *, more: bool) -> bool:
-        """Return whether the whole head is sent."""
+        """Send the head. Returns whether the whole head is sent."""
         count = self._sock.send(self._head, _MORE if more else 0)
         self._head = self._head[count:]
         return not self._head

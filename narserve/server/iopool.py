@@ -5,13 +5,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-# A disk is faster when it has several requests at a time. More threads than this gain nothing on a disk, and take CPU time from
-# requests if the pages are in memory after all.
+# A disk is faster when it has several requests at a time. More threads than this would not make a disk faster. If the pages are
+# already in memory, more threads would only take CPU time from the threads that answer requests.
 IO_THREADS = 4
 
-BLOCK_SIZE = 256 * 1024  # the unit that files are read and sent in; blocks begin at multiples of it
+BLOCK_SIZE = 256 * 1024  # files are read and sent in blocks of this size; each block begins at a multiple of it
 
-# Blocks after the one that is read, which the kernel reads in the meantime, so that a fast client rarely waits.
+# While the pool reads a block, the kernel reads this many bytes after the block, so that a fast client rarely waits.
 READ_AHEAD = 4 * BLOCK_SIZE
 
 Read = Future[None]
@@ -42,7 +42,7 @@ class IoPool:
 
     def _read(self, descriptor: int, start: int, stop: int, on_end: Callable[[], None]) -> None:
         try:
-            if not are_cached(descriptor, start, stop):  # else another sender has read it in the meantime
+            if not are_cached(descriptor, start, stop):  # another sender may have read the same bytes in the meantime
                 read_pages(descriptor, start, stop, self._buffer())
         except OSError:
             pass  # sending the same bytes fails with the same error
@@ -70,8 +70,8 @@ def read_pages(descriptor: int, start: int, stop: int, buffer: bytearray) -> Non
 def are_cached(descriptor: int, start: int, stop: int) -> bool:
     """Return whether a part of a file is in the page cache, judged by its first and its last page.
 
-    Returns False if the file system or the system can't tell: RWF_NOWAIT of preadv(2) needs Linux 4.14, and a file system that
-    supports it (ext4, XFS and Btrfs do; overlayfs and network file systems do not).
+    Returns False if the file system or the kernel can't tell. The flag RWF_NOWAIT of preadv(2) needs Linux 4.14, and a file system
+    that supports it: ext4, XFS and Btrfs do, overlayfs and network file systems do not.
     """
     return _is_cached(descriptor, start) and _is_cached(descriptor, stop - 1)
 

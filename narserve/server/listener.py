@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 MAX_PORT = 65535
-BACKLOG = 2048  # connections that wait to be accepted; the kernel may lower it
+BACKLOG = 2048  # the maximum number of connections that wait to be accepted; the kernel may use a lower limit
 
 # A classic BPF program for a TCP socket, whose packets begin with the TCP header: drops a packet whose flags are SYN without ACK.
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h of Linux
@@ -34,7 +34,7 @@ def listen(host: str, port: int) -> socket.socket:
         try:
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG)
         except OSError as error:
-            # In many containers, IPv6 is compiled in but disabled, and the first error is that of bind().
+            # In many containers, IPv6 is compiled in but disabled, so socket() succeeds and bind() fails.
             if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
                 raise
     return socket.create_server(("", port), backlog=BACKLOG)
@@ -44,8 +44,8 @@ def refuse_new_connections(listener: socket.socket) -> None:
     """Ignore new connections in all processes that share the listener. Connections that have already begun can still be accepted.
 
     The kernel resets a connection that it accepts between the last ``accept`` of the processes and their ``close``. A client whose
-    first packet is ignored sends it again after a second, and then finds the port closed. Without effect on other systems than
-    Linux.
+    first packet is ignored sends it again after a second, and then finds the port closed. This function has no effect on systems
+    other than Linux.
     """
     program = ctypes.create_string_buffer(_DROP_SYN, len(_DROP_SYN))
     pointer = struct.pack("HP", len(_DROP_SYN) // 8, ctypes.addressof(program))

@@ -11,19 +11,19 @@ from typing import Any, Generic, TypeVar
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 
-# How long one turn writes to connections. The remaining writable connections wait for the next turn, which handles readable
-# connections first. So /healthz waits milliseconds, even if thousands of clients take files at the same time.
+# How many seconds of one turn are spent on writing to connections. The remaining writable connections wait for the next turn, which
+# handles readable connections first. So /healthz waits only milliseconds, even if thousands of clients download files.
 WRITE_SECONDS = 0.01
 
-# How long one turn spends on calls of ``call_later``: the ends of responses to clients that are gone, each a fraction of a
-# millisecond for the access log and the metrics. Thousands of clients may vanish at the same time.
+# How many seconds of one turn are spent on the functions passed to ``call_later``. They end the responses to clients that are gone:
+# each takes a fraction of a millisecond for the access log and the metrics. Thousands of clients may vanish at the same time.
 LATER_SECONDS = 0.005
 
 T = TypeVar("T")
 
 
 class Timeouts(Generic[T]):
-    """Items that time out after the same time, so that they are always in the order of their deadlines.
+    """Items that all have the same timeout. Their deadlines are therefore in the order in which the items were started.
 
     ``expired`` is called with each item whose time has run out. All times are in seconds of one clock.
     """
@@ -44,7 +44,7 @@ class Timeouts(Generic[T]):
         return next(iter(self._deadlines), None)
 
     def start(self, item: T, now: float) -> None:
-        """Start the time of an item, or start it again."""
+        """Start or restart the timeout of an item."""
         self._deadlines.pop(item, None)
         self._deadlines[item] = now + self._seconds
 
@@ -52,7 +52,7 @@ class Timeouts(Generic[T]):
         self._deadlines.pop(item, None)
 
     def shorten(self, seconds: float, now: float) -> None:
-        """Let each started item time out within ``seconds`` from now, and each later item within ``seconds`` of its start."""
+        """Let each started item time out at most ``seconds`` from now, and each later item at most ``seconds`` after its start."""
         self._seconds = min(self._seconds, seconds)
         for item, deadline in self._deadlines.items():
             self._deadlines[item] = min(deadline, now + seconds)
@@ -93,7 +93,7 @@ class Loop:
     def watch(self, descriptor: int, events: int, ready: Callable[[], None]) -> None:
         """Call ``ready`` when the descriptor is readable (READ) or writable (WRITE), until ``forget``.
 
-        ``ready`` may be called once more after that, or when nothing is ready.
+        ``ready`` may be called once more after ``forget``. It may also be called although the descriptor is not ready.
         """
         self._selector.register(descriptor, events, ready)
 
@@ -152,7 +152,8 @@ class Loop:
 
     def _write(self) -> None:
         """Handle writable connections, from the one that has waited longest."""
-        until = self.clock() + WRITE_SECONDS  # calls and readable connections may have taken longer than that
+        # Measured from now: the turn may have begun more than WRITE_SECONDS ago.
+        until = self.clock() + WRITE_SECONDS
         while self._writable and self.clock() < until:
             ready = next(iter(self._writable))
             del self._writable[ready]

@@ -32,7 +32,7 @@ log = logging.getLogger("narserve.server")
 M_ARENA_MAX = -8  # malloc.h of glibc
 ARENAS = 2
 
-# Two signals within this time have one cause: ``timeout`` sends a signal to the process, and then to its process group.
+# Two signals within this time, in seconds, count as one: the program ``timeout`` signals the process, and then its process group.
 SAME_SIGNAL_SECONDS = 0.3
 
 
@@ -41,7 +41,7 @@ def run(settings: Settings, listener: socket.socket) -> NoReturn:
     _share_arenas()
     preload(settings)
     master = Master(_Application(settings, listener))
-    gc.freeze()  # workers share the memory of existing objects until it is written to, which the garbage collector would do
+    gc.freeze()  # otherwise the garbage collector would write to existing objects, and each worker would get its own copy of them
     master.run()
     sys.exit(0)
 

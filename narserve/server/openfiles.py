@@ -6,14 +6,14 @@ import resource
 # A worker needs about this many open files without any connection: the program, its logs, its metrics.
 RESERVED = 128
 
-# What a thread opens at most: the connection to a store, the NAR, the file that it fills, and its lock.
+# A thread has at most these files open: the connection to a store, the NAR, the cache file that it writes, and its lock file.
 PER_THREAD = 4
 
-# A connection needs its socket, and one file if it is sent a file.
+# A connection needs its socket, and possibly the file that is being sent over it.
 PER_CONNECTION = 2
 
-# More connections than this need more memory than a small machine has: a connection needs a few kilobytes in this process, and up
-# to some megabytes of buffers in the kernel.
+# The maximum number of connections of a worker. More connections could need more memory than a small machine has. A connection
+# needs a few kilobytes in this process, and up to some megabytes of buffers in the kernel.
 MOST = 16384
 
 

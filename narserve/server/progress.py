@@ -1,8 +1,8 @@
 """How fast a client takes a response, and when it is too slow.
 
-Progress means bytes that the client has acknowledged. A successful ``send`` does not prove progress, and the lack of one does not
-disprove it: the kernel buffers up to a few megabytes per connection (tcp_wmem), and reports a socket as writable only when a third
-of its buffer is free. A client that steadily takes 4 KiB/s therefore sees no ``send`` for more than a minute.
+Progress means bytes that the client has acknowledged. Calls of ``send`` do not show progress, because the kernel buffers up to a
+few megabytes per connection (tcp_wmem). It reports a socket as writable only when a third of the buffer is free. So even if a
+client steadily takes 4 KiB/s, more than a minute can pass between two calls of ``send``.
 """
 
 import fcntl
@@ -12,13 +12,13 @@ import termios
 from collections import deque
 from contextlib import suppress
 
-# A response that needs a thread: 64 slow clients would otherwise hold all threads of two workers. 1 KiB/s is a tenth of the slowest
-# mobile networks (GPRS).
+# The minimum rate for a response that needs a thread. Without it, 64 slow clients could hold all threads of two workers. 1 KiB/s is
+# a tenth of the rate of the slowest mobile networks (GPRS).
 MINIMUM_RATE = 1024  # bytes per second
 RATE_SECONDS = 60.0
 
-# A response that needs no thread costs a few kilobytes, so a client may be as slow as it likes. A client without an acknowledgement
-# for this long is gone, stopped, or an attacker.
+# A response that needs no thread costs a few kilobytes, so there is no minimum rate for it. A client that acknowledges no byte for
+# this many seconds is gone, stopped, or an attacker.
 STALL_SECONDS = 300.0
 STALL_CHECK_SECONDS = 15.0  # a system call per connection and check; 10,000 connections need 700 calls per second
 
@@ -27,7 +27,7 @@ _NO_LINGER = struct.pack("ii", 1, 0)
 
 
 def unacknowledged(sock: socket.socket) -> int:
-    """Return how many bytes that were sent to the socket the client has not acknowledged (SIOCOUTQ in tcp(7)).
+    """Return the number of bytes that were sent but that the client has not acknowledged (SIOCOUTQ in tcp(7)).
 
     Returns 0 where the system can't tell, such as macOS: then bytes count as acknowledged when they are sent.
     """
@@ -39,7 +39,7 @@ def unacknowledged(sock: socket.socket) -> int:
 
 
 def abort(sock: socket.socket) -> None:
-    """Make a running or later ``send`` fail, and the final ``close`` reset the connection. May be called from another thread.
+    """Make the current and all later ``send`` calls fail, and make ``close`` reset the connection. Another thread may call this.
 
     Without a reset, the kernel would keep the unsent bytes after the close, and offer them to the client for minutes.
     """
@@ -55,7 +55,7 @@ def reset_on_close(sock: socket.socket) -> None:
 
 
 class Stall:
-    """Tells when a client has not acknowledged a byte for ``STALL_SECONDS``. All times are in seconds of one clock."""
+    """Detects that a client has acknowledged no byte for ``STALL_SECONDS``. All times are in seconds of one clock."""
 
     __slots__ = ("_acknowledged", "_since")
 
@@ -72,7 +72,7 @@ class Stall:
 
 
 class SendRate:
-    """Tells when a client takes less than ``MINIMUM_RATE`` over ``RATE_SECONDS``. To be called every few seconds."""
+    """Detects that a client takes less than ``MINIMUM_RATE`` over ``RATE_SECONDS``. To be called every few seconds."""
 
     __slots__ = ("_samples",)
 
@@ -94,7 +94,7 @@ class SendRate:
 
 
 class SendingSocket:
-    """The socket of a response that a thread sends, with the count that another thread needs to judge the client.
+    """The socket of a response that a thread sends. It counts the bytes, so that another thread can detect a slow client.
 
     ``sock`` has a timeout, so that ``send`` returns when it has sent a part. The timeout only needs to be longer than
     ``RATE_SECONDS``: ``is_too_slow`` decides when to give up.

@@ -1,6 +1,6 @@
-"""The head of a request: when it is complete, and gunicorn's parser for it. No I/O.
+"""Detects the end of the head of a request, and parses the head with gunicorn's parser. Does no I/O.
 
-The parser of gunicorn reads from a socket. Here, it gets a head that is complete or wrong, so it never waits.
+In gunicorn, the parser reads from a socket. Here, it gets a head that is complete or invalid, so it never waits.
 """
 
 import re
@@ -11,14 +11,16 @@ from gunicorn.http.errors import LimitRequestHeaders, NoMoreData, ParseException
 from gunicorn.http.message import Request
 from gunicorn.http.unreader import IterUnreader
 
-MAX_HEAD = 64 * 1024  # eight times the limit of nginx and Apache for one line
-MAX_REQUEST_LINE = 8190  # the maximum of gunicorn: paths in a NAR can be long, and percent-encoding triples them
+MAX_HEAD = 64 * 1024  # for the whole head: eight times the limit of nginx and Apache for one line
+# The largest limit that gunicorn allows: paths in a NAR can be long, and percent-encoding triples their length.
+MAX_REQUEST_LINE = 8190
 
-# The bytes of a request body that are read and discarded to use the connection for the next request. A new connection costs less
-# than receiving more.
+# The maximum size of a request body that is received and discarded, so that the connection can be used for the next request. For a
+# larger body, a new connection costs less than receiving the body.
 MAX_DRAINED = 64 * 1024
 
-# A head also counts as received if it has a line feed without a carriage return (RFC 9112 2.2): gunicorn refuses it in any case.
+# If a head contains a line feed without a carriage return (RFC 9112 2.2), gunicorn refuses it in any case. Therefore the server
+# does not wait for the rest of such a head.
 _END = re.compile(rb"\r\n\r\n|(?<!\r)\n")
 
 Address = tuple[str, int]
@@ -37,8 +39,8 @@ def can_be_parsed(received: bytearray, before: int) -> bool:
 class ReceivedRequest:
     """A request whose head was received.
 
-    ``rest``: the bytes that were received after it, the beginning of the next request. ``body_left``: how many bytes of its body
-    must still be received and discarded, or None if the connection must be closed instead.
+    ``rest``: the bytes that were received after this request; they are the beginning of the next request. ``body_left``: how many
+    bytes of the body must still be received and discarded, or None if the connection must be closed instead.
     """
 
     request: Request

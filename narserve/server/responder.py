@@ -17,14 +17,14 @@ class ClientGone(Exception):
 
 
 class Output(Protocol):
-    """What a response is written to."""
+    """The destination to which a response is written."""
 
     def sendall(self, data: bytes) -> None:
         """Write all bytes. Raises ClientGone."""
 
 
 class BufferedOutput:
-    """Holds a whole response in memory. Only for the small responses of the server itself, such as /healthz and errors."""
+    """Holds a whole response in memory. Used only for small responses of the server itself, such as /healthz and errors."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -40,8 +40,8 @@ class BufferedOutput:
 class _HeadFirst:
     """The output in the form of a socket, for gunicorn. Holds the head back, to send it in one packet with the first bytes.
 
-    ``send`` discards interim responses: the only one is "100 Continue", and nobody reads the body of a request. ``gettimeout``
-    returns 0.0, so that gunicorn does not change the mode of the socket.
+    gunicorn calls ``send`` only for the interim response "100 Continue". ``send`` discards it, because the application never reads
+    the body of a request. ``gettimeout`` returns 0.0, so that gunicorn does not change the mode of the socket.
     """
 
     def __init__(self, output: Output) -> None:
@@ -72,7 +72,7 @@ class _HeadFirst:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What remains to be done after the application was called.
+    """The remaining work after the application was called.
 
     ``keep``: the connection can be used for the next request. ``cut``: the response is incomplete, and only a reset of the
     connection tells the client so. ``head`` and ``file``: still to be sent; ``file`` is the body of the application, made by

@@ -32,17 +32,17 @@ class GunicornWorker(Worker):
     """A worker whose connections occupy a thread only while the application works for them.
 
     The event loop reads the heads of requests, sends files of the disk cache, and closes connections. It also answers /healthz,
-    which therefore works when all threads are busy. /readyz and /metrics have a thread of their own each.
+    which therefore works when all threads are busy. /readyz and /metrics each have their own thread.
     """
 
     def init_process(self) -> None:
-        # Only changes the configuration of this process: the master waits 2 s longer.
+        # This changes the configuration of this process only: the master waits 2 s longer.
         self.cfg.set("graceful_timeout", max(1, self.cfg.graceful_timeout - 2))
         super().init_process()
 
     def init_signals(self) -> None:
         super().init_signals()
-        # Ctrl-C in a terminal is sent to all processes; only the master acts on it, and stops the workers.
+        # A terminal sends SIGINT (Ctrl-C) to all processes. Workers ignore it; the master handles it and stops the workers.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, WORKER_SIGNALS)
 
@@ -87,8 +87,8 @@ class _Application(Protocol):
 class Placement:
     """Decides where a request is answered: by ``threads``, by a thread of its own, or, with the result None, in the loop.
 
-    ``threads`` does not answer /healthz, /readyz and /metrics, except for a host name below the setting DOMAIN: each such host is
-    a store path, and these paths are files of it.
+    /healthz, /readyz and /metrics are not answered by ``threads``. The exception is a host name below the setting DOMAIN. Such a
+    host name belongs to one store path, so a URL such as /healthz is the URL of a file in this store path.
     """
 
     def __init__(self, settings: Settings, threads: Executor) -> None:

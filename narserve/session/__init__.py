@@ -3,7 +3,7 @@
 ::
 
     target           parses the PATH argument
-    session          opens the stores and instances that options and targets name
+    session          opens the stores and instances that the options and targets select
     instance         HTTP client of a running nar-serve
     pluginoptions    options of the volume plugins
     instancestore    a running nar-serve as a store

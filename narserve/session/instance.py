@@ -69,7 +69,7 @@ class Instance:
 
     def open(self, hash_part: str, name: str) -> tuple[StorePath, NarAccessor]:
         """Return a store path, with the name that the instance gives it, and an accessor of its files. Raises NarcoreError."""
-        # If the name is wrong, an instance redirects to the right one. So any name will do if none is known: "x".
+        # If the name in the URL is wrong, the instance redirects to the right name. So "x" is used if the name is not known.
         url = f"{self.url}/{hash_part}-{quote_from_bytes(to_bytes(name or 'x'))}"
         response = self._get(f"{url}?format=json&recursive")
         try:
@@ -177,7 +177,7 @@ class Instance:
 
 
 class _Files:
-    """Reads the files of one store path by node. Over HTTP, files are requested by path, so this maps nodes to paths."""
+    """Reads the files of one store path by node. Over HTTP, files are requested by path, so this class maps nodes to paths."""
 
     def __init__(self, instance: Instance, store_path: StorePath, listing: NarListing) -> None:
         self._instance = instance

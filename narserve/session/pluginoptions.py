@@ -1,4 +1,4 @@
-"""The options that the two volume plugins share, ``nar-serve csi`` and ``nar-serve docker-volume``."""
+"""The options that the two volume plugins, ``nar-serve csi`` and ``nar-serve docker-volume``, have in common."""
 
 import click
 

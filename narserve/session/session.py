@@ -1,4 +1,4 @@
-"""The stores and instances that a command reads from, as named by the options, the environment and the targets."""
+"""The stores and instances that a command reads from, selected by the options, the environment and the targets."""
 
 import functools
 import os
@@ -28,7 +28,7 @@ from narserve.terminal.progress import patience
 if TYPE_CHECKING:
     from narserve.session.instance import Instance
 
-MAX_HOPS = 40  # links from one store path to another; Linux follows as many in one path
+MAX_HOPS = 40  # links from one store path to another; Linux follows at most 40 links in one path, too
 
 P = ParamSpec("P")
 
@@ -105,17 +105,17 @@ class Session:
         return BinaryCache([store], trusted_keys=settings.trusted_public_keys, max_nar_size=settings.max_nar_size)
 
     def path_info(self, target: Target) -> PathInfo:
-        """Return the path info. Its signature is checked, even if an instance sent it. Raises as ``BinaryCache.path_info``."""
+        """Return the path info, with a checked signature even if an instance sent it. Raises as ``BinaryCache.path_info`` does."""
         return self._of_instance(target, find_path_info(self.cache_of(target), target))
 
     def unchecked_path_info(self, target: Target) -> PathInfo:
-        """Return the path info without checking its signature. Raises as ``BinaryCache.path_info``."""
+        """Return the path info without checking its signature. Raises the errors of ``BinaryCache.path_info``."""
         settings = replace(self.settings, trusted_public_keys=(), cache_dir=None)
         with closing(self._open_cache(target, settings)) as cache:
             return self._of_instance(target, find_path_info(cache, target))
 
     def _of_instance(self, target: Target, info: PathInfo) -> PathInfo:
-        """If the target is on an instance, replace the narinfo with the instance's original one.
+        """If the target is on an instance, replace the narinfo with the original narinfo that the instance has.
 
         The narinfo in an InstanceStore describes the uncompressed NAR that the instance sends.
         """
@@ -175,7 +175,7 @@ class Session:
 
 
 def find_path_info(cache: BinaryCache, target: Target) -> PathInfo:
-    """Look the target's store path up in ``cache``. Raises as ``BinaryCache.path_info``."""
+    """Look the target's store path up in ``cache``. Raises the errors of ``BinaryCache.path_info``."""
     with patience(" or ".join(substituter.url for substituter in cache.substituters)):
         if target.store_dir is None:
             return cache.path_info_anywhere(target.hash_part)

@@ -67,7 +67,7 @@ class Target:
 
     @property
     def follows(self) -> bool:
-        """Whether to follow the link that the target names: if the path ends with a slash, as for ls and cp."""
+        """Whether to follow the link that the target names. True if the path ends with a slash, as with ls and cp."""
         return self.path.endswith("/")
 
     def elsewhere(self, path: str) -> "Target":

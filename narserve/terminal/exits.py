@@ -104,7 +104,7 @@ class _StderrHandler(logging.Handler):
 
 
 def log_to_stderr() -> None:
-    """Print the warnings of narcore and narmount, except for failures of a store: the command reports those that matter."""
+    """Print the warnings of narcore and narmount, but not those about a failed store. A command that fails prints its own error."""
     for name in ("narcore", "narmount"):
         log = logging.getLogger(name)
         if not any(isinstance(handler, _StderrHandler) for handler in log.handlers):

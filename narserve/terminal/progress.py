@@ -1,6 +1,6 @@
 """Progress bars and messages for a waiting user: on standard error, and only if it is a terminal.
 
-The bars are those of click. One line that counts bytes is enough, and rich would add three dependencies.
+click draws the bars: one line that counts bytes is enough, and the package rich would add three dependencies.
 """
 
 import sys
@@ -16,7 +16,7 @@ from narserve.terminal.output import spelled_out
 
 Tick = Callable[[int], None]
 
-# Minimum number of bytes for a bar: smaller operations end before a user could read it.
+# Minimum number of bytes for a bar: a smaller operation ends before a user could read the bar.
 WORTH_SHOWING = 1 << 20
 STEPS = 500
 PATIENCE_SECONDS = 4.0
