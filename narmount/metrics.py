@@ -10,7 +10,7 @@ from narcore.settings import parse_address
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-EVERY_INTERFACE = "0.0.0.0"  # noqa: S104  the meaning of an address without a host
+EVERY_INTERFACE = "0.0.0.0"  # noqa: S104  an address without a host means all addresses
 
 
 class Family(NamedTuple):
@@ -27,7 +27,7 @@ Collect = Callable[[], Iterable[Family]]
 
 
 def check_metrics(address: str) -> tuple[str, int]:
-    """Return host and port of ``[HOST]:PORT``. Raises SettingsError if it is invalid or prometheus-client is not installed."""
+    """Parse ``[HOST]:PORT``. Raises SettingsError if the address is invalid or prometheus-client is not installed."""
     host, port = parse_address("--metrics", address)
     if importlib.util.find_spec("prometheus_client") is None:
         raise SettingsError(f"--metrics needs prometheus-client; {how_to_install('metrics')}")

@@ -6,8 +6,8 @@
     attributes    parses volumeAttributes of a pod        node    implements the calls
     registration  registers the plugin with kubelet
 
-``narmount.volumes`` does the mounting. The specification is github.com/container-storage-interface/spec. Volumes that live as
-long as their pods need only its Identity and Node services, and no sidecar containers.
+``narmount.volumes`` does the mounting. The specification is github.com/container-storage-interface/spec. Volumes that exist only
+as long as their pods need only the Identity and Node services of CSI, and no sidecar containers.
 
 gRPC is an optional dependency (``csi``) and slow to import: only ``server``, ``registration`` and ``schema`` import it.
 """

@@ -16,8 +16,9 @@ def parse_attributes(
 ) -> VolumeRequest:
     """Parse the attributes of a volume. Raises VolumeRefused.
 
-    A volume is read-only if the pod mounts it so (``read_only``). ``mount_group`` is the fsGroup of the pod, or empty; it
-    is the default group of a writable volume. The first of ``caches`` is the default cache. An empty mode or group counts as unset.
+    ``read_only`` is True if the pod mounts the volume with readOnly, which makes the volume read-only. ``mount_group`` is the
+    fsGroup of the pod, or empty. The fsGroup is the default group of a writable volume. The first of ``caches`` is the default
+    cache. An empty mode or group counts as unset.
     """
     options = {name: text for name, text in attributes.items() if not name.startswith(KUBERNETES)}
     if options.get("mode") == "overlay" and read_only:

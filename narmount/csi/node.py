@@ -1,7 +1,7 @@
-"""The Node service, which kubelet calls when a pod with a volume starts and ends, and the Identity service.
+"""The Node service and the Identity service. Kubelet calls the Node service when a pod with a volume starts or ends.
 
-Arguments are checked in the order that csi-sanity expects. Calls take milliseconds, since they fetch nothing; kubelet gives up
-after two minutes.
+Arguments are checked in the order that csi-sanity expects. Calls take milliseconds, since they fetch no store
+paths. Kubelet gives up after two minutes.
 """
 
 import logging
@@ -33,8 +33,8 @@ from narmount.volumes.targets import shown
 
 READER_MODES = (MODE_SINGLE_NODE_READER_ONLY, MODE_MULTI_NODE_READER_ONLY)
 WRITER_MODES = (MODE_SINGLE_NODE_WRITER, MODE_SINGLE_NODE_SINGLE_WRITER, MODE_SINGLE_NODE_MULTI_WRITER)
-PROBE_SECONDS = 1.0  # for all mounts together; kubelet gives a probe one second
-STRING_MAX = 128  # bytes; the limit of every string for which the specification sets no other
+PROBE_SECONDS = 1.0  # time for asking all mounts; kubelet waits one second for a probe
+STRING_MAX = 128  # bytes; the specification's limit for strings without a limit of their own
 
 log = logging.getLogger("narmount.csi")
 
@@ -43,7 +43,8 @@ log = logging.getLogger("narmount.csi")
 class CsiPlugin:
     """The settings of the plugin.
 
-    ``name`` is the name of the CSIDriver object. Targets of volumes are below ``kubelet_dir``. ``caches`` has the mounts by name.
+    ``name`` is the name of the CSIDriver object. Targets of volumes are below ``kubelet_dir``. ``caches`` maps
+    the names of caches to the directories of their mounts.
     """
 
     name: str
@@ -63,7 +64,7 @@ class CsiIdentity:
         return CSI["GetPluginInfoResponse"](name=self._plugin.name, vendor_version=__version__)
 
     def get_plugin_capabilities(self, _: Any) -> Any:
-        """Return no capabilities, since there is no controller."""
+        """Return no capabilities, since the plugin has no Controller service."""
         return CSI["GetPluginCapabilitiesResponse"]()
 
     def probe(self, _: Any) -> Any:
@@ -123,7 +124,7 @@ class CsiNode:
         return CSI["NodeUnpublishVolumeResponse"]()
 
     def get_volume_stats(self, request: Any) -> Any:
-        """Return the size of what the pod has written. It is measured in the upper layer on the node, since the mount may hang."""
+        """Return the size of what the pod has written. Only the upper layer on the node is measured, since the mount may hang."""
         volume_id, path = _id(request), _target(request, "volume_path")
         try:
             self._volumes.find(volume_id, self._below_kubelet_dir(path))

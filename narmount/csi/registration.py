@@ -1,4 +1,4 @@
-"""Registers the plugin with kubelet, which looks for sockets in its directory ``plugins_registry`` and asks each for its plugin.
+"""Registers the plugin with kubelet, which looks for sockets in its directory ``plugins_registry`` and asks each of them.
 
 Other plugins use the sidecar node-driver-registrar for this. Kubelet watches the directory, so the socket is created when the
 plugin listens, and removed before the plugin ends.
@@ -11,7 +11,7 @@ from typing import Any
 from narmount.csi.schema import REGISTRATION
 from narmount.csi.server import CsiCalls, CsiServer
 
-VERSIONS = ["1.0.0"]  # versions of the plugin interface; kubelet accepts any version of CSI 1
+VERSIONS = ["1.0.0"]  # the CSI versions of the plugin; kubelet accepts any version 1.x
 
 log = logging.getLogger("narmount.csi")
 

@@ -1,4 +1,4 @@
-"""The messages of CSI and of kubelet's plugin registration that are used here, declared when this module is imported.
+"""The messages of CSI and of kubelet's plugin registration that the plugin uses. They are declared when this module is imported.
 
 Field numbers and types are those of csi.proto (package csi.v1, version 1.12) and of pluginregistration v1 (api.proto of
 k8s.io/kubelet). As usual in protobuf, fields that are not declared are ignored. Nested messages are declared at the top level here,
@@ -102,7 +102,7 @@ MODE_SINGLE_NODE_SINGLE_WRITER, MODE_SINGLE_NODE_MULTI_WRITER = 6, 7
 
 
 def _message_classes(package: str, schema: Schema) -> dict[str, type[Any]]:
-    """Create message classes, in their own pool so that they don't collide with a library that declares the same messages."""
+    """Create message classes in a separate pool. So they don't collide with a library that declares the same messages."""
     file = FileDescriptorProto(
         name=f"{package}.proto", package=package, syntax="proto3", dependency=[wrappers_pb2.DESCRIPTOR.name]
     )

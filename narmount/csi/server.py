@@ -30,10 +30,10 @@ from narmount.volumes.errors import (
     VolumeRefused,
 )
 
-THREADS = 128  # a call takes milliseconds; if a mount hangs, enough threads are left for the volumes of other mounts
-CALLS_MAX = 512  # running and waiting calls; more than the pods of a node
+THREADS = 128  # a call takes milliseconds; if one mount hangs, enough threads are left for volumes of other mounts
+CALLS_MAX = 512  # running and waiting calls; a node has fewer pods
 MESSAGE_MAX = 256 * 1024  # bytes; the largest fields of the specification are maps of at most 4 KiB
-ERROR_MAX = 600  # characters of an error message; each takes up to 12 bytes encoded, and gRPC limits headers to 8 KiB
+ERROR_MAX = 600  # characters of an error message; each has up to 12 encoded bytes, and gRPC limits headers to 8 KiB
 STOP_SECONDS = 5.0  # how long running calls may take when the server stops
 
 Method = Callable[[Any], Any]
@@ -99,7 +99,7 @@ class CsiServer:
         )
 
     def add(self, service: str, methods: Mapping[str, tuple[Method, type[Any], type[Any]]]) -> None:
-        """Add a service. ``methods`` has, by the name of the call, a method and the classes of its request and its response."""
+        """Add a service. ``methods`` maps the name of each call to a method and the classes of request and response."""
         handlers = {
             name: grpc.unary_unary_rpc_method_handler(
                 self._guarded(name, method),
@@ -204,7 +204,7 @@ def prepare_socket(path: Path) -> None:
 
 @contextmanager
 def _owner_only() -> Iterator[None]:
-    """Let only the owner connect to sockets that are created in the block, since every client can mount volumes."""
+    """Let only the owner connect to sockets that are created in the ``with`` block, since every client can mount volumes."""
     before = os.umask(0o177)
     try:
         yield

@@ -16,10 +16,10 @@ from pathlib import Path
 from narcore.errors import MountError
 from narmount.fuse.mountinfo import absolute
 
-NAMES_MAX = 1000  # names in one request or in one line of news
+NAMES_MAX = 1000  # the most names in one request or in one line of news
 ANSWER_MAX = 4 << 20  # bytes; a client refuses longer answers
 
-SOCKET_PATH_MAX = 107  # bytes; unix(7): sun_path, without the NUL
+SOCKET_PATH_MAX = 107  # bytes, without the NUL; sun_path in unix(7)
 
 
 def control_path(run_dir: Path, target: Path) -> Path:
@@ -34,9 +34,9 @@ def control_path(run_dir: Path, target: Path) -> Path:
 
 
 def make_run_dir(run_dir: Path) -> None:
-    """Make the directory for sockets, with access for its owner only, or check that it belongs to this user.
+    """Make the directory for sockets, with access for its owner only. If the directory exists, check that it belongs to this user.
 
-    Raises MountError. The check is needed since a name in the temporary directory can be guessed.
+    Raises MountError. The check is needed since another user can guess a name in the temporary directory, and create it first.
     """
     sockets = run_dir / "mounts"
     try:
@@ -49,7 +49,7 @@ def make_run_dir(run_dir: Path) -> None:
 
 
 def encode_line(value: dict[str, object]) -> bytes:
-    """Return ``value`` as one line of JSON, as both sides send it."""
+    """Return ``value`` as one line of JSON, the format of requests and answers."""
     return json.dumps(value).encode() + b"\n"
 
 
@@ -67,8 +67,8 @@ def ask_prefetch(path: Path, names: Sequence[str], timeout: float) -> None:
 def watch(path: Path) -> Iterator[list[str]]:
     """Return lists of names that were missing and have appeared, as they appear.
 
-    The first list is empty and comes when watching begins; names that appeared before are not reported. The iterator ends when the
-    worker ends. Calling `watch` again waits for the next worker. Raises MountError if no process listens.
+    The first list is empty and comes when watching begins. Names that appeared earlier are not reported. The iterator ends when
+    the worker ends. Calling `watch` again waits for the next worker. Raises MountError if no process listens.
     """
     with _connect(path, None) as connection:
         _send(connection, path, {"do": "watch"})
@@ -81,7 +81,7 @@ def watch(path: Path) -> Iterator[list[str]]:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Return whether the socket exists and no process listens on it: holder and worker of its mount have died."""
+    """Return whether the socket exists and no process listens on it. If so, the holder and the worker of its mount have died."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.setblocking(False)
         try:
@@ -155,7 +155,7 @@ def _unresponsive(path: Path, what: str) -> MountError:
 
 
 def _check_owner(directory: Path) -> None:
-    """Check that no other user can write to the directory: such a user could answer instead of the mount. Raises MountError."""
+    """Check that no other user can write to the directory and then answer instead of the mount. Raises MountError."""
     try:
         status = directory.stat()
     except OSError:  # the directory does not exist; connecting to the socket reports that

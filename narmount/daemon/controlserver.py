@@ -6,10 +6,11 @@ A client sends one line of JSON, and gets lines of JSON back::
     {"do": "watch"}                         {"names": []} immediately, then {"names": [...]} when missing names appear
     {"do": "prefetch", "names": [...]}      {} when the closures of these store paths (base names) are in the queue
 
-The answer to a wrong request is ``{"error": "..."}``. The listening socket belongs to the holder, and each worker inherits it: a
-client that connects while there is no worker waits for the next one.
+The answer to a wrong request is ``{"error": "..."}``. The holder opens the listening socket, and each worker inherits it. If
+a client connects while there is no worker, the client waits for the next worker.
 
-The server is one thread. No client can block it: requests, answers, connections and the time that they take are limited.
+The server is one thread. No client can block it, because the size of requests and answers, the number of connections, and their
+time are limited.
 """
 
 import errno
@@ -27,9 +28,9 @@ from narcore.formats.storepath import StorePath
 from narmount.daemon.control import NAMES_MAX, encode_line
 
 REQUEST_MAX = 64 * 1024
-CONNECTIONS_MAX = 64  # more have to wait in the backlog
-WATCHERS_MAX = 48  # connections that watch; the others are for requests
-UNREAD_MAX = 1 << 20  # bytes of news that a watcher has not read; with more, its connection is closed
+CONNECTIONS_MAX = 64  # further connections wait in the backlog
+WATCHERS_MAX = 48  # connections that watch; the other connections are for requests
+UNREAD_MAX = 1 << 20  # bytes of news that a watcher has not read; above this, its connection is closed
 IDLE_SECONDS = 10.0  # without traffic, a connection that does not watch is closed
 
 log = logging.getLogger("narmount")
@@ -63,7 +64,7 @@ class ControlServer:
         self._thread.start()
 
     def announce(self, names: Sequence[str]) -> None:
-        """Tell all watchers that store paths of these names have appeared. Any thread may call this; it does not block."""
+        """Tell all watchers that store paths of these names have appeared. Any thread may call this. The call does not block."""
         lines = [encode_line({"names": list(names[at : at + NAMES_MAX])}) for at in range(0, len(names), NAMES_MAX)]
         with self._lock:
             self._news += lines
@@ -122,7 +123,7 @@ class ControlServer:
         except OSError as error:
             if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
                 time.sleep(0.1)  # the connection stays in the backlog, and select would return immediately
-            return  # or the client has closed the connection
+            return  # or the client has already closed the connection
         client.setblocking(False)
         connection = _Connection(client)
         self._connections.add(connection)
@@ -220,7 +221,7 @@ class ControlServer:
 
 
 class _Connection:
-    """A connection of a client. It is closed at ``deadline``, by time.monotonic()."""
+    """A connection of a client. The server closes it at ``deadline``, a time of time.monotonic()."""
 
     def __init__(self, client: socket.socket) -> None:
         self.socket = client

@@ -1,11 +1,11 @@
-"""The process that holds a mount. It opens the device and keeps it open, and does nothing else that could fail.
+"""The process that holds a mount. It opens /dev/fuse and keeps it open, and does little else, so that it rarely fails.
 
-A mount lasts as long as a process has its device open. The worker, which answers requests, may crash or be killed or replaced: the
-holder starts another one, which inherits the device. Meanwhile, programs that use the mount wait. The kernel sends requests again
-that the old worker had read but not answered (FUSE_NOTIFY_RESEND, Linux 6.9); older kernels lose them.
+A mount lasts as long as a process has its device open. If the worker, which answers requests, crashes or is killed or replaced, the
+holder starts another worker, which inherits the device. Meanwhile, programs that use the mount wait. The old worker may have read
+requests that it did not answer. The kernel sends these requests again (FUSE_NOTIFY_RESEND, Linux 6.9); older kernels lose them.
 
-The holder keeps what has to be the same for all workers in memory files, which they inherit: the numbers of store paths, and which
-files the kernel reads itself.
+Some data has to be the same for all workers: the numbers of store paths, and which files the kernel reads itself. The holder keeps
+this data in memory files, which the workers inherit.
 
 Signals: TERM and INT unmount (a second one ends the process immediately), HUP replaces the worker (a second one kills it).
 
@@ -38,11 +38,11 @@ USAGE, TROUBLE = 2, 3
 STEADY_SECONDS = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 
-START_POLL_SECONDS = 0.2  # between checks for a signal while the first worker starts
+START_POLL_SECONDS = 0.2  # interval of the checks for a signal while the first worker starts
 QUIET_SECONDS = 1.0  # if unmounting takes longer, a message says why
 
 LISTEN_BACKLOG = 64
-OOM_SCORE = -900  # for the OOM killer; without the holder, many other processes would have a dead mount
+OOM_SCORE = -900  # protects the holder from the OOM killer: if a mount is dead, many other processes fail
 
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -51,7 +51,7 @@ class Holder:
     """Supervises the worker of a mount until the file system is unmounted."""
 
     def __init__(self, handover: MountHandover, ready_fd: int | None = None) -> None:
-        """``ready_fd`` is a pipe for the report that the first worker is ready."""
+        """``ready_fd`` is a pipe for the report of the first worker: ready, or what failed."""
         self._handover = handover
         self._ready_fd = ready_fd
         self._worker: subprocess.Popen[bytes] | None = None
@@ -137,7 +137,7 @@ class Holder:
         """Start a worker. Returns the report of the first worker: ready, or what failed. Later workers don't report."""
         reading, writing = os.pipe()
         self._started, self._replacing = time.monotonic(), False
-        self._worker = subprocess.Popen(  # noqa: S603  ourselves
+        self._worker = subprocess.Popen(  # noqa: S603  starts this program
             [sys.executable, "-m", "narmount.daemon.worker", self._handover.to_json(), str(writing), str(os.getpid())],
             pass_fds=(*self._handover.descriptors, writing),
             stdin=subprocess.DEVNULL,
@@ -166,7 +166,7 @@ class Holder:
 
 
 def mount(options: MountOptions) -> MountHandover:
-    """Mount, and agree with the kernel on the protocol. Raises MountError and OSError; then nothing is mounted."""
+    """Mount, and agree with the kernel on the protocol. Raises MountError or OSError; after an error, nothing is mounted."""
     control = control_path(options.run_dir, options.target)
     listener = _listen(control)
     try:
@@ -196,7 +196,7 @@ def mount(options: MountOptions) -> MountHandover:
 
 
 def _try_passthrough(fuse: int, cache_dir: Path) -> str:
-    """Return why the kernel refuses files of the cache directory; an empty string if it accepts them."""
+    """Return why the kernel refuses files of the cache directory, or an empty string if it accepts them."""
     fd = os.open(cache_dir, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
     try:
         device.close_backing(fuse, device.open_backing(fuse, fd))
@@ -213,7 +213,7 @@ def _unmount(target: Path) -> None:
 
 
 def tell_ready(fd: int, answer: dict[str, object]) -> None:
-    """Report to the process that started this one, which reads only the report of the first worker."""
+    """Report to the process that started the holder. That process reads only the report of the first worker."""
     with suppress(BrokenPipeError):
         os.write(fd, json.dumps(answer).encode() + b"\n")
     os.close(fd)

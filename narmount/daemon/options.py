@@ -10,7 +10,7 @@ from narmount.fuse.protocol import Agreed
 
 @dataclass(frozen=True, slots=True)
 class _Argument:
-    """A value that is passed to a process of the same version as JSON."""
+    """A value that is passed as JSON to another process of the same version."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str)
@@ -45,7 +45,7 @@ class MountOptions(_Argument):
 
 @dataclass(frozen=True, slots=True)
 class MountHandover(_Argument):
-    """A mount. The holder passes it to each worker. A worker whose holder has died passes it on when it becomes the holder.
+    """A mount. The holder passes this value to each worker. If the holder dies, its worker becomes the holder and passes it on.
 
     The first four fields are file descriptors, which the process inherits: the device, the listening control socket (at the path
     ``control``), and the memory files of `PathNumbers` and `PassthroughFiles`. ``generation`` is 0 for the first worker and grows

@@ -1,4 +1,4 @@
-"""The upkeep of a mount: what its worker does from time to time, while no request has to wait for it."""
+"""The upkeep of a mount: periodic tasks of its worker, which run in threads of their own so that no request waits for them."""
 
 import logging
 import os
@@ -16,11 +16,11 @@ log = logging.getLogger("narmount")
 
 TICK_SECONDS = 1.0
 SWEEP_TICKS = 5
-LOOKUPS_PER_TICK = 16  # of missing names
+LOOKUPS_PER_TICK = 16  # of missing names, which are looked up again
 
 
 class Appeared:
-    """Names that have appeared in a store. One thread takes them, any thread may add to them."""
+    """Names that have appeared in a store. One thread takes the names, and any thread may add names."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
@@ -32,7 +32,7 @@ class Appeared:
             self._names.append(name)
 
     def take(self) -> list[str]:
-        """Return the names that were added before the last call. Since then, the kernel has read all older answers."""
+        """Return the names that were added before the last call. By now, the kernel has read all answers from before that call."""
         with self._lock:
             names, self._earlier, self._names = self._earlier, self._names, []
         return names
@@ -41,7 +41,8 @@ class Appeared:
 class Upkeep:
     """Threads that, at every tick, replace a dead holder, announce names, sweep files, and look missing names up again.
 
-    ``holder`` is the process id of the holder; if it is no longer the parent, ``replace_holder`` is called. ``tick`` is in seconds.
+    ``holder`` is the process id of the holder. If the holder is no longer the parent, ``replace_holder`` is called. ``tick`` is in
+    seconds.
     """
 
     def __init__(
@@ -68,12 +69,12 @@ class Upkeep:
         self._closed = threading.Event()
 
     def start(self) -> None:
-        """Start a thread for each task: waiting for a store or the disk must not delay the watch over the holder."""
+        """Start a thread for each task: a task that waits for a store or the disk must not delay the check of the holder."""
         for task in (self._watch_holder, self.maintain, self._look_up_missing):
             threading.Thread(target=self._every_tick, args=(task,), name=task.__name__, daemon=True).start()
 
     def close(self) -> None:
-        """Start no task any more. Does not wait for running tasks."""
+        """Start no further task. Does not wait for running tasks."""
         self._closed.set()
 
     def _every_tick(self, do: Callable[[], None]) -> None:
@@ -95,7 +96,7 @@ class Upkeep:
             log.info("appeared in a store: %s", " ".join(names))
             self._control.announce(names)
         self._ticks += 1
-        # While a request waits, sweep more often: it may need disk space that evicted files still take.
+        # While a request waits, sweep more often: the request may need disk space that evicted files still occupy.
         if self._ticks % SWEEP_TICKS == 0 or self._server.waiting:
             self._files.sweep()
 

@@ -1,4 +1,4 @@
-"""The process that answers the requests of one mount. The holder starts it, and starts another one when it ends."""
+"""The process that answers the requests of one mount. The holder starts it. When it ends, the holder starts another worker."""
 
 import logging
 import os
@@ -34,7 +34,7 @@ class MountWorker:
     def __init__(self, handover: MountHandover, settings: Settings, holder: int) -> None:
         """``holder`` is the process id of the holder. Raises SettingsError if the settings can't be used."""
         self._handover = handover
-        self._holder = holder  # not os.getppid(), which changes when the holder dies
+        self._holder = holder  # not os.getppid(), whose value changes when the holder dies
         self._settings = settings
         self._cache = BinaryCache.from_settings(
             settings, strict=not settings.mount_early, patience=float(settings.mount_deadline)
@@ -78,7 +78,7 @@ class MountWorker:
     def start(self) -> None:
         """Set up signals and metrics. Raises SettingsError if the metrics can't be served."""
         signal.signal(signal.SIGTERM, self._stop)
-        for number in (signal.SIGINT, signal.SIGHUP):  # the terminal sends them to the holder too, which handles them
+        for number in (signal.SIGINT, signal.SIGHUP):  # the holder also gets these signals, and handles them
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if self._handover.metrics:
@@ -130,7 +130,7 @@ class MountWorker:
             "resend": handover.agreed.resend,
             "kernel_minor": handover.agreed.minor,
             "worker_pid": os.getpid(),
-            "holder_pid": self._holder,  # not os.getppid(), which may be init by now
+            "holder_pid": self._holder,  # not os.getppid(): if the holder has died, that is the process id of init
             "restarts": handover.generation,
             "since": handover.since,
             "stores": [substituter.url for substituter in self._cache.substituters],
@@ -173,5 +173,5 @@ def main(handover: MountHandover, ready: int, holder: int) -> int:
 
 if __name__ == "__main__":
     status = main(MountHandover.from_json(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
-    # Exit without joining the threads that read the device or wait for a store. The kernel sends their requests again.
+    # Exit without joining the threads that read the device or wait for a store. The kernel sends their requests to the next worker.
     os._exit(status)

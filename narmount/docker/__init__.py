@@ -6,6 +6,5 @@
     driver   implements the calls                      records  the volumes and their users, on disk
     service  the socket and its server                 users    which process uses a volume
 
-``narmount.volumes`` does the mounting. The calls of dockerd are described in docs/extend/plugins_volume.md and plugin_api.md of
-Docker.
+``narmount.volumes`` does the mounting. Docker's docs/extend/plugins_volume.md and plugin_api.md describe the calls of dockerd.
 """

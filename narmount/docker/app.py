@@ -17,7 +17,7 @@ from narmount.docker.users import UNKNOWN, caller
 from narmount.metrics import Family
 from narmount.volumes.errors import NoSuchVolume, VolumeBusy, VolumeConflict, VolumeRefused
 
-BODY_MAX = 64 * 1024  # bytes: a name and some options, of which prefetch may have a hundred store paths
+BODY_MAX = 64 * 1024  # bytes: a name and some options; the option prefetch may have a hundred store paths
 MEDIA_TYPE = "application/vnd.docker.plugins.v1.2+json"
 
 CALLS_WITHOUT_BODY = ("List", "Capabilities")
@@ -41,8 +41,8 @@ log = logging.getLogger("narmount.docker")
 class BodyLost(Exception):
     """A repeated call that has no body.
 
-    If the plugin is killed during a call, dockerd repeats the call, but has read the body already and sends none (moby,
-    pkg/plugins/client.go: callWithRetry). So the arguments of the call are unknown.
+    If the plugin is killed during a call, dockerd repeats the call. The repeated call has no body, since dockerd has already read
+    its body to the end (moby, pkg/plugins/client.go: callWithRetry). So the arguments of the call are unknown.
     """
 
 
@@ -143,7 +143,7 @@ def _hang_up() -> None:
 
 
 def _activate() -> Response:
-    """Tell dockerd which kinds of plugin this is."""
+    """Tell dockerd that this is a volume plugin."""
     return _response({"Implements": ["VolumeDriver"]})
 
 
@@ -164,14 +164,14 @@ def _response(content: Mapping[str, object], status: int = 200) -> Response:
 
 
 def _error_response(error: Exception) -> Response:
-    """Log an error, and return it as a response. dockerd shows ``Err`` whatever the status."""
+    """Log an error, and return it as a response. dockerd shows ``Err`` with every status."""
     match error:
         case MountError():
             message = str(error)
             status = next((_STATUSES[base] for base in type(error).__mro__ if base in _STATUSES), 500)
         case BodyLost():
             if request.endpoint == "Get":
-                # dockerd takes any response without a volume as "no such volume", and would forget the labels of the volume.
+                # dockerd interprets any response without a volume as "no such volume", and would forget the labels of the volume.
                 _hang_up()
             message, status = "the call was interrupted, and dockerd repeated it without its body; try again", 400
         case OSError():
@@ -185,7 +185,7 @@ def _error_response(error: Exception) -> Response:
         case _:
             message, status = "internal error; see the log of nar-serve docker-volume", 500
     if isinstance(error, NoSuchVolume):
-        log.debug("%s: %s", request.path, message)  # dockerd asks every driver for each new name
+        log.debug("%s: %s", request.path, message)  # no warning: dockerd asks every driver for each new name
     elif isinstance(error, (*_REFUSED, BodyLost, HTTPException)):
         log.warning("%s: %s", request.path, message)
     else:

@@ -1,9 +1,10 @@
 """Implements the calls of dockerd: creates, mounts, unmounts and removes volumes, and records their users.
 
-The order of the steps allows for kill -9 at any moment. A volume is mounted before its user is recorded, and its user is deleted
-before it is unmounted. So an interruption may leave a mount without users, which the next start or the next call unmounts, but
-never a recorded user without a mount. All calls can be repeated: if dockerd can't connect, it repeats the call with the same ID. If
-a call is interrupted, dockerd repeats it without its body (see ``app``). A dockerd that was killed repeats nothing (see ``users``).
+The plugin can be killed at any moment, so the order of the steps matters. A volume is mounted before its user is recorded, and its
+user is deleted before the volume is unmounted. So an interruption may leave a mount without users, which the next start or the next
+call unmounts. It never leaves a recorded user without a mount. All calls can be repeated. If dockerd can't connect, it repeats
+the call with the same ID. If a call is interrupted, dockerd repeats it without its body (see ``app``). If dockerd is killed, its
+calls are not repeated (see ``users``).
 """
 
 import logging
@@ -24,8 +25,8 @@ from narmount.volumes.request import MODES, VolumeRequest
 from narmount.volumes.states import overlay_source
 from narmount.volumes.targets import shown
 
-VOLUMES_MAX = 10_000  # all volumes are in memory, and in every response to List
-MOUNTS_MAX = 10_000  # users of one volume; the kernel limits the mounts of a machine anyway (fs.mount-max is 100,000)
+VOLUMES_MAX = 10_000  # the plugin keeps all volumes in memory, and every response to List contains them
+MOUNTS_MAX = 10_000  # users of one volume; the kernel also limits the mounts of a machine (fs.mount-max is 100,000)
 
 # How long a call waits for another call for the same volume. Mounting takes milliseconds, unless a mount hangs. dockerd gives up
 # after two minutes.
@@ -35,7 +36,7 @@ log = logging.getLogger("narmount.docker")
 
 
 class DockerVolumes(Protocol):
-    """The methods of ``narmount.volumes.Volumes`` that the driver uses. ``keep`` keeps what was written."""
+    """The methods of ``narmount.volumes.Volumes`` that the driver uses. With ``keep``, what was written to the volume stays."""
 
     def publish(self, volume_id: str, target: Path, request: VolumeRequest, *, keep: bool) -> None: ...
 
@@ -45,7 +46,7 @@ class DockerVolumes(Protocol):
 
 
 class Driver:
-    """The volumes of Docker. ``caches`` has the names of the caches of ``volumes``. Volumes are mounted in ``mountpoints``.
+    """The volumes of Docker. ``caches`` are the names of the caches of ``volumes``. Volumes are mounted in ``mountpoints``.
 
     The methods raise an error of ``narmount.volumes.errors`` for an invalid call, MountError if the kernel refuses to mount, and
     OSError if the disk fails.
@@ -79,7 +80,7 @@ class Driver:
             self._store(Record(name, wanted, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())))
 
     def mount(self, name: object, identity: object, caller: str = UNKNOWN) -> Path:
-        """Mount a volume for the user with the id ``identity``, and return where. ``caller`` is the process that asks."""
+        """Mount a volume for the user with the id ``identity``, and return its path. ``caller`` is the process that asks."""
         name, identity = volume_name(name), mount_id(identity)
         with self._locks.locked(name):
             record = self._record(name)
@@ -103,7 +104,7 @@ class Driver:
             return target
 
     def unmount(self, name: object, identity: object) -> None:
-        """Remove a user of a volume, and unmount the volume after its last user. What was written stays."""
+        """Remove a user of a volume. If it was the last user, unmount the volume. What was written stays."""
         name, identity = volume_name(name), mount_id(identity)
         with self._locks.locked(name):
             record = self._record(name)
@@ -116,8 +117,8 @@ class Driver:
     def remove(self, name: object) -> None:
         """Remove a volume and what was written to it. Does nothing if there is no such volume: dockerd may repeat the call.
 
-        dockerd calls this only if it knows of no user. Recorded users are left over from a mount whose response dockerd never
-        received, since the plugin was killed. They are ignored, unless a container sees the volume, for example
+        dockerd calls this only if it knows no user of the volume. If users are recorded, the plugin was killed before dockerd
+        received the response to their mount call. So recorded users are ignored, unless a container sees the volume, for example
         a container of another dockerd.
         """
         name = volume_name(name)
@@ -133,9 +134,9 @@ class Driver:
             del self._known[record.name]
 
     def recover(self) -> None:
-        """Unmount volumes without users, and keep the mounts of the others. Called at the start.
+        """Unmount volumes without users, and keep the mounts of other volumes. Called at the start.
 
-        A failure is logged. It concerns only one volume, and is reported again when the volume is mounted.
+        A failure is logged. It affects only one volume, and is reported again when the volume is mounted.
         """
         self._volumes.recover()
         for record in list(self._known.values()):
@@ -201,7 +202,7 @@ class Driver:
     def _living_users(self, record: Record) -> Mapping[str, str]:
         """Return the users of a volume, without users that a killed dockerd left behind."""
         is_left_behind = bool(record.users) and all(map(is_gone, record.users.values()))
-        if not is_left_behind or self._is_seen(record):  # containers may outlive their dockerd
+        if not is_left_behind or self._is_seen(record):  # a container may still run when its dockerd is gone
             return record.users
         log.info(
             "volume %s: the processes that mounted it are gone, and no container uses it; removing its recorded users",
@@ -210,7 +211,7 @@ class Driver:
         return {}
 
     def _is_seen(self, record: Record) -> bool:
-        """Return whether a container sees an overlay. Returns False for read-only volumes, which all have the same source."""
+        """Return whether a container sees the overlay. Returns False for read-only volumes, which all have the same source."""
         source = overlay_source(record.name)
         return record.options.mode == "overlay" and is_mounted_elsewhere(source, self._target(record))
 
@@ -228,7 +229,8 @@ class _VolumeLocks:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._locks: dict[str, tuple[threading.Lock, int]] = {}  # each with the number of its users
+        # each lock with the number of threads that hold it or wait for it
+        self._locks: dict[str, tuple[threading.Lock, int]] = {}
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:

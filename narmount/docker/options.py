@@ -10,7 +10,7 @@ from narmount.volumes.errors import VolumeRefused
 from narmount.volumes.request import VolumeRequest
 from narmount.volumes.targets import ID_MAX, shown
 
-MOUNT_ID_MAX = 256  # characters; the ids of dockerd have 64
+MOUNT_ID_MAX = 256  # characters; the ids of dockerd have 64 characters
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")  # the rule of dockerd for its own driver (volume/local)
 
@@ -41,7 +41,7 @@ def volume_name(value: object) -> str:
 
 
 def mount_id(value: object) -> str:
-    """Check an id by which dockerd tells one use of a volume from another. Raises VolumeRefused."""
+    """Check the id of a mount, by which dockerd distinguishes the users of a volume. Raises VolumeRefused."""
     if not isinstance(value, str) or not value or len(value) > MOUNT_ID_MAX:
         raise VolumeRefused(f"the call needs the ID of a mount, a string of at most {MOUNT_ID_MAX} characters")
     return value

@@ -1,6 +1,7 @@
-"""The volumes of Docker and the mounts that dockerd has asked for, one file per volume, so that they outlast a restart.
+"""The volumes of Docker and the mounts that dockerd has asked for, one file per volume. The records are still
+valid after a restart of the plugin.
 
-The users in a record are valid only until the next boot, since no mount outlives that.
+The users in a record are valid only until the next boot, since a reboot ends all mounts.
 """
 
 import logging
@@ -33,7 +34,7 @@ class Record:
 
 
 class Records:
-    """The records in ``directory``, which is created. Only one process may use it: see ``narmount.docker.service``."""
+    """The records in ``directory``, which is created. Only one process may use the directory: see ``narmount.docker.service``."""
 
     def __init__(self, directory: Path, boot_id: str | None = None) -> None:
         self._directory = directory
@@ -63,7 +64,7 @@ class Records:
         )
 
     def save(self, record: Record) -> None:
-        """Replace the record of a volume. The new one is on the disk when this returns. After an OSError, the old one stays."""
+        """Replace the record of a volume. When this returns, the new record is on the disk. After an OSError, the old one stays."""
         write_state(self._path(record.name), asdict(record) | {"boot_id": self._boot_id})
 
     def delete(self, name: str) -> None:

@@ -1,9 +1,9 @@
 """The socket of the plugin, and its server: Werkzeug's, with a thread for each call.
 
-The only client is dockerd on the same machine, as root. For each container it makes a few short calls, each in its own connection,
-which wait for the kernel. All state is in one process, so the workers, timeouts and restarts of gunicorn, an optional dependency,
-would not help. Werkzeug comes with Flask. Its server has no limits, so this module limits the number of concurrent calls and the
-time that a client may be silent.
+The only client is dockerd on the same machine, as root. For each container, dockerd makes a few short calls, each in its own
+connection. A call takes as long as the kernel needs to mount. All state is in one process, so the workers, timeouts and restarts of
+gunicorn, an optional dependency, would not help. Werkzeug is installed with Flask. Its server has no limits, so this module limits
+the number of concurrent calls and the time that a client may be silent.
 """
 
 import fcntl
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 CALLS_MAX = 64  # concurrent calls; further connections wait to be accepted
 BACKLOG = 128
-SILENCE_SECONDS = 30  # how long a client may take to send or receive something
+SILENCE_SECONDS = 30  # how long a client may be silent while it sends or receives
 LOOK_SECONDS = 0.5  # how often the server checks whether it should stop, while CALLS_MAX calls are running
-STOP_SECONDS = 10  # how long stopping waits for running calls; the next start cleans up what they leave behind
+STOP_SECONDS = 10  # how long `close` waits for running calls; the next start completes interrupted calls
 
 _STOPPING = {signal.SIGTERM, signal.SIGINT}
 
@@ -49,7 +49,7 @@ class Service:
     def start(self, app: "WSGIApplication") -> None:
         """Serve ``app``. Raises SettingsError if it can't listen at its path.
 
-        The socket appears with its final mode and accepts connections immediately, since dockerd may be waiting for it.
+        The socket appears with its final mode and accepts connections immediately, since dockerd may already wait for the socket.
         """
         with _bound(self._path) as listener:
             self._server = _Server(f"unix://{self._path}", 0, app, _Handler, fd=listener.fileno())
@@ -76,7 +76,7 @@ def block_signals() -> None:
 
 
 def wait_for_signal() -> signal.Signals:
-    """Wait for SIGTERM or SIGINT, and return which one came."""
+    """Wait for SIGTERM or SIGINT, and return the signal that arrived."""
     return signal.Signals(signal.sigwait(_STOPPING))
 
 
@@ -97,7 +97,7 @@ def sole_owner(directory: Path) -> Iterator[None]:
 def _bound(path: Path) -> Iterator[socket.socket]:
     """Yield a socket that listens at ``path``, where only its owner can connect. Raises SettingsError.
 
-    It is bound to a temporary name, and renamed when it listens.
+    The socket is bound to a temporary name, and renamed when it listens.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}")
     if len(os.fsencode(part)) > SOCKET_PATH_MAX:

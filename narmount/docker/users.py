@@ -1,7 +1,8 @@
-"""Finds the processes that use a volume: the one that asked for its mount, and those that have the mount in their file system.
+"""Finds the processes that use a volume: the process that asked for its mount, and processes whose mount namespace has the mount.
 
-A dockerd that was killed never unmounts what it has mounted, and neither does the next dockerd. So a user of a volume is dropped
-when the process that asked for the mount is gone and no other process sees the mount. A container may outlive its dockerd.
+If dockerd is killed, neither this dockerd nor the next one unmounts its volumes. So a user of a volume is removed from the record
+when the process that asked for the mount is gone and no other process sees the mount. A container may still run when its dockerd is
+gone.
 """
 
 import os
@@ -23,7 +24,7 @@ def caller(connection: socket.socket) -> str:
     """Return an identity of the process at the other end of a unix socket. It is unique until the next reboot."""
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, _, _ = _CREDENTIALS.unpack(data)
-    return _identity(pid) if pid else UNKNOWN  # 0: the process is in another PID namespace
+    return _identity(pid) if pid else UNKNOWN  # 0 means that the process is in another PID namespace
 
 
 def is_gone(identity: str) -> bool:
@@ -46,7 +47,7 @@ def _identity(pid: int) -> str:
         stat = (_PROC / str(pid) / "stat").read_bytes()
     except OSError:
         return UNKNOWN
-    # proc_pid_stat(5): the name in parentheses may contain any character. The next field is the state, the third of the line.
+    # proc_pid_stat(5): the name in parentheses may contain any character. The state, the third field of the line, follows.
     fields = stat.rpartition(b")")[2].split()
     return UNKNOWN if fields[0] in (b"Z", b"X") else f"{pid}:{fields[19].decode()}"
 
@@ -62,7 +63,7 @@ def _mounts_anywhere(source: str) -> Iterator[Mount]:
             namespace = os.readlink(_PROC / name / "ns" / "mnt")  # noqa: PTH115  the text is not a path
             if namespace in seen:
                 continue
-            lines = (_PROC / name / "mountinfo").read_bytes().split(b"\n")  # not splitlines: a name may contain \r
+            lines = (_PROC / name / "mountinfo").read_bytes().split(b"\n")  # not splitlines: names may contain \r
             seen.add(namespace)
             found = [Mount.parse(line) for line in lines if name_of_source in line]
             yield from (mount for mount in found if mount.source == source)

@@ -1,8 +1,8 @@
 """Reads of a NAR before it has been verified (NAR_MOUNT_EARLY).
 
-Lookups use the store's listing, which is not signed, and reads wait only for the bytes that they need of the NAR in flight. If the
-NAR or its listing turns out to be wrong, what was shown is withdrawn as far as possible: the kernel drops the pages immediately and
-the names within a second, and further reads get EIO.
+Lookups use the store's listing, which is not signed, and reads wait only until the download has reached their bytes. If the NAR
+or its listing turns out to be wrong, the files are withdrawn as far as possible: the kernel drops the cached contents immediately
+and the names within a second, and further reads get EIO.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ OnEnd = Callable[[int, bool], None]
 class _Arrival:
     nar: ArrivingNar
     available: int = 0
-    nodes: set[int] = field(default_factory=set)  # nodes that were read
+    nodes: set[int] = field(default_factory=set)  # the ids of nodes that were read
     lock: threading.Lock = field(default_factory=threading.Lock)
     closed: bool = False
 
@@ -41,7 +41,7 @@ class _Arrival:
         """Wait until the first ``stop`` bytes of the NAR are there."""
         try:
             available = self.nar.wait_for(stop)
-        except ValueError:  # the NAR is complete and was closed meanwhile; the request is tried again
+        except ValueError:  # the NAR is complete and was closed during the wait; the request is tried again
             if not self.closed:
                 raise
         else:
@@ -49,10 +49,10 @@ class _Arrival:
 
 
 class EarlyReads:
-    """NARs in flight, by their row in ``numbers``. Thread-safe."""
+    """NARs that are being downloaded, by their row in ``numbers``. Thread-safe."""
 
     def __init__(self, cache: BinaryCache, numbers: PathNumbers, *, notify: NotifyKernel, on_end: OnEnd) -> None:
-        """``on_end`` is called with the row of a NAR that has arrived, and whether NAR and listing are right."""
+        """When a NAR has arrived, ``on_end`` is called with its row and with whether the NAR and its listing are right."""
         self._cache = cache
         self._numbers = numbers
         self._notify = notify
@@ -69,7 +69,7 @@ class EarlyReads:
         return sha256.hexdigest()[:32]
 
     def read(self, row: int, info: PathInfo, node_id: int, start: int, stop: int) -> bytes:
-        """Return the bytes from ``start`` to ``stop`` of the NAR. Raises Slow until they are there."""
+        """Return the bytes from ``start`` to ``stop`` of the NAR. Raises Slow if they have not arrived yet."""
         arrival = self._arrivals.get(row)
         if arrival is None:
             raise Slow(("early", info.narinfo.store_path.base_name), partial(self._begin, row, info))

@@ -1,4 +1,4 @@
-"""The file system: what the kernel's requests mean for store paths.
+"""The file system: answers the kernel's requests for store paths.
 
 Every store path can be looked up in the root directory. Listing the root shows the store paths that have been looked up.
 """
@@ -27,15 +27,15 @@ from narmount.fuse.server import Slow
 
 ROOT_SECONDS = 1  # the kernel may cache the attributes of the root
 
-LINKS = b".links"  # Nix expects this directory in a store that it uses as a lower layer
+LINKS = b".links"  # Nix expects this directory in a store that is the lower layer of a local-overlay store
 LINKS_ID = 2
 
 # A smaller file is read through the worker even where passthrough works: one or two requests bring it into the kernel's cache, and
-# it needs no file of its own on the disk.
+# no unpacked copy on the disk is needed.
 PASSTHROUGH_SIZE = 128 * 1024
 
-# After a read, the kernel's cache has the bytes twice: as pages of the mounted file and of the NAR. Those of the NAR are dropped.
-# This happens in blocks, when a read crosses the end of a block: the kernel drops a folio (at most 4 MiB) only as a whole.
+# After a read, the kernel's cache has the bytes twice: as pages of the mounted file and of the NAR. The NAR's pages are dropped a
+# block at a time, when a read crosses the end of a block. The reason: the kernel drops a folio (at most 4 MiB) only as a whole.
 DROP_BLOCK = 4 << 20
 
 _DIRECTORY = stat.S_IFDIR | 0o555
@@ -52,7 +52,7 @@ class FileSystem:
         passthrough: PassthroughFiles | None,
         notify: NotifyKernel,
     ) -> None:
-        """``passthrough`` is None where the kernel can't read files itself."""
+        """``passthrough`` is None if the kernel can't read files of the disk cache itself."""
         self._cache = cache
         self._paths = paths
         self._passthrough = passthrough
@@ -82,7 +82,7 @@ class FileSystem:
     def answer(self, opcode: int, node_id: int, body: memoryview) -> bytes:
         """Return the body of the answer. Raises OSError with the errno to answer, or Slow.
 
-        After ENOSYS the kernel never sends that kind of request again: opening a file, for example, then costs no request.
+        If the answer is ENOSYS, the kernel never sends this opcode again. After ENOSYS for OPEN, opening a file costs no request.
         """
         handler = self._handlers.get(opcode)
         if handler is None:
@@ -94,7 +94,7 @@ class FileSystem:
             self._passthrough.forget(node_ids)
 
     def sweep(self) -> None:
-        """Close what has not been used for a while. To be called every few seconds."""
+        """Close NARs and files that have not been used for a while. The caller calls this every few seconds."""
         self._nars.sweep()
         if self._passthrough is not None and (inherited := self._passthrough.sweep()):
             self._notify(Notify.PRUNE, protocol.prune(inherited))
@@ -121,7 +121,7 @@ class FileSystem:
         if not is_base_name(base_name):
             return protocol.no_entry(FOREVER)
         found = self._paths.look_up(base_name)
-        if found is None:  # with a zero timeout: otherwise overlays would not see a name that appears
+        if found is None:  # with a zero timeout: otherwise overlays would not see that a name has appeared
             return protocol.no_entry(0)
         if isinstance(found, OpenPath):
             return _entry(found, found.listing.root)
@@ -148,7 +148,7 @@ class FileSystem:
         return to_bytes(node.target)
 
     def _status(self, node_id: int, body: memoryview) -> bytes:
-        """Answer like a file system without a free byte, since nothing can be written."""
+        """Answer STATFS like a full file system, since nothing can be written."""
         return protocol.STATFS.pack(0, 0, 0, len(self._paths), 0, 4096, 255, 4096, 0)
 
     def _no_ioctl(self, node_id: int, body: memoryview) -> bytes:
@@ -166,7 +166,7 @@ class FileSystem:
         return bytes(found)
 
     def _records(self, node_id: int, offset: int, *, plus: bool) -> Iterator[bytes]:
-        """Return the records after ``offset``. The first two are the directory itself and its parent, which the kernel knows."""
+        """Return the records after ``offset``. The first two are ``.`` and ``..``, whose attributes the kernel knows."""
         for place, name in ((1, b"."), (2, b"..")):
             if offset < place:
                 head = bytes(protocol.ENTRY.size + protocol.ATTR.size if plus else 0)
@@ -195,7 +195,7 @@ class FileSystem:
     # --- contents
 
     def _open(self, node_id: int, body: memoryview) -> bytes:
-        """Answer OPEN. Without passthrough, the first OPEN gets ENOSYS, and the kernel sends no other."""
+        """Answer OPEN. Without passthrough, the first OPEN gets ENOSYS, and the kernel sends no further OPEN."""
         assert self._passthrough is not None
         path, (_, length) = self._paths.contents(node_id)
         if length < PASSTHROUGH_SIZE:
@@ -218,7 +218,7 @@ class FileSystem:
         return b""
 
     def _unpacking(self, path: OpenPath, node_id: int) -> Slow:
-        """Unpack a regular file of a NAR into a file of its own, which the kernel can read."""
+        """Return the work of unpacking a regular file of a NAR into a separate file, which the kernel can read."""
         _, node = self._paths.node(node_id)
         copying = threading.Event()
 
@@ -227,7 +227,7 @@ class FileSystem:
                 copying.set()
                 self._unpack(nar, node, node_id)
 
-        def progress() -> int:  # unpacking on the disk never times out: it ends, even if the disk is slow
+        def progress() -> int:  # never times out: unpacking ends, even if the disk is slow
             return time.monotonic_ns() if copying.is_set() else self._paths.progress(path.info)
 
         return Slow(("file", path.base_name, node.index), unpack, progress)
@@ -266,7 +266,7 @@ class FileSystem:
             if stop // DROP_BLOCK > start // DROP_BLOCK:
                 entry.nar.drop_pages(start // DROP_BLOCK * DROP_BLOCK, stop // DROP_BLOCK * DROP_BLOCK)
             return data
-        except CacheFailure:  # the cached NAR was changed or truncated, and has been removed: fetch it again
+        except CacheFailure:  # the cached NAR was damaged on the disk, and has been removed: fetch the NAR again
             self._nars.drop(path.row)
             raise self._fetching(path) from None
         finally:

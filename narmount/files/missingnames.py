@@ -1,7 +1,7 @@
-"""Names that were looked up and that no store has. They are looked up again now and then, since they may be published at any time.
+"""Names that were looked up and that no store has. They are looked up again at intervals, since they may be published at any time.
 
-An overlay on top of the mount remembers missing names indefinitely and never looks them up again. So the program that mounts such
-overlays has to be told when one of these names appears.
+An overlay on top of the mount remembers missing names indefinitely and never looks them up again. So the mount tells the
+program that mounts overlays when one of the missing names appears.
 """
 
 import threading
@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# A path that a test run waits for is published within minutes after its first lookup. A mistyped name is never published.
+# If a test run waits for a path, the path is published within minutes after its first lookup. A mistyped name is never published.
 NAMES_MAX = 256
 FIRST_SECONDS = 5.0
 LONGEST_SECONDS = 300.0
@@ -50,7 +50,7 @@ class MissingNames:
             return self._names.pop(name, None) is not None
 
     def due(self) -> list[str]:
-        """Return the names to look up again now. The time until a name is due again doubles each time."""
+        """Return the names to look up again now. The interval between two lookups of a name doubles each time."""
         now = self._clock()
         with self._lock:
             for name in [name for name, missing in self._names.items() if now - missing.since > GIVE_UP_SECONDS]:

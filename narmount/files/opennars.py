@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from narcore.nars.opennar import OpenNar
 
-# Each one takes a descriptor (256 are a quarter of the default limit), and an evicted NAR takes up disk space while it is open.
+# Each open NAR takes a descriptor (256 are a quarter of the default limit). An evicted NAR takes up disk space while it is open.
 OPEN_MAX = 256
 IDLE_SECONDS = 30.0
 
@@ -22,7 +22,7 @@ class _Entry:
 
 
 class OpenNars:
-    """Open NARs by their row in the path numbers. Thread-safe: a dropped NAR is closed when its last reader has released it."""
+    """Open NARs by their row in `PathNumbers`. Thread-safe. A dropped NAR is closed when its last reader has released it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -60,7 +60,7 @@ class OpenNars:
             self._drop(row)
 
     def sweep(self) -> None:
-        """Close NARs that were evicted or not read for a while. Marks the others as used in the cache."""
+        """Close NARs that were evicted or not read for a while. Marks the other NARs as used in the disk cache."""
         with self._lock:
             oldest = self._clock() - IDLE_SECONDS
             for row, entry in list(self._entries.items()):

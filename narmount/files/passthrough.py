@@ -1,12 +1,12 @@
-"""Files that the kernel reads itself (FUSE_PASSTHROUGH), by the backing ids that it gave them.
+"""Files that the kernel reads itself (FUSE_PASSTHROUGH). The kernel gave each of these files a backing id.
 
-While a node is open, the kernel refuses to open it on another file. It also refuses to pass a node through while the node is read
-through the worker. So the backing id of an open node is recorded in a memory file, which the next worker inherits. A worker does
-not know how often processes have opened a node under an earlier worker: such a node stays until the kernel forgets it, and `sweep`
-tells which nodes the kernel should forget.
+While a node is open, the kernel refuses another backing file for it. The kernel also refuses passthrough of a node that is open and
+is read through the worker. So the backing id of an open node is recorded in a memory file, which the next worker inherits. A
+worker does not know how often a node was opened under an earlier worker: such a node stays registered until the kernel forgets it.
+`sweep` returns the nodes that the kernel should forget.
 
-A file that was evicted from the cache takes up space on the disk until the kernel closes it. So files in use are touched, to
-protect them from eviction, and an evicted file is closed as soon as no process has it open.
+A file that was evicted from the cache takes up space on the disk until the kernel closes it. So files in use are touched,
+which protects them from eviction. An evicted file is closed as soon as no process has it open.
 """
 
 import os
@@ -19,12 +19,12 @@ from typing import Protocol
 
 from narmount.fuse import device
 
-IDLE_MAX = 256  # files that are not open, but may be opened again
+IDLE_MAX = 256  # files that no process has open, and that may be opened again
 
-PLAIN = 0  # no backing id: the node is read through the worker, for example because the disk is full
+PLAIN = 0  # stands for no backing id: the node is read through the worker, for example because the disk is full
 _REMOVED = -1
 RECORD = struct.Struct("=Qq")
-FILE_MAX = 1 << 20  # bytes; a longer file is compacted
+FILE_MAX = 1 << 20  # bytes; a longer file of records is compacted
 
 
 class CachedFile(Protocol):
@@ -54,7 +54,7 @@ class PassthroughFiles:
         self._handle = generation << 32
         self._generation = generation
         self._lock = threading.Lock()
-        self._end = 0  # of the records
+        self._end = 0  # where the next record goes
         self._nodes = OrderedDict(
             (node, _PassthroughFile(number, inherited=True)) for node, number in self._recorded().items()
         )
@@ -64,7 +64,7 @@ class PassthroughFiles:
         return len(self._nodes)
 
     def open(self, node_id: int) -> tuple[int, int] | None:
-        """Return a file handle and the backing id or PLAIN; None if the node has not been added."""
+        """Return a file handle, and the backing id or PLAIN. Returns None if the node has not been added."""
         with self._lock:
             file = self._nodes.get(node_id)
             if file is None:
@@ -104,7 +104,7 @@ class PassthroughFiles:
                 self._remove(node_id)  # at the next open, the disk may have space
 
     def forget(self, node_ids: list[int]) -> None:
-        """Drop these nodes, which the kernel has forgotten, except those that have been opened again."""
+        """Drop nodes that the kernel has forgotten, except nodes that have been opened again."""
         if not self._nodes:
             return
         with self._lock:
@@ -140,7 +140,7 @@ class PassthroughFiles:
             self._compact()
 
     def _recorded(self) -> dict[int, int]:
-        """Read the records: the number of each node, in the order of the records. Sets where the next record goes."""
+        """Read the records, and set where the next record goes. Returns the number of each node, in the order of the records."""
         data = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
         self._end = len(data) // RECORD.size * RECORD.size  # an incomplete record is overwritten
         numbers: dict[int, int] = {}
@@ -154,7 +154,7 @@ class PassthroughFiles:
         """Leave out the records that are not valid any more.
 
         If the process is killed meanwhile, the file is still read correctly: records only move towards the beginning. So each
-        record is in the part that was written, or still at its old place, and the latest record of a node comes last.
+        record is in the rewritten part or still at its old place, and the latest record of a node comes last.
         """
         records = b"".join(RECORD.pack(*record) for record in self._recorded().items())
         self._end = os.pwrite(self._fd, records, 0)

@@ -1,12 +1,12 @@
-"""The numbers of store paths. Node ids are made of them, and the kernel keeps node ids when the worker changes.
+"""The numbers of store paths. They are part of the node ids, which the kernel keeps when a new worker takes over.
 
 The table is a memory file that only grows, with one line per row. All workers inherit the same open file. A line is
 
     <mark><base name> <identity> <record>
 
-The mark is ``?`` until the path has been seen; until then, only its store says that the path exists. The identity identifies the
-contents: another NAR of the same name gets another row, and so does a listing that replaces a wrong one. The record is one line of
-ASCII with what is known of the path, so that the next worker can open what is cached without a store.
+The mark is ``?`` until the contents of the path have been seen. Until then, only the store's listing says that it is a directory.
+The identity identifies the contents: another NAR of the same name gets another row, and so does a listing that replaces a wrong
+listing. The record is ASCII text with the known data of the path, so that the next worker can open a cached path without a store.
 """
 
 import errno
@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Callable, Iterator
 
 ROWS_MAX = 200_000
-"""Rows of one mount; each takes about 200 bytes in the worker and 1 to 2 KiB in the memory file."""
+"""The most rows of one mount. Each takes about 200 bytes in the worker and 1 to 2 KiB in the memory file."""
 
 
 _PROMISED, _SEEN = "?", "."
@@ -34,7 +34,7 @@ class PathNumbers:
         self._fd = fd
         self._lock = threading.Lock()
         self._rows: list[tuple[str, str]] = []  # base name, identity
-        self._starts = array("Q", [0])  # offset of each row's line in the file, and of the next line
+        self._starts = array("Q", [0])  # the offset of the line of each row in the file, and of the next line
         self._newest: dict[str, int] = {}
         self._promised: set[int] = set()
         with self._lock:
@@ -64,7 +64,7 @@ class PathNumbers:
 
     def _row(self, row: int) -> tuple[str, str]:
         if not 0 < row <= len(self._rows):
-            with self._lock:  # another worker may have added the row
+            with self._lock:  # another worker may have added the row, so read the new lines of the file
                 self._update(lambda: None)
         if not 0 < row <= len(self._rows):
             raise KeyError(row)
@@ -85,7 +85,7 @@ class PathNumbers:
         return row not in self._promised
 
     def add(self, base_name: str, identity: str, record: str, *, seen: bool = True) -> int:
-        """Return the row of the store path with that identity, and make it the newest. Raises TooManyPaths and OSError."""
+        """Return the row of the store path with that identity, and make the row the newest. Raises TooManyPaths and OSError."""
         with self._lock:
             self._update(lambda: self._append(base_name, identity, record, seen=seen))
             return self._newest[base_name]

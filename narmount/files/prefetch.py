@@ -10,8 +10,8 @@ from narcore.lookup.pathinfo import PathInfo
 
 log = logging.getLogger("narmount")
 
-THREADS = 2  # few, so that processes that wait for a store path now are not delayed
-PATHS_MAX = 100_000  # of all closures together; the largest systems have about 10,000
+THREADS = 2  # only a few, so that prefetching does not delay processes that are waiting for a store path
+PATHS_MAX = 100_000  # the most store paths of all closures together; the largest NixOS systems have about 10,000
 
 Fetch = Callable[[str], PathInfo | None]
 
@@ -33,7 +33,7 @@ class Prefetch:
         return len(self._queue) + self._busy
 
     def add(self, base_names: Sequence[str]) -> None:
-        """Have these store paths and their closures fetched. Returns immediately."""
+        """Add these store paths and their closures to the queue. Returns immediately."""
         with self._changed:
             for name in base_names:
                 self._add(name)

@@ -3,7 +3,7 @@
 A node id is made of the row of the store path in the table of path numbers and the place of the node in the listing. Both are the
 same in every worker of a mount.
 
-Nothing of a store path is visible before its whole NAR has been fetched and verified. (``early`` relaxes this.)
+Nothing of a store path is visible before its whole NAR has been fetched and verified, unless ``early`` is used.
 
 No process should wait for a NAR in a lookup in the root directory. Until a lookup ends, concurrent lookups of the same name wait
 for it and can't be killed. Linux also holds the lock of the directory until then: as soon as a process tries to create a file
@@ -37,25 +37,26 @@ from narmount.fuse.server import Slow
 log = logging.getLogger("narmount")
 
 FOREVER = 30 * 24 * 3600
-"""Seconds for which the kernel may cache what is in a verified store path: it never changes."""
+"""Seconds for which the kernel may cache names and attributes in a verified store path, which never change."""
 
-# The kernel has to ask again soon about what is only in an unverified listing, which may turn out to be wrong. (Telling the kernel
-# to drop a name of the root is no alternative: that needs the lock of the directory, which lookups hold while they wait.)
+# Names and attributes from an unverified listing may turn out to be wrong, so the kernel has to ask again soon. (The worker can't
+# tell the kernel to drop a name of the root: this needs the lock of the root directory, which lookups hold while they wait.)
 UNVERIFIED_SECONDS = 1
 
-MISSING_SECONDS = 2  # after that, narcore.lookup is asked again; it caches for 5 s that no store has the path
+MISSING_SECONDS = 2  # then narcore.lookup is asked again, which caches for 5 s that no store has the path
 
-LISTINGS_MAX = 500_000  # entries of all listings in memory; 50 to 100 bytes each
-PATH_WEIGHT = 50  # a store path itself counts as this number of entries
+LISTINGS_MAX = 500_000  # the most entries of all listings in memory; each takes 50 to 100 bytes
+PATH_WEIGHT = 50  # each store path counts as this number of entries, in addition to its entries
 
 _SLASH = "/"
 _INDEX_BITS = 32
-_INDEX = (1 << _INDEX_BITS) - 1  # of a node id: the place of the node in its listing, counted from 1
+# the low bits of a node id are the place of the node in its listing, counted from 1
+_INDEX = (1 << _INDEX_BITS) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class OpenPath:
-    """A store path that has been looked up. ``listing`` is the store's own, and unverified, unless ``verified`` is set."""
+    """A store path that has been looked up. Unless ``verified`` is set, ``listing`` is the unverified listing of the store."""
 
     row: int
     base_name: str
@@ -80,7 +81,7 @@ def root_id(row: int) -> int:
 class StorePaths:
     """The store paths of a mount. Thread-safe.
 
-    ``early`` is None unless files are read before the NAR is verified. ``missing_names`` are the names that no store has.
+    ``early`` is None if files are read only after the NAR is verified. ``missing_names`` are the names that no store has.
     ``lookups`` counts lookups by outcome: ``hit``, ``miss`` or ``error``.
     """
 
@@ -93,7 +94,7 @@ class StorePaths:
         notify: NotifyKernel,
         announce: Callable[[str], None],
     ) -> None:
-        """``announce`` is called with each name that was missing and has been found now."""
+        """``announce`` is called with each name that was missing and now has been found."""
         self.early = EarlyReads(cache, numbers, notify=notify, on_end=self._arrived) if early else None
         self.missing_names = MissingNames()
         self.lookups: Counter[str] = Counter()
@@ -111,7 +112,7 @@ class StorePaths:
     # --- by name
 
     def find(self, base_name: str) -> OpenPath | None:
-        """Look a store path up, and fetch what is needed to show its files. Waits for the stores.
+        """Look up a store path, and fetch the listing or NAR that is needed to show its files. Waits for the stores.
 
         Returns None if no store has it. Raises NarcoreError, and TooManyPaths.
         """
@@ -132,10 +133,10 @@ class StorePaths:
         self._found(base_name)
 
     def look_up(self, base_name: str) -> OpenPath | int | None:
-        """Look a store path up in memory.
+        """Look up a store path in memory.
 
-        Returns its row if it is only known to be a directory, and None if no store had it a moment ago. Raises Slow if a store or
-        the disk has to be asked.
+        Returns its row if the only known fact is that it is a directory. Returns None if no store had it a moment ago. Raises Slow
+        if a store or the disk has to be asked.
         """
         row = self._numbers.row(base_name)
         path = None if row is None else self._paths.get(row)
@@ -150,7 +151,7 @@ class StorePaths:
         raise self._reopening(row)
 
     def listed(self, start: int) -> Iterator[tuple[int, str, OpenPath | None]]:
-        """Yield row, base name, and OpenPath (None if not in memory) of each seen store path, from row ``start`` on."""
+        """Yield row, base name and OpenPath (None if not in memory) of each store path that was seen, from row ``start`` on."""
         for row, base_name in self._numbers.newest(start):
             yield row, base_name, self._paths.get(row)
 
@@ -179,7 +180,7 @@ class StorePaths:
         return path, place
 
     def progress(self, info: PathInfo | None = None) -> int:
-        """Return how many bytes of the NAR have been fetched. While it waits for its turn, return the total of all NARs."""
+        """Return how many bytes of the NAR have been fetched. While it waits for a download slot, return the total of all NARs."""
         return (self._cache.bytes_fetched(info) if info else 0) or self._cache.total_bytes_fetched()
 
     # --- looking up
@@ -214,7 +215,7 @@ class StorePaths:
             self.lookups[outcome] += 1
 
     def _is_promised_directory(self, info: PathInfo) -> bool:
-        """Return whether the NAR is not cached, and its store's listing says that it is a directory. If so, adds a row for it."""
+        """Return whether the NAR is not cached and the store's listing says that it is a directory. If so, add a row for it."""
         if self.early is not None:
             return False
         nar = self._cache.open_cached(info)
@@ -238,7 +239,7 @@ class StorePaths:
         row = self._row(info, identity, seen=True)
         found = OpenPath(row, base_name, info, listing, accessor.is_verified)
         self._remember(found)
-        if row != listed:  # the kernel has cached the entries of the root
+        if row != listed:  # the kernel has cached the list of the root directory
             self._notify(Notify.INVAL_INODE, protocol.INVAL_INODE.pack(ROOT_ID, 0, -1))
         return found
 
@@ -264,23 +265,23 @@ class StorePaths:
         with suppress(KeyError):
             if self._numbers.is_newest(row):
                 raise self._reopening(row)
-        raise _stale()  # the name has another row by now: on ESTALE the kernel looks the name up again
+        raise _stale()  # the name has a newer row; on ESTALE the kernel looks up the name again
 
     def _reopening(self, row: int) -> Slow:
         base_name = self._numbers.base_name(row)
         kind = (
             "listing" if self._numbers.is_seen(row) else "path"
-        )  # a listing is usually on the disk; a path usually has to be downloaded
+        )  # a seen path usually needs only its listing from the disk; other paths usually have to be downloaded
         return Slow((kind, base_name), partial(self._reopen, row, base_name), self.progress)
 
     def _reopen(self, row: int, base_name: str) -> None:
-        """Open a store path from the record in its row, which needs no store if its NAR is cached; else look it up again."""
+        """Open a store path from the record in its row. If the NAR is cached, this needs no store. Else look up the path again."""
         info = self._cache.from_record(self._numbers.record(row))
         try:
             if info is not None:
                 self._open(info)
                 return
-        except NarcoreError as error:  # the store may have compressed the NAR again since then
+        except NarcoreError as error:  # the store may have replaced the NAR file by one with another compression
             log.info("%s: %s; asking for its narinfo again", base_name, error)
         if self.find(base_name) is None:
             raise OSError(errno.ESTALE, "the store path is gone from its store")
@@ -291,8 +292,8 @@ def _stale() -> OSError:
 
 
 def _identity(info: PathInfo, kind: Kind) -> str:
-    """Return a text that differs between different NARs. It is used for NARs that are verified before they are visible.
+    """Return a text that differs between different NARs. Used for NARs that are verified before they are visible.
 
-    It includes the kind of the root, since a node that the kernel knows must never turn into one of another kind.
+    The text includes the kind of the root (such as directory), since the kind of a node that the kernel knows must never change.
     """
     return info.narinfo.nar_hash.nix32 + (_SLASH if kind is Kind.DIRECTORY else "")

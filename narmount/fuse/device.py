@@ -1,4 +1,4 @@
-"""/dev/fuse: opening and mounting it, as root or as a user, and files that the kernel reads itself (passthrough)."""
+"""Opens /dev/fuse, mounts FUSE file systems as root or as a user, registers files that the kernel reads itself (passthrough)."""
 
 import array
 import fcntl
@@ -19,7 +19,7 @@ FUSERMOUNT_SECONDS = 20  # mounting is fast, but fusermount3 hangs if a file sys
 _CAP_SYS_ADMIN = 21
 _STACKED = frozenset({"overlay", "ecryptfs", "fuse", "fuseblk"})
 
-# The next step for a message of fusermount3.
+# What the user can do about a message of fusermount3.
 _STEPS = {
     "user_allow_other": "put the line user_allow_other into /etc/fuse.conf, or leave out --allow-other",
     "no write access to mountpoint": "use a directory that belongs to you",
@@ -87,7 +87,7 @@ def mount_as_user(target: Path, *, allow_other: bool) -> int:
     with ours, theirs:
         os.set_inheritable(theirs.fileno(), True)
         done = _fusermount("-o", options, "--", str(target), channel=theirs)
-        ours.setblocking(False)  # fusermount3 has ended, so what it has sent is here
+        ours.setblocking(False)  # fusermount3 has ended, so the descriptor that it sent has arrived
         fd = _received(ours)
     if fd is None:
         raise _failure(f"can't mount {target}", done)
@@ -150,7 +150,7 @@ def _failure(what: str, done: subprocess.CompletedProcess[bytes]) -> MountError:
 
 
 def may_pass_through(cache_dir: Path) -> str:
-    """Return why the kernel can't read files in ``cache_dir`` itself; an empty string if nothing is known to prevent it.
+    """Return why passthrough of files in ``cache_dir`` is impossible, or an empty string if no reason is known.
 
     The directory may not exist yet. The kernel decides when a file is opened: see `open_backing`.
     """
@@ -171,9 +171,9 @@ def may_pass_through(cache_dir: Path) -> str:
 def open_backing(fuse_fd: int, fd: int) -> int:
     """Register the open file ``fd`` with the kernel, and return the backing id for an answer to OPEN.
 
-    ``fd`` may be closed after this. The kernel keeps the file open until `close_backing`, and as long as a process has it open
-    through the mount. Raises OSError: EPERM without CAP_SYS_ADMIN, or if INIT did not agree on passthrough; ELOOP for a file on a
-    file system that is stacked on others.
+    ``fd`` may be closed after this. The kernel keeps the file open until `close_backing` was called and no process
+    has the file open through the mount. Raises OSError: EPERM without CAP_SYS_ADMIN, or if INIT did not agree on passthrough; ELOOP
+    if the file is on a stacked file system such as an overlay.
     """
     # fcntl.ioctl returns the result of the call only if it gets a writable buffer.
     backing_id: int = fcntl.ioctl(fuse_fd, _BACKING_OPEN, bytearray(_BACKING_MAP.pack(fd, 0, 0)))

@@ -1,8 +1,8 @@
-"""Whether a process that waits for an answer is being killed.
+"""Finds out whether a process that waits for an answer is being killed.
 
-The kernel reports every signal that a process gets while it waits (FUSE_INTERRUPT), but not which signal. Ending the wait makes
-stat(2) or open(2) fail with EINTR. No program expects that of a file, and many runtimes send signals to themselves often. So, as
-with NFS, only a fatal signal ends the wait.
+The kernel reports every signal that a process gets while it waits (FUSE_INTERRUPT), but not which signal. If the
+wait ended, stat(2) or open(2) would fail with EINTR. No program expects EINTR for a file, and many language runtimes often send
+signals to themselves. So only a fatal signal ends the wait, as with NFS.
 """
 
 import signal
@@ -20,9 +20,9 @@ _FATAL = ~sum(1 << number - 1 for number in _HARMLESS)
 
 
 def has_fatal_signal(thread_id: int) -> bool:
-    """Return whether a signal is pending that ends the thread.
+    """Return whether a pending signal will end the thread.
 
-    Also returns True if the thread is gone, or invisible: the kernel reports threads of other pid namespaces as 0.
+    Also returns True if the thread is gone, or in a PID namespace that is not visible: then the kernel reports its id as 0.
     """
     try:
         status = Path(f"/proc/{thread_id}/status").read_text(errors="replace")
@@ -31,5 +31,5 @@ def has_fatal_signal(thread_id: int) -> bool:
     fields = dict(line.split(":\t", 1) for line in status.split("\n") if ":\t" in line)
     thread, process, blocked, ignored, caught = (int(fields.get(name, "0"), 16) for name in _SETS)
     # If the signal ends the process without a core dump, the kernel has already added SIGKILL to the pending signals of each thread
-    # (kernel/signal.c: complete_signal). A signal that causes a core dump is only pending itself.
+    # (kernel/signal.c: complete_signal). If the signal causes a core dump, only the signal itself is pending.
     return bool((thread | process) & ~blocked & ~ignored & ~caught & _FATAL)

@@ -1,4 +1,7 @@
-"""The current mounts, from /proc/self/mountinfo (proc_pid_mountinfo(5)). Reading it asks no file system, so it can't hang."""
+"""The current mounts, from /proc/self/mountinfo (proc_pid_mountinfo(5)).
+
+Reading this file can't hang, because the kernel asks no file system for its contents.
+"""
 
 import os
 import re
@@ -16,8 +19,8 @@ _ESCAPE = re.compile(rb"\\([0-7]{3})")  # the kernel escapes white space, # and 
 class Mount:
     """A line of mountinfo.
 
-    ``device`` is the ``major:minor`` of the file system, and ``root`` the directory of it that is mounted. ``options`` belong to
-    the mount, ``super_options`` to the file system.
+    ``device`` is the ``major:minor`` of the file system, and ``root`` is the directory in the file system that is
+    mounted. ``options`` belong to the mount, and ``super_options`` belong to the file system.
     """
 
     id: int
@@ -33,7 +36,7 @@ class Mount:
     @classmethod
     def parse(cls, line: bytes) -> "Mount":
         """Parse a line. Raises ValueError if it is not a line of mountinfo."""
-        about_mount, separator, about_fs = line.partition(b" - ")  # this ends the optional fields
+        about_mount, separator, about_fs = line.partition(b" - ")  # a hyphen ends the optional fields
         if not separator:
             raise ValueError(f"not a line of mountinfo: {line[:200]!r}")
         number, parent, device, root, target, options, *_ = about_mount.split(b" ")
@@ -52,14 +55,14 @@ class Mount:
 
 
 def mounts() -> list[Mount]:
-    """Return all mounts that this process can see; a mount on top of another comes after it. Raises OSError without /proc."""
+    """Return all mounts that this process can see, a lower mount before the mount on top of it. Raises OSError without /proc."""
     return [Mount.parse(line) for line in mountinfo_lines(_MOUNTINFO)]
 
 
 def mountinfo_lines(path: Path) -> list[bytes]:
     """Return the lines of a mountinfo file. Raises OSError.
 
-    Only a newline ends a line: the kernel escapes it in paths, but not other characters at which `str.splitlines` splits.
+    Only a newline ends a line. In paths, the kernel escapes newlines, but no other characters at which `str.splitlines` splits.
     """
     return path.read_bytes().removesuffix(b"\n").split(b"\n")
 
@@ -71,7 +74,7 @@ def mounts_at(target: Path) -> list[Mount]:
 
 
 def absolute(path: Path) -> Path:
-    """Make the path absolute by its text alone: following links could ask a file system that does not answer."""
+    """Make the path absolute without following links, since a link could lead to a file system that does not answer."""
     return Path(os.path.abspath(path))  # noqa: PTH100  pathlib keeps ..
 
 

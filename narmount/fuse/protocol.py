@@ -12,19 +12,19 @@ from dataclasses import dataclass
 
 from narcore.errors import MountError
 
-MAJOR, MINOR = 7, 41  # the version that the answers have; older and newer kernels accept it
+MAJOR, MINOR = 7, 41  # the protocol version of the answers; older and newer kernels accept it
 MINOR_MIN = 23  # Linux 3.15; the sizes of answers have not changed since that version
 
 REQUEST = struct.Struct("=IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
 ANSWER = struct.Struct("=IiQ")  # len, -errno (in a notification: its code), unique (in a notification: 0)
 ATTR = struct.Struct("=QQQQQQIIIIIIIIII")
-ENTRY = struct.Struct("=QQQQII")  # nodeid, generation, for how long name and attributes are valid (s, s, ns, ns)
+ENTRY = struct.Struct("=QQQQII")  # nodeid, generation, cache times of name and attributes (s, s, ns, ns)
 ATTR_VALID = struct.Struct("=QII")
 READ = struct.Struct("=QQIIQII")  # fh, offset, size, ...
 RELEASE = struct.Struct("=QIIQ")  # fh, ...
 OPENED = struct.Struct("=QIi")  # fh, flags, backing id
 DIRENT = struct.Struct("=QQII")  # ino, offset of the next record, length of the name, type
-INTERRUPT = struct.Struct("=Q")  # unique of the request whose process got a signal
+INTERRUPT = struct.Struct("=Q")  # the number of the request whose process got a signal
 BATCH_FORGET = struct.Struct("=II")  # how many nodes follow
 FORGET_ONE = struct.Struct("=QQ")  # nodeid, number of lookups
 STATFS = struct.Struct("=QQQQQIIII24x")
@@ -37,11 +37,11 @@ PRUNE_MINOR = 45  # Linux 6.18
 
 ROOT_ID = 1
 
-# A request has at most max_write bytes and the headers; the kernel refuses to read into a smaller buffer (EINVAL).
+# A request has at most max_write bytes of data and its headers. If the buffer is smaller, read(2) fails with EINVAL.
 MAX_WRITE = 64 * 1024
 BUFFER_SIZE = MAX_WRITE + 4096
-MAX_PAGES = 256  # the most that one READ asks for, if the kernel reads that far ahead
-MAX_BACKGROUND = 64  # concurrent requests that no process waits for yet (read-ahead)
+MAX_PAGES = 256  # the most that one READ requests
+MAX_BACKGROUND = 64  # concurrent requests for which no process waits yet (read-ahead)
 
 
 class Opcode(enum.IntEnum):
@@ -71,7 +71,7 @@ class Notify(enum.IntEnum):
 
 
 NotifyKernel = Callable[[Notify, bytes], None]
-"""Sends the kernel a notification with this body."""
+"""A function that sends the kernel a notification with this code and body."""
 
 
 class Open(enum.IntFlag):
@@ -105,12 +105,12 @@ class Agreed:
 
     @property
     def prune(self) -> bool:
-        """Whether the kernel knows Notify.PRUNE: to forget nodes that no process uses."""
+        """Whether the kernel supports Notify.PRUNE, which asks it to forget nodes that no process uses."""
         return self.minor >= PRUNE_MINOR
 
 
 def agree(request: bytes, *, passthrough: bool) -> tuple[Agreed, bytes]:
-    """Return what is agreed on, and the answer to the kernel's first request, INIT. Raises MountError if the kernel is too old."""
+    """Return the agreed features and the answer to INIT, the kernel's first request. Raises MountError if the kernel is too old."""
     _length, opcode, unique, *_ = REQUEST.unpack_from(request)
     body = request[REQUEST.size :].ljust(INIT_IN.size, b"\0")
     major, minor, readahead, low, high = INIT_IN.unpack_from(body)
@@ -120,7 +120,7 @@ def agree(request: bytes, *, passthrough: bool) -> tuple[Agreed, bytes]:
         )
     offered = Flag(low | (high << 32 if low & Flag.INIT_EXT else 0))
     flags = Flag(offered & (sum(Flag) if passthrough else sum(Flag) - Flag.PASSTHROUGH))
-    depth = 1 if Flag.PASSTHROUGH in flags else 0  # levels of file systems below: only that of the backing files
+    depth = 1 if Flag.PASSTHROUGH in flags else 0  # stacking depth: the backing files are one level below
     body = INIT_OUT.pack(
         MAJOR, min(minor, MINOR), readahead, flags & 0xFFFFFFFF, MAX_BACKGROUND, MAX_BACKGROUND * 3 // 4, MAX_WRITE,
         1, MAX_PAGES, 0, flags >> 32, depth, 0,
@@ -139,25 +139,25 @@ def notification(code: Notify, body: bytes = b"") -> bytes:
 
 
 def prune(node_ids: list[int]) -> bytes:
-    """Return the body of Notify.PRUNE: the kernel forgets those of the nodes that no process uses."""
+    """Return the body of Notify.PRUNE. Of these nodes, the kernel forgets the ones that no process uses."""
     return PRUNE.pack(len(node_ids)) + struct.pack(f"={len(node_ids)}Q", *node_ids)
 
 
 def attributes(node_id: int, mode: int, size: int) -> bytes:
-    """Return the attributes of a node: it belongs to root, and its times are one second after the epoch as in a Nix store.
+    """Return the attributes of a node. The owner is root. All times are one second after the epoch, as in a Nix store.
 
-    Directories have a link count of 1, which tells programs such as find that it does not count subdirectories.
+    Directories have a link count of 1. This tells programs such as find that the link count says nothing about subdirectories.
     """
     return ATTR.pack(node_id, size, (size + 511) // 512, 1, 1, 1, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
 
 
 def entry(node_id: int, seconds: int, attrs: bytes) -> bytes:
-    """Return the answer to LOOKUP. The kernel may cache name and attributes for that many seconds."""
+    """Return the answer to LOOKUP. The kernel may cache name and attributes for ``seconds``."""
     return ENTRY.pack(node_id, 0, seconds, seconds, 0, 0) + attrs
 
 
 def no_entry(seconds: int) -> bytes:
-    """Return the answer to LOOKUP for a name that does not exist. The kernel may cache that for that many seconds."""
+    """Return the answer to LOOKUP for a name that does not exist. The kernel may cache this answer for ``seconds``."""
     return ENTRY.pack(0, 0, seconds, 0, 0, 0) + bytes(ATTR.size)
 
 
@@ -166,7 +166,7 @@ def attr_answer(seconds: int, attrs: bytes) -> bytes:
 
 
 def dirent(node_id: int, offset: int, name: bytes, mode: int) -> bytes:
-    """Return a record of a directory. ``offset`` is where reading continues after it."""
+    """Return the record of one directory entry. ``offset`` is the position after the record, where reading continues."""
     head = DIRENT.pack(node_id, offset, len(name), stat.S_IFMT(mode) >> 12)
     return head + name + bytes(-(len(head) + len(name)) % 8)
 

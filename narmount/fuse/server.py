@@ -1,8 +1,8 @@
 """The request loop: reads requests from the device and writes the answers.
 
-The thread that reads a request answers it if memory or the disk suffices. A request that has to wait for a store raises `Slow`:
-other threads do the work, once for all requests that wait for it, and then each of these requests is tried again. If the work makes
-no progress for the deadline, the requests get EIO, and the work continues without them.
+The thread that reads a request answers it if the answer needs only memory or the disk. If it needs a store, `Slow` is raised: other
+threads do the work, once for all requests that wait for it, and then each of these requests is tried again. If the work makes
+no progress for ``deadline`` seconds, the waiting requests get EIO, and the work continues.
 
 A process that is killed while it waits gets its answer immediately (FUSE_INTERRUPT), and the work continues. Other signals have no
 effect before the request has been answered.
@@ -29,7 +29,7 @@ from narmount.fuse.protocol import Agreed, Notify, Opcode
 
 log = logging.getLogger("narmount")
 
-READERS = 2  # one reads the device while the other waits for the disk; more would only wait for the GIL
+READERS = 2  # one thread reads the device while the other waits for the disk; more threads would only wait for the GIL
 WORKERS = 64  # threads for each kind of work, such as lookups; NAR_MAX_FILLS limits the downloads among them
 TRIES = 3  # a NAR may be evicted between its fetch and the next try
 SWEEP_SECONDS = 0.25
@@ -39,9 +39,9 @@ SWEEP_SECONDS = 0.25
 FAILURE_SECONDS = 1.0
 FAILURES_MAX = 10_000
 
-EARLY_INTERRUPTS_MAX = 1000  # far more than there are threads
+EARLY_INTERRUPTS_MAX = 1000  # far more than the requests that READERS threads can handle at once
 
-# Requests that are not for the file system. They are numbers, since every request is compared with them and enum members are slow.
+# Opcodes that are not for the file system. They are plain numbers: every request is compared with them, and enum members are slow.
 _INTERNAL = frozenset(map(int, (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.DESTROY)))
 
 _NAMES = {opcode.value: opcode.name.lower() for opcode in Opcode}
@@ -50,7 +50,7 @@ Key = tuple[object, ...]
 
 
 class Slow(Exception):
-    """Raised if ``work`` has to be done before a request can be answered.
+    """Raised by a file system if ``work`` has to be done before a request can be answered.
 
     ``progress`` returns a number that changes while the work makes progress. ``key`` is the kind of work and its object, and
     appears in the log. Each kind of work has its own threads, so that lookups that hang don't block reads of the disk.
@@ -85,7 +85,7 @@ class _Waiting:
 @dataclass(slots=True)
 class _Job:
     slow: Slow
-    changed: float  # when progress was seen last
+    changed: float  # when ``progress`` last changed, by time.monotonic()
     progress: int = 0
     waiting: dict[int, _Waiting] = field(default_factory=dict)
 
@@ -115,8 +115,9 @@ class FuseServer:
         self._lock = threading.Lock()
         self._jobs: dict[Key, _Job] = {}
         self._waiting: dict[int, Key] = {}
-        self._interrupted: set[int] = set()  # waiting requests whose process got a signal; a fatal one may follow
-        self._early_interrupts: OrderedDict[int, None] = OrderedDict()  # signals for requests that were not waiting yet
+        self._interrupted: set[int] = set()  # waiting requests whose process got a signal; a fatal signal may follow
+        # requests that were not waiting yet when their process got a signal
+        self._early_interrupts: OrderedDict[int, None] = OrderedDict()
         self._failed: dict[Key, float] = {}
         self._first_unique: int | None = None
         self._pools: dict[object, ThreadPoolExecutor] = {}
@@ -141,15 +142,15 @@ class FuseServer:
     def stop(self) -> None:
         """End `serve`, so that the next worker takes over.
 
-        If the kernel can send requests again, the next worker answers the unanswered ones. Otherwise this first answers all
-        requests that were read.
+        If the kernel can send requests again, the next worker answers the unanswered ones. Otherwise this worker first
+        answers all requests that it has read.
         """
         self._draining = True
         if self._agreed.resend:
             self._ended.set()
 
     def notify(self, code: Notify, body: bytes = b"") -> None:
-        """Send the kernel a notification, unless the kernel does not know this one."""
+        """Send the kernel a notification. Does nothing if the kernel does not support the notification."""
         if code == Notify.PRUNE and not self._agreed.prune:
             return
         try:
@@ -194,12 +195,12 @@ class FuseServer:
                 self._ended.set()
 
     def _read(self, buffers: list[bytearray]) -> int | None:
-        """Read a request into the buffer. Returns its size, or None at the end of the connection."""
+        """Read a request into the buffers. Returns its size, or None at the end of the connection."""
         while True:
             try:
                 return os.readv(self._fd, buffers)
             except OSError as error:
-                # The file system was unmounted, or aborted through /sys/fs/fuse/connections.
+                # The file system was unmounted, or the connection was aborted through /sys/fs/fuse/connections.
                 if error.errno in (errno.ENODEV, errno.ECONNABORTED):
                     return None
                 # The request was interrupted before it was read.
@@ -244,7 +245,7 @@ class FuseServer:
         try:
             os.writev(self._fd, (protocol.answer(unique, number, len(body)), body))
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV):  # the request was aborted, or the file system unmounted
+            if error.errno not in (errno.ENOENT, errno.ENODEV):  # the request was aborted, or the mount has ended
                 raise
 
     # --- work that takes long
@@ -259,7 +260,7 @@ class FuseServer:
                 self._waiting[waiting.unique] = slow.key
                 if waiting.unique in self._early_interrupts:
                     del self._early_interrupts[waiting.unique]
-                    self._interrupted.add(waiting.unique)  # for the next sweep
+                    self._interrupted.add(waiting.unique)  # the next sweep checks the signal
         if failed:
             self._refuse(waiting.unique, errno.EIO)
         elif begins:
@@ -300,7 +301,7 @@ class FuseServer:
         self.last_error = {"at": time.time(), "text": text}
 
     def _is_abandoned(self, key: Key) -> bool:
-        """Return whether no request waits any more for work that has not begun; the work is then dropped."""
+        """Drop work that has not begun, if no request waits for it any more. Returns whether the work was dropped."""
         with self._lock:
             abandoned = not self._jobs[key].waiting
             if abandoned:
@@ -325,7 +326,7 @@ class FuseServer:
     def _interrupt(self, unique: int) -> None:
         """Handle a signal to the process that waits for a request (FUSE_INTERRUPT).
 
-        The kernel reports each signal once. After an EAGAIN it would repeat the report, but immediately and in a loop.
+        The kernel reports each signal once. It would repeat a report that is answered with EAGAIN, but immediately and in a loop.
         """
         self.interrupts += 1
         if self._is_lost(unique):
@@ -335,7 +336,7 @@ class FuseServer:
             is_waiting = unique in self._waiting
             if is_waiting:
                 self._interrupted.add(unique)
-            else:  # another thread has just read the request and may call _defer next; or the request has been answered
+            else:  # the request was answered, or another thread has just read it and may call _defer next
                 self._early_interrupts[unique] = None
                 if len(self._early_interrupts) > EARLY_INTERRUPTS_MAX:
                     self._early_interrupts.popitem(last=False)
@@ -361,7 +362,7 @@ class FuseServer:
             return True
 
     def _is_lost(self, unique: int) -> bool:
-        """Return whether an earlier worker has read the request and the kernel can't send it again: nobody else will answer it."""
+        """Return whether an earlier worker read the request and the kernel can't send it again. Then no other thread answers it."""
         return self._resumed and not self._agreed.resend and unique < (self._first_unique or 0)
 
     def _sweep(self) -> None:

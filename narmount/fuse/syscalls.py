@@ -1,6 +1,6 @@
-"""mount(2) and umount2(2), through the C library: this needs no other program, and does not hold the GIL while a call waits.
+"""mount(2) and umount2(2), through the C library: no other program is needed, and the GIL is released while a call waits.
 
-No function here accesses a file system by a path, except that the kernel itself reads the layers of a new overlay.
+No function here opens or reads a file of a mount. Only the kernel reads the layers of a new overlay.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ _SAFE = MS_NOSUID | MS_NODEV
 _DATA_MAX = 4095
 _SPECIAL = frozenset(",:\\")
 
-# The next step, where the errno alone does not suggest it.
+# What the user can do about an errno, if the text of the errno does not suggest it.
 _STEPS = {
     errno.EPERM: "this needs root (CAP_SYS_ADMIN), or a user namespace: unshare --user --map-root-user --mount",
     errno.EACCES: "this needs root (CAP_SYS_ADMIN), or a user namespace: unshare --user --map-root-user --mount",
@@ -43,7 +43,7 @@ _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 
 
 def mount_fuse(fd: int, target: Path, *, allow_other: bool) -> None:
-    """Mount the file system of the connection ``fd``, an open /dev/fuse, at ``target``. Raises MountError.
+    """Mount a FUSE file system at ``target``. ``fd`` is an open /dev/fuse. Raises MountError.
 
     The kernel checks modes and owners (default_permissions), so the server does not have to.
     """
@@ -97,10 +97,10 @@ def mount_overlay(target: Path, *, name: str, lower: Path, upper: Path, work: Pa
 
 
 def flush_overlay(target: Path) -> None:
-    """Make an overlay forget the names that its lower layer did not have, and its cached directories. Raises MountError.
+    """Make an overlay forget its cached directories and the names that its lower layer did not have. Raises MountError.
 
-    The kernel expects no changes of the lower layer, so an overlay never looks a missing name up again. A remount drops its cache
-    of names, and does not disturb programs that use the overlay.
+    The kernel expects no changes of the lower layer, so an overlay never looks up a missing name again. A remount drops the
+    overlay's cache of names, and does not disturb programs that use the overlay.
     """
     try:
         mount(None, target, None, MS_REMOUNT | _SAFE, None)
@@ -111,7 +111,7 @@ def flush_overlay(target: Path) -> None:
 def unmount(target: Path, *, lazy: bool = False) -> None:
     """Unmount the topmost mount at ``target``. Raises MountError, also if nothing is mounted there.
 
-    With ``lazy``, the mount disappears immediately although it is in use, and ends when nothing uses it any more.
+    With ``lazy``, the mount disappears from ``target`` immediately, even if it is in use. It ends when no process uses it any more.
     """
     try:
         if _libc.umount2(_bytes(target), (MNT_DETACH if lazy else 0) | UMOUNT_NOFOLLOW):
@@ -123,7 +123,7 @@ def unmount(target: Path, *, lazy: bool = False) -> None:
 
 
 def in_initial_user_namespace() -> bool:
-    """Return whether this is the initial user namespace. True also without /proc, and if the kernel has no user namespaces."""
+    """Return whether this is the initial user namespace. Also returns True if /proc or user namespaces are missing."""
     try:
         mapped = Path("/proc/self/uid_map").read_text()
     except OSError:
@@ -146,7 +146,7 @@ def _bytes(text: str | Path | None) -> bytes | None:
     if text is None:
         return None
     encoded = os.fsencode(text)
-    if b"\0" in encoded:  # the C library would use the part before it as the path
+    if b"\0" in encoded:  # the C library would use the text before the NUL as the path
         raise OSError(errno.EINVAL, "a NUL in a path")
     return encoded
 

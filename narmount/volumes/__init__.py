@@ -1,4 +1,4 @@
-"""Volumes: what ``csi`` (Kubernetes) and ``docker`` share. A volume shows a mount to containers, read-only or as an overlay.
+"""Volumes: code shared by ``csi`` (Kubernetes) and ``docker``. A volume shows a mount to containers, read-only or as an overlay.
 
 ::
 
@@ -15,8 +15,8 @@
     removals      removes files of volumes in the background
     errors        why a volume can't be mounted
 
-The code here never accesses the file system of a mount, since the call would hang if the mount does. It reads from mountinfo what
-is mounted, and asks the control socket of a mount whether it answers.
+This package never accesses the file system of a mount, since the call would hang if the mount hangs. mountinfo says what is
+mounted, and the control socket of a mount says whether the mount answers.
 """
 
 from narmount.volumes.overlayflush import OverlayFlusher

@@ -1,4 +1,4 @@
-"""Errors of operations on volumes. The message of each error has the next step."""
+"""Errors of operations on volumes. Each message says what the user can do."""
 
 from narcore.errors import MountError
 
@@ -20,7 +20,7 @@ class NoSuchVolume(MountError):
 
 
 class VolumeBusy(MountError):
-    """Another operation on the volume is in progress. Repeating the call in a moment helps."""
+    """Another operation on the volume is in progress. Repeating the call after a moment helps."""
 
 
 class CacheDead(MountError):

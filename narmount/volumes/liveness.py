@@ -1,11 +1,11 @@
 """Checks that a mount answers before the kernel uses it.
 
 When a mount becomes the lower layer of an overlay, the kernel sends it a request and waits for the response without a time limit.
-So the control socket of the mount is asked first. One caller at a time asks, and a negative answer stays valid for a moment:
-if a mount hangs, many callers wait no longer than one caller would.
+So the control socket of the mount is asked first. One caller at a time asks, and a negative answer stays valid for a moment. So,
+if a mount hangs, many callers together wait as long as one caller.
 
-A mount may answer at its control socket and still hang in the kernel. So the number of threads that use one mount is limited, which
-leaves threads for the other mounts.
+A mount may answer at its control socket and still hang in the kernel. So the number of threads that use one mount is limited.
+This leaves threads for the other mounts.
 """
 
 import threading
@@ -39,7 +39,7 @@ class Liveness:
 
     @contextmanager
     def checked(self, name: str, control: Path) -> Iterator[None]:
-        """Enter a block in which the kernel may use the mount of a cache. ``control`` is the control socket of the mount.
+        """Enter a ``with`` block in which the kernel may use the mount of a cache. ``control`` is the control socket of the mount.
 
         Raises CacheDead if the mount does not answer, or if too many threads use it already.
         """

@@ -1,4 +1,4 @@
-"""Flushes the overlays of a mount when a name appears in the mount, since an overlay caches that a name is missing."""
+"""Flushes the overlays of a mount when a name appears in the mount, since an overlay caches missing names indefinitely."""
 
 import logging
 import random
@@ -9,18 +9,18 @@ from narmount.daemon.control import watch
 from narmount.volumes.volumes import Volumes
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds between two attempts to connect to the mount
-FLUSH_PAUSE = 0.5  # seconds; news arrive in bursts, and each flush remounts every overlay
+FLUSH_PAUSE = 0.5  # seconds between two flushes: names appear in bursts, and each flush remounts every overlay
 
 # After a name has appeared, the kernel and lookups in progress may report it as missing for this long (twice MISSING_SECONDS of
-# narmount.files.storepaths). If a program looks it up in this time, an overlay caches that it is missing, without a time limit.
-# So overlays are flushed once more afterwards.
+# narmount.files.storepaths). If a program looks up the name in this time, an overlay caches it as missing, without a time
+# limit. So overlays are flushed once more afterwards.
 SETTLE_SECONDS = 5.0
 
 log = logging.getLogger("narmount.volumes")
 
 
 class OverlayFlusher:
-    """Flushes the overlays of one mount when it reports new names, across restarts of its worker, until it is closed.
+    """Flushes the overlays of one mount whenever the mount reports new names, until `close`. Restarts of the worker don't matter.
 
     One thread listens to the mount, and another flushes the overlays.
     """
@@ -74,7 +74,7 @@ class OverlayFlusher:
                     break
                 if names:
                     log.info("cache %s: %s appeared", self._cache, " ".join(names[:10]))
-                # At the start, names that appeared before the connection was made may have been missed.
+                # When the connection begins, names may have appeared that were not reported.
                 if names or not was_connected:
                     self._news.set()
                 was_connected = True

@@ -9,7 +9,7 @@ from narcore.concurrency.background import WorkQueue
 from narcore.errors import MountError
 from narmount.daemon.control import ask_prefetch
 
-REQUESTS_MAX = 1000  # waiting requests; a mount that leaves so many unanswered can't serve its volumes either
+REQUESTS_MAX = 1000  # waiting requests; if a mount leaves this many unanswered, its volumes don't work either
 ANSWER_SECONDS = 30.0  # a mount answers immediately, unless its worker is being replaced
 
 log = logging.getLogger("narmount.volumes")

@@ -1,7 +1,7 @@
 """Removes what containers have written to their volumes.
 
-A container may have written millions of files. So a call removes files only for a short time, and the rest is removed in the
-background: the next volume does not have to wait.
+A container may have written millions of files. So a call removes files only for a short time, and a background thread
+removes the remaining files. So no call has to wait for them.
 """
 
 import logging
@@ -12,7 +12,7 @@ from pathlib import Path
 from narcore.concurrency.background import WorkQueue
 from narmount.volumes.trees import remove_tree
 
-AT_ONCE_SECONDS = 1.0  # how long a call removes files itself
+AT_ONCE_SECONDS = 1.0  # how long a call removes files before the background thread takes over
 
 log = logging.getLogger("narmount.volumes")
 

@@ -1,4 +1,4 @@
-"""The volume that a pod (CSI ``volumeAttributes``) or a Docker volume (``-o`` options) asks for."""
+"""Parses the volume request of a pod (CSI ``volumeAttributes``) or of Docker (``-o`` options)."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ Mode = Literal["ro", "overlay"]
 MODES: tuple[Mode, ...] = ("ro", "overlay")
 
 OPTIONS = ("cache", "group", "mode", "prefetch")
-PREFETCH_MAX = 100  # store paths; prefetching includes their closures, so a few are enough
-GROUP_MAX = 2**32 - 2  # chown(2) takes 2**32 - 1 as "no change"
+PREFETCH_MAX = 100  # store paths; a few are enough, since their closures are prefetched, too
+GROUP_MAX = 2**32 - 2  # for chown(2), 2**32 - 1 means "no change"
 
 _GROUP = re.compile(r"[0-9]{1,10}")
 
@@ -49,7 +49,7 @@ class VolumeRequest:
     def parse(cls, options: Mapping[str, str], caches: Sequence[str]) -> Self:
         """Parse options that a user gave. The first of ``caches`` is the default. Raises VolumeRefused.
 
-        Users of containers may choose only by name among the mounts of the machine, and never by URL.
+        Users of containers may only choose a mount of the machine by name. They can't choose a cache by URL.
         """
         for name in options:
             if name not in OPTIONS:
@@ -67,7 +67,7 @@ class VolumeRequest:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Read what ``dataclasses.asdict`` made of a request. Raises VolumeRefused, ValueError, TypeError or KeyError."""
+        """Make a request from the result of ``dataclasses.asdict``. Raises VolumeRefused, ValueError, TypeError or KeyError."""
         cache, group, prefetch = fields["cache"], fields["group"], fields["prefetch"]
         if not isinstance(cache, str) or not isinstance(prefetch, list) or not isinstance(group, int | None):
             raise TypeError("not the options of a volume")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from narcore.errors import MountError
 
-# Bytes. A Docker volume with the most users (10,000), whose ids have the greatest length, takes 2.6 MB.
+# Bytes. A Docker volume with the most users (10,000) and the longest ids takes 2.6 MB.
 STATE_MAX = 4 << 20
 PART = ".part"  # the suffix of a file that is not complete
 
@@ -21,7 +21,7 @@ State = TypeVar("State")
 
 
 def current_boot_id() -> str:
-    """Return an id that the kernel changes with every boot. No mount outlives it."""
+    """Return an id that the kernel changes with every boot. A reboot ends all mounts."""
     return _BOOT_ID.read_text().strip()
 
 
@@ -40,7 +40,7 @@ def read_state(path: Path, parse: Callable[[Any], State]) -> State:
 
 
 def write_state(path: Path, fields: Mapping[str, object]) -> None:
-    """Replace a file. The new one is on the disk when this returns. After an OSError, the old one stays."""
+    """Replace a file. When this returns, the new file is on the disk. After an OSError, the old file stays."""
     part = path.with_suffix(PART)
     with part.open("w", encoding="utf-8") as file:
         json.dump(fields, file, default=str)

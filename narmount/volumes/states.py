@@ -1,7 +1,7 @@
-"""The volumes of a state directory: ``<directory>/<id>/`` has ``state.json``, and ``upper`` and ``work`` of an overlay.
+"""The volumes of a state directory: ``<directory>/<id>/`` has ``state.json``, and an overlay's directories ``upper`` and ``work``.
 
 A state is written to the disk before its volume is mounted, and removed after the volume is unmounted. So every mounted volume
-has a state, wherever the process was interrupted.
+has a state, even if the process was interrupted.
 
 Names that begin with ``~`` are not ids: ``~locks`` holds the locks, and ``~gone-...`` is a directory that is being removed.
 """
@@ -24,8 +24,8 @@ from narmount.volumes.request import MODES, Mode
 from narmount.volumes.statefiles import read_state, sync_directory, write_state
 from narmount.volumes.targets import check_id
 
-# The locks are files that are created on demand and never removed, so no process holds a lock on a file that is gone. Ids share the
-# locks by their hash. There are enough of them that volumes whose mounts hang rarely block other volumes.
+# The locks are files that are created on demand and never removed, so no process holds a lock on a file that is gone. The hash of
+# an id selects its lock, so ids share locks. There are enough locks that a volume whose mount hangs rarely blocks other volumes.
 LOCKS = 4096
 LOCK_SECONDS = 20.0  # an operation under a lock takes milliseconds, unless a disk hangs
 
@@ -34,9 +34,9 @@ LOCK_SECONDS = 20.0  # an operation under a lock takes milliseconds, unless a di
 class Volume:
     """A volume as its state describes it.
 
-    ``target`` is where it is mounted, or None for a kept volume that is not mounted. ``cache`` is the name of the mount that it
-    shows, and ``device`` is the device of that mount. ``group`` may write to it, besides root. With ``keep``, what is written
-    outlives a reboot.
+    ``target`` is the path where the volume is mounted, or None for a kept volume that is not mounted. ``cache`` is the name of the
+    mount that the volume shows, and ``device`` is the device of that mount. Besides root, ``group`` may write to the volume. With
+    ``keep``, what is written is kept after a reboot.
     """
 
     id: str
@@ -50,7 +50,7 @@ class Volume:
 
     @property
     def source(self) -> str:
-        """The source of its overlay in mountinfo."""
+        """The source of the volume's overlay in mountinfo."""
         return overlay_source(self.id)
 
     def has_options_of(self, other: "Volume") -> bool:
@@ -62,7 +62,7 @@ class Volume:
 
     @classmethod
     def from_json(cls, volume_id: str, fields: Mapping[str, Any]) -> Self:
-        """Read what ``dataclasses.asdict`` made of that volume. Raises ValueError, TypeError, KeyError or VolumeRefused."""
+        """Make a volume from the result of ``dataclasses.asdict``. Raises ValueError, TypeError, KeyError or VolumeRefused."""
         target, group, mode = fields["target"], fields["group"], fields["mode"]
         if fields["id"] != volume_id:
             raise ValueError("it describes another volume")
@@ -93,7 +93,7 @@ class States:
 
     @contextmanager
     def locked(self, volume_id: str) -> Iterator[None]:
-        """Lock a volume against other threads and processes. Raises VolumeBusy if that takes longer than LOCK_SECONDS."""
+        """Lock a volume against other threads and processes. Raises VolumeBusy if locking takes longer than LOCK_SECONDS."""
         self._make_directory()
         path = self._locks / f"{zlib.crc32(volume_id.encode()) % LOCKS:04}"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -118,7 +118,7 @@ class States:
             raise MountError(f"{error}; {step}") from error
 
     def write(self, volume: Volume) -> None:
-        """Replace the state of a volume. The new one is on the disk when this returns. After an OSError, the old one stays."""
+        """Replace the state of a volume. When this returns, the new state is on the disk. After an OSError, the old state stays."""
         path = self._state(volume.id)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         write_state(path, asdict(volume))
@@ -127,7 +127,7 @@ class States:
     def forget(self, volume_id: str) -> Path | None:
         """Move the directory of a volume out of the way, and return its new path, or None if there is none. Raises OSError.
 
-        The caller removes it, which may take a while.
+        The caller removes the moved directory, which may take a while.
         """
         gone = self.directory / f"~gone-{uuid.uuid4().hex}"
         try:
@@ -141,7 +141,7 @@ class States:
         return [name for name in self._names() if not name.startswith("~")]
 
     def forgotten(self) -> list[Path]:
-        """Return the directories that ``forget`` has moved and nobody has removed yet."""
+        """Return the directories that ``forget`` has moved and that are not removed yet."""
         return [self.directory / name for name in self._names() if name.startswith("~gone-")]
 
     def home(self, volume_id: str) -> Path:

@@ -8,11 +8,11 @@ from pathlib import Path
 from narmount.fuse.mountinfo import mount_of, mounts_at
 from narmount.volumes.errors import VolumeRefused
 
-# Characters. An id becomes the name of files and directories, which have at most 255 bytes with their suffix. It is also a part of
-# the options of overlayfs, which must fit into a page. Docker's names of anonymous volumes have 64.
+# Characters. An id becomes the name of files and directories, and a file name with its suffix has at most 255 bytes. The id is also
+# part of the options of overlayfs, which must fit into a page. Docker's names of anonymous volumes have 64 characters.
 ID_MAX = 200
 
-# The first character: a name like -rf could be taken for an option by other programs, and a hidden directory is easily overlooked.
+# The first character is restricted: programs could read a name like -rf as options, and a hidden directory is easily overlooked.
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _PATH_MAX = 4095  # path_resolution(7), without the NUL
 
@@ -30,8 +30,8 @@ def check_id(volume_id: str) -> str:
 def check_target(target: Path | str, forbidden: Iterable[Path], within: Path | None = None) -> Path:
     """Return the path of a target as mountinfo has it: the links in its parent are resolved. Raises VolumeRefused.
 
-    The target must not be inside a directory of ``forbidden``, nor contain one; it must be inside ``within``. File systems that may
-    hang are not accessed.
+    The target must not be inside a directory of ``forbidden``, and must not contain such a directory. It must be inside ``within``.
+    File systems that may hang are not accessed.
     """
     text = os.fspath(target)
     if not text.startswith("/") or "\0" in text or len(os.fsencode(text)) > _PATH_MAX:

@@ -1,6 +1,6 @@
 """Removes and measures directories that containers have written to. They can have any depth and size, and any content.
 
-shutil.rmtree and os.walk recurse, and the length of a path is limited, so a container could create a tree that they can't remove.
+shutil.rmtree and os.walk recurse, and the length of a path is limited. So a container could make a tree that is too deep for them.
 The functions here work at any depth.
 """
 
@@ -14,13 +14,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_BLOCK = 512  # what st_blocks counts, stat(2)
+_BLOCK = 512  # the unit of st_blocks in bytes, stat(2)
 
 
 def remove_tree(top: Path, seconds: float = math.inf) -> None:
     """Remove a directory and everything in it, if it exists. Does not follow links.
 
-    Raises TimeoutError after ``seconds``, when a part of the directory is still there, and OSError for other failures.
+    Raises TimeoutError if a part of the directory is still there after ``seconds``, and OSError for other failures.
     """
     deadline = time.monotonic() + seconds
     with suppress(FileNotFoundError):
@@ -52,7 +52,7 @@ def _empty_into(inner: int, top: int, numbers: Iterator[int], deadline: float) -
 def _names(directory: int, deadline: float) -> Iterator[str]:
     """Yield the names in a directory until it is empty. The caller must remove each name before it takes the next.
 
-    The names are not read into memory at once, since they may not fit. Raises TimeoutError.
+    The names are not read into memory all at once, since they may not fit. Raises TimeoutError.
     """
     is_empty = False
     while not is_empty:
@@ -95,7 +95,7 @@ def used_bytes(top: Path, seconds: float) -> tuple[int, bool]:
 
 
 def _size(entry: "os.DirEntry[str]") -> int:
-    """Return the size of one name. A file with n links counts as 1/n for each, so files seen before need not be remembered."""
+    """Return the size of one name. A file with n hard links counts as 1/n for each name, so no list of counted files is needed."""
     with suppress(FileNotFoundError):
         status = entry.stat(follow_symlinks=False)
         links = 1 if entry.is_dir(follow_symlinks=False) else status.st_nlink

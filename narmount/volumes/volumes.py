@@ -1,4 +1,4 @@
-"""Volumes: views of a mount, each for one container and at its own target.
+"""Volumes: views of a mount for containers. Each volume is mounted at its own target.
 
 The process may crash after any step, so the order of the steps matters::
 
@@ -34,7 +34,7 @@ from narmount.volumes.trees import remove_tree, used_bytes
 
 USAGE_SECONDS = 60.0  # how long a measured usage stays valid; kubelet asks every minute
 COUNT_SECONDS = 2.0  # how long a measurement may take; after that, the size found so far is reported
-TURN_SECONDS = 0.2  # how long a call waits for its turn to measure
+TURN_SECONDS = 0.2  # how long a call waits for another measurement to end
 
 _READ_ONLY_OPTIONS = {"ro", "nosuid", "nodev"}
 
@@ -44,7 +44,7 @@ log = logging.getLogger("narmount.volumes")
 class Volumes:
     """The volumes whose states are in ``directory``. Thread-safe; several processes may share a directory.
 
-    ``stores`` maps the names of caches to the real paths where they are mounted. If ``within`` is given, all targets must be
+    ``stores`` maps the names of caches to the real paths of their mounts. If ``within`` is given, all targets must be
     below it.
 
     The methods raise an error of ``narmount.volumes.errors``, MountError if the kernel refuses to mount, and OSError if the disk
@@ -84,7 +84,7 @@ class Volumes:
     ) -> None:
         """Mount a volume at ``target``, which is created. Does nothing if the same volume is mounted there already.
 
-        With ``keep``, what is written to the volume stays until ``unpublish`` is called without it.
+        With ``keep``, what is written to the volume stays until ``unpublish`` is called without ``keep``.
         """
         target = self._checked(volume_id, target)
         cache = request.cache
@@ -98,7 +98,7 @@ class Volumes:
             self._prefetch[cache].ask(volume_id, self.control(cache), request.prefetch)
 
     def unpublish(self, volume_id: str, target: Path, *, keep: bool = False) -> None:
-        """Unmount a volume and remove ``target``, even if it is not mounted, or its state is lost or can't be read.
+        """Unmount a volume and remove ``target``. Works even if the volume is not mounted, or its state is lost or can't be read.
 
         What was written to the volume is removed, unless ``keep`` is set.
         """
@@ -117,7 +117,7 @@ class Volumes:
         self._remove(gone)
 
     def flush(self, cache: str) -> int:
-        """Have every overlay of a cache forget which names it did not find. Returns the number of overlays. Logs failures."""
+        """Make every overlay of a cache forget the names that it did not find. Returns the number of overlays. Logs failures."""
         done = 0
         sources = {mounted.source for mounted in mounts()}
         for volume in self.list():
@@ -126,7 +126,7 @@ class Volumes:
         return done
 
     def recover(self) -> None:
-        """Complete interrupted operations, and remove what a reboot has left. Called at the start. Logs failures."""
+        """Complete interrupted operations, and remove volumes that a reboot has ended. Called at the start. Logs failures."""
         for volume_id in self._states.ids():
             try:
                 with self._states.locked(check_id(volume_id)):
@@ -140,7 +140,7 @@ class Volumes:
     def warn_of_dead_caches(self) -> None:
         """Log a warning for each cache that is not mounted, since its directory may be mistyped.
 
-        It is not an error: the cache may be mounted later.
+        A cache that is not mounted is not an error: it may be mounted later.
         """
         for cache, store_dir in self._stores.items():
             try:
@@ -175,7 +175,7 @@ class Volumes:
     def usage(self, volume_id: str) -> int:
         """Return the size on the disk, in bytes, of what was written to a volume. Raises VolumeBusy.
 
-        The result may be USAGE_SECONDS old. One volume is measured at a time, so that calls for others don't all wait for the disk.
+        The result may be USAGE_SECONDS old. One volume is measured at a time, so that not all calls wait for the disk.
         """
         check_id(volume_id)
         measured_at, last = self._usage.get(volume_id, (None, 0))
@@ -228,7 +228,7 @@ class Volumes:
     def _is_mounted(self, volume: Volume) -> bool:
         """Return whether a volume is mounted as requested. Raises VolumeConflict if its target is in use.
 
-        If the volume is mounted there, but its mount is incomplete or shows a dead mount, it is unmounted first.
+        If the volume is mounted there, but the mount is incomplete or shows a dead cache, unmount it and return False.
         """
         assert volume.target is not None
         existing = self._states.read(volume.id)
@@ -248,7 +248,7 @@ class Volumes:
         return False
 
     def _state_if_readable(self, volume_id: str) -> Volume | None:
-        """Return the state of a volume whose files are not kept, or None if the state is lost or can't be read.
+        """Return the state of a volume whose files are not kept. Returns None if the state is lost or can't be read.
 
         An unreadable state must not raise an error here: otherwise the pod could never end.
         """
@@ -342,7 +342,7 @@ class Volumes:
     def _flush(self, volume_id: str) -> bool:
         try:
             with self._states.locked(volume_id):
-                volume = self._states.read(volume_id)  # it may have been unpublished meanwhile
+                volume = self._states.read(volume_id)  # the volume may have been unpublished meanwhile
                 if volume is None or volume.target is None or volume.mode != "overlay":
                     return False
                 if not _shows(mounts_at(volume.target)[-1:], volume):
@@ -361,7 +361,7 @@ class Volumes:
         if volume.target is None or _shows(mounts_at(volume.target)[-1:], volume):
             return
         if volume.boot_id == self._boot_id and volume.target.parent.exists():
-            return  # not mounted yet, or not any more; a call that needs it will be repeated
+            return  # the volume is not mounted now; a call that needs it will be repeated
         with suppress(MountError):  # the target has other files, which stay
             _remove_target(volume.target)
         if volume.keep:
@@ -417,7 +417,7 @@ def _remove_target(target: Path) -> None:
 
 
 def _set_owner(upper: Path, group: int | None) -> None:
-    """Let a group write to the root of an overlay, whose owner and mode are those of its upper layer.
+    """Let a group write to the root of an overlay, which has the owner and mode of the upper layer.
 
     Raises VolumeRefused or OSError.
     """
