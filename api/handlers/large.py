@@ -14,7 +14,7 @@ from api.responses.templates import MOVED, page_url
 from narcore.binarycache import BinaryCache
 
 # Keys of the environ that are left out when a copy is made. The headers would make the response partial or empty. With
-# wsgi.file_wrapper, the body would be an object for the WSGI server to send, but the body is uploaded.
+# wsgi.file_wrapper, the body would be a file for the WSGI server to send, instead of chunks to upload.
 _OMITTED = ("HTTP_RANGE", "HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "wsgi.file_wrapper")
 
 

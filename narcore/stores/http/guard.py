@@ -59,7 +59,7 @@ def _unwrapped(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.I
 
 
 def addresses(host: str, *, numeric: bool = False) -> list[str]:
-    """Return the addresses of a host, or an empty list. With ``numeric``, does not resolve names: only an address has one.
+    """Return the addresses of a host, or an empty list. With ``numeric``, does not resolve names: the list is empty for a name.
 
     getaddrinfo parses the address, because connecting also uses getaddrinfo, which accepts forms like ``127.1`` and ``0x7f000001``.
     """
