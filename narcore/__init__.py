@@ -16,6 +16,7 @@ A module imports only from modules below it in this table.
 ===================================  =============================================================================================
 ``binarycache``                      ``BinaryCache``: the one object that every front end holds
 ``export``                           writes a binary cache
+``opening``                          opens the disk cache and the shared tier as the settings say
 ``settings``                         the environment variables, checked once at startup
 ``archive/``                         a subtree as tar, zip or NAR
 ``nars/``                            PathInfo -> bytes: from the disk cache, a fill, the tier, a range of the remote file, a stream

@@ -1,7 +1,6 @@
 """``BinaryCache``: the one object that every front end holds. It joins stores, lookup, the disk cache and the sources of NARs."""
 
 import json
-import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,16 +40,14 @@ from narcore.nars.accessor import Located, NarAccessor
 from narcore.nars.opennar import ArrivingNar, OpenNar
 from narcore.nars.source import KnownListing, NarSource
 from narcore.nars.wholenar import NarStreams
+from narcore.opening import open_cache, open_tier
 from narcore.settings import Settings
 from narcore.stores.base import BinaryCacheStore, read_file
 from narcore.stores.waits import StoreWaits
 from narcore.streams.compression import unpack_small
 from narcore.tier.reader import TierReader
 from narcore.tier.uploads import TierUploads
-from narcore.tier.writer import TierWriter
 from narcore.trace import Trace, silent
-
-log = logging.getLogger("narcore")
 
 # A listing has about 80 bytes per entry, and a listing of more than 200,000 entries is not parsed (MEMORY_MAX in
 # formats/listing.py). In place of a larger listing, the NAR itself is read, entry by entry.
@@ -140,12 +137,12 @@ class BinaryCache:
             substituters = [Substituter.open(url, trace=trace, waits=waits) for url in settings.cache_urls]
         except SettingsError as error:
             raise SettingsError(f"NAR_CACHE_URL: {error}") from error
-        tier, uploads = _open_tier(settings, trace=trace, waits=waits)
+        tier, uploads = open_tier(settings, trace=trace, waits=waits)
         return cls(
             substituters,
             strategy=settings.cache_strategy,
             trusted_keys=settings.trusted_public_keys,
-            cache=_open_cache(
+            cache=open_cache(
                 settings,
                 strict=strict,
                 patience=FILL_PATIENCE if patience is None else patience,
@@ -464,39 +461,3 @@ def _file_size(accessor: NarAccessor, path: str) -> int | None:
     except PathError:
         return None
     return outcome.node.size if isinstance(outcome, Found) and outcome.node.kind is Kind.REGULAR else None
-
-
-def _open_tier(
-    settings: Settings, *, trace: Trace, waits: StoreWaits | None
-) -> tuple[TierReader | None, TierUploads | None]:
-    """Return the reader and the uploads of the shared tier; None for each that is not configured. Raises SettingsError."""
-    url, keys, secret_key = settings.tier_url, settings.tier_public_keys, settings.tier_secret_key
-    if not url:
-        return None, None
-    try:
-        reader = TierReader.open(url, keys, trace=trace, waits=waits)
-        if not settings.tier_write or secret_key is None:
-            return reader, None
-        return reader, TierUploads(TierWriter.open(url, secret_key, keys))
-    except SettingsError as error:
-        raise SettingsError(f"NAR_TIER_URL: {error}") from error
-
-
-def _open_cache(
-    settings: Settings, *, strict: bool, patience: float, trace: Trace, waits: StoreWaits | None
-) -> NarCache | None:
-    """Return the disk cache; None if it is off or unusable. With ``strict``, raises SettingsError instead of returning None."""
-    directory = settings.cache_dir
-    if directory is None:
-        if strict:
-            raise SettingsError("serving only verified NARs needs a disk cache, and NAR_CACHE_DIR=off turns it off")
-        return None
-    size, max_fills = settings.cache_size.in_bytes, settings.max_fills
-    try:
-        return NarCache(directory, size=size, max_fills=max_fills, patience=patience, trace=trace, waits=waits)
-    except CacheFailure as error:
-        if strict:
-            requester = "NAR_VERIFY=strict" if settings.verify == "strict" else "a mount"  # a mount sets ``strict``
-            raise SettingsError(f"{requester} needs a cache directory; {directory}: {error}") from error
-        log.warning("caching is off: %s: %s", directory, error)
-        return None

@@ -24,6 +24,7 @@ ORDER = {
         ("nars",),
         ("archive",),
         ("settings",),
+        ("opening",),
         ("binarycache", "export"),
     ),
     "api": (

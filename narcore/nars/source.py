@@ -214,8 +214,7 @@ class NarSource:
             tiered = self._from_tier(info, known, node, start, stop)
             if tiered is not None:
                 return tiered
-        if fill is None and not self._strict:
-            part = self._remote.read(info, node, start, stop, cheap=True)
+            part = None if self._strict else self._remote.read(info, node, start, stop, cheap=True)
             if part is not None:
                 return "range", self._part(part, info, known, node, start, stop)
         try:

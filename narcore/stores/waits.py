@@ -66,7 +66,6 @@ class StoreWaits:
 
     def __init__(self, limit: int | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
-        self._total_limit = limit + limit // 2 if limit is not None else None
         self._clock = clock
         self._lock = threading.Lock()
         self._waits: dict[ThreadId, _Wait] = {}  # in the order in which they began
@@ -165,7 +164,7 @@ class StoreWaits:
 
     def check(self) -> None:
         """Raise StoreUnresponsive if this thread waits for a silent store and too many requests began to wait earlier."""
-        if self._limit is None or self._total_limit is None or _is_background():
+        if self._limit is None or _is_background():
             return
         me = threading.get_ident()
         with self._lock:
@@ -173,7 +172,7 @@ class StoreWaits:
             if store is None:
                 return
             number, total = self._counts(store, before=me)
-            if number < self._limit and total < self._total_limit:
+            if number < self._limit and total < _total(self._limit):
                 return
             self._silent.add(store)
         raise self._refusal(store)
@@ -182,11 +181,11 @@ class StoreWaits:
 
     def is_full(self, store: str) -> bool:
         """Return whether the store is silent and the limit of waiting requests is reached, for it or for all silent stores."""
-        if self._limit is None or self._total_limit is None:
+        if self._limit is None:
             return False
         with self._lock:
             number, total = self._counts(store)
-            return number >= self._limit or (store in self._silent and total >= self._total_limit)
+            return number >= self._limit or (store in self._silent and total >= _total(self._limit))
 
     def check_store(self, store: str) -> None:
         """Raise StoreUnresponsive if `is_full` returns True."""
@@ -295,6 +294,11 @@ class _CountedBody:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _total(limit: int) -> int:
+    """Return how many requests may wait for all silent stores together."""
+    return limit + limit // 2
 
 
 def _is_background() -> bool:

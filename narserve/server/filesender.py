@@ -67,8 +67,9 @@ class FileBody(Protocol):
 
 
 class FileSender:
-    """Sends ``head`` and then the window of ``body`` over a non-blocking socket, at most a block, or FAST_BLOCKS to a fast client,
-    per call of ``on_writable``.
+    """Sends ``head`` and then the window of ``body`` over a non-blocking socket.
+
+    Each call of ``on_writable`` sends at most one block, or FAST_BLOCKS to a fast client.
 
     All methods belong to the thread of the event loop. Nothing is read into the memory of the process. The last block is sent only
     if the file is unchanged at that moment, so that a file that was changed never becomes a complete response. The kernel sends
@@ -108,7 +109,7 @@ class FileSender:
             self._limit_unsent(UNSENT_SIZE)
 
     def on_writable(self) -> SendState:
-        """Send as much as the socket takes, at most a block, or FAST_BLOCKS to a fast client."""
+        """Send as much as the socket takes, within the limit of one call."""
         if self._body is None:
             return SendState.CUT
         if self._read is not None:

@@ -7,6 +7,7 @@ import pytest
 
 from api.handlers.readiness import REFRESH_SECONDS, STALE_SECONDS, Readiness
 from narcore.errors import StoreError
+from tests.clock import Clock
 from tests.server.serving import eventually
 
 
@@ -24,14 +25,6 @@ class Store:
         assert self.may_answer.wait(10)
         if not self.is_up:
             raise StoreError("down")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

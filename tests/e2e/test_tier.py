@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -37,20 +39,16 @@ def test_many_writers_make_one_valid_object_in_a_bucket(tmp_path: Path, monkeypa
         for name, value in server.settings.items():
             monkeypatch.setenv(name, value)
         url = f"s3://{BUCKET}/tier?endpoint={server.url}"
-        added: list[bool] = []
         barrier = threading.Barrier(16)
 
-        def add() -> None:
+        def add(_number: int) -> bool:
             writer = TierWriter.open(url, TIER_KEY, ())
             barrier.wait(30)
-            added.append(writer.add(INFO, chunks))
-            writer.close()
+            with closing(writer):
+                return writer.add(INFO, chunks)
 
-        threads = [threading.Thread(target=add) for _ in range(16)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(16) as pool:
+            added = list(pool.map(add, range(16)))
         assert any(added)
         assert server.unfinished() == []
         assert len(server.objects()) == 4

@@ -34,6 +34,7 @@ from narcore.lookup.substituter import CALLS_AT_ONCE, Substituter
 from narcore.stores.base import StoreFile
 from narcore.stores.memory import MemoryStore
 from tests.builders import binary_cache, hash_part
+from tests.clock import Clock
 
 STRATEGIES: tuple[Strategy, ...] = ("ordered", "parallel")
 GOOD = binary_cache({"hello": b"hello"})
@@ -41,14 +42,6 @@ EMPTY = binary_cache({})
 INFO = "nix-cache-info"
 DOWN, SLOW, GONE = StoreUnavailable("down"), StoreTimeout("slow"), FileNotInStore("gone")
 UNREACHABLE = StoreUnavailable("refused", is_unreachable=True)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class FakeStore(MemoryStore):

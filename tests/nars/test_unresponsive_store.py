@@ -18,18 +18,11 @@ from narcore.stores.memory import MemoryStore
 from narcore.stores.waits import SILENT_SECONDS, StoreWaits
 from tests.builders import binary_cache, hash_part
 from tests.cache.support import until
+from tests.clock import Clock
 
 LIMIT = 4
 NAMES = [f"path-{number}" for number in range(20)]
 FILES = binary_cache({name: {"file": name.encode() * 100} for name in NAMES})
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class SilentStore(MemoryStore):

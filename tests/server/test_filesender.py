@@ -22,18 +22,11 @@ from narserve.server import filesender, iopool
 from narserve.server.filesender import FileSender, SendState
 from narserve.server.iopool import BLOCK_SIZE, IoPool
 from narserve.server.progress import STALL_CHECK_SECONDS, STALL_SECONDS, abort, unacknowledged
+from tests.clock import Clock
 
 SIZE = 24 << 20  # more than the socket buffers of both sides hold
 DATA = Random(7).randbytes(SIZE)
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Loop:

@@ -14,17 +14,10 @@ from narcore.stores.base import StoreFile
 from narcore.stores.memory import MemoryStore
 from narcore.stores.waits import SILENT_SECONDS, CountedStore, StoreWaits
 from tests.cache.support import until
+from tests.clock import Clock
 
 LIMIT = 3
 FILES = {"a": b"a" * 100, "b": b"b" * 100}
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class GatedStore(MemoryStore):

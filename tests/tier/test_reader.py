@@ -13,6 +13,7 @@ from narcore.stores.base import BinaryCacheStore, StoreFile
 from narcore.stores.memory import MemoryStore
 from narcore.tier.reader import DAMAGED_SECONDS, MISSING_SECONDS, UNAVAILABLE_SECONDS, TierReader
 from tests import builders
+from tests.clock import Clock
 from tests.tier.tiers import (
     INDEX_FILE,
     INFO,
@@ -34,13 +35,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     root = tmp_path_factory.mktemp("tier")
     make_tier(root)
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Reader:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,23 +142,19 @@ def test_a_path_without_a_trusted_signature_is_not_added(tmp_path: Path) -> None
 def test_many_writers_make_one_valid_object(tmp_path: Path) -> None:
     """Each opens the NAR at most once; with a claim, only one of them reads and uploads it."""
     opened: list[None] = []
-    added: list[bool] = []
     barrier = threading.Barrier(16)
 
     def open_nar() -> Iterator[bytes]:
         opened.append(None)
         return chunks()
 
-    def add() -> None:
+    def add(_number: int) -> bool:
         writer = open_tier(tmp_path)
         barrier.wait(30)
-        added.append(writer.add(INFO, open_nar))
+        return writer.add(INFO, open_nar)
 
-    threads = [threading.Thread(target=add) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(16) as pool:
+        added = list(pool.map(add, range(16)))
     assert any(added)
     assert len(opened) == 1
     assert objects(tmp_path) == sorted(ALL)

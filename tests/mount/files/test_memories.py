@@ -15,17 +15,11 @@ from narmount.files import passthrough as module
 from narmount.files.missingnames import MissingNames
 from narmount.files.passthrough import PLAIN, PassthroughFiles
 from narmount.files.prefetch import Prefetch
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 def test_missing_names_are_looked_up_at_growing_intervals() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     names = MissingNames(clock)
     names.add("a")
     times = []
@@ -302,7 +296,7 @@ def test_the_number_of_queued_paths_is_limited(
 
 
 def test_the_number_of_log_lines_is_limited() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     limit = LogRateLimit(clock)
 
     def passes(text: str, level: int = logging.WARNING) -> str | None:
