@@ -78,13 +78,14 @@ def exchange_of(app: WSGIApplication, *, take: int | None = None, **environ: Any
 
     body = Observed(app, [observed.append])(environ, start_response)
     chunks = iter(body)
+    failure = ""
     try:
         if take is None:
             list(chunks)
         else:
             [next(chunks) for _ in range(take)]
-    except Exception:  # noqa: BLE001  the server logs it
-        pass
+    except Exception as error:  # noqa: BLE001  as a server does: it closes the body after any error
+        failure = type(error).__name__
     assert current_exchange() is not None
     assert not observed
     close: Callable[[], None] = getattr(body, "close")  # noqa: B009  not every WSGI body has close
@@ -93,6 +94,7 @@ def exchange_of(app: WSGIApplication, *, take: int | None = None, **environ: Any
     (exchange,) = observed
     assert current_exchange() is None
     assert headers["X-Request-Id"] == exchange.request_id
+    assert exchange.error == failure
     return exchange
 
 
